@@ -1,3 +1,26 @@
-"""GLM-130B and ERNIE 3.0 for Hugging Face transformers."""
+"""GLM-130B for Hugging Face transformers.
+
+Importing this package registers its classes with `AutoConfig`, `AutoModel`, `AutoModelForCausalLM` and `AutoTokenizer`, and does nothing
+else. Registering again is harmless.
+"""
+
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+from .configuration_glm130b import Glm130bConfig
+from .generation_glm130b import FilledText, fill_blanks
+from .modeling_glm130b import Glm130bForCausalLM, Glm130bModel, Glm130bPreTrainedModel
 
 __version__ = "0.1.0"
+
+AutoConfig.register(Glm130bConfig.model_type, Glm130bConfig, exist_ok=True)
+AutoModel.register(Glm130bConfig, Glm130bModel, exist_ok=True)
+AutoModelForCausalLM.register(Glm130bConfig, Glm130bForCausalLM, exist_ok=True)
+
+__all__ = [
+    "FilledText",
+    "Glm130bConfig",
+    "Glm130bForCausalLM",
+    "Glm130bModel",
+    "Glm130bPreTrainedModel",
+    "fill_blanks",
+]

@@ -1,0 +1,332 @@
+"""Generation with GLM-130B: what `generate` needs to know about a prefix model, and `fill_blanks`.
+
+The host's `generate` does the work. Two things are ours:
+
+- `Glm130bGenerationMixin` reads the prompt's layout (context or answer, and positions) once, before generation starts, and extends it step
+  by step. So beams, sampling, assisted decoding, static caches and uncached generation all see the same positions, and a `<sop>` or a mask
+  that the model itself writes changes nothing behind it. Modes that would read the prompt in pieces or causally are refused.
+- `fill_blanks` fills the blanks of a text left to right, as the original's `generate.py` does: each blank is generated with the text
+  filled so far as its context.
+
+Source: `generate.py` and `evaluation/model.py` of the GLM-130B repository [R]. Letters in shape comments: B batch, P prompt, T all tokens.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
+from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+
+from .prefix_glm130b import (
+    answer_positions_go_on,
+    blank_position_ids,
+    check_ids,
+    plain_position_ids,
+    prefix_attention_mask,
+    prefix_token_type_ids,
+)
+
+# A prompt's layout travels through `generate` under these names, beside the host's own (growing) position_ids.
+LAYOUT_KEYS = ("prompt_token_type_ids", "prompt_position_ids", "answer_step")
+
+
+class Glm130bGenerationMixin(GenerationMixin):
+    """The host's `generate`, taught where the context ends and which positions the answer takes."""
+
+    def generate(self, inputs: torch.Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As [`~transformers.GenerationMixin.generate`]; the prompt's context is read in both directions.
+
+        Args:
+            inputs: (B, P) int64 prompt ids, each row ending in `<sop>` (the tokenizer's default call makes them).
+            generation_config: As in the host.
+            *args: As in the host.
+            **kwargs: As in the host. `token_type_ids` (B, P; 0 = context, 1 = after) and `position_ids` (B, P) replace what follows from
+                the ids; positions go on after the prompt unless `<sop>` was given a position not after its predecessor's, which is kept.
+
+        Returns:
+            As the host: (B, T) int64 ids, prompt included, or a `ModelOutput`.
+
+        Raises:
+            ValueError: ids outside the vocabulary; a prompt that fills the context; a mode that reads a prompt in pieces or causally.
+        """
+        self._refuse_split_prompts(generation_config, kwargs)
+        ids = inputs if inputs is not None else kwargs.get("input_ids")
+        if ids is not None and ids.ndim == 2 and ids.shape[1] > 0 and not ids.is_floating_point():
+            check_ids(ids, self.config.vocab_size)
+            self._check_room(ids, kwargs.get("attention_mask"))
+        self._add_prompt_layout(ids, kwargs)
+        return super().generate(inputs, generation_config, *args, **kwargs)
+
+    def _check_room(self, ids: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
+        longest = ids.shape[1] if attention_mask is None else int(attention_mask.sum(-1).max())
+        if longest >= self.config.max_position_embeddings:
+            raise ValueError(
+                f"The prompt has {longest} tokens and the model's context {self.config.max_position_embeddings}: no room is left to "
+                f"generate. Shorten the text (the context length is config.max_position_embeddings)."
+            )
+
+    def _refuse_split_prompts(self, generation_config: Any, kwargs: dict[str, Any]) -> None:
+        for name, refused in (("prefill_chunk_size", None), ("cache_implementation", "paged")):
+            for source in (kwargs.get(name), getattr(generation_config, name, None), getattr(self.generation_config, name, None)):
+                if source is not None and (refused is None or source == refused):
+                    raise ValueError(
+                        f"{name}={source!r} reads a prompt in pieces, but the context of GLM-130B is bidirectional: its first token "
+                        f"depends on its last. Leave {name} out; the prompt then goes through the model at once."
+                    )
+
+    def _add_prompt_layout(self, ids: torch.Tensor | None, kwargs: dict[str, Any]) -> None:
+        """Puts the layout of the prompt into `kwargs` (see `LAYOUT_KEYS`), in place of explicit types and positions."""
+        types, positions = kwargs.pop("token_type_ids", None), kwargs.pop("position_ids", None)
+        if kwargs.get("prompt_token_type_ids") is not None:
+            return  # an assistant model, handed on by the model it helps: the prompt's layout holds for what was accepted since
+        readable = ids is not None and ids.ndim == 2 and ids.shape[1] > 0 and not ids.is_floating_point()
+        if not readable and (types is None or positions is None):
+            if types is not None or positions is not None:
+                raise ValueError("With inputs_embeds pass both token_type_ids and position_ids, or neither (causal).")
+            return
+        mask = kwargs.get("attention_mask")
+        if readable and mask is None:
+            # As the host infers it; set here so that positions and mask cannot disagree.
+            pad = self.generation_config.pad_token_id if self.generation_config.pad_token_id is not None else self.config.pad_token_id
+            if pad is not None and (ids == pad).any() and pad not in _as_list(self.generation_config.eos_token_id):
+                mask = kwargs["attention_mask"] = (ids != pad).long()
+        if readable and mask is not None and mask.shape != ids.shape:
+            return  # continues a cache with new ids only; `forward` knows the rows of that cache
+        if types is None:
+            types = prefix_token_type_ids(ids, self.config.sop_token_id)
+        if positions is None:
+            positions = plain_position_ids(*ids.shape, mask, 0, ids.device)
+            positions = blank_position_ids(ids, types, positions, self.config.mask_token_id, self.config.smask_token_id)
+        positions = positions.expand(types.shape[0], -1)
+        kwargs["prompt_token_type_ids"] = types
+        kwargs["prompt_position_ids"] = positions
+        kwargs["answer_step"] = answer_positions_go_on(types, positions, mask).long()  # (B, 1): 1 = positions go on, 0 = they stay
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.LongTensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Any = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        prompt_token_type_ids: torch.Tensor | None = None,
+        prompt_position_ids: torch.Tensor | None = None,
+        answer_step: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As in the host, with types and positions of every token so far in place of the host's count."""
+        if prompt_token_type_ids is not None and prompt_position_ids is not None and answer_step is not None:
+            counted = kwargs.get("position_ids")
+            total = input_ids.shape[1] if counted is None else counted.shape[-1]
+            new = total - prompt_token_type_ids.shape[1]
+            steps = torch.arange(1, new + 1, device=answer_step.device)
+            kwargs["token_type_ids"] = F.pad(prompt_token_type_ids, (0, new), value=1)
+            kwargs["position_ids"] = torch.cat((prompt_position_ids, prompt_position_ids[:, -1:] + answer_step * steps), dim=-1)
+        return super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
+
+    @staticmethod
+    def create_masks_for_generate(
+        config: Any,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        past_key_values: Any,
+        position_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The mask of one step, made ahead of the forward where the cache is static."""
+        return prefix_attention_mask(config, inputs_embeds, attention_mask, past_key_values, token_type_ids)
+
+    def _refuse_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
+        raise ValueError(
+            "Continuous batching hands every request to the model as a causal text with counted positions, which is wrong for GLM-130B's "
+            "bidirectional context. Use generate() or fill_blanks() with a batch of texts."
+        )
+
+    init_continuous_batching = _refuse_continuous_batching
+    continuous_batching_context_manager = _refuse_continuous_batching
+    generate_batch = _refuse_continuous_batching
+
+
+@dataclass(frozen=True)
+class FilledText:
+    """A text with its blanks filled.
+
+    Attributes:
+        text: The whole text, decoded.
+        blanks: What was written into each blank, left to right, decoded.
+        input_ids: The ids of the whole text, without the `</s>` that closed the context.
+    """
+
+    text: str
+    blanks: list[str]
+    input_ids: list[int]
+
+
+class _RowLimits(StoppingCriteria):
+    """Ends each row at its own length, so that a text's answer does not depend on the batch it is in."""
+
+    def __init__(self, max_new_tokens: list[int], padded_length: int):
+        self.max_new_tokens = max_new_tokens
+        self.padded_length = padded_length
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        limits = torch.tensor(self.max_new_tokens, device=input_ids.device)
+        limits = limits.repeat_interleave(input_ids.shape[0] // len(limits))  # beams and candidates of a row lie side by side
+        return limits <= input_ids.shape[1] - self.padded_length
+
+
+class _Row:
+    """A text on its way: the ids so far and the blanks filled."""
+
+    def __init__(self, ids: list[int], kind: int, keeps_position: bool, text: str):
+        self.ids, self.kind, self.keeps_position, self.text = ids, kind, keeps_position, text
+        self.blanks: list[list[int]] = []
+
+    @property
+    def blank(self) -> int:
+        """Index of the next blank."""
+        return self.ids.index(self.kind)
+
+    @property
+    def is_open(self) -> bool:
+        return self.kind in self.ids
+
+    def fill(self, answer: list[int], sop: int) -> None:
+        """Puts an answer in place of the next blank [R `fill_blanks`]."""
+        output = [*self.ids, sop, *answer]
+        # As the original: the answer begins after the *first* <sop>, also where an earlier answer contained one.
+        start = output.index(sop)
+        filled = output[: self.blank] + output[start + 1 :] + output[self.blank + 1 : start]
+        if len(filled) <= len(self.ids) and filled.count(self.kind) >= self.ids.count(self.kind):
+            raise ValueError(f"The model answered a blank with another blank, without end, in {self.text!r}.")
+        self.blanks.append(output[start + 1 :])
+        self.ids = filled
+
+
+def fill_blanks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: str | list[str],
+    *,
+    batch_size: int = 16,
+    **generate_kwargs: Any,
+) -> FilledText | list[FilledText]:
+    """Fills the blanks of texts, left to right, each with the text filled so far as its context.
+
+    A text has blanks of one kind: `[MASK]` (a few words), `[sMASK]` (a sentence) or `[gMASK]` (at the end, open length); without any, a
+    `[gMASK]` is appended. Greedy answers equal those of the original's `generate.py`, batched or not.
+
+    Args:
+        model: A `Glm130bForCausalLM`.
+        tokenizer: Its tokenizer.
+        texts: One text or several.
+        batch_size: Texts per `generate` call.
+        **generate_kwargs: For `model.generate`, e.g. `do_sample`, `num_beams`, `max_new_tokens` (per blank), or `max_length` (of a whole
+            text with its answer, in tokens, as the original's `out_seq_length`). An answer also ends where the model's context does.
+
+    Returns:
+        A `FilledText`, or a list of them in the order of `texts`.
+
+    Raises:
+        ValueError: two kinds of mask in one text, a text that leaves no room to generate, several candidates asked for.
+    """
+    if generate_kwargs.get("num_return_sequences", 1) != 1:
+        raise ValueError("fill_blanks goes on with the best candidate of each blank: num_return_sequences must be 1. Use model.generate.")
+    rows = [_read_row(tokenizer, text) for text in ([texts] if isinstance(texts, str) else texts)]
+    batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+    for batch in tqdm(batches, desc="Filling blanks", unit="batch", disable=len(batches) < 2):
+        while pending := [row for row in batch if row.is_open]:
+            for row, answer in zip(pending, _answers(model, tokenizer, pending, generate_kwargs), strict=True):
+                row.fill(answer, tokenizer.sop_token_id)
+    filled = [_finish_row(tokenizer, row) for row in rows]
+    return filled[0] if isinstance(texts, str) else filled
+
+
+def _read_row(tokenizer: PreTrainedTokenizerBase, text: str) -> _Row:
+    ids = list(tokenizer(text)["input_ids"])[:-1]  # without <sop>: it is put behind the text anew for each blank
+    short = [tokenizer.mask_token_id, tokenizer.smask_token_id]
+    kind = next(kind for kind in (*short, tokenizer.gmask_token_id) if kind in ids)
+    return _Row(ids, kind, kind in short, text)
+
+
+def _finish_row(tokenizer: PreTrainedTokenizerBase, row: _Row) -> FilledText:
+    ids = row.ids[:-1] if row.ids[-1:] == [tokenizer.eos_token_id] else row.ids
+    return FilledText(tokenizer.decode(ids), [tokenizer.decode(blank) for blank in row.blanks], ids)
+
+
+def _answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[_Row], generate_kwargs: dict[str, Any]
+) -> Iterator[list[int]]:
+    """Generates the next blank of every row and yields the answers, without the token that ended them."""
+    prompt = _pad_prompts(tokenizer, rows, model.device)
+    limits = _answer_limits(model, rows, generate_kwargs)
+    kwargs = {name: value for name, value in generate_kwargs.items() if name != "max_length"}
+    width = prompt["input_ids"].shape[1]
+    criteria = StoppingCriteriaList([*kwargs.pop("stopping_criteria", []), _RowLimits(limits, width)])
+    output = model.generate(**prompt, **(kwargs | {"max_new_tokens": max(limits)}), stopping_criteria=criteria)
+    sequences = output if isinstance(output, torch.Tensor) else output.sequences
+    ends = set(_as_list(kwargs.get("eos_token_id", model.generation_config.eos_token_id)))
+    for sequence, limit in zip(sequences[:, width:].tolist(), limits, strict=True):
+        answer = sequence[:limit]
+        end = next((i for i, token in enumerate(answer) if token in ends), len(answer))
+        yield answer[:end]
+
+
+def _pad_prompts(tokenizer: PreTrainedTokenizerBase, rows: list[_Row], device: torch.device) -> dict[str, torch.Tensor]:
+    """Left-pads the rows and spells out their layout: an answer filled in earlier may hold a `<sop>` or a mask, which is context now."""
+    width = max(len(row.ids) for row in rows) + 1
+    prompt = {name: [] for name in ("input_ids", "attention_mask", "token_type_ids", "position_ids")}
+    for row in rows:
+        length = len(row.ids)
+        padding = [0] * (width - length - 1)
+        prompt["input_ids"].append([tokenizer.pad_token_id] * len(padding) + row.ids + [tokenizer.sop_token_id])
+        prompt["attention_mask"].append(padding + [1] * (length + 1))
+        prompt["token_type_ids"].append(padding + [0] * length + [1])
+        prompt["position_ids"].append(padding + list(range(length)) + [row.blank if row.keeps_position else length])
+    return {name: torch.tensor(values, device=device) for name, values in prompt.items()}
+
+
+def _answer_limits(model: PreTrainedModel, rows: list[_Row], generate_kwargs: dict[str, Any]) -> list[int]:
+    """The most tokens each row may write, from `max_new_tokens`, `max_length` and the model's context."""
+    config = generate_kwargs.get("generation_config") or model.generation_config
+    max_length = generate_kwargs.get("max_length")
+    max_new_tokens = generate_kwargs.get("max_new_tokens")
+    if max_length is None and max_new_tokens is None:
+        max_length, max_new_tokens = config.max_length, config.max_new_tokens
+        if max_length is None and max_new_tokens is None:
+            max_new_tokens = 256  # out_seq_length of the original's generate.sh
+    context = model.config.max_position_embeddings
+    total = context if max_length is None else min(context, max_length)
+    limits = []
+    for row in rows:
+        length = len(row.ids) + 1
+        room = total - length
+        if room < 1:
+            raise ValueError(
+                f"No room is left to generate: the text and its filled blanks take {length} tokens with <sop>, and at most {total} are "
+                f"allowed (max_length={max_length}, context length {context}). Shorten the text or raise max_length. Text: {row.text[:80]!r}"
+            )
+        limits.append(room if max_new_tokens is None else min(room, max_new_tokens))
+    return limits
+
+
+def _as_list(ids: int | list[int] | torch.Tensor | None) -> list[int]:
+    if ids is None:
+        return []
+    return [ids] if isinstance(ids, int) else torch.as_tensor(ids).flatten().tolist()
+
+
+__all__ = ["FilledText", "Glm130bGenerationMixin", "fill_blanks"]

@@ -1,0 +1,478 @@
+"""GLM-130B: a prefix language model that fills blanks.
+
+What is unusual about it, compared with a plain decoder:
+
+- A row is context, `<sop>`, answer. The context is bidirectional, `<sop>` and the answer are causal. Both the attention pattern and the
+  positions follow from the ids (`prefix_glm130b.py`), so a caller passes ids and nothing else.
+- DeepNorm as the released code lays it out: the residual branch is the *normalised* input times `(2 * num_layers) ** 0.5`.
+- GeGLU feed-forward; biases everywhere but in the output projection, which is the word embedding.
+- Rotary tables rounded to fp16 end to end, in any compute dtype. The weights were trained with them.
+- Attention scores of the 130B model overflow fp16. The eager path keeps the released remedy (divide the query by the layer's number, multiply
+  back in fp32); the kernels behind `sdpa` and `flex_attention` hold scores in fp32.
+
+In memory q, k, v and the two GeGLU halves are separate linears; the released checkpoint fuses them and the converter splits them.
+
+Order of the file: pure functions on tensors, modules from leaf to root, the model, the head.
+Sources: arXiv 2210.02414 [P]; SwissArmyTransformer 0.2.12, `model/official/glm130B_model.py` [S]; `generate.py` of the GLM-130B repository [R].
+Letters in shape comments: B batch, L query length, S key length (cache included), H heads, D head size.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import can_return_tuple, logging
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_glm130b import Glm130bConfig
+from .generation_glm130b import Glm130bGenerationMixin
+from .prefix_glm130b import (
+    CAUSAL_SO_FAR,
+    blank_position_ids,
+    check_ids,
+    plain_position_ids,
+    prefix_attention_mask,
+    prefix_token_type_ids,
+    row_states,
+)
+
+logger = logging.get_logger(__name__)
+
+
+def rotate_half(x: torch.Tensor) -> torch.Tensor:
+    """Turns (..., D) = [x1, x2] into [-x2, x1] [S `rotate_half`]."""
+    x1, x2 = x.chunk(2, dim=-1)
+    return torch.cat((-x2, x1), dim=-1)
+
+
+def eager_attention_forward(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Attention that cannot overflow fp16 [S `SelfAttentionWithFP32SoftmaxMixin`].
+
+    The query is divided by the layer's number before the product, which is then taken to fp32, multiplied back, masked and normalised.
+
+    Args:
+        module: The attention layer; its `layer_idx` counts from 0.
+        query: (B, H, L, D).
+        key: (B, H, S, D).
+        value: (B, H, S, D).
+        attention_mask: (B, 1, L, S), added to the scores, or `None`.
+        scaling: Factor of the scores, `D ** -0.5`.
+        dropout: Probability of dropping an attention weight.
+        **kwargs: Not used; other implementations take more.
+
+    Returns:
+        (B, L, H, D) in the dtype of the query, and the weights (B, H, L, S).
+    """
+    layer_number = float(module.layer_idx + 1)
+    scores = torch.matmul(query * (scaling / layer_number), key.transpose(2, 3)).float() * layer_number  # (B, H, L, S) fp32
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    weights = F.softmax(scores, dim=-1).to(query.dtype)
+    weights = F.dropout(weights, p=dropout, training=module.training)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+class Glm130bRotaryEmbedding(nn.Module):
+    """Rotary tables as released: frequencies, angles, cos and sin all rounded to fp16 (config `rotary_dtype`)."""
+
+    def __init__(self, config: Glm130bConfig):
+        super().__init__()
+        self.config = config
+        self.dtype = getattr(torch, config.rotary_dtype)
+        # Kept as bit patterns: `model.to(torch.bfloat16)` rounds every floating-point buffer, and these values must not be.
+        self.register_buffer("inv_freq_bits", self.compute_inv_freq_bits(), persistent=False)
+
+    def compute_inv_freq_bits(self) -> torch.Tensor:
+        """Returns the (D / 2,) inverse frequencies, rounded to the table's dtype, as integers of the same width."""
+        exponents = torch.arange(0, self.config.head_dim, 2, dtype=torch.float32) / self.config.head_dim
+        inv_freq = (1.0 / (self.config.rope_theta**exponents)).to(self.dtype)
+        return inv_freq.view(torch.int16 if self.dtype == torch.float16 else torch.int32)
+
+    @torch.no_grad()
+    def forward(self, position_ids: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Looks the angles up.
+
+        Args:
+            position_ids: (B, L) int64, below 65,505 (the largest fp16 position).
+            dtype: Compute dtype of the queries.
+
+        Returns:
+            cos and sin, (B, 1, L, D) in `dtype`.
+        """
+        inv_freq = self.inv_freq_bits.view(self.dtype)
+        angles = position_ids[:, None, :, None].to(self.dtype) * inv_freq  # (B, 1, L, D / 2), rounded to the table's dtype
+        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+        return torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1)
+
+
+def deepnorm_linear(in_features: int, out_features: int, gain: float) -> nn.Linear:
+    """A linear with bias that a new model initialises with this Xavier gain (see `Glm130bPreTrainedModel._init_weights`)."""
+    linear = nn.Linear(in_features, out_features)
+    linear.deepnorm_gain = gain
+    return linear
+
+
+class Glm130bMLP(nn.Module):
+    """GeGLU with exact (erf) gelu: `down(up(x) * gelu(gate(x)))`; the released first half is `up`, the second `gate`."""
+
+    def __init__(self, config: Glm130bConfig):
+        super().__init__()
+        gain = (2 * config.num_hidden_layers) ** -0.5
+        self.gate_proj = deepnorm_linear(config.hidden_size, config.intermediate_size, gain)
+        self.up_proj = deepnorm_linear(config.hidden_size, config.intermediate_size, gain)
+        self.down_proj = deepnorm_linear(config.intermediate_size, config.hidden_size, gain)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.up_proj(hidden_states) * F.gelu(self.gate_proj(hidden_states)))
+
+
+class Glm130bAttention(nn.Module):
+    """Multi-head attention with rotary positions taken from `position_ids`, which may repeat."""
+
+    def __init__(self, config: Glm130bConfig, layer_idx: int):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = 1
+        self.scaling = config.head_dim**-0.5
+        self.attention_dropout = config.attention_dropout
+        self.is_causal = True  # where no mask is given, sdpa may use its causal kernel
+        gain = (2 * config.num_hidden_layers) ** -0.5
+        self.q_proj = deepnorm_linear(config.hidden_size, config.hidden_size, 1.0)
+        self.k_proj = deepnorm_linear(config.hidden_size, config.hidden_size, 1.0)
+        self.v_proj = deepnorm_linear(config.hidden_size, config.hidden_size, gain)
+        self.o_proj = deepnorm_linear(config.hidden_size, config.hidden_size, gain)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        shape = (*hidden_states.shape[:-1], -1, self.head_dim)
+        query = self.q_proj(hidden_states).view(shape).transpose(1, 2)  # (B, H, L, D)
+        key = self.k_proj(hidden_states).view(shape).transpose(1, 2)
+        value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
+
+        cos, sin = position_embeddings
+        query = query * cos + rotate_half(query) * sin
+        key = key * cos + rotate_half(key) * sin
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)  # (B, H, S, D)
+
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        output, weights = attention(
+            self,
+            query,
+            key,
+            value,
+            attention_mask,
+            dropout=self.attention_dropout if self.training else 0.0,
+            scaling=self.scaling,
+            **kwargs,
+        )
+        output = output.reshape(*hidden_states.shape[:-1], -1).contiguous()
+        return self.o_proj(output), weights
+
+
+class Glm130bDecoderLayer(GradientCheckpointingLayer):
+    """A decoder layer in the released DeepNorm order: `y = norm(x); h = alpha * y + attention(y)`, and the same with the MLP."""
+
+    def __init__(self, config: Glm130bConfig, layer_idx: int):
+        super().__init__()
+        self.alpha = (2 * config.num_hidden_layers) ** 0.5
+        self.dropout = config.hidden_dropout
+        self.input_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.self_attn = Glm130bAttention(config, layer_idx)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = Glm130bMLP(config)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        past_key_values: Cache | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        attention_input = self.input_layernorm(hidden_states)
+        attention_output, _ = self.self_attn(
+            attention_input,
+            position_embeddings=position_embeddings,
+            attention_mask=attention_mask,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        hidden_states = self._residual(attention_input, attention_output)
+        mlp_input = self.post_attention_layernorm(hidden_states)
+        return self._residual(mlp_input, self.mlp(mlp_input))
+
+    def _residual(self, branch_input: torch.Tensor, branch_output: torch.Tensor) -> torch.Tensor:
+        branch_output = F.dropout(branch_output, p=self.dropout, training=self.training)
+        return torch.add(branch_output, branch_input, alpha=self.alpha)
+
+
+class Glm130bPreTrainedModel(PreTrainedModel):
+    """What the host must know about every GLM-130B model: sharding, attention implementations, initialisation."""
+
+    config: Glm130bConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Glm130bDecoderLayer"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_flash_attn = False  # its mask function drops the prefix without a word
+    _supports_attention_backend = False  # serving engines bring causal masks of their own
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": Glm130bDecoderLayer, "attentions": Glm130bAttention}  # noqa: RUF012
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """DeepNorm [P, 2.1 and B.2]: Xavier normal for the layers' linears, biases 0; the embedding as the host does."""
+        if isinstance(module, nn.Linear) and hasattr(module, "deepnorm_gain"):
+            init.xavier_normal_(module.weight, gain=module.deepnorm_gain)
+            init.zeros_(module.bias)
+        elif isinstance(module, Glm130bRotaryEmbedding):
+            init.copy_(module.inv_freq_bits, module.compute_inv_freq_bits())  # `from_pretrained` builds on the meta device
+        else:
+            super()._init_weights(module)
+
+
+class Glm130bModel(Glm130bPreTrainedModel):
+    """The decoder without the output projection."""
+
+    def __init__(self, config: Glm130bConfig):
+        super().__init__(config)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList([Glm130bDecoderLayer(config, i) for i in range(config.num_hidden_layers)])
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.rotary_emb = Glm130bRotaryEmbedding(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Runs the layers.
+
+        Args:
+            input_ids: (B, L) int64. What stands before the first `<sop>` of a row is read in both directions.
+            attention_mask: (B, S) with 0 = padding, or (B, 1, L, S) bool (True = may attend) or float (added) in place of the pattern.
+            position_ids: (B, L) int64 in place of those that follow from the ids.
+            token_type_ids: (B, L), 0 = context, 1 = after, in place of those that follow from the ids.
+            past_key_values: Cache of the earlier tokens of the same rows.
+            inputs_embeds: (B, L, hidden) in place of `input_ids`; `<sop>` cannot be seen in it, so pass `token_type_ids` and
+                `position_ids` too, or every row is causal.
+            use_cache: Whether to return a cache; default from the config.
+            **kwargs: Passed on to the layers and the attention implementation; `output_hidden_states` and `output_attentions` too.
+
+        Returns:
+            `last_hidden_state` (B, L, hidden), `past_key_values`, and what was asked for.
+
+        Raises:
+            ValueError: both or none of `input_ids` and `inputs_embeds`; ids outside the vocabulary (on CPU); a `<sop>` whose context was
+                cached as causal by an earlier call.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
+        if inputs_embeds is None:
+            inputs_embeds = self._embed(input_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+
+        token_type_ids, position_ids = self._types_and_positions(
+            input_ids, inputs_embeds, attention_mask, token_type_ids, position_ids, past_key_values
+        )
+        mask = prefix_attention_mask(self.config, inputs_embeds, attention_mask, past_key_values, token_type_ids)
+        position_embeddings = self.rotary_emb(position_ids, inputs_embeds.dtype)
+        hidden_states = F.dropout(inputs_embeds, p=self.config.hidden_dropout, training=self.training)
+        for layer in self.layers:
+            hidden_states = layer(
+                hidden_states,
+                attention_mask=mask,
+                position_embeddings=position_embeddings,
+                past_key_values=past_key_values,
+                **kwargs,
+            )
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+
+    def _embed(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(B, L) ids -> (B, L, hidden), the gradient shrunk in training [P, 3.1]."""
+        # On other devices the check would wait for the device; `generate` makes it once there.
+        if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
+            check_ids(input_ids, self.config.vocab_size)
+        embeds = self.embed_tokens(input_ids)
+        if self.training and self.config.embedding_gradient_shrink != 1:
+            embeds = torch.lerp(embeds.detach(), embeds, self.config.embedding_gradient_shrink)
+        return embeds
+
+    def _types_and_positions(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        token_type_ids: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        past_key_values: Cache | None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Fills in what the caller left open: (B, L) types (`None` = causal) and (B, L) positions."""
+        explicit = token_type_ids is not None and position_ids is not None
+        batch_size, length = inputs_embeds.shape[:2]
+        if explicit and (past_key_values is None or length == 1):  # a decoding step of `generate` does nothing here
+            return token_type_ids, position_ids
+
+        padding = attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2 else None
+        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
+        rows = getattr(past_key_values, "glm130b_rows", None)
+        continues = rows is not None and bool(past_length > 0)
+        if position_ids is None:
+            positions = plain_position_ids(batch_size, length, padding, past_length, inputs_embeds.device)
+        else:
+            positions = position_ids
+        if input_ids is None:
+            if token_type_ids is None and attention_mask is padding:
+                logger.warning_once(
+                    "inputs_embeds without token_type_ids: <sop> cannot be seen in embeddings, so every row is read as causal. "
+                    "For a prefix pass token_type_ids (0 = context, 1 = <sop> and after) and position_ids."
+                )
+            return token_type_ids, positions
+        if continues and not explicit:
+            return self._continue_rows(input_ids, rows, token_type_ids, positions, position_ids is None)
+
+        if token_type_ids is None:
+            token_type_ids = prefix_token_type_ids(input_ids, self.config.sop_token_id)
+        if position_ids is None:
+            positions = blank_position_ids(
+                input_ids, token_type_ids, positions, self.config.mask_token_id, self.config.smask_token_id
+            )
+        if past_key_values is not None and not torch.compiler.is_compiling() and bool(past_length == 0):
+            starts_answer = (token_type_ids == 0).any(-1, keepdim=True)
+            if self.config.sop_token_id is not None:
+                starts_answer = starts_answer | (input_ids == self.config.sop_token_id).any(-1, keepdim=True)
+            past_key_values.glm130b_rows = row_states(
+                token_type_ids, positions, None if padding is None else padding[:, -length:], starts_answer
+            )
+        return token_type_ids, positions
+
+    def _continue_rows(
+        self,
+        input_ids: torch.Tensor,
+        rows: torch.Tensor,
+        token_type_ids: torch.Tensor | None,
+        positions: torch.Tensor,
+        derive_positions: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Types and positions of tokens that come after cached ones, so that they equal those of one whole forward."""
+        if rows.shape[0] != input_ids.shape[0]:
+            raise ValueError(
+                f"The cache was filled with {rows.shape[0]} rows and is now used with {input_ids.shape[0]}. "
+                f"Pass position_ids and token_type_ids for a cache whose rows were repeated or selected."
+            )
+        if token_type_ids is None:
+            if self.config.sop_token_id is not None:
+                late = ((rows == CAUSAL_SO_FAR) & (input_ids == self.config.sop_token_id)).any()
+                if not torch.compiler.is_compiling() and late:
+                    raise ValueError(
+                        "<sop> comes after tokens that were cached as causal, but what stands before <sop> is bidirectional context. "
+                        "Pass context and <sop> in one forward (a prompt cannot be prefilled in pieces), or token_type_ids."
+                    )
+            token_type_ids = torch.ones_like(input_ids)
+        if derive_positions:
+            positions = torch.where(rows >= 0, rows, positions)
+        return token_type_ids, positions
+
+
+class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
+    """GLM-130B with its output projection, tied to the word embedding: loss, logits and `generate`."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
+    _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # noqa: RUF012
+    _fsdp_plan = {"lm_head": "keep_full_weight"}  # noqa: RUF012
+
+    def __init__(self, config: Glm130bConfig):
+        super().__init__(config)
+        self.model = Glm130bModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Runs the model and projects to the vocabulary; arguments as in [`Glm130bModel.forward`], and:
+
+        Args:
+            labels: (B, L) int64 ids, -100 where nothing is scored. They are shifted here: `labels[:, i]` is predicted at `i - 1`. For a
+                blank, context and `<sop>` carry -100 and the answer and `<eop>` their ids.
+            logits_to_keep: Number of last positions to project (0 = all), or a 1-D tensor of their indices.
+
+        Returns:
+            `logits` (B, kept, vocabulary), `loss` where labels were given, and what the model returns.
+        """
+        outputs: BaseModelOutputWithPast = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            token_type_ids=token_type_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+__all__ = ["Glm130bForCausalLM", "Glm130bModel", "Glm130bPreTrainedModel"]

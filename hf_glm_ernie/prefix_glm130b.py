@@ -1,0 +1,243 @@
+"""What follows from the ids of a GLM-130B row: which tokens are context, where they stand, and who may see whom.
+
+Pure functions on tensors; the model and `generate` call the same ones, so that a cached step and a whole forward agree.
+
+A row is context, `<sop>`, answer. The context is everything before the first `<sop>` and is bidirectional; `<sop>` and the answer are
+causal. A row without `<sop>` is causal throughout. Where the context holds a short blank (`[MASK]`, else `[sMASK]`), `<sop>` and the
+answer all take the position of the first such mask; with `[gMASK]` positions go on.
+
+Source: `get_masks_and_position_ids` in `generate.py` of the GLM-130B repository [R]. Letters in shape comments: B batch, L new tokens,
+S all tokens, those in the cache included.
+"""
+
+from typing import Any
+
+import torch
+from torch.nn.attention.flex_attention import create_block_mask
+from transformers import Cache
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_causal_mask
+
+from .configuration_glm130b import Glm130bConfig
+
+
+def check_ids(input_ids: torch.Tensor, vocab_size: int) -> None:
+    """Refuses ids the embedding has no row for.
+
+    Args:
+        input_ids: Integer tensor of any shape.
+        vocab_size: Rows of the embedding.
+
+    Raises:
+        ValueError: an id below 0 or not below `vocab_size`; the message names the first one and its index.
+    """
+    outside = (input_ids < 0) | (input_ids >= vocab_size)
+    if outside.any():
+        index = tuple(outside.nonzero()[0].tolist())
+        raise ValueError(
+            f"input_ids[{', '.join(map(str, index))}] = {input_ids[index].item()} is outside the vocabulary: ids go from 0 to "
+            f"{vocab_size - 1}. Is this the tokenizer the model was converted with? (-100 belongs into labels only.)"
+        )
+
+
+def prefix_token_type_ids(input_ids: torch.Tensor, sop_token_id: int | None) -> torch.Tensor:
+    """Marks the bidirectional context of each row: everything before the row's first `<sop>`.
+
+    Args:
+        input_ids: (B, L) int64.
+        sop_token_id: Id of `<sop>`; `None` makes every row causal.
+
+    Returns:
+        (B, L) int64: 0 = context, 1 = `<sop>` and after. A row without `<sop>` is all 1.
+    """
+    if sop_token_id is None:
+        return torch.ones_like(input_ids)
+    after = (input_ids == sop_token_id).cumsum(-1) > 0  # (B, L) bool
+    return (after | ~after[:, -1:]).to(input_ids.dtype)
+
+
+def plain_position_ids(
+    batch_size: int, length: int, attention_mask: torch.Tensor | None, past_length: int | torch.Tensor, device: torch.device
+) -> torch.Tensor:
+    """Counts the real tokens from 0, so that padding anywhere does not move them.
+
+    Args:
+        batch_size: B.
+        length: L, the new tokens.
+        attention_mask: (B, past + L), 0 = padding, or `None`.
+        past_length: Tokens already in the cache; read only without a mask.
+        device: Where the result lives.
+
+    Returns:
+        (B, L) int64; 0 at padding on the left.
+    """
+    if attention_mask is not None:
+        return (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -length:]
+    return (torch.arange(length, device=device) + past_length).expand(batch_size, -1)
+
+
+def blank_position_ids(
+    input_ids: torch.Tensor,
+    token_type_ids: torch.Tensor,
+    positions: torch.Tensor,
+    mask_token_id: int | None,
+    smask_token_id: int | None,
+) -> torch.Tensor:
+    """Moves the answer of a short blank to its mask [R `get_masks_and_position_ids`].
+
+    The blank of a row is the first `[MASK]` of its context, or the first `[sMASK]` where there is no `[MASK]`; a row with neither
+    (`[gMASK]`, or no context) keeps its positions.
+
+    Args:
+        input_ids: (B, L) int64.
+        token_type_ids: (B, L), 0 = context, 1 = `<sop>` and after.
+        positions: (B, L) int64, as counted by `plain_position_ids`.
+        mask_token_id: Id of `[MASK]`, or `None`.
+        smask_token_id: Id of `[sMASK]`, or `None`.
+
+    Returns:
+        (B, L) int64.
+    """
+    context = token_type_ids == 0
+    answer = ~context
+    settled = torch.zeros_like(context[:, :1])  # (B, 1): rows whose blank is found
+    for token_id in (mask_token_id, smask_token_id):
+        if token_id is None:
+            continue
+        is_mask = (input_ids == token_id) & context
+        found = is_mask.any(-1, keepdim=True) & ~settled
+        first = is_mask.to(torch.int8).argmax(-1, keepdim=True)
+        positions = torch.where(found & answer, positions.gather(-1, first), positions)
+        settled = settled | found
+    return positions
+
+
+def answer_positions_go_on(
+    token_type_ids: torch.Tensor, positions: torch.Tensor, attention_mask: torch.Tensor | None
+) -> torch.Tensor:
+    """Tells whether the positions of a row count on when tokens are added: they do not where `<sop>` stepped back onto a mask.
+
+    Args:
+        token_type_ids: (B, L), 0 = context, 1 = after.
+        positions: (B, L) int64.
+        attention_mask: (B, L), 0 = padding, or `None`.
+
+    Returns:
+        (B, 1) bool.
+    """
+    starts = (token_type_ids == 1).to(torch.int8).argmax(-1, keepdim=True)  # (B, 1) index of <sop>
+    before = (starts - 1).clamp_min(0)
+    stepped_back = (starts > 0) & (token_type_ids[:, -1:] == 1) & (positions.gather(-1, starts) <= positions.gather(-1, before))
+    if attention_mask is not None:
+        stepped_back &= attention_mask.gather(-1, before) != 0  # the token before is padding: <sop> opens the row
+    return ~stepped_back
+
+
+def prefix_attention_mask(
+    config: Glm130bConfig,
+    inputs_embeds: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    past_key_values: Cache | None,
+    token_type_ids: torch.Tensor | None,
+) -> Any:
+    """Builds the mask of the current attention implementation: causal, and bidirectional among the tokens of type 0.
+
+    Args:
+        config: Read for the attention implementation.
+        inputs_embeds: (B, L, anything): only shape, dtype and device count.
+        attention_mask: `None`; (B, S) with 0 = padding; or (B, 1, L, S), bool (True = may attend) or float (added to the scores), which
+            replaces the whole pattern.
+        past_key_values: The cache, if any.
+        token_type_ids: (B, L), 0 = context, 1 = after; `None` = all causal.
+
+    Returns:
+        What the implementation takes: `None`, (B, 1, L, S) bool (sdpa) or float (eager), or a `BlockMask` (flex).
+
+    Raises:
+        ValueError: an attention implementation that would drop the prefix, or a 4-D mask of another dtype.
+    """
+    implementation = config._attn_implementation
+    if implementation not in ALL_MASK_ATTENTION_FUNCTIONS._global_mapping or "flash" in implementation:
+        raise ValueError(
+            f"attn_implementation={implementation!r} ignores prefix masks and would answer wrongly for GLM-130B. "
+            f"Use 'sdpa', 'eager' or 'flex_attention' (or register a mask function for yours with AttentionMaskInterface)."
+        )
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4:
+        return _explicit_mask(attention_mask, inputs_embeds.dtype, implementation)
+
+    length = inputs_embeds.shape[1]
+    blocks = None
+    if length > 1 and token_type_ids is not None:  # one token attends to all that is cached, whatever its type
+        context = token_type_ids == 0
+        if torch.compiler.is_compiling() or context.any():  # without context sdpa may take its faster causal kernel
+            blocks = torch.where(context, 0, -1)
+    if blocks is not None and past_key_values is not None:
+        # Block ids are looked up by key index, and the host pads them on the right: shift them behind what is cached (prefix tuning).
+        past_length = past_key_values.get_seq_length()
+        kv_length, _ = past_key_values.get_mask_sizes(length, 0)
+        columns = torch.arange(length, device=blocks.device) + past_length
+        blocks = blocks.new_full((blocks.shape[0], kv_length), -1).index_copy(1, columns, blocks)
+    return create_causal_mask(
+        config=config,
+        inputs_embeds=inputs_embeds,
+        attention_mask=attention_mask,
+        past_key_values=past_key_values,
+        position_ids=None,  # repeated positions would be taken for packed sequences
+        block_sequence_ids=blocks,
+    )
+
+
+def _explicit_mask(mask: torch.Tensor, dtype: torch.dtype, implementation: str) -> Any:
+    """Passes a caller's (B, 1, L, S) mask on, in the form the implementation takes."""
+    if mask.dtype == torch.bool:
+        if implementation == "flex_attention":
+            return create_block_mask(
+                lambda batch, head, query, key: mask[batch, 0, query, key],
+                B=mask.shape[0],
+                H=None,
+                Q_LEN=mask.shape[-2],
+                KV_LEN=mask.shape[-1],
+                device=str(mask.device),
+            )
+        return mask if implementation == "sdpa" else torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+    if mask.is_floating_point():
+        return mask.to(dtype)
+    raise ValueError(
+        f"A 4-D attention_mask must be bool (True = may attend) or floating point (added to the scores), got {mask.dtype}. "
+        f"For a mask of ones and zeros pass `mask.bool()`."
+    )
+
+
+# What a cache remembers of each row, besides keys and values; a value >= 0 is the position that the answer of the row keeps.
+CAUSAL_SO_FAR, POSITIONS_GO_ON = -2, -1
+
+
+def row_states(
+    token_type_ids: torch.Tensor, positions: torch.Tensor, attention_mask: torch.Tensor | None, starts_answer: torch.Tensor
+) -> torch.Tensor:
+    """Sums up the rows of a first forward, for later ones that see only the new tokens.
+
+    Args:
+        token_type_ids: (B, L), 0 = context, 1 = after.
+        positions: (B, L) int64.
+        attention_mask: (B, L), 0 = padding, or `None`.
+        starts_answer: (B, 1) bool: the row holds a `<sop>` or a context.
+
+    Returns:
+        (B, 1) int64: `CAUSAL_SO_FAR`, `POSITIONS_GO_ON`, or the position that the answer keeps.
+    """
+    goes_on = answer_positions_go_on(token_type_ids, positions, attention_mask)
+    state = torch.where(goes_on, POSITIONS_GO_ON, positions[:, -1:])
+    return torch.where(starts_answer, state, CAUSAL_SO_FAR)
+
+
+__all__ = [
+    "CAUSAL_SO_FAR",
+    "POSITIONS_GO_ON",
+    "answer_positions_go_on",
+    "blank_position_ids",
+    "check_ids",
+    "plain_position_ids",
+    "prefix_attention_mask",
+    "prefix_token_type_ids",
+    "row_states",
+]

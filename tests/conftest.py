@@ -1,0 +1,26 @@
+"""Seeds, and where the golden files lie."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+GOLDEN = Path(__file__).parent / "golden"
+SHARED_GOLDENS = Path(__file__).parents[2] / "shared" / "goldens" / "glm"
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared_goldens() -> Path:
+    """The full sets of original outputs, present beside the repository where it is developed."""
+    if not SHARED_GOLDENS.is_dir():
+        pytest.skip("needs the full golden sets beside the repository (../shared/goldens/glm); the small copies in tests/golden ran")
+    return SHARED_GOLDENS
