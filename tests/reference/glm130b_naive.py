@@ -44,8 +44,9 @@ def forward(
     num_heads: int,
     eps: float = 1e-5,
     fp16_tables: bool = True,
+    projection: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Logits (len, vocabulary) fp32 of one row."""
+    """Logits (len, vocabulary) fp32 of one row; `projection` (vocabulary, hidden) in place of the word embedding."""
     w = {name: tensor.float() for name, tensor in weights.items()}
     x = w["model.embed_tokens.weight"][torch.tensor(ids)]
     hidden = x.shape[-1]
@@ -78,4 +79,4 @@ def forward(
         gate = linear(f"{prefix}.mlp.gate_proj", z)
         gelu = 0.5 * gate * (1 + torch.erf(gate / math.sqrt(2)))
         x = z * alpha + linear(f"{prefix}.mlp.down_proj", linear(f"{prefix}.mlp.up_proj", z) * gelu)
-    return norm("model.norm", x) @ w["model.embed_tokens.weight"].T
+    return norm("model.norm", x) @ (w["model.embed_tokens.weight"] if projection is None else projection.float()).T
