@@ -1,7 +1,7 @@
 """GLM-130B for Hugging Face transformers.
 
-Importing this package registers its classes with `AutoConfig`, `AutoModel`, `AutoModelForCausalLM` and `AutoTokenizer`, and does nothing
-else. Registering again is harmless.
+Importing this package registers its classes with `AutoConfig`, `AutoModel`, `AutoModelForCausalLM` and
+`AutoTokenizer`, and does nothing else. Registering again is harmless.
 """
 
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM

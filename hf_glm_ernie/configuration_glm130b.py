@@ -1,8 +1,9 @@
 """Configuration of GLM-130B.
 
-The defaults are the released 130B model. What is unusual about it and therefore stands here as a field: the rotary tables are rounded
-to fp16 (`rotary_dtype`), the embedding gradient is scaled down in training (`embedding_gradient_shrink`), and the ids that steer the
-prefix attention (`[MASK]`, `[gMASK]`, `[sMASK]`, `<sop>`) are part of the model's behaviour, not only of its tokenizer.
+The defaults are the released 130B model. What is unusual about it and therefore stands here as a field: the rotary
+tables are rounded to fp16 (`rotary_dtype`), the embedding gradient is scaled down in training
+(`embedding_gradient_shrink`), and the ids that steer the prefix attention (`[MASK]`, `[gMASK]`, `[sMASK]`, `<sop>`)
+are part of the model's behaviour, not only of its tokenizer.
 
 Source: GLM-130B, arXiv 2210.02414; `configs/model_glm_130b.sh` of the public repository; SwissArmyTransformer 0.2.12,
 `model/official/glm130B_model.py`.
@@ -26,22 +27,24 @@ class Glm130bConfig(PreTrainedConfig):
         intermediate_size: Width of each GeGLU half (`inner_hidden_size` in the original).
         num_hidden_layers: Number of layers N; also sets DeepNorm's residual scale `(2 * N) ** 0.5`.
         num_attention_heads: Heads; must divide `hidden_size` into an even head size.
-        max_position_embeddings: Context length in tokens the model was trained with (`max_sequence_length` in the original).
+        max_position_embeddings: Context length in tokens the model was trained with (`max_sequence_length` in the
+            original).
         layer_norm_eps: Epsilon of every LayerNorm.
         hidden_dropout: Dropout probability after the embedding and after each sublayer, in training.
         attention_dropout: Dropout probability of the attention weights, in training.
         initializer_range: Standard deviation of a new embedding. Linears take DeepNorm's Xavier initialisation.
         rope_theta: Base of the rotary frequencies.
-        rotary_dtype: `"float16"`: frequencies, angles, cos and sin are rounded to fp16 whatever the compute dtype, as the weights
-            were trained. `"float32"`: exact tables, a different model beyond position 1000 or so.
-        embedding_gradient_shrink: Factor on the gradient that reaches the embedding through the input in training (paper, 3.1);
-            1.0 turns it off. The forward value is unchanged.
+        rotary_dtype: `"float16"`: frequencies, angles, cos and sin are rounded to fp16 whatever the compute dtype, as
+            the weights were trained. `"float32"`: exact tables, a different model beyond position 1000 or so.
+        embedding_gradient_shrink: Factor on the gradient that reaches the embedding through the input in training
+            (paper, 3.1); 1.0 turns it off. The forward value is unchanged.
         use_cache: Whether the model returns a key/value cache.
         tie_word_embeddings: Whether the output projection is the word embedding (released: yes).
         mask_token_id: Id of `[MASK]`, a short blank; `None` for a model without the token (so are the next three).
         gmask_token_id: Id of `[gMASK]`, a blank of open length at the end.
         smask_token_id: Id of `[sMASK]`, a sentence blank.
-        sop_token_id: Id of `<sop>`: what stands before it in a row is bidirectional context. `None`: every row is causal.
+        sop_token_id: Id of `<sop>`: what stands before it in a row is bidirectional context. `None`: every row is
+            causal.
         eop_token_id: Id of `<eop>`, the end of a generated piece.
         eos_token_id: Ids that end generation; `None` means `<eop>` and `</s>` as released (150005 and 20002).
         pad_token_id: Id of `<pad>`.
@@ -103,12 +106,14 @@ class Glm130bConfig(PreTrainedConfig):
         """Checks what the types cannot (called by the host's `@strict` validation)."""
         if self.hidden_size % self.num_attention_heads or (self.hidden_size // self.num_attention_heads) % 2:
             raise ValueError(
-                f"num_attention_heads={self.num_attention_heads} must divide hidden_size={self.hidden_size} into heads of even size "
+                f"num_attention_heads={self.num_attention_heads} must divide hidden_size={self.hidden_size} into "
+                "heads of even size "
                 f"(rotary positions turn pairs of dimensions). The released model has 96 heads of 128."
             )
         if self.rotary_dtype not in ROTARY_DTYPES:
             raise ValueError(
-                f"rotary_dtype={self.rotary_dtype!r} is not one of {ROTARY_DTYPES}. 'float16' is the released behaviour."
+                f"rotary_dtype={self.rotary_dtype!r} is not one of {ROTARY_DTYPES}. 'float16' is the released "
+                "behaviour."
             )
 
     @property

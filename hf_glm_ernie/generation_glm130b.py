@@ -2,13 +2,15 @@
 
 The host's `generate` does the work. Two things are ours:
 
-- `Glm130bGenerationMixin` reads the prompt's layout (context or answer, and positions) once, before generation starts, and extends it step
-  by step. So beams, sampling, assisted decoding, static caches and uncached generation all see the same positions, and a `<sop>` or a mask
-  that the model itself writes changes nothing behind it. Modes that would read the prompt in pieces or causally are refused.
-- `fill_blanks` fills the blanks of a text left to right, as the original's `generate.py` does: each blank is generated with the text
-  filled so far as its context.
+- `Glm130bGenerationMixin` reads the prompt's layout (context or answer, and positions) once, before generation
+  starts, and extends it step by step. So beams, sampling, assisted decoding, static caches and uncached generation
+  all see the same positions, and a `<sop>` or a mask that the model itself writes changes nothing behind it. Modes
+  that would read the prompt in pieces or causally are refused.
+- `fill_blanks` fills the blanks of a text left to right, as the original's `generate.py` does: each blank is
+  generated with the text filled so far as its context.
 
-Source: `generate.py` and `evaluation/model.py` of the GLM-130B repository [R]. Letters in shape comments: B batch, P prompt, T all tokens.
+Source: `generate.py` and `evaluation/model.py` of the GLM-130B repository [R]. Letters in shape comments: B batch, P
+prompt, T all tokens.
 """
 
 from collections.abc import Iterator
@@ -18,7 +20,13 @@ from typing import Any, NoReturn
 import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
-from transformers import GenerationMixin, PreTrainedModel, PreTrainedTokenizerBase, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    GenerationMixin,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from .prefix_glm130b import (
     answer_positions_go_on,
@@ -29,28 +37,29 @@ from .prefix_glm130b import (
     prefix_token_type_ids,
 )
 
-# A prompt's layout travels through `generate` under these names, beside the host's own (growing) position_ids.
-LAYOUT_KEYS = ("prompt_token_type_ids", "prompt_position_ids", "answer_step")
-
 
 class Glm130bGenerationMixin(GenerationMixin):
     """The host's `generate`, taught where the context ends and which positions the answer takes."""
 
-    def generate(self, inputs: torch.Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def generate(
+        self, inputs: torch.Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any
+    ) -> Any:
         """As [`~transformers.GenerationMixin.generate`]; the prompt's context is read in both directions.
 
         Args:
             inputs: (B, P) int64 prompt ids, each row ending in `<sop>` (the tokenizer's default call makes them).
             generation_config: As in the host.
             *args: As in the host.
-            **kwargs: As in the host. `token_type_ids` (B, P; 0 = context, 1 = after) and `position_ids` (B, P) replace what follows from
-                the ids; positions go on after the prompt unless `<sop>` was given a position not after its predecessor's, which is kept.
+            **kwargs: As in the host. `token_type_ids` (B, P; 0 = context, 1 = after) and `position_ids` (B, P)
+                replace what follows from the ids; positions go on after the prompt unless `<sop>` was given a
+                position not after its predecessor's, which is kept.
 
         Returns:
             As the host: (B, T) int64 ids, prompt included, or a `ModelOutput`.
 
         Raises:
-            ValueError: ids outside the vocabulary; a prompt that fills the context; a mode that reads a prompt in pieces or causally.
+            ValueError: ids outside the vocabulary; a prompt that fills the context; a mode that reads a prompt in
+                pieces or causally.
         """
         self._refuse_split_prompts(generation_config, kwargs)
         ids = inputs if inputs is not None else kwargs.get("input_ids")
@@ -64,24 +73,30 @@ class Glm130bGenerationMixin(GenerationMixin):
         longest = ids.shape[1] if attention_mask is None else int(attention_mask.sum(-1).max())
         if longest >= self.config.max_position_embeddings:
             raise ValueError(
-                f"The prompt has {longest} tokens and the model's context {self.config.max_position_embeddings}: no room is left to "
+                f"The prompt has {longest} tokens and the model's context {self.config.max_position_embeddings}: no "
+                "room is left to "
                 f"generate. Shorten the text (the context length is config.max_position_embeddings)."
             )
 
     def _refuse_split_prompts(self, generation_config: Any, kwargs: dict[str, Any]) -> None:
         for name, refused in (("prefill_chunk_size", None), ("cache_implementation", "paged")):
-            for source in (kwargs.get(name), getattr(generation_config, name, None), getattr(self.generation_config, name, None)):
+            for source in (
+                kwargs.get(name),
+                getattr(generation_config, name, None),
+                getattr(self.generation_config, name, None),
+            ):
                 if source is not None and (refused is None or source == refused):
                     raise ValueError(
-                        f"{name}={source!r} reads a prompt in pieces, but the context of GLM-130B is bidirectional: its first token "
+                        f"{name}={source!r} reads a prompt in pieces, but the context of GLM-130B is bidirectional: "
+                        "its first token "
                         f"depends on its last. Leave {name} out; the prompt then goes through the model at once."
                     )
 
     def _add_prompt_layout(self, ids: torch.Tensor | None, kwargs: dict[str, Any]) -> None:
-        """Puts the layout of the prompt into `kwargs` (see `LAYOUT_KEYS`), in place of explicit types and positions."""
+        """Puts the layout of the prompt into `kwargs`, in place of explicit types and positions."""
         types, positions = kwargs.pop("token_type_ids", None), kwargs.pop("position_ids", None)
         if kwargs.get("prompt_token_type_ids") is not None:
-            return  # an assistant model, handed on by the model it helps: the prompt's layout holds for what was accepted since
+            return  # this is the assistant of another model: its prompt's layout holds for what was accepted since
         readable = ids is not None and ids.ndim == 2 and ids.shape[1] > 0 and not ids.is_floating_point()
         if not readable and (types is None or positions is None):
             if types is not None or positions is not None:
@@ -90,7 +105,8 @@ class Glm130bGenerationMixin(GenerationMixin):
         mask = kwargs.get("attention_mask")
         if readable and mask is None:
             # As the host infers it; set here so that positions and mask cannot disagree.
-            pad = self.generation_config.pad_token_id if self.generation_config.pad_token_id is not None else self.config.pad_token_id
+            pad = self.generation_config.pad_token_id
+            pad = self.config.pad_token_id if pad is None else pad
             if pad is not None and (ids == pad).any() and pad not in _as_list(self.generation_config.eos_token_id):
                 mask = kwargs["attention_mask"] = (ids != pad).long()
         if readable and mask is not None and mask.shape != ids.shape:
@@ -99,11 +115,14 @@ class Glm130bGenerationMixin(GenerationMixin):
             types = prefix_token_type_ids(ids, self.config.sop_token_id)
         if positions is None:
             positions = plain_position_ids(*ids.shape, mask, 0, ids.device)
-            positions = blank_position_ids(ids, types, positions, self.config.mask_token_id, self.config.smask_token_id)
+            positions = blank_position_ids(
+                ids, types, positions, self.config.mask_token_id, self.config.smask_token_id
+            )
         positions = positions.expand(types.shape[0], -1)
         kwargs["prompt_token_type_ids"] = types
         kwargs["prompt_position_ids"] = positions
-        kwargs["answer_step"] = answer_positions_go_on(types, positions, mask).long()  # (B, 1): 1 = positions go on, 0 = they stay
+        # (B, 1): 1 = positions go on, 0 = they stay
+        kwargs["answer_step"] = answer_positions_go_on(types, positions, mask).long()
 
     def prepare_inputs_for_generation(
         self,
@@ -125,7 +144,9 @@ class Glm130bGenerationMixin(GenerationMixin):
             new = total - prompt_token_type_ids.shape[1]
             steps = torch.arange(1, new + 1, device=answer_step.device)
             kwargs["token_type_ids"] = F.pad(prompt_token_type_ids, (0, new), value=1)
-            kwargs["position_ids"] = torch.cat((prompt_position_ids, prompt_position_ids[:, -1:] + answer_step * steps), dim=-1)
+            kwargs["position_ids"] = torch.cat(
+                (prompt_position_ids, prompt_position_ids[:, -1:] + answer_step * steps), dim=-1
+            )
         return super().prepare_inputs_for_generation(
             input_ids,
             next_sequence_length=next_sequence_length,
@@ -151,7 +172,8 @@ class Glm130bGenerationMixin(GenerationMixin):
 
     def _refuse_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise ValueError(
-            "Continuous batching hands every request to the model as a causal text with counted positions, which is wrong for GLM-130B's "
+            "Continuous batching hands every request to the model as a causal text with counted positions, which is "
+            "wrong for GLM-130B's "
             "bidirectional context. Use generate() or fill_blanks() with a batch of texts."
         )
 
@@ -184,7 +206,7 @@ class _RowLimits(StoppingCriteria):
 
     def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         limits = torch.tensor(self.max_new_tokens, device=input_ids.device)
-        limits = limits.repeat_interleave(input_ids.shape[0] // len(limits))  # beams and candidates of a row lie side by side
+        limits = limits.repeat_interleave(input_ids.shape[0] // len(limits))  # beams of a row lie side by side
         return limits <= input_ids.shape[1] - self.padded_length
 
 
@@ -226,25 +248,31 @@ def fill_blanks(
 ) -> FilledText | list[FilledText]:
     """Fills the blanks of texts, left to right, each with the text filled so far as its context.
 
-    A text has blanks of one kind: `[MASK]` (a few words), `[sMASK]` (a sentence) or `[gMASK]` (at the end, open length); without any, a
-    `[gMASK]` is appended. Greedy answers equal those of the original's `generate.py`, batched or not.
+    A text has blanks of one kind: `[MASK]` (a few words), `[sMASK]` (a sentence) or `[gMASK]` (at the end, open
+    length); without any, a `[gMASK]` is appended. Greedy answers equal those of the original's `generate.py`, batched
+    or not.
 
     Args:
         model: A `Glm130bForCausalLM`.
         tokenizer: Its tokenizer.
         texts: One text or several.
         batch_size: Texts per `generate` call.
-        **generate_kwargs: For `model.generate`, e.g. `do_sample`, `num_beams`, `max_new_tokens` (per blank), or `max_length` (of a whole
-            text with its answer, in tokens, as the original's `out_seq_length`). An answer also ends where the model's context does.
+        **generate_kwargs: For `model.generate`, e.g. `do_sample`, `num_beams`, `max_new_tokens` (per blank), or
+            `max_length` (of a whole text with its answer, in tokens, as the original's `out_seq_length`). An answer
+            also ends where the model's context does.
 
     Returns:
         A `FilledText`, or a list of them in the order of `texts`.
 
     Raises:
-        ValueError: two kinds of mask in one text, a text that leaves no room to generate, several candidates asked for.
+        ValueError: two kinds of mask in one text, a text that leaves no room to generate, several candidates asked
+            for.
     """
     if generate_kwargs.get("num_return_sequences", 1) != 1:
-        raise ValueError("fill_blanks goes on with the best candidate of each blank: num_return_sequences must be 1. Use model.generate.")
+        raise ValueError(
+            "fill_blanks goes on with the best candidate of each blank: num_return_sequences must be 1. Use "
+            "model.generate."
+        )
     rows = [_read_row(tokenizer, text) for text in ([texts] if isinstance(texts, str) else texts)]
     batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     for batch in tqdm(batches, desc="Filling blanks", unit="batch", disable=len(batches) < 2):
@@ -285,8 +313,12 @@ def _answers(
         yield answer[:end]
 
 
-def _pad_prompts(tokenizer: PreTrainedTokenizerBase, rows: list[_Row], device: torch.device) -> dict[str, torch.Tensor]:
-    """Left-pads the rows and spells out their layout: an answer filled in earlier may hold a `<sop>` or a mask, which is context now."""
+def _pad_prompts(
+    tokenizer: PreTrainedTokenizerBase, rows: list[_Row], device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Left-pads the rows and spells out their layout: an answer filled in earlier may hold a `<sop>` or a mask, which
+    is context now.
+    """
     width = max(len(row.ids) for row in rows) + 1
     prompt = {name: [] for name in ("input_ids", "attention_mask", "token_type_ids", "position_ids")}
     for row in rows:
@@ -316,8 +348,10 @@ def _answer_limits(model: PreTrainedModel, rows: list[_Row], generate_kwargs: di
         room = total - length
         if room < 1:
             raise ValueError(
-                f"No room is left to generate: the text and its filled blanks take {length} tokens with <sop>, and at most {total} are "
-                f"allowed (max_length={max_length}, context length {context}). Shorten the text or raise max_length. Text: {row.text[:80]!r}"
+                f"No room is left to generate: the text and its filled blanks take {length} tokens with <sop>, and at "
+                f"most {total} are "
+                f"allowed (max_length={max_length}, context length {context}). Shorten the text or raise max_length. "
+                f"Text: {row.text[:80]!r}"
             )
         limits.append(room if max_new_tokens is None else min(room, max_new_tokens))
     return limits

@@ -2,19 +2,23 @@
 
 What is unusual about it, compared with a plain decoder:
 
-- A row is context, `<sop>`, answer. The context is bidirectional, `<sop>` and the answer are causal. Both the attention pattern and the
-  positions follow from the ids (`prefix_glm130b.py`), so a caller passes ids and nothing else.
-- DeepNorm as the released code lays it out: the residual branch is the *normalised* input times `(2 * num_layers) ** 0.5`.
+- A row is context, `<sop>`, answer. The context is bidirectional, `<sop>` and the answer are causal. Both the
+  attention pattern and the positions follow from the ids (`prefix_glm130b.py`), so a caller passes ids and nothing
+  else.
+- DeepNorm as the released code lays it out: the residual branch is the *normalised* input times `(2 * num_layers) **
+  0.5`.
 - GeGLU feed-forward; biases everywhere but in the output projection, which is the word embedding.
 - Rotary tables rounded to fp16 end to end, in any compute dtype. The weights were trained with them.
-- Attention scores of the 130B model overflow fp16. The eager path keeps the released remedy (divide the query by the layer's number, multiply
-  back in fp32); the kernels behind `sdpa` and `flex_attention` hold scores in fp32.
+- Attention scores of the 130B model overflow fp16. The eager path keeps the released remedy (divide the query by the
+  layer's number, multiply back in fp32); the kernels behind `sdpa` and `flex_attention` hold scores in fp32.
 
-In memory q, k, v and the two GeGLU halves are separate linears; the released checkpoint fuses them and the converter splits them.
+In memory q, k, v and the two GeGLU halves are separate linears; the released checkpoint fuses them and the converter
+splits them.
 
 Order of the file: pure functions on tensors, modules from leaf to root, the model, the head.
-Sources: arXiv 2210.02414 [P]; SwissArmyTransformer 0.2.12, `model/official/glm130B_model.py` [S]; `generate.py` of the GLM-130B repository [R].
-Letters in shape comments: B batch, L query length, S key length (cache included), H heads, D head size.
+Sources: arXiv 2210.02414 [P]; SwissArmyTransformer 0.2.12, `model/official/glm130B_model.py` [S]; `generate.py` of
+the GLM-130B repository [R]. Letters in shape comments: B batch, L query length, S key length (cache included), H
+heads, D head size.
 """
 
 from collections.abc import Callable
@@ -65,7 +69,8 @@ def eager_attention_forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention that cannot overflow fp16 [S `SelfAttentionWithFP32SoftmaxMixin`].
 
-    The query is divided by the layer's number before the product, which is then taken to fp32, multiplied back, masked and normalised.
+    The query is divided by the layer's number before the product, which is then taken to fp32, multiplied back,
+    masked and normalised.
 
     Args:
         module: The attention layer; its `layer_idx` counts from 0.
@@ -81,7 +86,9 @@ def eager_attention_forward(
         (B, L, H, D) in the dtype of the query, and the weights (B, H, L, S).
     """
     layer_number = float(module.layer_idx + 1)
-    scores = torch.matmul(query * (scaling / layer_number), key.transpose(2, 3)).float() * layer_number  # (B, H, L, S) fp32
+    scores = (
+        torch.matmul(query * (scaling / layer_number), key.transpose(2, 3)).float() * layer_number
+    )  # (B, H, L, S) fp32
     if attention_mask is not None:
         scores = scores + attention_mask
     weights = F.softmax(scores, dim=-1).to(query.dtype)
@@ -96,7 +103,8 @@ class Glm130bRotaryEmbedding(nn.Module):
         super().__init__()
         self.config = config
         self.dtype = getattr(torch, config.rotary_dtype)
-        # Kept as bit patterns: `model.to(torch.bfloat16)` rounds every floating-point buffer, and these values must not be.
+        # Kept as bit patterns: `model.to(torch.bfloat16)` rounds every floating-point buffer, and these values must
+        # not be.
         self.register_buffer("inv_freq_bits", self.compute_inv_freq_bits(), persistent=False)
 
     def compute_inv_freq_bits(self) -> torch.Tensor:
@@ -117,20 +125,26 @@ class Glm130bRotaryEmbedding(nn.Module):
             cos and sin, (B, 1, L, D) in `dtype`.
         """
         inv_freq = self.inv_freq_bits.view(self.dtype)
-        angles = position_ids[:, None, :, None].to(self.dtype) * inv_freq  # (B, 1, L, D / 2), rounded to the table's dtype
+        angles = (
+            position_ids[:, None, :, None].to(self.dtype) * inv_freq
+        )  # (B, 1, L, D / 2), rounded to the table's dtype
         cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
         return torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1)
 
 
 def deepnorm_linear(in_features: int, out_features: int, gain: float) -> nn.Linear:
-    """A linear with bias that a new model initialises with this Xavier gain (see `Glm130bPreTrainedModel._init_weights`)."""
+    """A linear with bias that a new model initialises with this Xavier gain (see
+    `Glm130bPreTrainedModel._init_weights`).
+    """
     linear = nn.Linear(in_features, out_features)
     linear.deepnorm_gain = gain
     return linear
 
 
 class Glm130bMLP(nn.Module):
-    """GeGLU with exact (erf) gelu: `down(up(x) * gelu(gate(x)))`; the released first half is `up`, the second `gate`."""
+    """GeGLU with exact (erf) gelu: `down(up(x) * gelu(gate(x)))`; the released first half is `up`, the second
+    `gate`.
+    """
 
     def __init__(self, config: Glm130bConfig):
         super().__init__()
@@ -180,7 +194,9 @@ class Glm130bAttention(nn.Module):
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)  # (B, H, S, D)
 
-        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
         output, weights = attention(
             self,
             query,
@@ -196,7 +212,9 @@ class Glm130bAttention(nn.Module):
 
 
 class Glm130bDecoderLayer(GradientCheckpointingLayer):
-    """A decoder layer in the released DeepNorm order: `y = norm(x); h = alpha * y + attention(y)`, and the same with the MLP."""
+    """A decoder layer in the released DeepNorm order: `y = norm(x); h = alpha * y + attention(y)`, and the same with
+    the MLP.
+    """
 
     def __init__(self, config: Glm130bConfig, layer_idx: int):
         super().__init__()
@@ -228,7 +246,8 @@ class Glm130bDecoderLayer(GradientCheckpointingLayer):
         return self._residual(mlp_input, self.mlp(mlp_input))
 
     def _residual(self, branch_input: torch.Tensor, branch_output: torch.Tensor) -> torch.Tensor:
-        branch_output = F.dropout(branch_output, p=self.dropout, training=self.training)
+        if self.training:
+            branch_output = F.dropout(branch_output, p=self.dropout)
         return torch.add(branch_output, branch_input, alpha=self.alpha)
 
 
@@ -249,12 +268,16 @@ class Glm130bPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """DeepNorm [P, 2.1 and B.2]: Xavier normal for the layers' linears, biases 0; the embedding as the host does."""
+        """DeepNorm [P, 2.1 and B.2]: Xavier normal for the layers' linears, biases 0; the embedding as the host
+        does.
+        """
         if isinstance(module, nn.Linear) and hasattr(module, "deepnorm_gain"):
             init.xavier_normal_(module.weight, gain=module.deepnorm_gain)
             init.zeros_(module.bias)
         elif isinstance(module, Glm130bRotaryEmbedding):
-            init.copy_(module.inv_freq_bits, module.compute_inv_freq_bits())  # `from_pretrained` builds on the meta device
+            init.copy_(
+                module.inv_freq_bits, module.compute_inv_freq_bits()
+            )  # `from_pretrained` builds on the meta device
         else:
             super()._init_weights(module)
 
@@ -288,21 +311,23 @@ class Glm130bModel(Glm130bPreTrainedModel):
 
         Args:
             input_ids: (B, L) int64. What stands before the first `<sop>` of a row is read in both directions.
-            attention_mask: (B, S) with 0 = padding, or (B, 1, L, S) bool (True = may attend) or float (added) in place of the pattern.
+            attention_mask: (B, S) with 0 = padding, or (B, 1, L, S) bool (True = may attend) or float (added) in
+                place of the pattern.
             position_ids: (B, L) int64 in place of those that follow from the ids.
             token_type_ids: (B, L), 0 = context, 1 = after, in place of those that follow from the ids.
             past_key_values: Cache of the earlier tokens of the same rows.
-            inputs_embeds: (B, L, hidden) in place of `input_ids`; `<sop>` cannot be seen in it, so pass `token_type_ids` and
-                `position_ids` too, or every row is causal.
+            inputs_embeds: (B, L, hidden) in place of `input_ids`; `<sop>` cannot be seen in it, so pass
+                `token_type_ids` and `position_ids` too, or every row is causal.
             use_cache: Whether to return a cache; default from the config.
-            **kwargs: Passed on to the layers and the attention implementation; `output_hidden_states` and `output_attentions` too.
+            **kwargs: Passed on to the layers and the attention implementation; `output_hidden_states` and
+                `output_attentions` too.
 
         Returns:
             `last_hidden_state` (B, L, hidden), `past_key_values`, and what was asked for.
 
         Raises:
-            ValueError: both or none of `input_ids` and `inputs_embeds`; ids outside the vocabulary (on CPU); a `<sop>` whose context was
-                cached as causal by an earlier call.
+            ValueError: both or none of `input_ids` and `inputs_embeds`; ids outside the vocabulary (on CPU); a
+                `<sop>` whose context was cached as causal by an earlier call.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
@@ -316,7 +341,7 @@ class Glm130bModel(Glm130bPreTrainedModel):
         )
         mask = prefix_attention_mask(self.config, inputs_embeds, attention_mask, past_key_values, token_type_ids)
         position_embeddings = self.rotary_emb(position_ids, inputs_embeds.dtype)
-        hidden_states = F.dropout(inputs_embeds, p=self.config.hidden_dropout, training=self.training)
+        hidden_states = F.dropout(inputs_embeds, p=self.config.hidden_dropout) if self.training else inputs_embeds
         for layer in self.layers:
             hidden_states = layer(
                 hidden_states,
@@ -363,7 +388,8 @@ class Glm130bModel(Glm130bPreTrainedModel):
         if input_ids is None:
             if token_type_ids is None and attention_mask is padding:
                 logger.warning_once(
-                    "inputs_embeds without token_type_ids: <sop> cannot be seen in embeddings, so every row is read as causal. "
+                    "inputs_embeds without token_type_ids: <sop> cannot be seen in embeddings, so every row is read "
+                    "as causal. "
                     "For a prefix pass token_type_ids (0 = context, 1 = <sop> and after) and position_ids."
                 )
             return token_type_ids, positions
@@ -404,8 +430,10 @@ class Glm130bModel(Glm130bPreTrainedModel):
                 late = ((rows == CAUSAL_SO_FAR) & (input_ids == self.config.sop_token_id)).any()
                 if not torch.compiler.is_compiling() and late:
                     raise ValueError(
-                        "<sop> comes after tokens that were cached as causal, but what stands before <sop> is bidirectional context. "
-                        "Pass context and <sop> in one forward (a prompt cannot be prefilled in pieces), or token_type_ids."
+                        "<sop> comes after tokens that were cached as causal, but what stands before <sop> is "
+                        "bidirectional context. "
+                        "Pass context and <sop> in one forward (a prompt cannot be prefilled in pieces), or "
+                        "token_type_ids."
                     )
             token_type_ids = torch.ones_like(input_ids)
         if derive_positions:
@@ -444,9 +472,17 @@ class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
         """Runs the model and projects to the vocabulary; arguments as in [`Glm130bModel.forward`], and:
 
         Args:
-            labels: (B, L) int64 ids, -100 where nothing is scored. They are shifted here: `labels[:, i]` is predicted at `i - 1`. For a
-                blank, context and `<sop>` carry -100 and the answer and `<eop>` their ids.
+            labels: (B, L) int64 ids, -100 where nothing is scored. They are shifted here: `labels[:, i]` is predicted
+                at `i - 1`. For a blank, context and `<sop>` carry -100 and the answer and `<eop>` their ids.
             logits_to_keep: Number of last positions to project (0 = all), or a 1-D tensor of their indices.
+            input_ids: (B, L) int64.
+            attention_mask: (B, S), or (B, 1, L, S).
+            position_ids: (B, L) int64.
+            token_type_ids: (B, L), 0 = context, 1 = after.
+            past_key_values: Cache of the earlier tokens.
+            inputs_embeds: (B, L, hidden) in place of `input_ids`.
+            use_cache: Whether to return a cache.
+            **kwargs: For the model, and `num_items_in_batch` for the loss.
 
         Returns:
             `logits` (B, kept, vocabulary), `loss` where labels were given, and what the model returns.
@@ -462,7 +498,8 @@ class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        hidden_states: torch.Tensor = outputs.last_hidden_state  # type: ignore[assignment]  (the host types it as optional)
+        logits = self.lm_head(hidden_states[:, kept])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)

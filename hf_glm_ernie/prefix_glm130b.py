@@ -1,13 +1,15 @@
 """What follows from the ids of a GLM-130B row: which tokens are context, where they stand, and who may see whom.
 
-Pure functions on tensors; the model and `generate` call the same ones, so that a cached step and a whole forward agree.
+Pure functions on tensors; the model and `generate` call the same ones, so that a cached step and a whole forward
+agree.
 
-A row is context, `<sop>`, answer. The context is everything before the first `<sop>` and is bidirectional; `<sop>` and the answer are
-causal. A row without `<sop>` is causal throughout. Where the context holds a short blank (`[MASK]`, else `[sMASK]`), `<sop>` and the
-answer all take the position of the first such mask; with `[gMASK]` positions go on.
+A row is context, `<sop>`, answer. The context is everything before the first `<sop>` and is bidirectional; `<sop>`
+and the answer are causal. A row without `<sop>` is causal throughout. Where the context holds a short blank
+(`[MASK]`, else `[sMASK]`), `<sop>` and the answer all take the position of the first such mask; with `[gMASK]`
+positions go on.
 
-Source: `get_masks_and_position_ids` in `generate.py` of the GLM-130B repository [R]. Letters in shape comments: B batch, L new tokens,
-S all tokens, those in the cache included.
+Source: `get_masks_and_position_ids` in `generate.py` of the GLM-130B repository [R]. Letters in shape comments: B
+batch, L new tokens, S all tokens, those in the cache included.
 """
 
 from typing import Any
@@ -34,7 +36,8 @@ def check_ids(input_ids: torch.Tensor, vocab_size: int) -> None:
     if outside.any():
         index = tuple(outside.nonzero()[0].tolist())
         raise ValueError(
-            f"input_ids[{', '.join(map(str, index))}] = {input_ids[index].item()} is outside the vocabulary: ids go from 0 to "
+            f"input_ids[{', '.join(map(str, index))}] = {input_ids[index].item()} is outside the vocabulary: ids go "
+            "from 0 to "
             f"{vocab_size - 1}. Is this the tokenizer the model was converted with? (-100 belongs into labels only.)"
         )
 
@@ -56,7 +59,11 @@ def prefix_token_type_ids(input_ids: torch.Tensor, sop_token_id: int | None) -> 
 
 
 def plain_position_ids(
-    batch_size: int, length: int, attention_mask: torch.Tensor | None, past_length: int | torch.Tensor, device: torch.device
+    batch_size: int,
+    length: int,
+    attention_mask: torch.Tensor | None,
+    past_length: int | torch.Tensor,
+    device: torch.device,
 ) -> torch.Tensor:
     """Counts the real tokens from 0, so that padding anywhere does not move them.
 
@@ -84,8 +91,8 @@ def blank_position_ids(
 ) -> torch.Tensor:
     """Moves the answer of a short blank to its mask [R `get_masks_and_position_ids`].
 
-    The blank of a row is the first `[MASK]` of its context, or the first `[sMASK]` where there is no `[MASK]`; a row with neither
-    (`[gMASK]`, or no context) keeps its positions.
+    The blank of a row is the first `[MASK]` of its context, or the first `[sMASK]` where there is no `[MASK]`; a row
+    with neither (`[gMASK]`, or no context) keeps its positions.
 
     Args:
         input_ids: (B, L) int64.
@@ -114,7 +121,8 @@ def blank_position_ids(
 def answer_positions_go_on(
     token_type_ids: torch.Tensor, positions: torch.Tensor, attention_mask: torch.Tensor | None
 ) -> torch.Tensor:
-    """Tells whether the positions of a row count on when tokens are added: they do not where `<sop>` stepped back onto a mask.
+    """Tells whether the positions of a row count on when tokens are added: they do not where `<sop>` stepped back
+    onto a mask.
 
     Args:
         token_type_ids: (B, L), 0 = context, 1 = after.
@@ -126,7 +134,9 @@ def answer_positions_go_on(
     """
     starts = (token_type_ids == 1).to(torch.int8).argmax(-1, keepdim=True)  # (B, 1) index of <sop>
     before = (starts - 1).clamp_min(0)
-    stepped_back = (starts > 0) & (token_type_ids[:, -1:] == 1) & (positions.gather(-1, starts) <= positions.gather(-1, before))
+    stepped_back = (
+        (starts > 0) & (token_type_ids[:, -1:] == 1) & (positions.gather(-1, starts) <= positions.gather(-1, before))
+    )
     if attention_mask is not None:
         stepped_back &= attention_mask.gather(-1, before) != 0  # the token before is padding: <sop> opens the row
     return ~stepped_back
@@ -144,8 +154,8 @@ def prefix_attention_mask(
     Args:
         config: Read for the attention implementation.
         inputs_embeds: (B, L, anything): only shape, dtype and device count.
-        attention_mask: `None`; (B, S) with 0 = padding; or (B, 1, L, S), bool (True = may attend) or float (added to the scores), which
-            replaces the whole pattern.
+        attention_mask: `None`; (B, S) with 0 = padding; or (B, 1, L, S), bool (True = may attend) or float (added to
+            the scores), which replaces the whole pattern.
         past_key_values: The cache, if any.
         token_type_ids: (B, L), 0 = context, 1 = after; `None` = all causal.
 
@@ -159,7 +169,8 @@ def prefix_attention_mask(
     if implementation not in ALL_MASK_ATTENTION_FUNCTIONS._global_mapping or "flash" in implementation:
         raise ValueError(
             f"attn_implementation={implementation!r} ignores prefix masks and would answer wrongly for GLM-130B. "
-            f"Use 'sdpa', 'eager' or 'flex_attention' (or register a mask function for yours with AttentionMaskInterface)."
+            "Use 'sdpa', 'eager' or 'flex_attention' (or register a mask function for yours with "
+            "AttentionMaskInterface)."
         )
     if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4:
         return _explicit_mask(attention_mask, inputs_embeds.dtype, implementation)
@@ -171,7 +182,8 @@ def prefix_attention_mask(
         if torch.compiler.is_compiling() or context.any():  # without context sdpa may take its faster causal kernel
             blocks = torch.where(context, 0, -1)
     if blocks is not None and past_key_values is not None:
-        # Block ids are looked up by key index, and the host pads them on the right: shift them behind what is cached (prefix tuning).
+        # Block ids are looked up by key index, and the host pads them on the right: shift them behind what is cached
+        # (prefix tuning).
         past_length = past_key_values.get_seq_length()
         kv_length, _ = past_key_values.get_mask_sizes(length, 0)
         columns = torch.arange(length, device=blocks.device) + past_length
@@ -198,21 +210,30 @@ def _explicit_mask(mask: torch.Tensor, dtype: torch.dtype, implementation: str) 
                 KV_LEN=mask.shape[-1],
                 device=str(mask.device),
             )
-        return mask if implementation == "sdpa" else torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+        return (
+            mask
+            if implementation == "sdpa"
+            else torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
+        )
     if mask.is_floating_point():
         return mask.to(dtype)
     raise ValueError(
-        f"A 4-D attention_mask must be bool (True = may attend) or floating point (added to the scores), got {mask.dtype}. "
+        "A 4-D attention_mask must be bool (True = may attend) or floating point (added to the scores), got "
+        f"{mask.dtype}. "
         f"For a mask of ones and zeros pass `mask.bool()`."
     )
 
 
-# What a cache remembers of each row, besides keys and values; a value >= 0 is the position that the answer of the row keeps.
+# What a cache remembers of each row, besides keys and values; a value >= 0 is the position that the answer of the row
+# keeps.
 CAUSAL_SO_FAR, POSITIONS_GO_ON = -2, -1
 
 
 def row_states(
-    token_type_ids: torch.Tensor, positions: torch.Tensor, attention_mask: torch.Tensor | None, starts_answer: torch.Tensor
+    token_type_ids: torch.Tensor,
+    positions: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    starts_answer: torch.Tensor,
 ) -> torch.Tensor:
     """Sums up the rows of a first forward, for later ones that see only the new tokens.
 

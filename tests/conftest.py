@@ -22,5 +22,8 @@ def _seed() -> None:
 def shared_goldens() -> Path:
     """The full sets of original outputs, present beside the repository where it is developed."""
     if not SHARED_GOLDENS.is_dir():
-        pytest.skip("needs the full golden sets beside the repository (../shared/goldens/glm); the small copies in tests/golden ran")
+        pytest.skip(
+            "needs the full golden sets beside the repository (../shared/goldens/glm); the small copies in "
+            "tests/golden ran"
+        )
     return SHARED_GOLDENS

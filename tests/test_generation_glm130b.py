@@ -39,7 +39,7 @@ def next_token(model: Glm130bForCausalLM, ids: list[int], positions: list[int], 
 
 
 def reference_greedy(model: Glm130bForCausalLM, prompt: list[int], new: int = NEW) -> list[int]:
-    """The answer of a prompt: the whole row through the reference for every token, types and positions those of the prompt."""
+    """The answer of a prompt: the whole row through the reference for every token."""
     ids = list(prompt)
     start = len(prompt) - 1 if SOP in prompt else 0
     positions, _ = layout(prompt, SOP, MASK, SMASK)
@@ -107,7 +107,9 @@ def test_compiled_static_cache_equals_the_reference(model, expected) -> None:
     step = model.forward
     model.forward = torch.compile(model.forward, fullgraph=True, backend="eager")
     try:
-        output = model.generate(**inputs, max_new_tokens=NEW, do_sample=False, cache_implementation="static", disable_compile=True)
+        output = model.generate(
+            **inputs, max_new_tokens=NEW, do_sample=False, cache_implementation="static", disable_compile=True
+        )
     finally:
         model.forward = step
         torch._dynamo.reset()
@@ -118,7 +120,9 @@ def test_assisted_decoding_equals_the_reference(model, expected) -> None:
     model.set_attn_implementation("sdpa")
     for assistant in (tiny_model(seed=5), model):
         for prompt, answer in zip(PROMPTS, expected, strict=True):
-            output = model.generate(torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False, assistant_model=assistant)
+            output = model.generate(
+                torch.tensor([prompt]), max_new_tokens=NEW, do_sample=False, assistant_model=assistant
+            )
             assert answers(output, len(prompt)) == [answer]
 
 
@@ -137,7 +141,13 @@ def test_an_assistant_sees_the_prompt_s_layout(model) -> None:
     assistant.generation_config.assistant_confidence_threshold = 0.0
     model.forward = spy
     try:
-        model.generate(torch.tensor([PROMPTS[0]]), max_new_tokens=10, min_new_tokens=10, do_sample=False, assistant_model=assistant)
+        model.generate(
+            torch.tensor([PROMPTS[0]]),
+            max_new_tokens=10,
+            min_new_tokens=10,
+            do_sample=False,
+            assistant_model=assistant,
+        )
     finally:
         del model.forward
     assert verifications == [len(PROMPTS[0]) + 4, 5]  # ten tokens: twice four drafts and one of its own
@@ -146,7 +156,13 @@ def test_an_assistant_sees_the_prompt_s_layout(model) -> None:
 @pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
 def test_beams_do_not_depend_on_padding_or_cache(model, static: bool) -> None:
     model.set_attn_implementation("sdpa")
-    settings = {"num_beams": 3, "max_new_tokens": 6, "do_sample": False, "num_return_sequences": 2, "disable_compile": True}
+    settings = {
+        "num_beams": 3,
+        "max_new_tokens": 6,
+        "do_sample": False,
+        "num_return_sequences": 2,
+        "disable_compile": True,
+    }
     if static:
         settings["cache_implementation"] = "static"
     inputs = batch()
@@ -171,13 +187,20 @@ def test_scores_of_a_step_are_the_reference_logits(model) -> None:
     model.set_attn_implementation("sdpa")
     prompt = PROMPTS[0]
     output = model.generate(
-        torch.tensor([prompt]), max_new_tokens=3, do_sample=False, return_dict_in_generate=True, output_logits=True, use_cache=True
+        torch.tensor([prompt]),
+        max_new_tokens=3,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+        use_cache=True,
     )
     ids = output.sequences[0].tolist()
     for i, logits in enumerate(output.logits):
         row = ids[: len(prompt) + i]
         positions, visible = layout(row, SOP, MASK, SMASK)
-        reference = naive_forward(model.state_dict(), row, positions, visible, LAYERS, HEADS, projection=model.lm_head.weight)[-1]
+        reference = naive_forward(
+            model.state_dict(), row, positions, visible, LAYERS, HEADS, projection=model.lm_head.weight
+        )[-1]
         assert (logits[0] - reference).abs().max() < 2e-5  # as in test_modeling_glm130b.py
 
 
@@ -235,7 +258,9 @@ def test_inputs_embeds_generate_with_an_explicit_layout(model, expected) -> None
     )
     assert answers(output, 0) == [expected[0]]
     with pytest.raises(ValueError, match="pass both token_type_ids and position_ids"):
-        model.generate(inputs_embeds=model.get_input_embeddings()(prompt), token_type_ids=torch.zeros(1, 6, dtype=torch.long))
+        model.generate(
+            inputs_embeds=model.get_input_embeddings()(prompt), token_type_ids=torch.zeros(1, 6, dtype=torch.long)
+        )
 
 
 def test_streaming(model, expected) -> None:
@@ -274,10 +299,9 @@ def test_a_prompt_without_room_is_refused(model) -> None:
         model.generate(torch.tensor([[1, 999, SOP]]), max_new_tokens=1)
 
 
-# --- fill_blanks with a stand-in tokenizer: words are ids; the real one is held against the original's runs in test_golden_glm130b.py
-
-
 class WordTokenizer(SimpleNamespace):
+    """Words are ids; the real tokenizer is held against the original's runs in test_golden_glm130b.py."""
+
     mask_token_id, gmask_token_id, smask_token_id = MASK, GMASK, SMASK
     sop_token_id, eop_token_id, eos_token_id, pad_token_id = SOP, EOP, EOS, PAD
 
@@ -330,12 +354,16 @@ def test_max_length_holds_for_each_row_of_a_batch(model) -> None:
 def test_beams_fill_blanks_batched_or_not(model) -> None:
     tokenizer = WordTokenizer()
     settings = {"num_beams": 3, "max_length": 14, "do_sample": False}
-    assert fill_blanks(model, tokenizer, TEXTS, **settings) == [fill_blanks(model, tokenizer, text, **settings) for text in TEXTS]
+    assert fill_blanks(model, tokenizer, TEXTS, **settings) == [
+        fill_blanks(model, tokenizer, text, **settings) for text in TEXTS
+    ]
 
 
 def test_fill_blanks_says_when_no_room_is_left(model) -> None:
     tokenizer = WordTokenizer()
-    with pytest.raises(ValueError, match=r"No room is left to generate: .* take 7 tokens with <sop>, and at most 7 are allowed"):
+    with pytest.raises(
+        ValueError, match=r"No room is left to generate: .* take 7 tokens with <sop>, and at most 7 are allowed"
+    ):
         fill_blanks(model, tokenizer, TEXTS[0], max_length=7)
     with pytest.raises(ValueError, match="No room is left"):
         fill_blanks(model, tokenizer, "9 " * 260 + "[gMASK]", max_new_tokens=5)
@@ -348,4 +376,6 @@ def test_an_answer_that_is_a_blank_again_ends_in_an_error(model) -> None:
         return [EOP] if ids[-1] == MASK else [MASK]
 
     with pytest.raises(ValueError, match="answered a blank with another blank"):
-        fill_blanks(model, WordTokenizer(), TEXTS[0], max_new_tokens=3, do_sample=False, prefix_allowed_tokens_fn=only_mask)
+        fill_blanks(
+            model, WordTokenizer(), TEXTS[0], max_new_tokens=3, do_sample=False, prefix_allowed_tokens_fn=only_mask
+        )

@@ -1,4 +1,4 @@
-"""The model against the slow reference: attention implementations, padding, caches, masks, training, compilation, loading."""
+"""The model against the slow reference: attention, padding, caches, masks, training, compilation, loading."""
 
 import copy
 import gc
@@ -46,7 +46,7 @@ def test_forward_is_the_reference(ids: list[int], implementation: str) -> None:
 
 
 def test_flex_attention_is_the_reference() -> None:
-    # One shape: torch 2.13 compiles flex attention anew for a second one, and its CPU code for dynamic shapes does not build.
+    # One shape: for a second one torch 2.13 generates CPU code for dynamic shapes, which does not build.
     torch._dynamo.reset()
     model = tiny_model(attn_implementation="flex_attention", attention_dropout=0.0)
     with torch.no_grad():  # torch has no backward for it on CPU
@@ -67,7 +67,7 @@ def test_left_padding_changes_nothing(implementation: str) -> None:
 def test_padding_in_the_middle_and_on_the_right_changes_nothing() -> None:
     model = tiny_model()
     row = ROWS[0]
-    ids = torch.tensor([row[:2] + [3, 3] + row[2:] + [3]])
+    ids = torch.tensor([[*row[:2], 3, 3, *row[2:], 3]])
     mask = torch.tensor([[1, 1, 0, 0] + [1] * (len(row) - 2) + [0]])
     got = model(ids, attention_mask=mask).logits[0, mask[0].bool()]
     assert (got - reference_logits(model, row)).abs().max() < EXACT
@@ -128,7 +128,9 @@ def test_explicit_types_positions_and_4d_masks_override() -> None:
         by_mask = model(row, position_ids=torch.tensor([positions]), attention_mask=visible[None, None]).logits[0]
         assert (by_mask - expected).abs().max() < EXACT
     additive = torch.zeros(5, 5).masked_fill(~visible, float("-inf"))[None, None]
-    assert (model(row, position_ids=torch.tensor([positions]), attention_mask=additive).logits[0] - expected).abs().max() < EXACT
+    assert (
+        model(row, position_ids=torch.tensor([positions]), attention_mask=additive).logits[0] - expected
+    ).abs().max() < EXACT
 
 
 def test_embeddings_need_types_and_positions_for_a_prefix() -> None:
@@ -138,13 +140,15 @@ def test_embeddings_need_types_and_positions_for_a_prefix() -> None:
     embeds = model.get_input_embeddings()(row)
     positions, _ = layout(ROWS[0], SOP, MASK, SMASK)
     types = torch.tensor([[0] * 5 + [1] * 4])
-    assert (model(inputs_embeds=embeds, token_type_ids=types, position_ids=torch.tensor([positions])).logits - whole).abs().max() < EXACT
+    assert (
+        model(inputs_embeds=embeds, token_type_ids=types, position_ids=torch.tensor([positions])).logits - whole
+    ).abs().max() < EXACT
     with pytest.raises(ValueError, match="exactly one of input_ids and inputs_embeds"):
         model(row, inputs_embeds=embeds)
 
 
 def test_released_rotary_tables_are_fp16_in_every_compute_dtype() -> None:
-    """An exact table is another model: at position 200 of 16-wide heads the difference shows, and ours follows the rounded one."""
+    """An exact table is another model; ours follows the rounded one."""
     model = tiny_model(max_position_embeddings=2048)
     ids = [9, 8, 7, 6, 5]
     positions, visible = [1900, 1901, 1902, 1903, 1904], torch.ones(5, 5).tril().bool()
@@ -165,7 +169,7 @@ def test_released_rotary_tables_are_fp16_in_every_compute_dtype() -> None:
 
 
 def test_eager_fp16_scores_do_not_overflow() -> None:
-    """Raw scores of 130B scale: 128 dimensions of size 60 give 460,800 / sqrt(128), beyond fp16's 65,504 before the scaling."""
+    """Raw scores of 130B scale: 128 dimensions of size 60 give 460,800, and fp16 ends at 65,504."""
     module = torch.nn.Module()
     module.layer_idx, module.training = 69, False
     query, key = torch.full((1, 1, 2, 128), 60.0), torch.full((1, 1, 3, 128), 60.0)
@@ -294,7 +298,9 @@ def test_device_map_with_disk_offload(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path / "model", max_shard_size="40KB")
     device_map = {"model.embed_tokens": "cpu", "lm_head": "cpu", "model.rotary_emb": "cpu", "model.norm": "cpu"}
     device_map |= {f"model.layers.{i}": "disk" if i else "cpu" for i in range(LAYERS)}
-    again = AutoModelForCausalLM.from_pretrained(tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload")
+    again = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload"
+    )
     row = torch.tensor([ROWS[0]])
     assert (again(row).logits - model(row).logits).abs().max() < EXACT
     del again
@@ -305,7 +311,7 @@ def test_released_size_on_the_meta_device() -> None:
     with torch.device("meta"):
         model = Glm130bForCausalLM(Glm130bConfig())
     parameters = sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
-    # 150528 x 12288 embedding; 70 layers of 4 h^2 + 4 h attention, 3 h i + 2 i + h feed-forward, 4 h norms; final norm 2 h
+    # 70 layers of 4 h^2 + 4 h attention, 3 h i + 2 i + h feed-forward and 4 h norms; 2 h for the last norm
     h, i = 12288, 32768
     assert parameters == 150528 * h + 70 * (4 * h * h + 4 * h + 3 * h * i + 2 * i + h + 4 * h) + 2 * h
 
@@ -315,5 +321,9 @@ def test_tensor_parallel_plan_names_every_large_linear() -> None:
     plan = config.base_model_tp_plan
     with torch.device("meta"):
         model = Glm130bModel(tiny_config())
-    linears = {name.replace(".0.", ".*.") for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and ".0." in name}
+    linears = {
+        name.replace(".0.", ".*.")
+        for name, m in model.named_modules()
+        if isinstance(m, torch.nn.Linear) and ".0." in name
+    }
     assert linears == set(plan)

@@ -50,7 +50,13 @@ def test_layout_is_the_reference_s(ids: list[int], padding: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "goes_on"),
-    [("short blank", False), ("open end", True), ("mask right before <sop>", False), ("causal", True), ("only <sop>", True)],
+    [
+        ("short blank", False),
+        ("open end", True),
+        ("mask right before <sop>", False),
+        ("causal", True),
+        ("only <sop>", True),
+    ],
 )
 @pytest.mark.parametrize("padding", [0, 2])
 def test_whether_positions_go_on_after_the_prompt(name: str, goes_on: bool, padding: int) -> None:
@@ -71,7 +77,9 @@ def test_a_model_without_the_tokens_is_causal() -> None:
 
 @pytest.mark.parametrize("bad", [-100, 128])
 def test_ids_outside_the_vocabulary_are_named(bad: int) -> None:
-    with pytest.raises(ValueError, match=rf"input_ids\[1, 2\] = {bad} is outside the vocabulary: ids go from 0 to 127"):
+    with pytest.raises(
+        ValueError, match=rf"input_ids\[1, 2\] = {bad} is outside the vocabulary: ids go from 0 to 127"
+    ):
         check_ids(torch.tensor([[1, 2, 3], [4, 5, bad]]), 128)
 
 

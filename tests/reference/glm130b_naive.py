@@ -1,6 +1,8 @@
-"""The definition of GLM-130B in loops and fp32, written from the paper and the released code, independent of the package.
+"""The definition of GLM-130B in loops and fp32, written from the paper and the released code, independent of the
+package.
 
-One row at a time, no cache, no padding, weights taken from a state dict by name. Slow on purpose: every faster path is held against it.
+One row at a time, no cache, no padding, weights taken from a state dict by name. Slow on purpose: every faster path
+is held against it.
 """
 
 import math
@@ -9,7 +11,9 @@ import torch
 import torch.nn.functional as F
 
 
-def rotary_tables(positions: list[int], head_dim: int, theta: float = 10000.0, fp16: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+def rotary_tables(
+    positions: list[int], head_dim: int, theta: float = 10000.0, fp16: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
     """cos and sin, (len, head_dim) fp32; every intermediate rounded to fp16 as in the released tables."""
     inv_freq = torch.tensor([1.0 / theta ** (i / head_dim) for i in range(0, head_dim, 2)])
     position = torch.tensor(positions, dtype=torch.float32)

@@ -1,0 +1,97 @@
+"""Who may import whom: one direction inside the repository, and only what the Hub copies in files that travel to
+it.
+"""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "hf_glm_ernie"
+HUB_FILES = sorted(
+    path
+    for role in ("configuration", "prefix", "generation", "modeling", "tokenization")
+    for path in PACKAGE.glob(f"{role}_*.py")
+)
+HUB_IMPORTS = {"torch", "transformers", "huggingface_hub", "tokenizers", "tqdm", "numpy", *sys.stdlib_module_names}
+# What each role may import from beside it, lowest first.
+BELOW = {
+    "configuration": set(),
+    "prefix": {"configuration"},
+    "generation": {"configuration", "prefix"},
+    "modeling": {"configuration", "prefix", "generation"},
+    "tokenization": {"tokenization"},
+}
+
+
+def imports(path: Path) -> list[tuple[int, str, bool]]:
+    """(level, module, inside a try) of every import of a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    guarded = {id(node) for block in ast.walk(tree) if isinstance(block, ast.Try) for node in ast.walk(block)}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(0, alias.name, id(node) in guarded) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append((node.level, node.module or "", id(node) in guarded))
+    return found
+
+
+@pytest.mark.parametrize("path", HUB_FILES, ids=lambda path: path.stem)
+def test_hub_files_import_only_what_the_hub_has(path: Path) -> None:
+    role = path.stem.split("_")[0]
+    for level, module, guarded in imports(path):
+        if level:
+            assert level == 1, f"{path.name}: the Hub copies only files of the same folder, not {'.' * level}{module}"
+            assert module.split("_")[0] in BELOW[role], f"{path.name} must not import {module}"
+        else:
+            assert guarded or module.split(".")[0] in HUB_IMPORTS, f"{path.name}: the Hub brings no {module}"
+
+
+@pytest.mark.parametrize("path", HUB_FILES, ids=lambda path: path.stem)
+def test_no_text_looks_like_an_import(path: Path) -> None:
+    """The Hub finds imports by a regular expression, in docstrings too."""
+    by_regex = set(re.findall(r"^\s*from\s+\.(\S+)\s+import", path.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    by_regex |= set(re.findall(r"^\s*import\s+\.(\S+)\s*$", path.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    assert by_regex == {module for level, module, _ in imports(path) if level}
+
+
+def test_arrows_point_one_way() -> None:
+    for path in PACKAGE.glob("*.py"):
+        assert not {m.split(".")[0] for level, m, _ in imports(path) if not level} & {
+            "conversion",
+            "examples",
+            "tests",
+            "benchmarks",
+        }
+    for path in (ROOT / "examples").rglob("*.py"):
+        assert not {m.split(".")[0] for level, m, _ in imports(path) if not level} & {
+            "conversion",
+            "tests",
+            "benchmarks",
+        }
+    for path in (ROOT / "conversion").glob("*.py"):
+        assert not {m.split(".")[0] for level, m, _ in imports(path) if not level} & {
+            "conversion",
+            "examples",
+            "tests",
+            "benchmarks",
+        }
+
+
+def test_the_table_knows_no_files_and_the_readers_no_models() -> None:
+    state_map = {module.split(".")[0] for _, module, _ in imports(ROOT / "conversion" / "state_map.py")}
+    assert not state_map & {"hf_glm_ernie", "transformers", "safetensors", "pathlib", "os", "io"}
+    for name in ("readers.py", "writer.py"):
+        assert "hf_glm_ernie" not in {module.split(".")[0] for _, module, _ in imports(ROOT / "conversion" / name)}
+
+
+def test_importing_the_package_registers_and_does_nothing_else() -> None:
+    tree = ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8"))
+    for node in tree.body:
+        calls = [ast.unparse(child.func) for child in ast.walk(node) if isinstance(child, ast.Call)]
+        assert all(call.startswith("Auto") and call.endswith(".register") for call in calls)
+        assert isinstance(node, ast.Import | ast.ImportFrom | ast.Assign | ast.Expr)

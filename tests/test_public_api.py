@@ -1,0 +1,40 @@
+"""The names people import, and that importing registers them; a change here is a change for users (CHANGELOG)."""
+
+import subprocess
+import sys
+
+import transformers
+
+import hf_glm_ernie
+
+
+def test_public_names() -> None:
+    assert set(hf_glm_ernie.__all__) == {
+        "FilledText",
+        "Glm130bConfig",
+        "Glm130bForCausalLM",
+        "Glm130bModel",
+        "Glm130bPreTrainedModel",
+        "Glm130bTokenizer",
+        "fill_blanks",
+    }
+    assert all(hasattr(hf_glm_ernie, name) for name in hf_glm_ernie.__all__)
+
+
+def test_registered_with_the_auto_classes() -> None:
+    config = transformers.AutoConfig.for_model("glm130b")
+    assert type(config) is hf_glm_ernie.Glm130bConfig
+    assert transformers.AutoModel._model_mapping[type(config)] is hf_glm_ernie.Glm130bModel
+    assert transformers.AutoModelForCausalLM._model_mapping[type(config)] is hf_glm_ernie.Glm130bForCausalLM
+    assert hf_glm_ernie.Glm130bTokenizer in transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING[
+        type(config)
+    ] or (transformers.models.auto.tokenization_auto.TOKENIZER_MAPPING[type(config)] is hf_glm_ernie.Glm130bTokenizer)
+
+
+def test_importing_twice_is_harmless_and_leaves_converters_out() -> None:
+    code = (
+        "import sys, importlib, hf_glm_ernie; importlib.reload(hf_glm_ernie); "
+        "print([m for m in sys.modules if m.startswith(('hf_glm_ernie.conversion', 'sentencepiece', 'peft'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
