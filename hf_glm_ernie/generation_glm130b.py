@@ -20,13 +20,7 @@ from typing import Any, NoReturn
 import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
-from transformers import (
-    GenerationMixin,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
+from transformers import GenerationMixin, StoppingCriteria, StoppingCriteriaList
 
 from .prefix_glm130b import (
     answer_positions_go_on,
@@ -40,6 +34,8 @@ from .prefix_glm130b import (
 
 class Glm130bGenerationMixin(GenerationMixin):
     """The host's `generate`, taught where the context ends and which positions the answer takes."""
+
+    config: Any
 
     def generate(
         self, inputs: torch.Tensor | None = None, generation_config: Any = None, *args: Any, **kwargs: Any
@@ -63,11 +59,13 @@ class Glm130bGenerationMixin(GenerationMixin):
         """
         self._refuse_split_prompts(generation_config, kwargs)
         ids = inputs if inputs is not None else kwargs.get("input_ids")
-        if ids is not None and ids.ndim == 2 and ids.shape[1] > 0 and not ids.is_floating_point():
+        if ids is not None and (ids.ndim != 2 or ids.shape[1] == 0 or ids.is_floating_point()):
+            ids = None  # embeddings, or nothing yet
+        if ids is not None:
             check_ids(ids, self.config.vocab_size)
             self._check_room(ids, kwargs.get("attention_mask"))
         self._add_prompt_layout(ids, kwargs)
-        return super().generate(inputs, generation_config, *args, **kwargs)
+        return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]  # host: self is a model
 
     def _check_room(self, ids: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
         longest = ids.shape[1] if attention_mask is None else int(attention_mask.sum(-1).max())
@@ -97,39 +95,47 @@ class Glm130bGenerationMixin(GenerationMixin):
         types, positions = kwargs.pop("token_type_ids", None), kwargs.pop("position_ids", None)
         if kwargs.get("prompt_token_type_ids") is not None:
             return  # this is the assistant of another model: its prompt's layout holds for what was accepted since
-        readable = ids is not None and ids.ndim == 2 and ids.shape[1] > 0 and not ids.is_floating_point()
-        if not readable and (types is None or positions is None):
-            if types is not None or positions is not None:
+        if ids is None:
+            if types is None and positions is None:
+                return
+            if types is None or positions is None:
                 raise ValueError("With inputs_embeds pass both token_type_ids and position_ids, or neither (causal).")
-            return
         mask = kwargs.get("attention_mask")
-        if readable and mask is None:
-            # As the host infers it; set here so that positions and mask cannot disagree.
-            pad = self.generation_config.pad_token_id
-            pad = self.config.pad_token_id if pad is None else pad
-            if pad is not None and (ids == pad).any() and pad not in _as_list(self.generation_config.eos_token_id):
-                mask = kwargs["attention_mask"] = (ids != pad).long()
-        if readable and mask is not None and mask.shape != ids.shape:
-            return  # continues a cache with new ids only; `forward` knows the rows of that cache
-        if types is None:
-            types = prefix_token_type_ids(ids, self.config.sop_token_id)
-        if positions is None:
-            positions = plain_position_ids(*ids.shape, mask, 0, ids.device)
-            positions = blank_position_ids(
-                ids, types, positions, self.config.mask_token_id, self.config.smask_token_id
-            )
+        if ids is not None:
+            mask = kwargs["attention_mask"] = self._infer_padding(ids) if mask is None else mask
+            if mask is not None and mask.shape != ids.shape:
+                # Only the new ids of a cached text: `forward` knows its rows. Or a mask that the host refuses.
+                kwargs |= {"token_type_ids": types, "position_ids": positions}
+                return
+            if types is None:
+                types = prefix_token_type_ids(ids, self.config.sop_token_id)
+            if positions is None:
+                positions = plain_position_ids(ids.shape[0], ids.shape[1], mask, 0, ids.device)
+                positions = blank_position_ids(
+                    ids, types, positions, self.config.mask_token_id, self.config.smask_token_id
+                )
+        assert types is not None
+        assert positions is not None
         positions = positions.expand(types.shape[0], -1)
         kwargs["prompt_token_type_ids"] = types
         kwargs["prompt_position_ids"] = positions
         # (B, 1): 1 = positions go on, 0 = they stay
         kwargs["answer_step"] = answer_positions_go_on(types, positions, mask).long()
 
+    def _infer_padding(self, ids: torch.Tensor) -> torch.Tensor | None:
+        """Takes pad ids for padding as the host does, ahead of it, so that positions and mask cannot disagree."""
+        pad = self.generation_config.pad_token_id
+        pad = self.config.pad_token_id if pad is None else pad
+        if pad is None or pad in _as_list(self.generation_config.eos_token_id) or not (ids == pad).any():
+            return None
+        return (ids != pad).long()
+
     def prepare_inputs_for_generation(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: Any,
         next_sequence_length: int | None = None,
         past_key_values: Any = None,
-        attention_mask: torch.Tensor | None = None,
+        attention_mask: Any = None,
         inputs_embeds: torch.Tensor | None = None,
         is_first_iteration: bool | None = False,
         prompt_token_type_ids: torch.Tensor | None = None,
@@ -147,7 +153,7 @@ class Glm130bGenerationMixin(GenerationMixin):
             kwargs["position_ids"] = torch.cat(
                 (prompt_position_ids, prompt_position_ids[:, -1:] + answer_step * steps), dim=-1
             )
-        return super().prepare_inputs_for_generation(
+        return super().prepare_inputs_for_generation(  # type: ignore[misc]  # host: self is a model
             input_ids,
             next_sequence_length=next_sequence_length,
             past_key_values=past_key_values,
@@ -204,7 +210,7 @@ class _RowLimits(StoppingCriteria):
         self.max_new_tokens = max_new_tokens
         self.padded_length = padded_length
 
-    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         limits = torch.tensor(self.max_new_tokens, device=input_ids.device)
         limits = limits.repeat_interleave(input_ids.shape[0] // len(limits))  # beams of a row lie side by side
         return limits <= input_ids.shape[1] - self.padded_length
@@ -239,8 +245,8 @@ class _Row:
 
 
 def fill_blanks(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    model: Any,
+    tokenizer: Any,
     texts: str | list[str],
     *,
     batch_size: int = 16,
@@ -283,21 +289,19 @@ def fill_blanks(
     return filled[0] if isinstance(texts, str) else filled
 
 
-def _read_row(tokenizer: PreTrainedTokenizerBase, text: str) -> _Row:
+def _read_row(tokenizer: Any, text: str) -> _Row:
     ids = list(tokenizer(text)["input_ids"])[:-1]  # without <sop>: it is put behind the text anew for each blank
     short = [tokenizer.mask_token_id, tokenizer.smask_token_id]
     kind = next(kind for kind in (*short, tokenizer.gmask_token_id) if kind in ids)
     return _Row(ids, kind, kind in short, text)
 
 
-def _finish_row(tokenizer: PreTrainedTokenizerBase, row: _Row) -> FilledText:
+def _finish_row(tokenizer: Any, row: _Row) -> FilledText:
     ids = row.ids[:-1] if row.ids[-1:] == [tokenizer.eos_token_id] else row.ids
-    return FilledText(tokenizer.decode(ids), [tokenizer.decode(blank) for blank in row.blanks], ids)
+    return FilledText(str(tokenizer.decode(ids)), [str(tokenizer.decode(blank)) for blank in row.blanks], ids)
 
 
-def _answers(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[_Row], generate_kwargs: dict[str, Any]
-) -> Iterator[list[int]]:
+def _answers(model: Any, tokenizer: Any, rows: list[_Row], generate_kwargs: dict[str, Any]) -> Iterator[list[int]]:
     """Generates the next blank of every row and yields the answers, without the token that ended them."""
     prompt = _pad_prompts(tokenizer, rows, model.device)
     limits = _answer_limits(model, rows, generate_kwargs)
@@ -313,14 +317,14 @@ def _answers(
         yield answer[:end]
 
 
-def _pad_prompts(
-    tokenizer: PreTrainedTokenizerBase, rows: list[_Row], device: torch.device
-) -> dict[str, torch.Tensor]:
+def _pad_prompts(tokenizer: Any, rows: list[_Row], device: torch.device) -> dict[str, torch.Tensor]:
     """Left-pads the rows and spells out their layout: an answer filled in earlier may hold a `<sop>` or a mask, which
     is context now.
     """
     width = max(len(row.ids) for row in rows) + 1
-    prompt = {name: [] for name in ("input_ids", "attention_mask", "token_type_ids", "position_ids")}
+    prompt: dict[str, list[list[int]]] = {
+        name: [] for name in ("input_ids", "attention_mask", "token_type_ids", "position_ids")
+    }
     for row in rows:
         length = len(row.ids)
         padding = [0] * (width - length - 1)
@@ -331,7 +335,7 @@ def _pad_prompts(
     return {name: torch.tensor(values, device=device) for name, values in prompt.items()}
 
 
-def _answer_limits(model: PreTrainedModel, rows: list[_Row], generate_kwargs: dict[str, Any]) -> list[int]:
+def _answer_limits(model: Any, rows: list[_Row], generate_kwargs: dict[str, Any]) -> list[int]:
     """The most tokens each row may write, from `max_new_tokens`, `max_length` and the model's context."""
     config = generate_kwargs.get("generation_config") or model.generation_config
     max_length = generate_kwargs.get("max_length")

@@ -50,6 +50,9 @@ from .prefix_glm130b import (
 
 logger = logging.get_logger(__name__)
 
+# The attribute of a cache that holds the `row_states` of what it was filled with.
+ROWS_OF_CACHE = "glm130b_rows"
+
 
 def rotate_half(x: torch.Tensor) -> torch.Tensor:
     """Turns (..., D) = [x1, x2] into [-x2, x1] [S `rotate_half`]."""
@@ -58,7 +61,7 @@ def rotate_half(x: torch.Tensor) -> torch.Tensor:
 
 
 def eager_attention_forward(
-    module: nn.Module,
+    module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -99,6 +102,8 @@ def eager_attention_forward(
 class Glm130bRotaryEmbedding(nn.Module):
     """Rotary tables as released: frequencies, angles, cos and sin all rounded to fp16 (config `rotary_dtype`)."""
 
+    inv_freq_bits: torch.Tensor  # (D / 2,) integers
+
     def __init__(self, config: Glm130bConfig):
         super().__init__()
         self.config = config
@@ -137,7 +142,7 @@ def deepnorm_linear(in_features: int, out_features: int, gain: float) -> nn.Line
     `Glm130bPreTrainedModel._init_weights`).
     """
     linear = nn.Linear(in_features, out_features)
-    linear.deepnorm_gain = gain
+    linear.deepnorm_gain = gain  # type: ignore[assignment]  # torch types every attribute as tensor or module
     return linear
 
 
@@ -272,7 +277,7 @@ class Glm130bPreTrainedModel(PreTrainedModel):
         does.
         """
         if isinstance(module, nn.Linear) and hasattr(module, "deepnorm_gain"):
-            init.xavier_normal_(module.weight, gain=module.deepnorm_gain)
+            init.xavier_normal_(module.weight, gain=float(module.deepnorm_gain))  # type: ignore[arg-type]
             init.zeros_(module.bias)
         elif isinstance(module, Glm130bRotaryEmbedding):
             init.copy_(
@@ -298,12 +303,12 @@ class Glm130bModel(Glm130bPreTrainedModel):
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
@@ -331,8 +336,9 @@ class Glm130bModel(Glm130bPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
-        if inputs_embeds is None:
+        if input_ids is not None:
             inputs_embeds = self._embed(input_ids)
+        assert inputs_embeds is not None
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
 
@@ -374,12 +380,12 @@ class Glm130bModel(Glm130bPreTrainedModel):
         """Fills in what the caller left open: (B, L) types (`None` = causal) and (B, L) positions."""
         explicit = token_type_ids is not None and position_ids is not None
         batch_size, length = inputs_embeds.shape[:2]
-        if explicit and (past_key_values is None or length == 1):  # a decoding step of `generate` does nothing here
-            return token_type_ids, position_ids
+        if token_type_ids is not None and position_ids is not None and (past_key_values is None or length == 1):
+            return token_type_ids, position_ids  # a decoding step of `generate` does nothing here
 
         padding = attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2 else None
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
-        rows = getattr(past_key_values, "glm130b_rows", None)
+        rows = getattr(past_key_values, ROWS_OF_CACHE, None)
         continues = rows is not None and bool(past_length > 0)
         if position_ids is None:
             positions = plain_position_ids(batch_size, length, padding, past_length, inputs_embeds.device)
@@ -393,7 +399,7 @@ class Glm130bModel(Glm130bPreTrainedModel):
                     "For a prefix pass token_type_ids (0 = context, 1 = <sop> and after) and position_ids."
                 )
             return token_type_ids, positions
-        if continues and not explicit:
+        if rows is not None and continues and not explicit:
             return self._continue_rows(input_ids, rows, token_type_ids, positions, position_ids is None)
 
         if token_type_ids is None:
@@ -406,9 +412,8 @@ class Glm130bModel(Glm130bPreTrainedModel):
             starts_answer = (token_type_ids == 0).any(-1, keepdim=True)
             if self.config.sop_token_id is not None:
                 starts_answer = starts_answer | (input_ids == self.config.sop_token_id).any(-1, keepdim=True)
-            past_key_values.glm130b_rows = row_states(
-                token_type_ids, positions, None if padding is None else padding[:, -length:], starts_answer
-            )
+            real = None if padding is None else padding[:, -length:]
+            setattr(past_key_values, ROWS_OF_CACHE, row_states(token_type_ids, positions, real, starts_answer))
         return token_type_ids, positions
 
     def _continue_rows(
@@ -446,7 +451,7 @@ class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
     _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
-    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # noqa: RUF012
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # type: ignore[dict-item]  # noqa: RUF012
     _fsdp_plan = {"lm_head": "keep_full_weight"}  # noqa: RUF012
 
     def __init__(self, config: Glm130bConfig):
@@ -458,13 +463,13 @@ class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
@@ -487,7 +492,7 @@ class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
         Returns:
             `logits` (B, kept, vocabulary), `loss` where labels were given, and what the model returns.
         """
-        outputs: BaseModelOutputWithPast = self.model(
+        outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
@@ -498,8 +503,7 @@ class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        hidden_states: torch.Tensor = outputs.last_hidden_state  # type: ignore[assignment]  (the host types it as optional)
-        logits = self.lm_head(hidden_states[:, kept])
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)

@@ -1,0 +1,98 @@
+"""Writes a checkpoint of random fp16 weights in the released GLM-130B layout, for measuring the converter.
+
+    python benchmarks/make_checkpoint_glm130b.py --output DIR
+
+makes 2.2 GB on 8 ranks (hidden 2048, inner 5632, 16 layers, vocabulary 150528). One rank is in memory at a time.
+`--headers-only` leaves the data out: the files have their full size and names but take no disk, which is enough for
+`--dry-run`, also at the released size (`--released-size`, 8 files of 32 GB).
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+ITERATION = "49300"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a model; the defaults are the measured one."""
+
+    hidden: int = 2048
+    inner: int = 5632
+    layers: int = 16
+    heads: int = 16
+    vocabulary: int = 150528
+    context: int = 2048
+
+
+RELEASED = Shape(hidden=12288, inner=32768, layers=70, heads=96)
+
+
+def rank_shapes(shape: Shape, ranks: int) -> Iterator[tuple[str, tuple[int, ...], bool]]:
+    """(name, shape, whether every rank holds the same) of each tensor on one rank, in the original's order."""
+    hidden, inner = shape.hidden, shape.inner
+    yield "transformer.word_embeddings.weight", (shape.vocabulary // ranks, hidden), False
+    for i in range(shape.layers):
+        layer = f"transformer.layers.{i}"
+        for kind in ("weight", "bias"):
+            yield f"{layer}.input_layernorm.{kind}", (hidden,), True
+        yield f"{layer}.attention.query_key_value.weight", (3 * hidden // ranks, hidden), False
+        yield f"{layer}.attention.query_key_value.bias", (3 * hidden // ranks,), False
+        yield f"{layer}.attention.dense.weight", (hidden, hidden // ranks), False
+        yield f"{layer}.attention.dense.bias", (hidden,), True
+        for kind in ("weight", "bias"):
+            yield f"{layer}.post_attention_layernorm.{kind}", (hidden,), True
+        yield f"{layer}.mlp.dense_4h_to_h.weight", (hidden, inner // ranks), False
+        yield f"{layer}.mlp.dense_4h_to_h.bias", (hidden,), True
+        yield f"{layer}.mlp.dense_h_to_4h.weight", (2 * inner // ranks, hidden), False
+        yield f"{layer}.mlp.dense_h_to_4h.bias", (2 * inner // ranks,), False
+    for kind in ("weight", "bias"):
+        yield f"transformer.final_layernorm.{kind}", (hidden,), True
+
+
+def write_checkpoint(output: Path, shape: Shape, ranks: int, headers_only: bool) -> None:
+    """Writes `latest`, the rank files and, beside them, the settings that tensors cannot tell (`config.json`)."""
+    folder = output / ITERATION
+    folder.mkdir(parents=True)
+    (output / "latest").write_text(ITERATION)
+    settings = {"num_attention_heads": shape.heads, "max_sequence_length": shape.context}
+    (output / "config.json").write_text(json.dumps(settings))
+    for rank in range(ranks):
+        path = folder / f"mp_rank_{rank:02d}_model_states.pt"
+        if headers_only:
+            with FakeTensorMode():
+                fakes = {name: torch.empty(size, dtype=torch.float16) for name, size, _ in rank_shapes(shape, ranks)}
+            with torch.serialization.skip_data(materialize_fake_tensors=True):
+                torch.save({"module": fakes}, path)
+            continue
+        own, common = torch.Generator().manual_seed(rank + 1), torch.Generator().manual_seed(0)
+        tensors = {
+            name: torch.randn(size, generator=common if same else own).mul_(0.02).half()
+            for name, size, same in rank_shapes(shape, ranks)
+        }
+        torch.save({"module": tensors}, path)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--output", type=Path, required=True, help="folder to be made")
+    parser.add_argument("--ranks", type=int, default=8)
+    parser.add_argument("--released-size", action="store_true", help="the sizes of the released 130B; with --headers-only")
+    parser.add_argument("--headers-only", action="store_true", help="no data: full file sizes, no disk taken")
+    options = parser.parse_args()
+    if options.released_size and not options.headers_only:
+        parser.error("--released-size needs --headers-only (the data would be 260 GB)")
+    write_checkpoint(options.output, RELEASED if options.released_size else Shape(), options.ranks, options.headers_only)
+    files = sorted((options.output / ITERATION).iterdir())
+    print(f"{len(files)} files, {sum(path.stat().st_size for path in files):,} bytes in {options.output}")
+
+
+if __name__ == "__main__":
+    main()
