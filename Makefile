@@ -3,7 +3,7 @@ VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test test-slow test-oldest check format bench conformance clean
+.PHONY: demo test test-slow test-oldest check format bench conformance conformance-oldest clean
 
 $(STAMP): pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
@@ -19,6 +19,32 @@ test: $(STAMP)  ## every test that runs on two cores
 
 test-slow: $(STAMP)
 	$(PYTHON) -m pytest -m "slow and not gpu"
+
+OLDEST = .venv-oldest
+OLDEST_STAMP = $(OLDEST)/.installed
+
+# The lowest transformers that pyproject.toml allows; all else as in constraints.txt.
+$(OLDEST_STAMP): pyproject.toml constraints.txt
+	python3 -m venv --clear $(OLDEST)
+	grep -v '^transformers==' constraints.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(OLDEST)/constraints.txt "torch==2.13.0"
+	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(OLDEST)/constraints.txt "transformers==5.17.0" --editable ".[test]"
+	touch $(OLDEST_STAMP)
+
+test-oldest: $(OLDEST_STAMP)  ## the tests with the oldest allowed transformers
+	$(OLDEST)/bin/python -m pytest -m "not slow and not gpu"
+
+conformance: $(STAMP)  ## the host library's own test suites; TRANSFORMERS_SRC=<checkout of its tag> adds generation
+	$(PYTHON) tests/conformance/run.py
+
+conformance-oldest: $(OLDEST_STAMP)
+	$(OLDEST)/bin/python tests/conformance/run.py
+
+bench: $(STAMP)  ## speed beside the host's Llama, tokenizer beside sentencepiece, converter beside cp; minutes
+	$(PYTHON) benchmarks/speed_glm130b.py
+	$(PYTHON) benchmarks/tokenizer_glm130b.py
+	$(PYTHON) benchmarks/make_checkpoint_glm130b.py --help > /dev/null
+	$(PYTHON) benchmarks/convert_glm130b.py
 
 check: $(STAMP)  ## lint, format, types
 	$(VENV)/bin/ruff check .

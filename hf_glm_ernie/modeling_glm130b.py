@@ -32,7 +32,8 @@ from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils import can_return_tuple, logging
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
@@ -50,7 +51,8 @@ from .prefix_glm130b import (
 
 logger = logging.get_logger(__name__)
 
-# The attribute of a cache that holds the `row_states` of what it was filled with.
+# The attribute of a cache that holds the `row_states` of what it was filled with. Plain integers: exporters take a
+# tensor on a cache for one of the model's outputs.
 ROWS_OF_CACHE = "glm130b_rows"
 
 
@@ -301,7 +303,7 @@ class Glm130bModel(Glm130bPreTrainedModel):
 
     @merge_with_config_defaults
     @capture_outputs
-    def forward(
+    def forward(  # type: ignore[misc]  # the host's TransformersKwargs names position_ids too
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -310,7 +312,7 @@ class Glm130bModel(Glm130bPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         """Runs the layers.
 
@@ -378,15 +380,17 @@ class Glm130bModel(Glm130bPreTrainedModel):
         past_key_values: Cache | None,
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Fills in what the caller left open: (B, L) types (`None` = causal) and (B, L) positions."""
+        tracing = torch.compiler.is_compiling()
         explicit = token_type_ids is not None and position_ids is not None
         batch_size, length = inputs_embeds.shape[:2]
-        if token_type_ids is not None and position_ids is not None and (past_key_values is None or length == 1):
-            return token_type_ids, position_ids  # a decoding step of `generate` does nothing here
+        nothing_to_remember = tracing or past_key_values is None or length == 1
+        if token_type_ids is not None and position_ids is not None and nothing_to_remember:
+            return token_type_ids, position_ids  # so that a decoding step of `generate` does nothing here
 
         padding = attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2 else None
         past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
         rows = getattr(past_key_values, ROWS_OF_CACHE, None)
-        continues = rows is not None and bool(past_length > 0)
+        continues = rows is not None and (tracing or bool(past_length > 0))
         if position_ids is None:
             positions = plain_position_ids(batch_size, length, padding, past_length, inputs_embeds.device)
         else:
@@ -400,7 +404,8 @@ class Glm130bModel(Glm130bPreTrainedModel):
                 )
             return token_type_ids, positions
         if rows is not None and continues and not explicit:
-            return self._continue_rows(input_ids, rows, token_type_ids, positions, position_ids is None)
+            states = torch.tensor(rows, device=input_ids.device)[:, None]
+            return self._continue_rows(input_ids, states, token_type_ids, positions, position_ids is None)
 
         if token_type_ids is None:
             token_type_ids = prefix_token_type_ids(input_ids, self.config.sop_token_id)
@@ -408,12 +413,13 @@ class Glm130bModel(Glm130bPreTrainedModel):
             positions = blank_position_ids(
                 input_ids, token_type_ids, positions, self.config.mask_token_id, self.config.smask_token_id
             )
-        if past_key_values is not None and not torch.compiler.is_compiling() and bool(past_length == 0):
+        if past_key_values is not None and not tracing and bool(past_length == 0):
             starts_answer = (token_type_ids == 0).any(-1, keepdim=True)
             if self.config.sop_token_id is not None:
                 starts_answer = starts_answer | (input_ids == self.config.sop_token_id).any(-1, keepdim=True)
             real = None if padding is None else padding[:, -length:]
-            setattr(past_key_values, ROWS_OF_CACHE, row_states(token_type_ids, positions, real, starts_answer))
+            states = row_states(token_type_ids, positions, real, starts_answer)
+            setattr(past_key_values, ROWS_OF_CACHE, states[:, 0].tolist())
         return token_type_ids, positions
 
     def _continue_rows(
@@ -461,7 +467,7 @@ class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
         self.post_init()
 
     @can_return_tuple
-    def forward(
+    def forward(  # type: ignore[misc]  # as above
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -472,7 +478,7 @@ class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         """Runs the model and projects to the vocabulary; arguments as in [`Glm130bModel.forward`], and:
 

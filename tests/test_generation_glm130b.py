@@ -1,6 +1,7 @@
 """`generate` in all its modes against a greedy loop over the slow reference, and `fill_blanks`."""
 
 import copy
+import functools
 from types import SimpleNamespace
 
 import pytest
@@ -131,6 +132,7 @@ def test_an_assistant_sees_the_prompt_s_layout(model) -> None:
     verifications = []
     forward = model.forward
 
+    @functools.wraps(forward)  # the host reads its signature
     def spy(*args, **kwargs):
         verifications.append(kwargs["position_ids"].shape[1])
         return forward(*args, **kwargs)

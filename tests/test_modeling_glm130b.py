@@ -326,4 +326,4 @@ def test_tensor_parallel_plan_names_every_large_linear() -> None:
         for name, m in model.named_modules()
         if isinstance(m, torch.nn.Linear) and ".0." in name
     }
-    assert linears == set(plan)
+    assert linears == set(plan) - {"embed_tokens"}  # the host of 5.17 adds it where weights are tied
