@@ -1,0 +1,258 @@
+"""Rows of a batch between the user's texts and ids: what was passed in, cut into parts, and put together again.
+
+No vocabulary here: the tokenizer fills in the ids.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from tokenizers import AddedToken, Encoding, Tokenizer, models, processors
+from transformers.utils import PaddingStrategy
+
+
+@dataclass(slots=True)
+class Part:
+    """A stretch of one sequence: a text to be tokenized by itself, or a mask.
+
+    Attributes:
+        text: The characters it stands for.
+        start: Where they begin in the sequence (in the word, for sequences given as words).
+        word: Index of the word, or None in a sequence given as one string (words are what stands between spaces).
+        ids: Its ids; a mask's are known from the start.
+        is_mask: Whether it is a mask.
+    """
+
+    text: str
+    start: int
+    word: int | None
+    ids: list[int]
+    is_mask: bool = False
+
+
+@dataclass(slots=True)
+class Row:
+    """One row of the batch before truncation and padding.
+
+    Attributes:
+        first: The prompt, or the whole text.
+        tail: Tokens put behind it: [gMASK], `</s>`, `<sop>`.
+        second: The answer, where there is one.
+        closing: Tokens put behind the answer.
+    """
+
+    first: list[Part]
+    tail: tuple[str, ...] = ()
+    second: list[Part] | None = None
+    closing: tuple[str, ...] = ()
+
+    def texts(self) -> list[Part]:
+        """The parts that are to be tokenized."""
+        return [part for part in (*self.first, *(self.second or ())) if not part.is_mask]
+
+
+class Mode(NamedTuple):
+    """How the texts of one call are tokenized.
+
+    Attributes:
+        special: Whether the model's special tokens are recognised in a text.
+        split: Whether special tokens that the user added are plain text.
+        tail: Tokens put behind a text without a mask.
+    """
+
+    special: bool
+    split: bool
+    tail: tuple[str, ...]
+
+
+class LazyEncodings(Sequence[Encoding]):
+    """The rows' `Encoding` objects (tokens, offsets), each made when it is asked for: most callers only want ids."""
+
+    def __init__(self, length: int, make: Callable[[int], Encoding]) -> None:
+        self._made: list[Encoding | None] = [None] * length
+        self._make = make
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        encoding = self._made[index]
+        if encoding is None:
+            encoding = self._made[index] = self._make(index % len(self))
+        return encoding
+
+    def __reduce__(self) -> tuple[type, tuple[list[Encoding]]]:
+        return list, (list(self),)  # a pickled batch does not carry its tokenizer along
+
+
+def read_input(text: Any, text_pair: Any, as_words: bool) -> tuple[bool, list[Any]]:
+    """Sorts out the kinds of input that `__call__` accepts.
+
+    Args:
+        text: A string, a list of strings, or a list of pairs of strings; with `as_words`, a list of words for each.
+        text_pair: Nothing, or as many second sequences in the same form.
+        as_words: Whether sequences are lists of words (`is_split_into_words`).
+
+    Returns:
+        Whether it is a batch, and its rows: a string, or two sequences as words (one word for a string), the second
+        of which may be None.
+
+    Raises:
+        ValueError: anything else.
+    """
+
+    def words(value: Any) -> list[str]:
+        if not as_words and isinstance(value, str):
+            return [value]
+        if as_words and isinstance(value, list | tuple) and all(isinstance(word, str) for word in value):
+            return list(value)
+        wanted = "a list of strings (is_split_into_words=True)" if as_words else "a string"
+        raise ValueError(f"A text must be {wanted}, or a pair of these; found {type(value).__name__} {value!r:.60}")
+
+    def row(item: Any) -> Any:
+        if isinstance(item, str) and not as_words:
+            return item
+        is_pair = isinstance(item, list | tuple) and len(item) == 2
+        if is_pair and (not as_words or not isinstance(item[0], str)):
+            return words(item[0]), words(item[1])
+        return words(item), None
+
+    is_list = isinstance(text, list | tuple)
+    is_batched = is_list and (not as_words or bool(text and isinstance(text[0], list | tuple)))
+    if not is_batched:
+        sequence = text if isinstance(text, str) and not as_words else (words(text), None)
+        return False, [sequence if text_pair is None else (words(text), words(text_pair))]
+    if text_pair is None:
+        return True, [row(item) for item in text]
+    if isinstance(text_pair, str) or len(text_pair) != len(text):
+        raise ValueError(f"A batch of {len(text)} texts needs a list of as many second texts in `text_pair`.")
+    return True, [(words(a), words(b)) for a, b in zip(text, text_pair, strict=True)]
+
+
+def whole_parts(words: list[str], as_words: bool) -> list[Part]:
+    """One part for each word, or for the one string where the sequence was not given as words."""
+    return [Part(text, 0, word if as_words else None, []) for word, text in enumerate(words)]
+
+
+def parts_at_masks(
+    words: list[str], as_words: bool, mask_pattern: re.Pattern[str], mask_ids: Mapping[str, int]
+) -> list[Part]:
+    """As `whole_parts`, cut at the masks; empty stretches between them are left out."""
+    parts: list[Part] = []
+    for index, text in enumerate(words):
+        word = index if as_words else None
+        done = 0
+        for match in mask_pattern.finditer(text):
+            if done < match.start():
+                parts.append(Part(text[done : match.start()], done, word, []))
+            parts.append(Part(match[0], match.start(), word, [mask_ids[match[0]]], is_mask=True))
+            done = match.end()
+        if done < len(text):
+            parts.append(Part(text[done:], done, word, []))
+    return parts
+
+
+def added_token_pattern(token: AddedToken) -> str:
+    """The pattern of a token that the user added, its name in a group of its own."""
+    pattern = f"({re.escape(token.content)})"
+    if token.single_word:
+        pattern = rf"(?<!\w){pattern}(?!\w)"
+    return (r"\s*" if token.lstrip else "") + pattern + (r"\s*" if token.rstrip else "")
+
+
+def padded_length(
+    rows: Sequence[Any], strategy: PaddingStrategy, max_length: int | None, multiple: int | None
+) -> int | None:
+    """The length (tokens) that rows are padded to, or None for no padding."""
+    if strategy == PaddingStrategy.DO_NOT_PAD:
+        return None
+    length = max(map(len, rows), default=0) if strategy == PaddingStrategy.LONGEST else max_length
+    if length is not None and multiple:
+        length = -(-length // multiple) * multiple
+    return length
+
+
+def record(parts: list[Part], tokens: list[tuple[int, str, int, int, Part]]) -> Encoding:
+    """Makes the library's record of one sequence.
+
+    Args:
+        parts: The sequence's parts.
+        tokens: For each token its id, its name, where it begins and ends in its part, and the part.
+    """
+    spaced = _words(parts)
+    offsets = [(part.start + start, part.start + end) for _, _, start, end, part in tokens]
+    words = [
+        spaced[max(start, end - 1)] if part.word is None and spaced else part.word
+        for (start, end), (*_, part) in zip(offsets, tokens, strict=True)
+    ]
+    encoding = Encoding()
+    state = {  # the constructor takes nothing; this is the pickled form
+        "ids": [token[0] for token in tokens],
+        "type_ids": [0] * len(tokens),
+        "tokens": [token[1] for token in tokens],
+        "words": words,
+        "offsets": offsets,
+        "special_tokens_mask": [0] * len(tokens),
+        "attention_mask": [1] * len(tokens),
+        "overflowing": [],
+        "sequence_ranges": {},
+    }
+    encoding.__setstate__(json.dumps(state).encode())
+    return encoding
+
+
+def _words(parts: list[Part]) -> list[int | None]:
+    """For each character of a sequence given as one string the index of its word; the last entry is for its end."""
+    text = "".join(part.text for part in parts if part.word is None)
+    words: list[int | None] = [None] * (len(text) + 1)
+    for index, match in enumerate(re.finditer(r"\S+", text)):
+        words[slice(*match.span())] = [index] * (match.end() - match.start())
+    return words
+
+
+def assemble(
+    first: Encoding,
+    second: Encoding | None,
+    tail: Sequence[str],
+    closing: Sequence[str],
+    ids: Mapping[str, int],
+    sop: str,
+    truncation: dict[str, Any] | None,
+) -> list[Encoding]:
+    """Truncates two sequences and puts the tokens behind them.
+
+    Args:
+        first: The prompt, or the whole text.
+        second: The answer, or None.
+        tail: Tokens behind the prompt, never cut.
+        closing: Tokens behind the answer, never cut.
+        ids: The ids of these tokens.
+        sop: The token from which on the token types are 1.
+        truncation: What `tokenizers.Tokenizer.enable_truncation` takes, or None.
+
+    Returns:
+        The row's record and, where it was truncated, one for each stretch that was cut off.
+
+    Raises:
+        ValueError: there is no room for text.
+    """
+    if truncation is not None and truncation["max_length"] - len(tail) - len(closing) <= truncation["stride"]:
+        raise ValueError(
+            f"max_length={truncation['max_length']} with stride={truncation['stride']} leaves no room for text beside "
+            f"{[*tail, *closing]}: raise max_length."
+        )
+    single = " ".join(["$A:0", *(f"{token}:{int(token == sop)}" for token in tail)])
+    backend = Tokenizer(models.BPE())  # has no vocabulary: only its truncation and its template are used
+    backend.post_processor = processors.TemplateProcessing(
+        single=single,
+        pair=" ".join([single, "$B:1", *(f"{token}:1" for token in closing)]),
+        special_tokens=[(token, ids[token]) for token in dict.fromkeys((*tail, *closing))],
+    )
+    if truncation is not None:
+        backend.enable_truncation(**truncation)
+    made = backend.post_process(first, second)
+    return [made, *made.overflowing]
