@@ -351,11 +351,12 @@ def _answer_limits(model: Any, rows: list[_Row], generate_kwargs: dict[str, Any]
         length = len(row.ids) + 1
         room = total - length
         if room < 1:
+            limit, way_out = f"max_length={max_length}", "Raise max_length or shorten the text"
+            if total == context:
+                limit, way_out = f"the model's context is {context}", "Shorten the text"
             raise ValueError(
                 f"No room is left to generate: the text and its filled blanks take {length} tokens with <sop>, and at "
-                f"most {total} are "
-                f"allowed (max_length={max_length}, context length {context}). Shorten the text or raise max_length. "
-                f"Text: {row.text[:80]!r}"
+                f"most {total} are allowed ({limit}). {way_out}. Text: {row.text[:80]!r}"
             )
         limits.append(room if max_new_tokens is None else min(room, max_new_tokens))
     return limits
