@@ -84,12 +84,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder to be made")
     parser.add_argument("--ranks", type=int, default=8)
-    parser.add_argument("--released-size", action="store_true", help="the sizes of the released 130B; with --headers-only")
+    parser.add_argument(
+        "--released-size", action="store_true", help="the sizes of the released 130B; with --headers-only"
+    )
     parser.add_argument("--headers-only", action="store_true", help="no data: full file sizes, no disk taken")
     options = parser.parse_args()
     if options.released_size and not options.headers_only:
         parser.error("--released-size needs --headers-only (the data would be 260 GB)")
-    write_checkpoint(options.output, RELEASED if options.released_size else Shape(), options.ranks, options.headers_only)
+    write_checkpoint(
+        options.output, RELEASED if options.released_size else Shape(), options.ranks, options.headers_only
+    )
     files = sorted((options.output / ITERATION).iterdir())
     print(f"{len(files)} files, {sum(path.stat().st_size for path in files):,} bytes in {options.output}")
 

@@ -1,0 +1,123 @@
+"""Command line of the converters: `python -m conversion glm130b ...`, or `glm-ernie-convert` once installed."""
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from hf_glm_ernie.modeling_glm130b import Glm130bForCausalLM
+
+from .glm130b import ForwardOptions, plan_forward, plan_reverse
+from .job import Job, run
+from .output_folder import refuse_existing
+from .state_map import ConversionError
+from .verify import expected_shapes, verify_file
+
+UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command. Returns the exit status: 0 done, 1 refused (the reason is on stderr), 130 interrupted."""
+    options = build_parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except (ConversionError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        kept = options.output.with_name(f"{options.output.name}.incomplete")
+        how = f"{kept} is kept; the same command goes on from here" if kept.exists() else "nothing was written"
+        print(f"interrupted: {how}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    parser = argparse.ArgumentParser(
+        prog="glm-ernie-convert", description="Converts original checkpoints for Hugging Face transformers."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    _add_glm130b(commands)
+    return parser
+
+
+def _add_glm130b(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    glm = commands.add_parser("glm130b", help="GLM-130B in the released tensor-parallel format, and back")
+    glm.add_argument(
+        "--source", type=Path, required=True, help="folder with `latest` (with --reverse: a converted folder)"
+    )
+    glm.add_argument("--output", type=Path, required=True, help="folder to be made; must not exist")
+    glm.add_argument(
+        "--tokenizer", type=Path, help="sentencepiece model (default: ice_text.model in the source folder, if there)"
+    )
+    glm.add_argument(
+        "--config", type=Path, help="JSON with what tensors cannot tell: num_attention_heads, max_sequence_length, ..."
+    )
+    glm.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="default: as stored")
+    glm.add_argument(
+        "--max-shard-size",
+        type=parse_size,
+        default=parse_size("5GB"),
+        metavar="SIZE",
+        help="e.g. 5GB, 500MiB (default: 5GB)",
+    )
+    glm.add_argument("--reverse", action="store_true", help="write the released format from a converted folder")
+    glm.add_argument("--tensor-parallel", type=int, metavar="N", help="with --reverse: number of ranks to write")
+    glm.add_argument(
+        "--replicated-from-rank-0", action="store_true", help="accept ranks whose layer norms and biases differ"
+    )
+    glm.add_argument("--dry-run", action="store_true", help="print the plan from the headers and stop")
+    glm.add_argument("--no-verify", action="store_true", help="do not re-read the result")
+    glm.set_defaults(run=partial(_run_glm130b, glm))
+
+
+def _run_glm130b(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.reverse != (options.tensor_parallel is not None):
+        parser.error("--reverse and --tensor-parallel N go together")
+    if options.reverse and (options.tokenizer or options.config or options.replicated_from_rank_0):
+        parser.error(
+            "--tokenizer, --config and --replicated-from-rank-0 are for the conversion from the released format"
+        )
+    refuse_existing(options.output)
+    dtype = None if options.dtype is None else getattr(torch, options.dtype)
+    expected = partial(expected_shapes, Glm130bForCausalLM)
+    if options.reverse:
+        job = plan_reverse(options.source, options.tensor_parallel, dtype, expected)
+    else:
+        choices = ForwardOptions(
+            settings=options.config,
+            tokenizer_model=options.tokenizer,
+            dtype=dtype,
+            max_shard_bytes=options.max_shard_size,
+            replicated_from_rank_0=options.replicated_from_rank_0,
+            headers_only=options.dry_run,
+        )
+        job = plan_forward(options.source, choices, expected)
+    _run(job, options)
+
+
+def _run(job: Job, options: argparse.Namespace) -> None:
+    print(job.describe(), flush=True)
+    if options.dry_run:
+        print("dry run: nothing was written")
+        return
+    run(job, options.output, None if options.no_verify else verify_file)
+    print(f"done: {options.output}")
+
+
+def parse_size(text: str) -> int:
+    """Bytes from "5GB" (10^9 each), "500MiB" (2^20 each) or a plain number. Raises `argparse.ArgumentTypeError`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    unit = UNITS.get((match.group(2) or "B").upper()) if match else None
+    if match is None or unit is None or float(match.group(1)) * unit < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write e.g. 5GB, 500MiB or a number of bytes")
+    return int(float(match.group(1)) * unit)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,262 @@
+"""The settings of a GLM-130B checkpoint: what the tensors tell, what a JSON file adds, what the tokenizer decides."""
+
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from huggingface_hub.errors import StrictDataclassError
+
+from hf_glm_ernie.configuration_glm130b import Glm130bConfig
+
+from .state_map import ConversionError
+
+ORIGINAL_WORDS = {
+    "num_layers": "num_hidden_layers",
+    "inner_hidden_size": "intermediate_size",
+    "max_sequence_length": "max_position_embeddings",
+    "layernorm_epsilon": "layer_norm_eps",
+}
+"""Keys as the original program spells them -> fields of `Glm130bConfig`; the others are spelt alike."""
+
+FREE_FIELDS = (
+    "num_attention_heads",
+    "max_position_embeddings",
+    "layer_norm_eps",
+    "hidden_dropout",
+    "attention_dropout",
+    "initializer_range",
+    "rope_theta",
+    "rotary_dtype",
+    "embedding_gradient_shrink",
+)
+"""Fields that no tensor tells; the first two are needed, the others default to the released model's."""
+
+ID_FIELDS = {
+    "mask_token_id": ("[MASK]",),
+    "gmask_token_id": ("[gMASK]",),
+    "smask_token_id": ("[sMASK]",),
+    "sop_token_id": ("<sop>",),
+    "eop_token_id": ("<eop>",),
+    "eos_token_id": ("<eop>", "</s>"),
+    "pad_token_id": ("<pad>",),
+}
+"""Fields of `Glm130bConfig` -> the tokens whose ids they hold."""
+
+NUM_IMAGE_TOKENS = "num_image_tokens"
+"""How many ids stand before the text pieces; 20,000 in the released vocabulary."""
+
+
+class SettingsError(ConversionError):
+    """A setting is missing, contradicts the tensors or the tokenizer, or is not possible."""
+
+
+class Vocabulary(Protocol):
+    """What is asked of a tokenizer here."""
+
+    @property
+    def unk_token_id(self) -> Any:
+        """What an unknown token's id is."""
+
+    def __len__(self) -> int: ...
+
+    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+        """Id of a token."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the tensors tell, under the names of `Glm130bConfig`."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The content of a settings file, in the words of `Glm130bConfig`.
+
+    Attributes:
+        values: Field -> value, known fields only.
+        num_image_tokens: Of the vocabulary, if given.
+        notices: A line on the keys that are not used, if any.
+    """
+
+    values: Mapping[str, Any]
+    num_image_tokens: int | None
+    notices: tuple[str, ...]
+
+
+def read_settings(path: Path | None) -> Settings:
+    """Reads a JSON file with keys in the original's words or in those of `Glm130bConfig`.
+
+    Raises:
+        SettingsError: not a JSON object, one setting under two names, a number that is not positive.
+    """
+    if path is None:
+        return Settings({}, None, ())
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"--config {path}: cannot be read as JSON ({error})") from error
+    if not isinstance(raw, dict):
+        raise SettingsError(f"--config {path}: expected an object of settings, found {type(raw).__name__}")
+    known = {field.name for field in Sizes.__dataclass_fields__.values()} | set(FREE_FIELDS) | set(ID_FIELDS)
+    values: dict[str, Any] = {}
+    unused = []
+    for key, value in raw.items():
+        field = ORIGINAL_WORDS.get(key, key)
+        if field not in known:
+            unused.append(key)
+        elif field in values and values[field] != value:
+            raise SettingsError(
+                f"--config {path}: {field} is given twice, as {values[field]!r} and as {value!r}. Keep one."
+            )
+        else:
+            values[field] = value
+    for name in ("num_attention_heads", "max_position_embeddings"):
+        if name in values and (type(values[name]) is not int or values[name] < 1):
+            raise SettingsError(f"--config {path}: {name} is {values[name]!r}; it is a whole number above 0")
+    images = raw.get(NUM_IMAGE_TOKENS)
+    if images is not None and (type(images) is not int or images < 0):
+        raise SettingsError(f"--config {path}: {NUM_IMAGE_TOKENS} is {images!r}; it is a whole number, 0 or more")
+    return Settings(
+        values, images, _notices_on_unused(path, [key for key in unused if key != NUM_IMAGE_TOKENS], known)
+    )
+
+
+def _notices_on_unused(path: Path, unused: list[str], known: set[str]) -> tuple[str, ...]:
+    if not unused:
+        return ()
+    words = []
+    for key in sorted(unused):
+        near = difflib.get_close_matches(key, sorted(known | set(ORIGINAL_WORDS)), n=1, cutoff=0.85)
+        words.append(f"{key} (did you mean {near[0]}?)" if near else key)
+    return (f"keys of {path} that are not used: {', '.join(words)}",)
+
+
+def build_config(
+    sizes: Sizes, ranks: int, settings: Settings, tokenizer: Vocabulary | None
+) -> tuple[Glm130bConfig, list[str]]:
+    """Puts tensors, settings and tokenizer together.
+
+    Args:
+        sizes: What the tensors tell.
+        ranks: Tensor-parallel degree of the source; heads must divide by it.
+        settings: The user's file.
+        tokenizer: Decides the special ids; without one the settings do, then the released ids where they fit.
+
+    Returns:
+        The configuration, and notices for the user.
+
+    Raises:
+        SettingsError: a setting the tensors contradict; heads or context length missing; heads that do not divide; ids
+            outside the vocabulary.
+    """
+    told = asdict(sizes)
+    for field, value in told.items():
+        if field in settings.values and settings.values[field] != value:
+            raise SettingsError(
+                f"--config says {field} is {settings.values[field]!r}, the tensors say {value}. Correct the file or "
+                "remove the key."
+            )
+    released = Glm130bConfig()
+    values: dict[str, Any] = {field: settings.values[field] for field in FREE_FIELDS if field in settings.values}
+    is_released_size = all(getattr(released, field) == value for field, value in told.items())
+    for field, original in (
+        ("num_attention_heads", "num_attention_heads"),
+        ("max_position_embeddings", "max_sequence_length"),
+    ):
+        if field not in values and not is_released_size:
+            raise SettingsError(
+                f"{field} cannot be read from the tensors, and this is not the released size "
+                f"({', '.join(f'{key} {value}' for key, value in told.items())}). Pass --config FILE.json with "
+                f'{{"num_attention_heads": ..., "max_sequence_length": ...}}; "{original}" is missing.'
+            )
+        values.setdefault(field, getattr(released, field))
+    _check_heads(values["num_attention_heads"], sizes.hidden_size, ranks)
+    ids, notices = _special_ids(settings, tokenizer, sizes.vocab_size, released)
+    try:
+        return Glm130bConfig(**told, **values, **ids), notices
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise SettingsError(f"--config: {error}") from error
+
+
+def _check_heads(heads: int, hidden_size: int, ranks: int) -> None:
+    if hidden_size % heads or (hidden_size // heads) % 2:
+        raise SettingsError(
+            f"num_attention_heads {heads} must divide the hidden size {hidden_size} into heads of even size. Correct "
+            "it in --config."
+        )
+    if heads % ranks:
+        raise SettingsError(
+            f"num_attention_heads {heads} must be a multiple of the {ranks} tensor-parallel ranks, each holds whole "
+            "heads. Correct it in --config."
+        )
+
+
+def _special_ids(
+    settings: Settings, tokenizer: Vocabulary | None, vocab_size: int, released: Glm130bConfig
+) -> tuple[dict[str, Any], list[str]]:
+    if tokenizer is not None and len(tokenizer) > vocab_size:
+        raise SettingsError(
+            f"the tokenizer has ids up to {len(tokenizer) - 1}, the model's vocabulary ends at {vocab_size - 1}. "
+            "Pass the model's own "
+            f'ice_text.model, and in --config the right "{NUM_IMAGE_TOKENS}" (20000 in the released vocabulary).'
+        )
+    ids: dict[str, Any] = {}
+    without = []
+    for field, tokens in ID_FIELDS.items():
+        given = settings.values.get(field)
+        if tokenizer is not None:
+            found = [_token_id(tokenizer, token) for token in tokens]
+            ids[field] = found if len(tokens) > 1 else found[0]
+            if given is not None and given != ids[field]:
+                raise SettingsError(
+                    f"--config says {field} is {given!r}, the tokenizer says {ids[field]!r}. Remove the key or "
+                    "correct it."
+                )
+        elif field in settings.values:
+            ids[field] = given
+        else:
+            ids[field] = getattr(released, field)
+            if any(number >= vocab_size for number in _numbers(ids[field])):
+                ids[field] = None
+                without.append(field)
+        outside = [number for number in _numbers(ids[field]) if not 0 <= number < vocab_size]
+        if outside:
+            raise SettingsError(
+                f"{field} {outside[0]} is outside the vocabulary of {vocab_size} ids (0 .. {vocab_size - 1})."
+            )
+    notices = []
+    if tokenizer is None:
+        notices.append("no ice_text.model: the folder has no tokenizer. Pass --tokenizer to add it.")
+    if without:
+        notices.append(
+            f"the released special ids do not fit a vocabulary of {vocab_size}: {', '.join(without)} are left empty, "
+            "and every row is causal. Pass --tokenizer, or the ids in --config."
+        )
+    return ids, notices
+
+
+def _token_id(tokenizer: Vocabulary, token: str) -> int:
+    number = tokenizer.convert_tokens_to_ids(token)
+    if number is None or number == tokenizer.unk_token_id:
+        raise SettingsError(
+            f"the tokenizer has no {token}: not a GLM-130B vocabulary. Pass the model's own ice_text.model."
+        )
+    return number
+
+
+def _numbers(ids: Any) -> list[int]:
+    numbers = ids if isinstance(ids, list) else [] if ids is None else [ids]
+    if any(type(number) is not int for number in numbers):
+        raise SettingsError(f"--config: a token id must be a whole number, found {ids!r}")
+    return numbers
+
+
+__all__ = ["Settings", "SettingsError", "Sizes", "Vocabulary", "build_config", "read_settings"]

@@ -1,0 +1,535 @@
+"""Lazy tensors from checkpoint files: tensor-parallel torch pickles as released, and safetensors folders.
+
+Opening a file reads its header only. The pickle goes through `torch.load(weights_only=True)`, so nothing in it is ever
+executed, under a `FakeTensorMode`, which makes tensors of shape, dtype and file offset without data. The bytes are
+then mapped read-only here rather than by `torch.load(mmap=True)`: torch's mapping is private and writable, Linux
+charges such a mapping against RAM plus swap, and a 33 GB rank is refused ("Cannot allocate memory") on a machine with
+less than that. A read-only mapping is free, and its pages can be handed back (`release`) as soon as they are copied;
+otherwise everything ever read would count as this process's memory.
+"""
+
+import hashlib
+import json
+import mmap
+import os
+import pickle
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from .state_map import ConversionError, Shape, TensorSpec
+from .torch_zip import read_records
+
+RANK_FILE = re.compile(r"mp_rank_(\d+)_model_states\.pt")
+SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+MAX_RANKS = 1024
+MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+
+
+class CheckpointError(ConversionError):
+    """The files are not the checkpoint they should be. The message names the file, what is wrong and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """Where a tensor lies in its file; strides in elements, offset in bytes."""
+
+    spec: TensorSpec
+    stride: tuple[int, ...]
+    offset: int
+
+    @property
+    def extent(self) -> int:
+        """Bytes from the first to behind the last element."""
+        if 0 in self.spec.shape:
+            return 0
+        return (
+            sum((n - 1) * step for n, step in zip(self.spec.shape, self.stride, strict=True)) + 1
+        ) * self.spec.dtype.itemsize
+
+
+class LazyFile:
+    """A file whose tensors are views of a read-only mapping.
+
+    Args:
+        path: The file.
+        tensors: Name -> where it lies.
+    """
+
+    def __init__(self, path: Path, tensors: Mapping[str, StoredTensor]):
+        self.path = path
+        self.tensors = tensors
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        for name, stored in tensors.items():
+            if stored.offset < 0 or stored.offset + stored.extent > len(self._map):
+                raise CheckpointError(
+                    f"{path}: {name} should end at byte {stored.offset + stored.extent} but the file has "
+                    f"{len(self._map)} bytes. The file is damaged or was cut short; copy it again."
+                )
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The tensor, unread: its bytes come from disk when they are used. Not to be written to."""
+        stored = self.tensors[name]
+        elements = stored.extent // stored.spec.dtype.itemsize
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*not writable.*")  # read-only is what is wanted
+            flat = torch.frombuffer(self._map, dtype=stored.spec.dtype, count=elements, offset=stored.offset)
+        return flat.as_strided(stored.spec.shape, stored.stride)
+
+    def digest(self, name: str) -> bytes:
+        """A hash of a small tensor's bytes and strides.
+
+        Not read through the mapping: the system would fetch megabytes around every little tensor.
+        """
+        stored = self.tensors[name]
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(stored.offset)
+            return hashlib.sha256(str(stored.stride).encode() + file.read(stored.extent)).digest()
+
+    def release(self, name: str) -> None:
+        """Hands a tensor's pages back: they stay in the system's file cache, not in this process's memory."""
+        stored = self.tensors[name]
+        start = stored.offset - stored.offset % mmap.PAGESIZE
+        # Whole pages, neighbours' bytes included: the mapping is shared with the file, so nothing can be lost.
+        self._map.madvise(mmap.MADV_DONTNEED, start, stored.offset + stored.extent - start)
+
+    def forget(self, name: str) -> None:
+        """Also drops a tensor from the system's file cache, when it will not be read again.
+
+        A checkpoint larger than memory would push everything else out of the cache.
+        """
+        self.release(name)
+        if hasattr(os, "posix_fadvise"):  # not on macOS
+            stored = self.tensors[name]
+            with self.path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), stored.offset, stored.extent, os.POSIX_FADV_DONTNEED)
+
+
+def open_torch_file(path: Path, member: str) -> tuple[LazyFile, dict[str, Any]]:
+    """Opens a `torch.save` file of the form {member: {name: tensor}, ...}.
+
+    Args:
+        path: The file.
+        member: Key under which the tensors lie.
+
+    Returns:
+        The lazy file, and the other entries of the outer dictionary.
+
+    Raises:
+        CheckpointError: missing, cut short, a legacy (non-zip) file, not tensors (nothing is executed), not of that
+            form.
+    """
+    loaded = _load_headers(path)
+    if not isinstance(loaded, dict) or not isinstance(loaded.get(member), dict):
+        found = f"keys {sorted(map(str, loaded))[:8]}" if isinstance(loaded, dict) else f"a {type(loaded).__name__}"
+        raise CheckpointError(
+            f'{path}: expected {{"{member}": {{name: tensor}}}} as GLM-130B\'s files hold it, found {found}. '
+            f'Save it again with torch.save({{"{member}": state_dict}}, path).'
+        )
+    records = _data_records(path)
+    tensors = {}
+    for name, value in loaded[member].items():
+        if not isinstance(name, str) or not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
+            raise CheckpointError(
+                f"{path}: the entry {name!r} of '{member}' is a {type(value).__name__}, not a dense tensor. Remove "
+                "it and save the file again."
+            )
+        tensors[name] = _stored_tensor(path, name, value, records)
+    rest = {key: value for key, value in loaded.items() if key != member}
+    return LazyFile(path, tensors), rest
+
+
+def _load_headers(path: Path) -> Any:
+    _check_is_zip(path)
+    try:
+        with FakeTensorMode():
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"holds {named.group(1)}, which is no tensor" if named else "is damaged or holds more than tensors"
+        raise CheckpointError(
+            f"{path}: the pickle {what}. Nothing in it was executed. Copy the file again; or, if you trust it, load "
+            f'it where you trust it and save {{"module": state_dict}} alone.'
+        ) from error
+    except (RuntimeError, EOFError, KeyError, ValueError, AttributeError, TypeError, IndexError) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise CheckpointError(
+            f"{path}: not a readable torch checkpoint ({first_line}). Copy the file again."
+        ) from error
+
+
+def _check_is_zip(path: Path) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file. Copy the complete checkpoint.")
+    with path.open("rb") as file:
+        start = file.read(4)
+    if zipfile.is_zipfile(path):
+        return
+    if start == b"PK\x03\x04":
+        raise CheckpointError(
+            f"{path}: cut short, {path.stat().st_size} bytes without the end of the archive. Copy the file again."
+        )
+    if start[:1] == b"\x80":
+        raise CheckpointError(
+            f"{path}: a torch file in the format before torch 1.6, which cannot be read piece by piece. Save it "
+            "again with torch.save(torch.load(path, weights_only=True), path)."
+        )
+    size = path.stat().st_size
+    raise CheckpointError(
+        f"{path}: not a torch checkpoint ({size} bytes, starting with {start!r}). Copy the file again."
+    )
+
+
+def _data_records(path: Path) -> dict[int, int]:
+    """Offset -> length in bytes of every tensor record of a torch zip file."""
+    records = read_records(path)
+    data = {name: record for name, record in records.items() if name.startswith("data/")}
+    packed = sorted(name for name, record in data.items() if not record.is_plain)
+    if packed:
+        raise CheckpointError(
+            f"{path}: {packed[0]} is compressed, torch stores plainly. Save the file again with torch.save."
+        )
+    order = records.get("byteorder")
+    if order is not None:
+        with path.open("rb") as file:
+            file.seek(order.offset)
+            if file.read(order.nbytes) != b"little":
+                raise CheckpointError(
+                    f"{path}: written on a big-endian machine. Save it again on a little-endian one."
+                )
+    return {record.offset: record.nbytes for record in data.values()}
+
+
+def _stored_tensor(path: Path, name: str, value: torch.Tensor, records: Mapping[int, int]) -> StoredTensor:
+    storage = value.untyped_storage()
+    offset = getattr(storage, "_checkpoint_offset", None)
+    if offset is None:
+        raise CheckpointError(
+            f"torch {torch.__version__} does not tell where tensors lie in a file. Install torch 2.7 or later."
+        )
+    # torch computes offsets from its own layout rules; the archive's directory has the last word.
+    if records.get(offset, -1) < storage.nbytes():
+        raise CheckpointError(
+            f"{path}: {name} does not lie where the archive's directory says. Save it again with torch.save."
+        )
+    spec = TensorSpec(tuple(value.shape), value.dtype)
+    return StoredTensor(spec, tuple(value.stride()), offset + value.storage_offset() * value.dtype.itemsize)
+
+
+def open_safetensors_file(path: Path) -> LazyFile:
+    """Opens a safetensors file.
+
+    Raises:
+        CheckpointError: missing, cut short, a malformed header, a name that stands twice, a dtype not handled here.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file. Copy the complete folder.")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+            raise CheckpointError(
+                f"{path}: cut short or not a safetensors file ({size} bytes, header of {length}). Copy it again."
+            )
+        raw = file.read(length)
+    start = 8 + length
+    try:
+        header = json.loads(raw, object_pairs_hook=_refuse_duplicates)
+        tensors = {name: _safetensors_entry(entry, start) for name, entry in header.items() if name != "__metadata__"}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: malformed safetensors header ({error}). Copy the file again.") from error
+    return LazyFile(path, tensors)
+
+
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise ValueError(f"names that stand twice: {', '.join(twice)}")
+    return dict(pairs)
+
+
+def _safetensors_entry(entry: Mapping[str, Any], base: int) -> StoredTensor:
+    shape: Shape = tuple(int(n) for n in entry["shape"])
+    if entry["dtype"] not in SAFETENSORS_DTYPES:
+        raise ValueError(f"dtype {entry['dtype']}; handled: {', '.join(SAFETENSORS_DTYPES)}")
+    spec = TensorSpec(shape, SAFETENSORS_DTYPES[entry["dtype"]])
+    begin, end = entry["data_offsets"]
+    if end - begin != spec.nbytes:
+        raise ValueError(f"{end - begin} bytes for a tensor of {spec.nbytes}")
+    stride, step = [], 1
+    for n in reversed(shape):
+        stride.append(step)
+        step *= n
+    return StoredTensor(spec, tuple(reversed(stride)), base + begin)
+
+
+class TensorFiles:
+    """Several lazy files as one source: tensors are named by (file number, name)."""
+
+    def __init__(self, files: Sequence[LazyFile]):
+        self.files = tuple(files)
+
+    def tensor(self, part: int, name: str) -> torch.Tensor:
+        """The unread tensor `name` of file `part`."""
+        return self.files[part].tensor(name)
+
+    def release(self, part: int, name: str) -> None:
+        """Hands its pages back."""
+        self.files[part].release(name)
+
+    def forget(self, part: int, name: str) -> None:
+        """Also drops it from the system's file cache."""
+        self.files[part].forget(name)
+
+    def identity(self) -> list[tuple[str, int, int]]:
+        """(path, size, modification time) of each file, by which a resumed run knows its source again."""
+        return [(str(file.path.resolve()), *_size_and_time(file.path)) for file in self.files]
+
+
+def _size_and_time(path: Path) -> tuple[int, int]:
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+class RankCheckpoint(TensorFiles):
+    """A tensor-parallel checkpoint: `latest` with an iteration, `<iteration>/mp_rank_XX_model_states.pt` per rank.
+
+    Args:
+        folder: The folder with `latest`, or the iteration's folder itself.
+
+    Attributes:
+        iteration: The iteration, as text.
+        specs: Name -> shape and dtype, the same on every rank.
+
+    Raises:
+        CheckpointError: `latest` missing or pointing nowhere; a rank missing; ranks that differ in names, shapes,
+            dtypes or iteration; an unreadable file.
+    """
+
+    def __init__(self, folder: Path):
+        iteration_folder = _iteration_folder(folder)
+        opened = [open_torch_file(path, "module") for path in _rank_paths(iteration_folder)]
+        super().__init__([file for file, _ in opened])
+        self.folder = iteration_folder
+        self.iteration = iteration_folder.resolve().name
+        self._check_iterations([rest for _, rest in opened])
+        self._check_ranks_agree()
+        self.specs = {name: stored.spec for name, stored in self.files[0].tensors.items()}
+
+    def _check_iterations(self, rests: Sequence[Mapping[str, Any]]) -> None:
+        saved = {
+            file.path.name: str(rest["iteration"])
+            for file, rest in zip(self.files, rests, strict=True)
+            if "iteration" in rest
+        }
+        if len(set(saved.values())) > 1:
+            raise CheckpointError(
+                f"{self.folder}: the ranks come from different iterations: "
+                f"{', '.join(f'{name} from {iteration}' for name, iteration in saved.items())}. Copy all ranks of "
+                "one iteration."
+            )
+
+    def _check_ranks_agree(self) -> None:
+        first = self.files[0]
+        for file in self.files[1:]:
+            different = sorted(first.tensors.keys() ^ file.tensors.keys())
+            if different:
+                holder = first if different[0] in first.tensors else file
+                raise CheckpointError(
+                    f"{file.path} and {first.path.name} hold different names, {len(different)} of them, e.g. "
+                    f"{different[0]} (only in {holder.path.name}). Copy all ranks of one checkpoint."
+                )
+            for name, stored in file.tensors.items():
+                if stored.spec != first.tensors[name].spec:
+                    raise CheckpointError(
+                        f"{file.path}: {name} is {_describe(stored.spec)}, in {first.path.name} it is "
+                        f"{_describe(first.tensors[name].spec)}. The ranks come from different checkpoints; copy all "
+                        "ranks of one."
+                    )
+
+    def ranks_that_differ(self, names: Sequence[str]) -> list[tuple[int, str]]:
+        """(rank, name) of every tensor that is not, bit for bit, rank 0's; for small tensors that should be alike."""
+        found: list[tuple[int, str]] = []
+        for name in names:
+            digests = [file.digest(name) for file in self.files]
+            found.extend((rank, name) for rank, digest in enumerate(digests) if digest != digests[0])
+        return found
+
+
+def _describe(spec: TensorSpec) -> str:
+    return f"{list(spec.shape)} {str(spec.dtype).removeprefix('torch.')}"
+
+
+def _iteration_folder(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder. --source is the folder that holds `latest`.")
+    latest = folder / "latest"
+    has_ranks = _has_ranks(folder)
+    iterations = sorted(path.name for path in folder.iterdir() if path.is_dir() and _has_ranks(path))
+    present = f"folders with rank files here: {', '.join(iterations) or 'none'}"
+    if not latest.is_file():
+        if has_ranks:
+            return folder
+        raise CheckpointError(
+            f"{folder}: no `latest`, which names the iteration, and no mp_rank_XX_model_states.pt ({present}). Pass "
+            "an iteration's folder itself, or write its name into `latest`."
+        )
+    if has_ranks:
+        raise CheckpointError(
+            f"{folder}: rank files beside `latest`, so it is not clear which are meant ({present}). Pass the folder "
+            "meant."
+        )
+    iteration = latest.read_text(encoding="utf-8", errors="replace").strip()
+    if iteration not in iterations:
+        raise CheckpointError(
+            f"{latest}: names the iteration {iteration!r}, but {folder / 'ITERATION'} with rank files is not there "
+            f"({present}). Copy that iteration, or correct `latest`."
+        )
+    return folder / iteration
+
+
+def _has_ranks(folder: Path) -> bool:
+    return any(RANK_FILE.fullmatch(path.name) for path in folder.iterdir())
+
+
+def _rank_paths(folder: Path) -> list[Path]:
+    found: dict[int, Path] = {}
+    for path in sorted(folder.iterdir()):
+        match = RANK_FILE.fullmatch(path.name)
+        if match is None:
+            continue
+        rank = int(match.group(1))
+        if rank in found:
+            raise CheckpointError(
+                f"{folder}: rank {rank} is there twice, {found[rank].name} and {path.name}. Remove one."
+            )
+        found[rank] = path
+    highest = max(found)
+    missing = [rank for rank in range(min(highest, MAX_RANKS)) if rank not in found]
+    if highest >= MAX_RANKS:
+        raise CheckpointError(f"{folder}: {found[highest].name} is no rank of any checkpoint. Remove it.")
+    if missing:
+        names = ", ".join(f"mp_rank_{rank:02d}_model_states.pt" for rank in missing)
+        elsewhere = sorted(
+            str(path) for rank in missing for path in folder.parent.glob(f"*/mp_rank_{rank:02d}_model_states.pt")
+        )
+        hint = f" There is {', '.join(elsewhere)}, of another iteration." if elsewhere else ""
+        raise CheckpointError(
+            f"{folder}: missing {names}; found {', '.join(path.name for path in found.values())}.{hint} Copy the "
+            "missing ranks of this iteration."
+        )
+    return [found[rank] for rank in sorted(found)]
+
+
+class SafetensorsFolder(TensorFiles):
+    """A folder with `model.safetensors`, or shards and `model.safetensors.index.json`.
+
+    Args:
+        folder: The folder.
+
+    Attributes:
+        specs: Name -> shape and dtype.
+
+    Raises:
+        CheckpointError: no weights; a shard missing, extra or unreadable; a name in two shards; an index that does not
+            match.
+    """
+
+    def __init__(self, folder: Path):
+        paths = _shard_paths(folder)
+        super().__init__([open_safetensors_file(path) for path in paths])
+        self._home: dict[str, int] = {}
+        for number, file in enumerate(self.files):
+            for name in file.tensors:
+                if name in self._home:
+                    raise CheckpointError(
+                        f"{folder}: {name} stands in {paths[self._home[name]].name} and in {paths[number].name}. "
+                        "Remove one."
+                    )
+                self._home[name] = number
+        self.specs = {name: file.tensors[name].spec for file in self.files for name in file.tensors}
+        index = folder / "model.safetensors.index.json"
+        if index.is_file():
+            listed = _weight_map(index)
+            wrong = sorted(
+                name for name in listed.keys() | self._home.keys() if listed.get(name) != self._shard_of(name)
+            )
+            if wrong:
+                raise CheckpointError(
+                    f"{index}: {len(wrong)} names do not lie where it says, e.g. {wrong[0]}. Copy the folder again."
+                )
+
+    def _shard_of(self, name: str) -> str | None:
+        return self.files[self._home[name]].path.name if name in self._home else None
+
+    def tensor(self, part: int, name: str) -> torch.Tensor:
+        """The unread tensor `name`; the names are unique, so `part` does not matter."""
+        return super().tensor(self._home[name], name)
+
+    def release(self, part: int, name: str) -> None:
+        """Hands its pages back."""
+        super().release(self._home[name], name)
+
+    def forget(self, part: int, name: str) -> None:
+        """Also drops it from the system's file cache."""
+        super().forget(self._home[name], name)
+
+
+def _shard_paths(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder.")
+    index = folder / "model.safetensors.index.json"
+    single = folder / "model.safetensors"
+    if index.is_file():
+        names = sorted(set(_weight_map(index).values()))
+        missing = [name for name in names if not (folder / name).is_file()]
+        if missing:
+            raise CheckpointError(
+                f"{folder}: missing {', '.join(missing)}, which the index names. Copy the missing shards."
+            )
+        return [folder / name for name in names]
+    if single.is_file():
+        return [single]
+    raise CheckpointError(
+        f"{folder}: neither model.safetensors nor model.safetensors.index.json. --source is a converted folder."
+    )
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=_refuse_duplicates)["weight_map"]
+        return {str(name): str(shard) for name, shard in weight_map.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: not a safetensors index ({error}). Copy the folder again.") from error
+
+
+__all__ = [
+    "CheckpointError",
+    "LazyFile",
+    "RankCheckpoint",
+    "SafetensorsFolder",
+    "StoredTensor",
+    "TensorFiles",
+    "open_safetensors_file",
+    "open_torch_file",
+]

@@ -1,0 +1,555 @@
+"""Which tensor of one checkpoint format is made of which pieces of another; shapes and names only, no files.
+
+A format is a tuple of `Row`s: one source name, the names it becomes, one operation that says how the ranks of a
+tensor-parallel checkpoint join. An operation lists rectangles ("these rows and columns of that rank's tensor are those
+of the whole one"); read one way they merge the ranks, read the other way they split again, so the inverse of a table
+is derived and never written. A `StateMap` accounts for every name on both sides before anybody writes a byte.
+
+Vectors are treated as matrices of one column: (n,) is n rows of width 1.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+Shape = tuple[int, ...]
+
+LAYER = "{i}"
+"""Stands for the layer number in a name template."""
+
+
+class ConversionError(ValueError):
+    """Base of every error of a conversion that its user can mend. The message says what, where, and what to do."""
+
+
+class CoverageError(ConversionError):
+    """Names or shapes on the two sides of a table do not meet.
+
+    Attributes:
+        problems: Title -> sorted names, complete; the message shortens long lists.
+    """
+
+    def __init__(self, what: str, advice: str, problems: Mapping[str, Sequence[str]]):
+        self.problems = {title: sorted(names) for title, names in problems.items() if names}
+        lines = [f"{what}:"]
+        for title, names in self.problems.items():
+            shown = names if len(names) <= 12 else [*names[:12], f"... and {len(names) - 12} more"]
+            lines.append(f"  {title} ({len(names)}):")
+            lines.extend(f"    {name}" for name in shown)
+        super().__init__("\n".join([*lines, advice]))
+
+
+class SplitError(ConversionError):
+    """A tensor cannot be cut into (or put together from) the given number of ranks and heads."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What is known of a tensor without reading it."""
+
+    shape: Shape
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return matrix_shape(self.shape)[0] * self.row_nbytes
+
+    @property
+    def row_nbytes(self) -> int:
+        """Bytes of one row; of one element for a vector."""
+        return matrix_shape(self.shape)[1] * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How one model lies on its tensor-parallel ranks."""
+
+    ranks: int
+    heads: int  # of the whole model
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A rectangle of one rank's tensor and its place in the whole one, (row, column) each."""
+
+    part_start: tuple[int, int]
+    whole: int  # which of the row's targets
+    whole_start: tuple[int, int]
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A rectangle to be copied: from `source` of file `part` into the tensor that owns the piece."""
+
+    part: int
+    source: str
+    source_start: tuple[int, int]
+    target_start: tuple[int, int]
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedTensor:
+    """A tensor to be written, and where each of its rectangles comes from; the pieces cover it exactly once."""
+
+    part: int  # output rank; 0 for a merged tensor
+    name: str
+    spec: TensorSpec
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything to be written, in the order of the table, and what is left out with the reason."""
+
+    tensors: tuple[PlannedTensor, ...]
+    dropped: tuple[tuple[str, str], ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors to be written."""
+        return sum(tensor.spec.nbytes for tensor in self.tensors)
+
+
+def matrix_shape(shape: Shape) -> tuple[int, int]:
+    """(rows, columns) of a tensor seen as a matrix; everything after the first dimension is one column axis."""
+    rows = shape[0] if shape else 1
+    columns = 1
+    for length in shape[1:]:
+        columns *= length
+    return rows, columns
+
+
+def divide(length: int, parts: int, what: str) -> int:
+    """`length / parts`, or `SplitError` naming what does not divide."""
+    if parts < 1 or length % parts:
+        raise SplitError(f"{what} of {length} cannot be divided into {parts} equal parts")
+    return length // parts
+
+
+class Operation:
+    """How the tensors of all ranks make the whole one(s). `targets` is the number of whole tensors."""
+
+    targets: ClassVar[int] = 1
+    replicated: ClassVar[bool] = False  # every rank holds the same copy
+
+    def whole_shapes(self, part: Shape, split: Split) -> tuple[Shape, ...]:
+        """Shapes of the whole tensors, from one rank's shape. Raises `SplitError`."""
+        raise NotImplementedError
+
+    def part_shape(self, wholes: Sequence[Shape], split: Split) -> Shape:
+        """One rank's shape, from the shapes of the whole tensors. Raises `SplitError`."""
+        raise NotImplementedError
+
+    def moves(self, part: Shape, split: Split, rank: int) -> Iterator[Move]:
+        """The rectangles of one rank. All ranks together cover every whole tensor once; replicated, each rank does."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Replicated(Operation):
+    """Every rank holds the same tensor: merging takes rank 0's, splitting writes it to all."""
+
+    replicated: ClassVar[bool] = True
+
+    def whole_shapes(self, part: Shape, split: Split) -> tuple[Shape, ...]:
+        """The copy itself."""
+        return (part,)
+
+    def part_shape(self, wholes: Sequence[Shape], split: Split) -> Shape:
+        """The copy itself."""
+        return wholes[0]
+
+    def moves(self, part: Shape, split: Split, rank: int) -> Iterator[Move]:
+        """All of it."""
+        yield Move((0, 0), 0, (0, 0), matrix_shape(part))
+
+
+@dataclass(frozen=True)
+class Concat(Operation):
+    """Ranks follow one another along dimension `dim` (0 or 1)."""
+
+    dim: int
+
+    def whole_shapes(self, part: Shape, split: Split) -> tuple[Shape, ...]:
+        """Longer along `dim`."""
+        return (tuple(n * split.ranks if d == self.dim else n for d, n in enumerate(part)),)
+
+    def part_shape(self, wholes: Sequence[Shape], split: Split) -> Shape:
+        """Shorter along `dim`."""
+        what = ("a number of rows", "a number of columns")[self.dim]
+        return tuple(divide(n, split.ranks, what) if d == self.dim else n for d, n in enumerate(wholes[0]))
+
+    def moves(self, part: Shape, split: Split, rank: int) -> Iterator[Move]:
+        """One rectangle per rank."""
+        size = matrix_shape(part)
+        start = rank * size[self.dim]
+        yield Move((0, 0), 0, (start, 0) if self.dim == 0 else (0, start), size)
+
+
+@dataclass(frozen=True)
+class SplitQkv(Operation):
+    """Rows are ordered [head, (q, k, v), head_dim], each rank holding its heads; the whole tensors are q, k and v."""
+
+    targets: ClassVar[int] = 3
+
+    def whole_shapes(self, part: Shape, split: Split) -> tuple[Shape, ...]:
+        """Three tensors of all heads."""
+        local_heads = divide(split.heads, split.ranks, "a number of attention heads")
+        head_dim = divide(part[0], 3 * local_heads, "a number of query-key-value rows")
+        return ((split.heads * head_dim, *part[1:]),) * 3
+
+    def part_shape(self, wholes: Sequence[Shape], split: Split) -> Shape:
+        """The rows of all three for one rank's heads."""
+        if len(set(wholes)) != 1:
+            raise SplitError(f"query, key and value differ in shape: {', '.join(map(str, wholes))}")
+        divide(split.heads, split.ranks, "a number of attention heads")
+        divide(wholes[0][0], split.heads, "a number of query rows")
+        return (3 * wholes[0][0] // split.ranks, *wholes[0][1:])
+
+    def moves(self, part: Shape, split: Split, rank: int) -> Iterator[Move]:
+        """One rectangle per head and tensor."""
+        local_heads = split.heads // split.ranks
+        rows, columns = matrix_shape(part)
+        head_dim = rows // (3 * local_heads)
+        for whole in range(3):
+            for head in range(local_heads):
+                part_row = (3 * head + whole) * head_dim
+                yield Move((part_row, 0), whole, ((rank * local_heads + head) * head_dim, 0), (head_dim, columns))
+
+
+@dataclass(frozen=True)
+class SplitGlu(Operation):
+    """Each rank holds [part of the first half; part of the second half]; the whole tensors are the two halves."""
+
+    targets: ClassVar[int] = 2
+
+    def whole_shapes(self, part: Shape, split: Split) -> tuple[Shape, ...]:
+        """Two halves of the inner size."""
+        return ((divide(part[0], 2, "a number of GLU rows") * split.ranks, *part[1:]),) * 2
+
+    def part_shape(self, wholes: Sequence[Shape], split: Split) -> Shape:
+        """One rank's part of both halves."""
+        if wholes[0] != wholes[1]:
+            raise SplitError(f"the two GLU halves differ in shape: {wholes[0]} and {wholes[1]}")
+        return (2 * divide(wholes[0][0], split.ranks, "an inner size"), *wholes[0][1:])
+
+    def moves(self, part: Shape, split: Split, rank: int) -> Iterator[Move]:
+        """One rectangle per half."""
+        rows, columns = matrix_shape(part)
+        for whole in range(2):
+            yield Move((whole * (rows // 2), 0), whole, (rank * (rows // 2), 0), (rows // 2, columns))
+
+
+@dataclass(frozen=True)
+class Drop(Operation):
+    """A leftover that is not carried over. It is listed with its reason, and the inverse does not bring it back."""
+
+    reason: str
+    targets: ClassVar[int] = 0
+
+
+@dataclass(frozen=True)
+class Tied(Operation):
+    """A target the model has but the files do not: it is the same tensor as `of`."""
+
+    of: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: a source name template, its target name templates, the operation between them.
+
+    `{i}` stands for the layer number. A `Tied` row has no source.
+    """
+
+    source: str | None
+    targets: tuple[str, ...]
+    operation: Operation
+
+    def __post_init__(self) -> None:
+        if len(self.targets) != self.operation.targets:
+            raise ValueError(
+                f"{self.operation} makes {self.operation.targets} tensors, the row of {self.source} names "
+                f"{self.targets}"
+            )
+        if (self.source is None) != isinstance(self.operation, Tied):
+            raise ValueError(f"a tied row has no source name and every other row has one: {self}")
+
+
+class StateMap:
+    """A table with its two readings, `forward` (merge the ranks) and `reverse` (split again).
+
+    Args:
+        format_name: What the source format is called in messages.
+        rows: The table. A name may stand in it once on each side.
+
+    Raises:
+        ValueError: a template stands twice on one side of the table.
+    """
+
+    def __init__(self, format_name: str, rows: Sequence[Row]):
+        self.format_name = format_name
+        self.rows = tuple(rows)
+        sources = [row.source for row in rows if row.source is not None]
+        targets = [target for row in rows for target in row.targets]
+        for side in (sources, targets):
+            twice = sorted({name for name in side if side.count(name) > 1})
+            if twice:
+                raise ValueError(f"names that stand twice in the {format_name} table: {', '.join(twice)}")
+        self._source_patterns = [(row, _pattern(row.source)) for row in rows if row.source is not None]
+        self._target_patterns = [(row, _pattern(target)) for row in rows for target in row.targets]
+
+    def forward(
+        self,
+        parts: Mapping[str, TensorSpec],
+        split: Split,
+        expected: Mapping[str, Shape],
+        dtype: torch.dtype | None = None,
+    ) -> Plan:
+        """Plans the merging of ranks.
+
+        Args:
+            parts: Names, shapes and dtypes that every rank holds.
+            split: Number of ranks and heads.
+            expected: Names and shapes the target model has, tied names included.
+            dtype: What floating-point tensors become; `None` keeps each tensor's own.
+
+        Raises:
+            CoverageError: unclaimed sources; targets missing, unexpected or made twice; shapes that differ.
+        """
+        claims, unclaimed, twice = _claim(self._source_patterns, parts)
+        problems: dict[str, list[str]] = {
+            "source names the table does not know": unclaimed,
+            "source names claimed twice": twice,
+        }
+        tensors: list[PlannedTensor] = []
+        dropped: list[tuple[str, str]] = []
+        made: dict[str, str] = {}
+        duplicates, shapes = [], []
+        for row, layer, name in self._in_table_order(claims):
+            if isinstance(row.operation, Drop):
+                dropped.append((name, row.operation.reason))
+            targets = [_fill(template, layer) for template in row.targets]
+            duplicates += [f"{target} (from {made[target]} and from {name})" for target in targets if target in made]
+            made |= dict.fromkeys(targets, name)
+            try:
+                wholes, pieces = _merge(row, name, parts[name].shape, split)
+            except SplitError as error:
+                shapes.append(f"{name} of shape {_text(parts[name].shape)}, {split.ranks} rank(s): {error}")
+                continue
+            for target, shape, of_target in zip(targets, wholes, pieces, strict=True):
+                spec = TensorSpec(shape, _target_dtype(parts[name].dtype, dtype))
+                tensors.append(PlannedTensor(0, target, spec, tuple(of_target)))
+        problems["target names made twice"] = duplicates
+        problems["shapes that do not fit"] = shapes + _shape_differences(tensors, expected)
+        problems["target names nothing is made for"] = self._missing(made, expected)
+        problems["target names the model does not have"] = [name for name in made if name not in expected]
+        if any(problems.values()):
+            raise CoverageError(
+                f"this is not a complete {self.format_name} checkpoint",
+                "Nothing was written. Compare the files with the list of names in conversion/README.md and with "
+                "--config.",
+                problems,
+            )
+        return Plan(tuple(tensors), tuple(dropped))
+
+    def reverse(
+        self,
+        wholes: Mapping[str, TensorSpec],
+        split: Split,
+        expected: Mapping[str, Shape],
+        dtype: torch.dtype | None = None,
+    ) -> Plan:
+        """Plans the splitting of whole tensors into the source format; the derived inverse of `forward`.
+
+        The tensors come rank by rank of one source name, then the next name, so that a whole tensor is read while it
+        is still cached.
+
+        Args:
+            wholes: Names, shapes and dtypes of the merged checkpoint.
+            split: Number of ranks to write, and heads.
+            expected: Names and shapes the model has, tied names included.
+            dtype: What floating-point tensors become; `None` keeps each tensor's own.
+
+        Raises:
+            CoverageError: unclaimed or missing names; shapes or dtypes that do not fit together or do not divide.
+        """
+        claims, unclaimed, twice = _claim(self._target_patterns, wholes)
+        dropped = [(name, f"it is {row.operation.of}") for row, _, name in claims if isinstance(row.operation, Tied)]
+        differing = [
+            f"{name}: {_text(spec.shape)}, the model has {_text(expected[name])}"
+            for name, spec in wholes.items()
+            if name in expected and spec.shape != expected[name]
+        ]
+        present = {name for _, _, name in claims}
+        tied = {target for row in self.rows if isinstance(row.operation, Tied) for target in row.targets}
+        problems: dict[str, list[str]] = {
+            "names the table does not know": unclaimed,
+            "names claimed twice": twice,
+            "names the model does not have": [name for name in present if name not in expected],
+            "names that are missing": [name for name in expected if name not in present and name not in tied],
+        }
+        tensors: list[PlannedTensor] = []
+        groups = {(row, layer) for row, layer, _ in claims if row.source is not None}
+        for row, layer, _ in self._in_table_order([(row, layer, "") for row, layer in groups]):
+            names = [_fill(target, layer) for target in row.targets]
+            if any(name not in wholes for name in names):
+                continue  # already among the missing names
+            source = _fill(str(row.source), layer)
+            dtypes = {wholes[name].dtype for name in names}
+            try:
+                if len(dtypes) > 1:
+                    raise SplitError(
+                        f"{', '.join(names)} must have one dtype, they have {', '.join(sorted(map(str, dtypes)))}"
+                    )
+                shape = row.operation.part_shape([wholes[name].shape for name in names], split)
+            except SplitError as error:
+                differing.append(f"{source} for {split.ranks} ranks: {error}")
+                continue
+            spec = TensorSpec(shape, _target_dtype(dtypes.pop(), dtype))
+            for rank in range(split.ranks):
+                pieces = tuple(
+                    Piece(0, names[move.whole], move.whole_start, move.part_start, move.size)
+                    for move in row.operation.moves(shape, split, rank)
+                )
+                tensors.append(PlannedTensor(rank, source, spec, pieces))
+        problems["shapes that do not fit"] = differing
+        if any(problems.values()):
+            raise CoverageError(
+                f"this folder cannot be written as a {self.format_name} checkpoint of {split.ranks} ranks",
+                "Nothing was written. --tensor-parallel must divide the heads, the vocabulary and the inner size.",
+                problems,
+            )
+        return Plan(tuple(tensors), tuple(dropped))
+
+    def replicated(self, names: Sequence[str]) -> list[str]:
+        """Those of the source names whose tensor every rank holds in full."""
+        return [
+            name
+            for row, pattern in self._source_patterns
+            if row.operation.replicated
+            for name in names
+            if pattern.fullmatch(name)
+        ]
+
+    def _missing(self, made: Mapping[str, str], expected: Mapping[str, Shape]) -> list[str]:
+        """Expected names nothing makes, each with the source name that would; a tied name needs only what it is tied
+        to.
+        """
+        missing = []
+        for name in expected:
+            if name in made:
+                continue
+            row, layer = next(
+                (
+                    (row, match.groupdict().get("i"))
+                    for row, pattern in self._target_patterns
+                    if (match := pattern.fullmatch(name))
+                ),
+                (None, None),
+            )
+            if row is None:
+                missing.append(f"{name} (no row of the table makes it)")
+            elif row.source is not None:
+                missing.append(f"{name} (from {_fill(row.source, layer)})")
+        return missing
+
+    def _in_table_order(self, claims: Sequence[tuple[Row, str | None, str]]) -> list[tuple[Row, str | None, str]]:
+        """Rows before the first layered row, then layer by layer, then the rest."""
+        order = {row: index for index, row in enumerate(self.rows)}
+        layered = [index for row, index in order.items() if LAYER in (row.source or "")]
+
+        def key(claim: tuple[Row, str | None, str]) -> tuple[int, int, int, str]:
+            row, layer, name = claim
+            group = 1 if layer is not None else (0 if not layered or order[row] < layered[0] else 2)
+            return group, int(layer or 0), order[row], name
+
+        return sorted(claims, key=key)
+
+
+def _pattern(template: str) -> re.Pattern[str]:
+    # A layer number has no leading zero: `layers.00` is not `layers.0`.
+    return re.compile(re.escape(template).replace(re.escape(LAYER), "(?P<i>0|[1-9][0-9]*)"))
+
+
+def _fill(template: str, layer: str | None) -> str:
+    return template if layer is None else template.replace(LAYER, layer)
+
+
+def _merge(row: Row, name: str, shape: Shape, split: Split) -> tuple[tuple[Shape, ...], list[list[Piece]]]:
+    """Shapes of the whole tensors a source tensor makes, and the pieces of each. Raises `SplitError`."""
+    if not row.targets:
+        return (), []
+    if not shape:
+        raise SplitError("it is a single number, not a tensor")
+    wholes = row.operation.whole_shapes(shape, split)
+    pieces: list[list[Piece]] = [[] for _ in row.targets]
+    for rank in range(1 if row.operation.replicated else split.ranks):
+        for move in row.operation.moves(shape, split, rank):
+            pieces[move.whole].append(Piece(rank, name, move.part_start, move.whole_start, move.size))
+    return wholes, pieces
+
+
+def _claim(
+    patterns: Sequence[tuple[Row, re.Pattern[str]]], names: Mapping[str, TensorSpec]
+) -> tuple[list[tuple[Row, str | None, str]], list[str], list[str]]:
+    """(row, layer, name) of every name a row claims; the names no row claims; the names several rows claim."""
+    claims, unclaimed, twice = [], [], []
+    for name in names:
+        found = [
+            (row, match.groupdict().get("i"), name) for row, pattern in patterns if (match := pattern.fullmatch(name))
+        ]
+        claims.extend(found[:1])
+        if not found:
+            unclaimed.append(name)
+        elif len(found) > 1:
+            twice.append(name)
+    return claims, unclaimed, twice
+
+
+def _target_dtype(source: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
+    return wanted if wanted is not None and source.is_floating_point else source
+
+
+def _shape_differences(tensors: Sequence[PlannedTensor], expected: Mapping[str, Shape]) -> list[str]:
+    return [
+        f"{tensor.name} from {tensor.pieces[0].source}: {_text(tensor.spec.shape)}, the model has "
+        f"{_text(expected[tensor.name])}"
+        for tensor in tensors
+        if tensor.name in expected and tensor.spec.shape != expected[tensor.name]
+    ]
+
+
+def _text(shape: Shape) -> str:
+    return "[" + ", ".join(map(str, shape)) + "]"
+
+
+__all__ = [
+    "Concat",
+    "ConversionError",
+    "CoverageError",
+    "Drop",
+    "Move",
+    "Operation",
+    "Piece",
+    "Plan",
+    "PlannedTensor",
+    "Replicated",
+    "Row",
+    "Shape",
+    "Split",
+    "SplitError",
+    "SplitGlu",
+    "SplitQkv",
+    "StateMap",
+    "TensorSpec",
+    "Tied",
+    "divide",
+    "matrix_shape",
+]

@@ -1,0 +1,98 @@
+"""Checks of a written folder against what was planned and written, and the names and shapes a model really has."""
+
+import hashlib
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from .job import Progress
+from .readers import LazyFile, open_safetensors_file, open_torch_file
+from .state_map import ConversionError, Shape
+from .writer import BLOCK_BYTES, OutputFile
+
+CAUSE = "The disk or the memory may be faulty, or the machine lost power."
+
+
+class VerifyError(ConversionError):
+    """A written file does not hold what was written to it."""
+
+
+def expected_shapes(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, Shape]:
+    """Names and shapes of a model's state, tied names included, from a model without data, on `meta`."""
+    with torch.device("meta"):
+        model = model_class(config)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def verify_file(folder: Path, file: OutputFile, checksums: Mapping[str, int], progress: Progress) -> str:
+    """Re-reads a written file from disk: names, shapes, dtypes, and the CRC-32 of every tensor as it was when written.
+
+    Args:
+        folder: The folder the file is in.
+        file: What was planned.
+        checksums: CRC-32 by tensor name.
+        progress: Called with the number of tensor bytes read.
+
+    Returns:
+        The file's SHA-256, hexadecimal.
+
+    Raises:
+        VerifyError: something differs.
+    """
+    path = folder / file.name
+    written = open_safetensors_file(path) if path.suffix == ".safetensors" else open_torch_file(path, "module")[0]
+    planned = {tensor.name: tensor.spec for tensor in file.tensors}
+    found = {name: stored.spec for name, stored in written.tensors.items()}
+    if planned != found:
+        wrong = sorted(name for name in planned.keys() | found.keys() if planned.get(name) != found.get(name))
+        raise VerifyError(f"{path}: {len(wrong)} tensors are not as planned, e.g. {wrong[0]}. {CAUSE}")
+    digest, actual = _read_through(path, written, progress)
+    damaged = sorted(name for name, value in actual.items() if value != checksums[name])
+    if damaged:
+        raise VerifyError(
+            f"{path}: {len(damaged)} tensors read back differently than written, e.g. {damaged[0]}. {CAUSE}"
+        )
+    return digest
+
+
+def _read_through(path: Path, written: LazyFile, progress: Progress) -> tuple[str, dict[str, int]]:
+    """SHA-256 of a file and CRC-32 of each tensor in it, in one pass that holds one block at a time."""
+    spans = sorted((stored.offset, stored.offset + stored.extent, name) for name, stored in written.tensors.items())
+    digest = hashlib.sha256()
+    checksums: dict[str, int] = {}
+    position = 0
+
+    def read_to(end: int, name: str | None) -> None:
+        nonlocal position
+        while position < end:
+            block = memoryview(buffer)[: min(end - position, len(buffer))]
+            count = os.preadv(descriptor, [block], position)
+            if not count:
+                raise VerifyError(f"{path}: ends at byte {position}, expected {end}. {CAUSE}")
+            digest.update(block[:count])
+            if name is not None:
+                checksums[name] = zlib.crc32(block[:count], checksums.get(name, 0))
+                progress(count)
+            position += count
+
+    buffer = bytearray(min(BLOCK_BYTES, path.stat().st_size))
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+        # So that the bytes come from the disk, not from the memory they were written from.
+        if hasattr(os, "posix_fadvise"):  # not on macOS
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        for start, end, name in spans:
+            read_to(start, None)
+            read_to(end, name)
+        read_to(path.stat().st_size, None)
+    finally:
+        os.close(descriptor)
+    return digest.hexdigest(), checksums
+
+
+__all__ = ["VerifyError", "expected_shapes", "verify_file"]

@@ -1,0 +1,374 @@
+"""Streams planned tensors into output files: safetensors shards or `torch.save` archives.
+
+A file is laid out first (header, or an archive without its data) and then filled at fixed offsets, block by block of
+rows, so the largest thing in memory is a block, whatever the size of the tensor. Two blocks take turns: one is filled
+from the mapped source while a thread computes the checksum of the other and writes it.
+"""
+
+import json
+import os
+import warnings
+import zlib
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from .state_map import ConversionError, Piece, PlannedTensor, TensorSpec
+from .torch_zip import read_records, write_checksums
+
+BLOCK_BYTES = 32 * 2**20
+"""Size of each of the two write buffers, and of the stretch of source that is mapped at once."""
+
+SAFETENSORS_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+SKELETON_BYTES_PER_TENSOR = 512  # archive headers, alignment and directory entry of one record, rounded up
+
+
+class WriteError(ConversionError):
+    """Something cannot be written as asked. The message says what, where and what to do."""
+
+
+class DtypeRangeError(WriteError):
+    """A finite weight would become infinite in the dtype asked for."""
+
+
+class Source(Protocol):
+    """What tensors are read from; see `readers.TensorFiles`."""
+
+    def tensor(self, part: int, name: str) -> torch.Tensor:
+        """The unread tensor `name` of file `part`."""
+
+    def release(self, part: int, name: str) -> None:
+        """Hands its pages back; it may be read again."""
+
+    def forget(self, part: int, name: str) -> None:
+        """Hands its pages back for good."""
+
+
+class OutputFile(Protocol):
+    """One file to be written.
+
+    Attributes:
+        name: Path relative to the output folder.
+        tensors: What it holds.
+        size: Its size in bytes, rounded up where it is not known.
+    """
+
+    name: str
+    tensors: tuple[PlannedTensor, ...]
+    size: int
+
+    def create(self, path: Path) -> None:
+        """Makes the file with everything but the data of its tensors."""
+
+    def offsets(self, path: Path) -> dict[str, int]:
+        """Where each tensor's data belongs, in bytes."""
+
+    def finish(self, path: Path, checksums: Mapping[str, int]) -> None:
+        """Adds what is known only now: the CRC-32 of each tensor."""
+
+
+class SafetensorsShard:
+    """A safetensors file.
+
+    Args:
+        name: File name.
+        tensors: What it holds, in this order, but wider dtypes first so that every tensor is aligned to its elements.
+        metadata: Text entries for the header.
+    """
+
+    def __init__(self, name: str, tensors: Sequence[PlannedTensor], metadata: Mapping[str, str]):
+        self.name = name
+        self.tensors = tuple(sorted(tensors, key=lambda tensor: -tensor.spec.dtype.itemsize))
+        header: dict[str, Any] = {"__metadata__": dict(metadata)}
+        end = 0
+        for tensor in self.tensors:
+            start, end = end, end + tensor.spec.nbytes
+            dtype = SAFETENSORS_NAMES[tensor.spec.dtype]
+            header[tensor.name] = {"dtype": dtype, "shape": list(tensor.spec.shape), "data_offsets": [start, end]}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        self._prefix = len(text).to_bytes(8, "little") + text
+        self._starts = {
+            tensor.name: len(self._prefix) + header[tensor.name]["data_offsets"][0] for tensor in self.tensors
+        }
+        self.size = len(self._prefix) + end
+
+    def create(self, path: Path) -> None:
+        """Writes the header and sets the length."""
+        with path.open("wb") as file:
+            file.write(self._prefix)
+            file.truncate(self.size)
+
+    def offsets(self, path: Path) -> dict[str, int]:
+        """Known from the header."""
+        return self._starts
+
+    def finish(self, path: Path, checksums: Mapping[str, int]) -> None:
+        """Nothing to add: the format has no checksums."""
+
+
+class TorchArchive:
+    """A `torch.save` file of {member: {name: tensor}}.
+
+    torch writes the archive around fake tensors and leaves room for their data (`torch.serialization.skip_data`), so
+    the pickle is torch's own. The data and its checksums are filled in here; torch does not look at the checksums,
+    other zip tools do.
+
+    Args:
+        name: Path relative to the output folder; the file's stem also names the records inside, as torch does it.
+        tensors: What it holds.
+        member: Key of the tensors.
+    """
+
+    def __init__(self, name: str, tensors: Sequence[PlannedTensor], member: str):
+        self.name = name
+        self.tensors = tuple(tensors)
+        self._member = member
+        self.size = sum(tensor.spec.nbytes + SKELETON_BYTES_PER_TENSOR for tensor in tensors) + 2**16
+
+    def create(self, path: Path) -> None:
+        """Saves fake tensors: the data is a hole in the file."""
+        with FakeTensorMode():
+            fakes = {tensor.name: torch.empty(tensor.spec.shape, dtype=tensor.spec.dtype) for tensor in self.tensors}
+        with torch.serialization.skip_data(materialize_fake_tensors=True), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.save({self._member: fakes}, path)
+
+    def offsets(self, path: Path) -> dict[str, int]:
+        """Read from the archive: torch numbers the records in the order of the tensors."""
+        records = read_records(path)
+        starts = {}
+        for number, tensor in enumerate(self.tensors):
+            record = records[f"data/{number}"]
+            if record.nbytes != tensor.spec.nbytes:
+                raise WriteError(
+                    f"{path}: record {number} has {record.nbytes} bytes, {tensor.name} needs {tensor.spec.nbytes}"
+                )
+            starts[tensor.name] = record.offset
+        return starts
+
+    def finish(self, path: Path, checksums: Mapping[str, int]) -> None:
+        """Enters the checksums, so that other zip tools find the archive sound."""
+        write_checksums(path, {f"data/{number}": checksums[tensor.name] for number, tensor in enumerate(self.tensors)})
+
+
+def plan_shards(
+    tensors: Sequence[PlannedTensor], max_shard_bytes: int, metadata: Mapping[str, str]
+) -> list[SafetensorsShard]:
+    """Distributes tensors over `model.safetensors` or `model-0000x-of-0000y.safetensors`, in order.
+
+    Args:
+        tensors: What is to be written.
+        max_shard_bytes: Upper limit of the data in one shard; a tensor larger than that has a shard of its own.
+        metadata: Text entries for each header.
+
+    Raises:
+        WriteError: a dtype that the model's files cannot have.
+    """
+    groups: list[list[PlannedTensor]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        if tensor.spec.dtype not in SAFETENSORS_NAMES:
+            allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in SAFETENSORS_NAMES)
+            raise WriteError(f"{tensor.name} is {tensor.spec.dtype}; weights are one of {allowed}")
+        if groups[-1] and filled + tensor.spec.nbytes > max_shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(tensor)
+        filled += tensor.spec.nbytes
+    if len(groups) == 1:
+        return [SafetensorsShard("model.safetensors", groups[0], metadata)]
+    return [
+        SafetensorsShard(f"model-{number:05d}-of-{len(groups):05d}.safetensors", group, metadata)
+        for number, group in enumerate(groups, start=1)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A tensor to be written into an open file at a byte offset."""
+
+    tensor: PlannedTensor
+    file: str
+    descriptor: int
+    offset: int
+
+
+def stream(
+    tasks: Iterable[Task],
+    uses: Counter[tuple[int, str]],
+    source: Source,
+    on_bytes: Callable[[int], None],
+    on_tensor: Callable[[Task, int], None],
+    block_bytes: int = BLOCK_BYTES,
+) -> None:
+    """Copies tensors from the source into their files.
+
+    Args:
+        tasks: What to copy and where to; taken one by one, so files may be opened as their first task is drawn.
+        uses: How many of the tasks read each (file, name) of the source; it is forgotten after the last.
+        source: Where the pieces are.
+        on_bytes: Called with the number of bytes written, after each block, in the writing thread.
+        on_tensor: Called with a finished task and the CRC-32 of its bytes, in the writing thread.
+        block_bytes: Size of each of the two buffers.
+
+    Raises:
+        DtypeRangeError: a finite number that the target dtype cannot hold.
+        OSError: writing failed, e.g. the disk is full.
+    """
+    buffers: list[torch.Tensor | None] = [None, None]
+    pending: deque[Future[None]] = deque()
+    checksum = 0
+
+    def write(task: Task, data: torch.Tensor, offset: int, first: bool, last: bool) -> None:
+        nonlocal checksum
+        view = memoryview(data.numpy())  # type: ignore[arg-type]  # numpy's stubs do not declare the buffer
+        checksum = zlib.crc32(view, 0 if first else checksum)
+        pwrite_all(task.descriptor, view, offset)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(task.descriptor, offset, len(view), os.POSIX_FADV_DONTNEED)
+            os.posix_fadvise(task.descriptor, max(0, offset - 8 * BLOCK_BYTES), 7 * BLOCK_BYTES, os.POSIX_FADV_DONTNEED)
+        on_bytes(len(view))
+        if last:
+            on_tensor(task, checksum)
+
+    with _one_copy_thread(), ThreadPoolExecutor(max_workers=1) as pool:
+        number = 0
+        for task in tasks:
+            spec = task.tensor.spec
+            for start, stop in row_blocks(spec, block_bytes):
+                while len(pending) > 1:
+                    pending.popleft().result()
+                nbytes = (stop - start) * spec.row_nbytes
+                buffer = buffers[number % 2]
+                if buffer is None or len(buffer) < nbytes:
+                    buffer = buffers[number % 2] = torch.empty(max(nbytes, block_bytes), dtype=torch.uint8)
+                number += 1
+                fill_block(buffer[:nbytes], task.tensor, start, stop, source, block_bytes)
+                offset = task.offset + start * spec.row_nbytes
+                last = stop * spec.row_nbytes == spec.nbytes
+                pending.append(pool.submit(write, task, buffer[:nbytes], offset, start == 0, last))
+            for used in sources_of(task.tensor):
+                uses[used] -= 1
+                if not uses[used]:
+                    source.forget(*used)
+        while pending:
+            pending.popleft().result()
+
+
+def sources_of(tensor: PlannedTensor) -> set[tuple[int, str]]:
+    """(file, name) of every source tensor a planned tensor reads."""
+    return {(piece.part, piece.source) for piece in tensor.pieces}
+
+
+@contextmanager
+def _one_copy_thread() -> Iterator[None]:
+    """One thread copies faster than the disk; several would wait for one another wherever other programs run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def row_blocks(spec: TensorSpec, block_bytes: int) -> Iterator[tuple[int, int]]:
+    """(first, behind last) row of each block: as many rows as fit `block_bytes`, at least one."""
+    rows = spec.nbytes // spec.row_nbytes
+    step = max(1, block_bytes // spec.row_nbytes)
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+def fill_block(
+    buffer: torch.Tensor, tensor: PlannedTensor, start: int, stop: int, source: Source, block_bytes: int
+) -> None:
+    """Assembles rows `start` to `stop` of a planned tensor.
+
+    Args:
+        buffer: Bytes of the block, (rows * row bytes,) uint8.
+        tensor: The planned tensor.
+        start: First row.
+        stop: Row behind the last.
+        source: Where the pieces are.
+        block_bytes: How much of the source may be mapped at once.
+
+    Raises:
+        DtypeRangeError: a finite number that the target dtype cannot hold.
+    """
+    block = buffer.view(tensor.spec.dtype).view(stop - start, -1)  # (rows, columns)
+    for piece in tensor.pieces:
+        first = max(start, piece.target_start[0])
+        behind = min(stop, piece.target_start[0] + piece.size[0])
+        if first >= behind:
+            continue
+        matrix = source.tensor(piece.part, piece.source)
+        matrix = matrix.unsqueeze(1) if matrix.ndim == 1 else matrix.flatten(1)
+        # A narrow slice of a wide matrix maps whole rows of it.
+        step = max(1, block_bytes // max(1, matrix.shape[1] * matrix.itemsize))
+        column, width = piece.target_start[1], piece.size[1]
+        for row in range(first, behind, step):
+            rows = min(step, behind - row)
+            target = block[row - start : row - start + rows, column : column + width]
+            _copy(target, _source_rows(matrix, piece, row, rows), tensor.name)
+            source.release(piece.part, piece.source)
+
+
+def _source_rows(matrix: torch.Tensor, piece: Piece, target_row: int, rows: int) -> torch.Tensor:
+    row = piece.source_start[0] + target_row - piece.target_start[0]
+    return matrix[row : row + rows, piece.source_start[1] : piece.source_start[1] + piece.size[1]]
+
+
+def _copy(target: torch.Tensor, values: torch.Tensor, name: str) -> None:
+    target.copy_(values)
+    narrows = torch.finfo(target.dtype).max < torch.finfo(values.dtype).max if target.is_floating_point() else False
+    if narrows and not torch.equal(torch.isfinite(target), torch.isfinite(values)):
+        largest = values[torch.isfinite(values)].abs().max().item()
+        raise DtypeRangeError(
+            f"{name}: a weight of magnitude {largest:g} does not fit {target.dtype} (largest "
+            f"{torch.finfo(target.dtype).max:g}). Convert with --dtype bfloat16 or float32."
+        )
+
+
+def pwrite_all(descriptor: int, view: memoryview, offset: int) -> None:
+    """Writes all of `view`; the system may take it in several parts."""
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def copy_peak_bytes(tensors: Iterable[PlannedTensor], block_bytes: int = BLOCK_BYTES) -> int:
+    """Upper bound of what `stream` takes in memory: two buffers and the mapped stretch of the source.
+
+    A row wider than a block counts in full; a source is at most 4 bytes an element wide.
+    """
+    tensors = tuple(tensors)
+    largest = max((tensor.spec.nbytes for tensor in tensors), default=0)
+    widest = max((4 * piece.size[1] for tensor in tensors for piece in tensor.pieces), default=0)
+    return 3 * max(min(block_bytes, largest), widest)
+
+
+__all__ = [
+    "BLOCK_BYTES",
+    "DtypeRangeError",
+    "OutputFile",
+    "SafetensorsShard",
+    "Source",
+    "Task",
+    "TorchArchive",
+    "WriteError",
+    "copy_peak_bytes",
+    "fill_block",
+    "plan_shards",
+    "pwrite_all",
+    "row_blocks",
+    "sources_of",
+    "stream",
+]

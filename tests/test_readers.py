@@ -1,0 +1,374 @@
+"""Lazy tensors from files: what is read, what is refused, and that nothing in a pickle runs."""
+
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from conversion.readers import (
+    CheckpointError,
+    RankCheckpoint,
+    SafetensorsFolder,
+    open_safetensors_file,
+    open_torch_file,
+)
+
+from .tiny import (
+    Hostile,
+    Sizes,
+    change_rank,
+    equal_bits,
+    load_rank,
+    rank_path,
+    rank_state,
+    whole_state,
+    write_released,
+)
+
+
+def read_all(path: Path) -> dict[str, torch.Tensor]:
+    file, _ = open_torch_file(path, "module")
+    return {name: file.tensor(name).clone() for name in file.tensors}
+
+
+# Torch files
+
+
+def test_tensors_of_a_file_equal_those_torch_reads(tmp_path: Path) -> None:
+    wide = torch.randn(6, 8)
+    tensors = {
+        "half": torch.randn(5, 3).half(),
+        "bfloat": torch.randn(7).bfloat16(),
+        "single": wide,
+        "slice": wide[1:4, 2:5],  # shares its storage, with an offset and gaps
+        "transposed": wide.T,
+        "parameter": torch.nn.Parameter(torch.randn(2, 2)),
+    }
+    torch.save({"iteration": 7, "module": tensors}, tmp_path / "a.pt")
+    file, rest = open_torch_file(tmp_path / "a.pt", "module")
+    assert rest == {"iteration": 7}
+    for name, tensor in tensors.items():
+        assert torch.equal(file.tensor(name), tensor)
+        file.release(name)
+        file.forget(name)
+        assert torch.equal(file.tensor(name), tensor)  # released pages come back
+        assert file.tensors[name].spec.dtype == tensor.dtype
+
+
+def test_a_file_saved_from_a_gpu_is_read_on_a_machine_without_one(tmp_path: Path) -> None:
+    with FakeTensorMode():
+        fake = torch.empty(4, 2, dtype=torch.float16, device="cuda")
+    with torch.serialization.skip_data(materialize_fake_tensors=True):
+        torch.save({"module": {"a": fake}}, tmp_path / "a.pt")
+    assert b"cuda:0" in (tmp_path / "a.pt").read_bytes()
+    assert read_all(tmp_path / "a.pt")["a"].shape == (4, 2)
+
+
+def test_a_file_of_an_older_torch_is_read(tmp_path: Path) -> None:
+    """Before torch 2.1 the archive had no format version, alignment and byte order records."""
+    tensors = {"a": torch.randn(3, 2).half(), "b": torch.randn(5).half()}
+    torch.save({"module": tensors}, tmp_path / "new.pt")
+    with zipfile.ZipFile(tmp_path / "new.pt") as new, zipfile.ZipFile(tmp_path / "old.pt", "w") as old:
+        for info in new.infolist():
+            if not info.filename.endswith((".format_version", ".storage_alignment", "byteorder", "serialization_id")):
+                old.writestr(info.filename, new.read(info))
+    assert equal_bits(read_all(tmp_path / "old.pt"), tensors)
+
+
+@pytest.mark.parametrize("place", ["instead of the dictionary", "beside the tensors", "among the tensors"])
+def test_a_hostile_pickle_is_refused_and_not_executed(tmp_path: Path, place: str) -> None:
+    trace = tmp_path / "executed"
+    hostile = Hostile(trace)
+    content = {
+        "instead of the dictionary": hostile,
+        "beside the tensors": {"module": {"a": torch.zeros(2)}, "args": hostile},
+        "among the tensors": {"module": {"a": torch.zeros(2), "b": hostile}},
+    }[place]
+    torch.save(content, tmp_path / "a.pt")
+    with pytest.raises(
+        CheckpointError, match=r"a\.pt: the pickle holds \S+system, .*Nothing in it was executed.*if you trust"
+    ):
+        open_torch_file(tmp_path / "a.pt", "module")
+    assert not trace.exists()
+    torch.load(tmp_path / "a.pt", weights_only=False)  # the trap is real
+    assert trace.exists()
+
+
+def compressed(path: Path) -> None:
+    with (
+        zipfile.ZipFile(path) as source,
+        zipfile.ZipFile(path.with_name("packed"), "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for info in source.infolist():
+            target.writestr(info.filename, source.read(info))
+    path.with_name("packed").replace(path)
+
+
+def repacked(path: Path) -> None:
+    """Plain records, but not where torch's layout rules put them."""
+    with zipfile.ZipFile(path) as source, zipfile.ZipFile(path.with_name("packed"), "w") as target:
+        for info in sorted(source.infolist(), key=lambda info: info.filename, reverse=True):
+            target.writestr(info.filename, source.read(info))
+    path.with_name("packed").replace(path)
+
+
+def big_endian(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"little", b"big" + b"   "))
+
+
+BAD_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "missing": (lambda path: path.unlink(), "no such file"),
+    "empty": (lambda path: path.write_bytes(b""), "not a torch checkpoint .0 bytes"),
+    "text": (lambda path: path.write_text("oid sha256:abc size 5"), "not a torch checkpoint .* starting with b'oid "),
+    "cut short": (lambda path: path.write_bytes(path.read_bytes()[:-100]), "cut short, .* without the end"),
+    "cut in half": (lambda path: path.write_bytes(path.read_bytes()[:900]), "cut short, 900 bytes"),
+    "hole at the start": (
+        lambda path: path.write_bytes(bytes(400) + path.read_bytes()[400:]),
+        "the pickle is damaged or",
+    ),
+    "old format": (
+        lambda path: torch.save({"module": {"a": torch.zeros(2)}}, path, _use_new_zipfile_serialization=False),
+        "before torch 1.6",
+    ),
+    "plain pickle": (lambda path: path.write_bytes(pickle.dumps({"module": {}})), "before torch 1.6"),
+    "other form": (lambda path: torch.save({"a": torch.zeros(2)}, path), r"expected .*found keys \['a'\]"),
+    "list": (lambda path: torch.save([torch.zeros(2)], path), "found a list"),
+    "number": (lambda path: torch.save({"module": {"a": 5}}, path), "'a' of 'module' is a int, not a dense tensor"),
+    "sparse": (lambda path: torch.save({"module": {"a": torch.eye(2).to_sparse()}}, path), "not a dense tensor"),
+    "compressed": (compressed, "compressed, torch stores plainly|not a readable torch"),
+    "repacked": (repacked, "does not lie where|not a readable torch"),
+    "big-endian": (big_endian, "big-endian|not a readable torch"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FILES)
+def test_bad_files_are_named_with_what_is_wrong(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "a.pt"
+    torch.save({"module": {"a": torch.zeros(100), "b": torch.zeros(3)}}, path)
+    spoil, message = BAD_FILES[kind]
+    spoil(path)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        open_torch_file(path, "module")
+    assert str(path) in str(caught.value)
+
+
+def test_a_mapping_takes_no_memory_for_a_file_larger_than_the_machine(tmp_path: Path) -> None:
+    """`torch.load(mmap=True)` fails here: its private writable mapping is charged against RAM and swap."""
+    with FakeTensorMode():
+        fake = torch.empty(2**20, 2**20, dtype=torch.float16)  # 2 TiB
+    with torch.serialization.skip_data(materialize_fake_tensors=True):
+        torch.save({"module": {"a": fake}}, tmp_path / "a.pt")
+    assert (tmp_path / "a.pt").stat().st_blocks < 1000  # a hole in the file
+    file, _ = open_torch_file(tmp_path / "a.pt", "module")
+    assert file.tensor("a")[-1, -5:].tolist() == [0.0] * 5
+
+
+# Folders of ranks
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 8])
+def test_a_checkpoint_is_opened_by_its_folder_or_its_iteration(tmp_path: Path, ranks: int) -> None:
+    whole = whole_state(Sizes())
+    folder = write_released(tmp_path / "source", whole, ranks, "1200")
+    for path in (folder, folder / "1200"):
+        checkpoint = RankCheckpoint(path)
+        assert checkpoint.iteration == "1200"
+        assert len(checkpoint.files) == ranks
+        for rank in range(ranks):
+            expected = rank_state(whole, rank, ranks)
+            assert equal_bits({name: checkpoint.tensor(rank, name) for name in checkpoint.specs}, expected)
+    assert checkpoint.ranks_that_differ(["transformer.final_layernorm.bias"]) == []
+
+
+def move_ranks_up(folder: Path) -> None:
+    for path in (folder / "49300").iterdir():
+        path.rename(folder / path.name)
+
+
+def other_iteration(folder: Path) -> None:
+    write_released(folder, whole_state(Sizes()), 4, "48000", latest=False)
+    rank_path(folder, 2).unlink()
+
+
+def other_shape(folder: Path) -> None:
+    torch.save({"module": rank_state(whole_state(Sizes()), 1, 2)}, rank_path(folder, 1))
+
+
+def other_dtype(folder: Path) -> None:
+    change_rank(folder, 3, {"transformer.final_layernorm.bias": torch.zeros(32)})
+
+
+def iterations_inside(folder: Path) -> None:
+    for rank in range(4):
+        torch.save({"module": load_rank(folder, rank), "iteration": 100 + rank // 2}, rank_path(folder, rank))
+
+
+BAD_FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no folder": (shutil.rmtree, "no such folder"),
+    "no latest": (lambda folder: (folder / "latest").unlink(), "no `latest`.*folders with rank files here: 49300"),
+    "latest points nowhere": (
+        lambda folder: (folder / "latest").write_text("50000"),
+        "names the iteration '50000'.* is not there .folders with rank files here: 49300",
+    ),
+    "latest points outside": (lambda folder: (folder / "latest").write_text("../other"), "names the iteration"),
+    "latest is not text": (lambda folder: (folder / "latest").write_bytes(b"\xff\x00"), "names the iteration"),
+    "ranks beside latest": (move_ranks_up, "rank files beside `latest`"),
+    "missing rank": (lambda folder: rank_path(folder, 2).unlink(), "missing mp_rank_02_model_states.pt; found"),
+    "missing ranks": (
+        lambda folder: [rank_path(folder, rank).unlink() for rank in (0, 2)],
+        "missing mp_rank_00_model_states.pt, mp_rank_02_model_states.pt",
+    ),
+    "rank of another iteration": (other_iteration, "missing mp_rank_02.*There is .*48000.*of another iteration"),
+    "rank twice": (
+        lambda folder: shutil.copy(rank_path(folder, 1), rank_path(folder, 1).with_name("mp_rank_1_model_states.pt")),
+        "rank 1 is there twice",
+    ),
+    "rank beyond reason": (
+        lambda folder: rank_path(folder, 3).rename(rank_path(folder, 99999999)),
+        "mp_rank_99999999_model_states.pt is no rank of any checkpoint",
+    ),
+    "rank of another degree": (other_shape, r"mp_rank_01.*\[36, 32\] float16, in mp_rank_00.* it is \[18, 32\]"),
+    "rank of another dtype": (other_dtype, r"mp_rank_03.*final_layernorm.bias is \[32\] float32, in mp_rank_00"),
+    "rank with fewer names": (
+        lambda folder: change_rank(folder, 2, {"transformer.final_layernorm.bias": None}),
+        r"mp_rank_02.*1 of them, e.g. transformer.final_layernorm.bias \(only in mp_rank_00",
+    ),
+    "rank with more names": (
+        lambda folder: change_rank(folder, 2, {"transformer.extra": torch.zeros(1)}),
+        r"transformer.extra \(only in mp_rank_02",
+    ),
+    "iterations inside the files": (iterations_inside, "different iterations: mp_rank_00_model_states.pt from 100,"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_FOLDERS)
+def test_bad_folders_are_named_with_what_is_wrong(tmp_path: Path, kind: str) -> None:
+    folder = write_released(tmp_path / "source", whole_state(Sizes()), 4)
+    spoil, message = BAD_FOLDERS[kind]
+    spoil(folder)
+    with pytest.raises(CheckpointError, match=message):
+        RankCheckpoint(folder)
+
+
+def test_ranks_whose_common_tensors_differ_are_found_by_their_bits(tmp_path: Path) -> None:
+    folder = write_released(tmp_path / "source", whole_state(Sizes()), 4)
+    name = "transformer.layers.1.attention.dense.bias"
+    nan = load_rank(folder, 0)[name]
+    nan[3] = float("nan")
+    for rank in range(4):
+        change_rank(folder, rank, {name: nan})
+    assert RankCheckpoint(folder).ranks_that_differ([name]) == []  # NaN or not, the bits agree
+    nan[4] += 1
+    change_rank(folder, 2, {name: nan})
+    assert RankCheckpoint(folder).ranks_that_differ([name]) == [(2, name)]
+
+
+# Safetensors
+
+
+def write_shards(folder: Path) -> None:
+    first, second = {"a": torch.randn(4, 3).half()}, {"b": torch.randn(5), "c": torch.randn(2, 2).bfloat16()}
+    save_file(first, folder / "model-00001-of-00002.safetensors")
+    save_file(second, folder / "model-00002-of-00002.safetensors")
+    weight_map = dict.fromkeys(first, "model-00001-of-00002.safetensors")
+    weight_map |= dict.fromkeys(second, "model-00002-of-00002.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def test_safetensors_files_of_the_library_are_read(tmp_path: Path) -> None:
+    tensors = {"a": torch.randn(4, 3).half(), "b": torch.randn(5), "c": torch.arange(6).view(2, 3), "d": torch.ones(1)}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    folder = SafetensorsFolder(tmp_path)
+    assert equal_bits({name: folder.tensor(0, name) for name in folder.specs}, tensors)
+    folder.release(0, "a")
+    folder.forget(0, "a")
+    assert torch.equal(folder.tensor(0, "a"), tensors["a"])
+
+
+def test_shards_are_read_through_their_index(tmp_path: Path) -> None:
+    write_shards(tmp_path)
+    folder = SafetensorsFolder(tmp_path)
+    assert sorted(folder.specs) == ["a", "b", "c"]
+    assert folder.tensor(0, "c").dtype == torch.bfloat16
+
+
+def with_index(change: Callable[[dict[str, str]], Any]) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        path = folder / "model.safetensors.index.json"
+        index = json.loads(path.read_text())
+        change(index["weight_map"])
+        path.write_text(json.dumps(index))
+
+    return spoil
+
+
+def duplicate(folder: Path) -> None:
+    save_file({"a": torch.zeros(1), "b": torch.zeros(1)}, folder / "model-00001-of-00002.safetensors")
+
+
+def with_header(text: str) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        (folder / "model-00001-of-00002.safetensors").write_bytes(
+            len(text).to_bytes(8, "little") + text.encode() + bytes(64)
+        )
+
+    return spoil
+
+
+ENTRY = '{"dtype":"F16","shape":[2],"data_offsets":[0,4]}'
+BAD_SAFETENSORS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "no weights": (lambda folder: [path.unlink() for path in folder.iterdir()], "neither model.safetensors nor"),
+    "missing shard": (lambda folder: (folder / "model-00002-of-00002.safetensors").unlink(), "missing model-00002"),
+    "name in two shards": (duplicate, "b stands in model-00001-of-00002.safetensors and in model-00002"),
+    "index of another model": (with_index(lambda names: names.update(z="model-00001-of-00002.safetensors")), "e.g. z"),
+    "index without a name": (with_index(lambda names: names.pop("c")), "e.g. c"),
+    "broken index": (
+        lambda folder: (folder / "model.safetensors.index.json").write_text("{"),
+        "not a safetensors index",
+    ),
+    "cut short": (
+        lambda folder: os.truncate(folder / "model-00001-of-00002.safetensors", 90),
+        "should end at byte .* but the file has 90 bytes",
+    ),
+    "empty": (lambda folder: os.truncate(folder / "model-00001-of-00002.safetensors", 0), "cut short or not a safe"),
+    "endless header": (
+        lambda folder: (folder / "model-00001-of-00002.safetensors").write_bytes(b"\xff" * 100),
+        "cut short or not a safetensors file",
+    ),
+    "header is not JSON": (with_header("nonsense"), "malformed safetensors header"),
+    "name twice": (with_header(f'{{"a":{ENTRY},"a":{ENTRY}}}'), "names that stand twice: a"),
+    "unknown dtype": (with_header('{"a":{"dtype":"F4","shape":[2],"data_offsets":[0,4]}}'), "dtype F4; handled"),
+    "wrong length": (
+        with_header('{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,6]}}'),
+        "6 bytes for a tensor of 4",
+    ),
+    "offset behind the end": (
+        with_header('{"a":{"dtype":"F16","shape":[2],"data_offsets":[4000,4004]}}'),
+        "should end at byte",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_SAFETENSORS)
+def test_bad_safetensors_are_named_with_what_is_wrong(tmp_path: Path, kind: str) -> None:
+    write_shards(tmp_path)
+    spoil, message = BAD_SAFETENSORS[kind]
+    spoil(tmp_path)
+    with pytest.raises(CheckpointError, match=message):
+        SafetensorsFolder(tmp_path)
+
+
+def test_a_missing_safetensors_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no such file"):
+        open_safetensors_file(tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="no such folder"):
+        SafetensorsFolder(tmp_path / "nowhere")
