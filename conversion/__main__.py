@@ -56,7 +56,10 @@ def _add_glm130b(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--tokenizer", type=Path, help="sentencepiece model (default: ice_text.model in the source folder, if there)"
     )
     glm.add_argument(
-        "--config", type=Path, help="JSON with what tensors cannot tell: num_attention_heads, max_sequence_length, ..."
+        "--config",
+        type=Path,
+        help="JSON with what tensors cannot tell: num_attention_heads, max_sequence_length, ... "
+        "(default: config.json in the source folder, if there)",
     )
     glm.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="default: as stored")
     glm.add_argument(

@@ -117,7 +117,7 @@ class ForwardOptions:
     """Choices of a conversion from the released format.
 
     Attributes:
-        settings: JSON file with what the tensors cannot tell.
+        settings: JSON file with what the tensors cannot tell; default: `config.json` in the source folder, if there.
         tokenizer_model: sentencepiece file; default: `ice_text.model` in the source folder, if there.
         dtype: What the weights become; `None` keeps theirs.
         max_shard_bytes: Upper limit of a shard's data.
@@ -147,7 +147,7 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
     checkpoint = RankCheckpoint(source)
     _refuse_quantized(checkpoint.specs, source)
     sizes = read_sizes(checkpoint)
-    settings = read_settings(options.settings)
+    settings = read_settings(options.settings or _beside(source, "config.json"))
     tokenizer_model = _find_tokenizer_model(source, options.tokenizer_model)
     tokenizer = None if tokenizer_model is None else _load_tokenizer(tokenizer_model, settings.num_image_tokens)
     ranks = len(checkpoint.files)
@@ -349,8 +349,12 @@ def _find_tokenizer_model(source: Path, given: Path | None) -> Path | None:
         if not given.is_file():
             raise SettingsError(f"--tokenizer {given}: no such file. It is the sentencepiece model, ice_text.model.")
         return given
-    beside = source / "ice_text.model"
-    return beside if beside.is_file() else None
+    return _beside(source, "ice_text.model")
+
+
+def _beside(source: Path, name: str) -> Path | None:
+    path = source / name
+    return path if path.is_file() else None
 
 
 def _load_tokenizer(path: Path, num_image_tokens: int | None) -> Glm130bTokenizer:

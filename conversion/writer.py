@@ -232,9 +232,6 @@ def stream(
         view = memoryview(data.numpy())  # type: ignore[arg-type]  # numpy's stubs do not declare the buffer
         checksum = zlib.crc32(view, 0 if first else checksum)
         pwrite_all(task.descriptor, view, offset)
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(task.descriptor, offset, len(view), os.POSIX_FADV_DONTNEED)
-            os.posix_fadvise(task.descriptor, max(0, offset - 8 * BLOCK_BYTES), 7 * BLOCK_BYTES, os.POSIX_FADV_DONTNEED)
         on_bytes(len(view))
         if last:
             on_tensor(task, checksum)

@@ -1,0 +1,59 @@
+"""The README's commands and code run as printed, on the sample in place of the released checkpoint."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, flags=re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs the README's conversion in a folder where the sample lies under the names the README uses."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "glm-130b-sat").symlink_to(ROOT / "examples" / "sample-glm130b")
+    (folder / "ice_text.model").symlink_to(ROOT / "examples" / "sample-glm130b" / "ice_text.model")
+    (folder / "conversion").symlink_to(ROOT / "conversion")
+    command = next(body for kind, body in BLOCKS if kind == "bash" and "python -m conversion" in body)
+    arguments = shlex.split(command.strip())[1:]
+    subprocess.run([sys.executable, *arguments], cwd=folder, check=True, capture_output=True)
+    return folder
+
+
+def test_python_block_prints_what_stands_below_it(converted: Path) -> None:
+    index = next(i for i, (kind, _) in enumerate(BLOCKS) if kind == "python")
+    code, (kind, expected) = BLOCKS[index][1], BLOCKS[index + 1]
+    assert kind == "text"
+    done = subprocess.run([sys.executable, "-c", code], cwd=converted, check=True, capture_output=True, text=True)
+    assert done.stdout == expected
+
+
+def test_demo_lines_are_the_demo_s() -> None:
+    shown = next(body for kind, body in BLOCKS if kind == "text")
+    blanks = (ROOT / "examples" / "sample-glm130b" / "blanks.jsonl").read_text(encoding="utf-8")
+    for line in shown.splitlines():
+        if line.startswith("  right  "):
+            text = re.sub(r"\[.*?\]", "[MASK]", line.removeprefix("  right  "))
+            assert text in blanks or text.removesuffix("[MASK]").strip() in blanks, line
+
+
+def test_make_targets_exist_and_files_are_where_the_map_says() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in set(re.findall(r"\bmake ([a-z-]+)", README)):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+    files = next(body for kind, body in BLOCKS if kind == "text" and "configuration_glm130b.py" in body)
+    folder = ""
+    for line in files.splitlines():
+        names = line.split("  ")[0] if not line.startswith("  ") else line.strip().split("  ")[0]
+        if not line.startswith("  "):
+            folder = names
+            assert (ROOT / folder).is_dir(), folder
+        else:
+            for name in names.split(", "):
+                assert (ROOT / folder / name).is_file(), f"{folder}{name}"
