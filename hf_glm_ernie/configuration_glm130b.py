@@ -62,8 +62,8 @@ class Glm130bConfig(PreTrainedConfig):
     """
 
     model_type = "glm130b"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012  (a ClassVar of the host)
-    base_model_tp_plan = {  # noqa: RUF012
+    keys_to_ignore_at_inference = ["past_key_values"]
+    base_model_tp_plan = {
         "layers.*.self_attn.q_proj": "colwise",
         "layers.*.self_attn.k_proj": "colwise",
         "layers.*.self_attn.v_proj": "colwise",
@@ -72,7 +72,7 @@ class Glm130bConfig(PreTrainedConfig):
         "layers.*.mlp.up_proj": "colwise",
         "layers.*.mlp.down_proj": "rowwise",
     }
-    base_model_pp_plan = {  # noqa: RUF012
+    base_model_pp_plan = {
         "embed_tokens": (["input_ids"], ["inputs_embeds"]),
         "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
         "norm": (["hidden_states"], ["hidden_states"]),

@@ -264,14 +264,14 @@ class Glm130bPreTrainedModel(PreTrainedModel):
     config: Glm130bConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["Glm130bDecoderLayer"]  # noqa: RUF012
-    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _no_split_modules = ["Glm130bDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_flash_attn = False  # its mask function drops the prefix without a word
     _supports_attention_backend = False  # serving engines bring causal masks of their own
     _can_compile_fullgraph = True
-    _can_record_outputs = {"hidden_states": Glm130bDecoderLayer, "attentions": Glm130bAttention}  # noqa: RUF012
+    _can_record_outputs = {"hidden_states": Glm130bDecoderLayer, "attentions": Glm130bAttention}
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -455,10 +455,10 @@ class Glm130bModel(Glm130bPreTrainedModel):
 class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
     """GLM-130B with its output projection, tied to the word embedding: loss, logits and `generate`."""
 
-    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
-    _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
-    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # type: ignore[dict-item]  # noqa: RUF012
-    _fsdp_plan = {"lm_head": "keep_full_weight"}  # noqa: RUF012
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # type: ignore[dict-item]
+    _fsdp_plan = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: Glm130bConfig):
         super().__init__(config)

@@ -102,8 +102,8 @@ class Glm130bTokenizer(TokenizersBackend):
     `linebreak`, `whitespaces` and `add_dummy_prefix` act in this class; `tokenizer.json` keeps their defaults.
     """
 
-    vocab_files_names = {"vocab_file": "ice_text.model", "tokenizer_file": "tokenizer.json"}  # noqa: RUF012
-    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
+    vocab_files_names = {"vocab_file": "ice_text.model", "tokenizer_file": "tokenizer.json"}
+    model_input_names = ["input_ids", "attention_mask"]
     padding_side = "left"
 
     num_image_tokens: int
