@@ -199,36 +199,14 @@ def plan_reverse(source: Path, ranks: int, dtype: torch.dtype | None, expected: 
     """
     config = _read_config(source)
     checkpoint = SafetensorsFolder(source)
-    for what, length in (
-        ("attention heads", config.num_attention_heads),
-        ("rows of the vocabulary", config.vocab_size),
-        ("inner size", config.intermediate_size),
-    ):
-        if ranks < 1 or length % ranks:
-            raise SettingsError(
-                f"--tensor-parallel {ranks} does not divide the {length} {what}. Degrees 1, 2, 4 and 8 are usual."
-            )
+    _check_degree(ranks, config)
     plan = TABLE.reverse(checkpoint.specs, Split(ranks, config.num_attention_heads), expected(config), dtype)
-    record = read_record(source)
-    iteration = DEFAULT_ITERATION if record is None else record.iteration
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", iteration):
-        raise CheckpointError(
-            f"{source}: its record names the iteration {iteration!r}, which is not a folder name. Correct "
-            "conversion.json."
-        )
+    iteration, record_notices = _read_iteration(source)
     by_rank = [[tensor for tensor in plan.tensors if tensor.part == rank] for rank in range(ranks)]
     files = [
         TorchArchive(f"{iteration}/mp_rank_{rank:02d}_model_states.pt", tensors, "module")
         for rank, tensors in enumerate(by_rank)
     ]
-    notices = [*_notices_on_dropped(plan), *_main_dtype(plan, checkpoint.specs.values())[1]]
-    if record is None:
-        notices.append(f"no conversion.json in the folder: written as iteration {iteration}, the released one")
-    if record is not None and record.dropped:
-        notices.append(
-            f"{len(record.dropped)} leftover rotary tables of the original are not written back: "
-            f"{', '.join(record.dropped[:2])}"
-        )
 
     def first(folder: Path) -> None:
         (folder / "latest").write_text(iteration, encoding="utf-8")
@@ -242,20 +220,42 @@ def plan_reverse(source: Path, ranks: int, dtype: torch.dtype | None, expected: 
         source=checkpoint,
         plan=plan,
         files=files,
-        # Tensor by tensor across the ranks, so that a tensor cut by columns is read from disk once and not once per
-        # rank.
+        # Tensor by tensor across the ranks, so that a tensor cut by columns is read from disk once.
         order=[(files[rank].name, position) for position in range(len(by_rank[0])) for rank in range(ranks)],
-        options={
-            "heads": str(config.num_attention_heads),
-            "ranks": str(ranks),
-            "dtype": str(dtype),
-            "iteration": iteration,
-        },
+        options={"heads": str(config.num_attention_heads), "ranks": str(ranks), "dtype": str(dtype)},
         write_first=first,
         write_last=lambda folder, digests: None,
         reopen=reopen,
-        notices=notices,
+        notices=[*_notices_on_dropped(plan), *_main_dtype(plan, checkpoint.specs.values())[1], *record_notices],
     )
+
+
+def _check_degree(ranks: int, config: Glm130bConfig) -> None:
+    for what, length in (
+        ("attention heads", config.num_attention_heads),
+        ("rows of the vocabulary", config.vocab_size),
+        ("inner size", config.intermediate_size),
+    ):
+        if ranks < 1 or length % ranks:
+            raise SettingsError(
+                f"--tensor-parallel {ranks} does not divide the {length} {what}. Degrees 1, 2, 4 and 8 are usual."
+            )
+
+
+def _read_iteration(source: Path) -> tuple[str, list[str]]:
+    """The iteration a folder was converted from, or the released one, and notices on its record."""
+    record = read_record(source)
+    if record is None:
+        return DEFAULT_ITERATION, [f"no conversion.json: written as iteration {DEFAULT_ITERATION}, the released one"]
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", record.iteration) or record.iteration == "latest":
+        raise CheckpointError(
+            f"{source / 'conversion.json'}: names the iteration {record.iteration!r}, which is not a folder name. "
+            "Correct it."
+        )
+    if not record.dropped:
+        return record.iteration, []
+    left = f"{_count(len(record.dropped), 'leftover rotary table')} of the original, not written back"
+    return record.iteration, [f"{left}: {', '.join(record.dropped[:2])}"]
 
 
 def read_released_sizes() -> Sizes:

@@ -382,19 +382,13 @@ class StateMap:
         """
         claims, unclaimed, twice = _claim(self._target_patterns, wholes)
         dropped = [(name, f"it is {row.operation.of}") for row, _, name in claims if isinstance(row.operation, Tied)]
+        present = {name for _, _, name in claims}
+        tied = {target for row in self.rows if isinstance(row.operation, Tied) for target in row.targets}
         differing = [
             f"{name}: {_text(spec.shape)}, the model has {_text(expected[name])}"
             for name, spec in wholes.items()
             if name in expected and spec.shape != expected[name]
         ]
-        present = {name for _, _, name in claims}
-        tied = {target for row in self.rows if isinstance(row.operation, Tied) for target in row.targets}
-        problems: dict[str, list[str]] = {
-            "names the table does not know": unclaimed,
-            "names claimed twice": twice,
-            "names the model does not have": [name for name in present if name not in expected],
-            "names that are missing": [name for name in expected if name not in present and name not in tied],
-        }
         tensors: list[PlannedTensor] = []
         groups = {(row, layer) for row, layer, _ in claims if row.source is not None}
         for row, layer, _ in self._in_table_order([(row, layer, "") for row, layer in groups]):
@@ -402,24 +396,17 @@ class StateMap:
             if any(name not in wholes for name in names):
                 continue  # already among the missing names
             source = _fill(str(row.source), layer)
-            dtypes = {wholes[name].dtype for name in names}
             try:
-                if len(dtypes) > 1:
-                    raise SplitError(
-                        f"{', '.join(names)} must have one dtype, they have {', '.join(sorted(map(str, dtypes)))}"
-                    )
-                shape = row.operation.part_shape([wholes[name].shape for name in names], split)
+                tensors += _split(row, source, {name: wholes[name] for name in names}, split, dtype)
             except SplitError as error:
                 differing.append(f"{source} for {split.ranks} ranks: {error}")
-                continue
-            spec = TensorSpec(shape, _target_dtype(dtypes.pop(), dtype))
-            for rank in range(split.ranks):
-                pieces = tuple(
-                    Piece(0, names[move.whole], move.whole_start, move.part_start, move.size)
-                    for move in row.operation.moves(shape, split, rank)
-                )
-                tensors.append(PlannedTensor(rank, source, spec, pieces))
-        problems["shapes that do not fit"] = differing
+        problems = {
+            "names the table does not know": unclaimed,
+            "names claimed twice": twice,
+            "names the model does not have": [name for name in present if name not in expected],
+            "names that are missing": [name for name in expected if name not in present and name not in tied],
+            "shapes that do not fit": differing,
+        }
         if any(problems.values()):
             raise CoverageError(
                 f"this folder cannot be written as a {self.format_name} checkpoint of {split.ranks} ranks",
@@ -494,6 +481,24 @@ def _merge(row: Row, name: str, shape: Shape, split: Split) -> tuple[tuple[Shape
         for move in row.operation.moves(shape, split, rank):
             pieces[move.whole].append(Piece(rank, name, move.part_start, move.whole_start, move.size))
     return wholes, pieces
+
+
+def _split(
+    row: Row, source: str, wholes: Mapping[str, TensorSpec], split: Split, dtype: torch.dtype | None
+) -> Iterator[PlannedTensor]:
+    """The tensor of each rank, made from the whole ones of a row. Raises `SplitError`."""
+    names, dtypes = list(wholes), {spec.dtype for spec in wholes.values()}
+    if len(dtypes) > 1:
+        found = ", ".join(sorted(map(str, dtypes)))
+        raise SplitError(f"{', '.join(names)} must have one dtype, they have {found}")
+    shape = row.operation.part_shape([spec.shape for spec in wholes.values()], split)
+    spec = TensorSpec(shape, _target_dtype(dtypes.pop(), dtype))
+    for rank in range(split.ranks):
+        pieces = tuple(
+            Piece(0, names[move.whole], move.whole_start, move.part_start, move.size)
+            for move in row.operation.moves(shape, split, rank)
+        )
+        yield PlannedTensor(rank, source, spec, pieces)
 
 
 def _claim(

@@ -225,6 +225,7 @@ def stream(
     """
     buffers: list[torch.Tensor | None] = [None, None]
     pending: deque[Future[None]] = deque()
+    write_behind = WriteBehind(block_bytes)
     checksum = 0
 
     def write(task: Task, data: torch.Tensor, offset: int, first: bool, last: bool) -> None:
@@ -232,6 +233,7 @@ def stream(
         view = memoryview(data.numpy())  # type: ignore[arg-type]  # numpy's stubs do not declare the buffer
         checksum = zlib.crc32(view, 0 if first else checksum)
         pwrite_all(task.descriptor, view, offset)
+        write_behind.wrote(task, offset, len(view))
         on_bytes(len(view))
         if last:
             on_tensor(task, checksum)
@@ -258,6 +260,30 @@ def stream(
                     source.forget(*used)
         while pending:
             pending.popleft().result()
+
+
+class WriteBehind:
+    """Keeps the file cache from filling up with output: a finished stretch goes to disk at once and then leaves it.
+
+    Otherwise a checkpoint larger than memory pushes everything else out, and the system stops the writer now and then
+    until the disk has caught up.
+
+    Args:
+        stretch: How many bytes of a file to let go at a time.
+    """
+
+    def __init__(self, stretch: int):
+        self._stretch = stretch
+        self._reached: dict[str, int] = {}
+
+    def wrote(self, task: Task, offset: int, nbytes: int) -> None:
+        """Notes that bytes of a file were written; each file is written from front to back."""
+        start, end = self._reached.setdefault(task.file, offset), offset + nbytes
+        if end - start >= self._stretch and hasattr(os, "posix_fadvise"):  # not on macOS
+            # Told that pages are not needed, Linux starts writing the dirty ones and drops those already written.
+            begin = max(0, start - 4 * self._stretch)
+            os.posix_fadvise(task.descriptor, begin, end - begin, os.POSIX_FADV_DONTNEED)
+            self._reached[task.file] = end
 
 
 def sources_of(tensor: PlannedTensor) -> set[tuple[int, str]]:
@@ -360,6 +386,7 @@ __all__ = [
     "Source",
     "Task",
     "TorchArchive",
+    "WriteBehind",
     "WriteError",
     "copy_peak_bytes",
     "fill_block",

@@ -83,15 +83,7 @@ def convert(output: Path) -> None:
             f"{output} exists and is not an earlier conversion. Pass --output with the name of a new folder."
         )
     output.parent.mkdir(parents=True, exist_ok=True)
-    arguments = [
-        "glm130b",
-        "--source",
-        str(SAMPLE),
-        "--config",
-        str(SAMPLE / "config.json"),
-        "--output",
-        str(output.resolve()),
-    ]
+    arguments = ["glm130b", "--source", str(SAMPLE), "--output", str(output.resolve())]
     print(f"$ python -m conversion {' '.join(relative(argument) for argument in arguments)}", flush=True)
     status = subprocess.run([sys.executable, "-m", "conversion", *arguments], cwd=REPOSITORY, check=False).returncode
     if status:
