@@ -40,11 +40,15 @@ conformance: $(STAMP)  ## the host library's own test suites; TRANSFORMERS_SRC=<
 conformance-oldest: $(OLDEST_STAMP)
 	$(OLDEST)/bin/python tests/conformance/run.py
 
-bench: $(STAMP)  ## speed beside the host's Llama, tokenizer beside sentencepiece, converter beside cp; minutes
+BENCH = .bench
+
+bench: $(STAMP)  ## speed beside the host's Llama, tokenizer beside sentencepiece, converter beside cp; minutes, 7 GB of disk
 	$(PYTHON) benchmarks/speed_glm130b.py
 	$(PYTHON) benchmarks/tokenizer_glm130b.py
-	$(PYTHON) benchmarks/make_checkpoint_glm130b.py --help > /dev/null
-	$(PYTHON) benchmarks/convert_glm130b.py
+	rm -rf $(BENCH)
+	$(PYTHON) benchmarks/make_checkpoint_glm130b.py --output $(BENCH)/checkpoint
+	$(PYTHON) benchmarks/convert_glm130b.py --checkpoint $(BENCH)/checkpoint --work $(BENCH)/work
+	rm -rf $(BENCH)
 
 check: $(STAMP)  ## lint, format, types
 	$(VENV)/bin/ruff check .
@@ -56,4 +60,4 @@ format: $(STAMP)
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) .venv-oldest .conformance demo-output build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) .venv-oldest .conformance $(BENCH) demo-output build *.egg-info .pytest_cache .ruff_cache .mypy_cache
