@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> int:
     blanks = read_blanks()
     started = time.perf_counter()
     texts = [blank["text"] for blank in blanks]
-    answers = cast(list[FilledText], fill_blanks(model, tokenizer, texts, batch_size=len(texts), max_new_tokens=32))
+    answers = fill_blanks(model, tokenizer, texts, batch_size=len(texts), max_new_tokens=32)
     seconds = time.perf_counter() - started
     right = print_answers(blanks, answers)
     filled = sum(len(answer.blanks) for answer in answers)

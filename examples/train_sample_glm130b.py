@@ -24,14 +24,13 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import sentencepiece
 import torch
 from tqdm import tqdm
 from transformers import get_cosine_with_min_lr_schedule_with_warmup
 
-from hf_glm_ernie import FilledText, Glm130bConfig, Glm130bForCausalLM, Glm130bTokenizer, fill_blanks
+from hf_glm_ernie import Glm130bConfig, Glm130bForCausalLM, Glm130bTokenizer, fill_blanks
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SAMPLE = REPOSITORY / "examples" / "sample-glm130b"
@@ -360,9 +359,7 @@ def count_right(model: Glm130bForCausalLM, tokenizer: Glm130bTokenizer, sample: 
     answers = fill_blanks(
         model, tokenizer, [blank["text"] for blank in blanks], batch_size=len(blanks), max_new_tokens=32
     )
-    right = sum(
-        answer.blanks == blank["blanks"] for answer, blank in zip(cast(list[FilledText], answers), blanks, strict=True)
-    )
+    right = sum(answer.blanks == blank["blanks"] for answer, blank in zip(answers, blanks, strict=True))
     return right, len(blanks)
 
 

@@ -15,7 +15,7 @@ prompt, T all tokens.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, overload
 
 import torch
 import torch.nn.functional as F
@@ -244,6 +244,14 @@ class _Row:
         self.ids = filled
 
 
+@overload
+def fill_blanks(
+    model: Any, tokenizer: Any, texts: str, *, batch_size: int = 16, **generate_kwargs: Any
+) -> FilledText: ...
+@overload
+def fill_blanks(
+    model: Any, tokenizer: Any, texts: list[str], *, batch_size: int = 16, **generate_kwargs: Any
+) -> list[FilledText]: ...
 def fill_blanks(
     model: Any,
     tokenizer: Any,
