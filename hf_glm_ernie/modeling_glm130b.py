@@ -15,7 +15,7 @@ What is unusual about it, compared with a plain decoder:
 In memory q, k, v and the two GeGLU halves are separate linears; the released checkpoint fuses them and the converter
 splits them.
 
-Order of the file: pure functions on tensors, modules from leaf to root, the model, the head.
+Order of the file: functions on tensors, modules from leaf to root, the model, the head.
 Sources: arXiv 2210.02414 [P]; SwissArmyTransformer 0.2.12, `model/official/glm130B_model.py` [S]; `generate.py` of
 the GLM-130B repository [R]. Letters in shape comments: B batch, L query length, S key length (cache included), H
 heads, D head size.
@@ -279,7 +279,7 @@ class Glm130bPreTrainedModel(PreTrainedModel):
         does.
         """
         if isinstance(module, nn.Linear) and hasattr(module, "deepnorm_gain"):
-            init.xavier_normal_(module.weight, gain=float(module.deepnorm_gain))  # type: ignore[arg-type]
+            init.xavier_normal_(module.weight, gain=float(module.deepnorm_gain))  # type: ignore[arg-type]  # see there
             init.zeros_(module.bias)
         elif isinstance(module, Glm130bRotaryEmbedding):
             init.copy_(
@@ -457,7 +457,7 @@ class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
-    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # type: ignore[dict-item]
+    _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # type: ignore[dict-item]  # lists as in the host
     _fsdp_plan = {"lm_head": "keep_full_weight"}
 
     def __init__(self, config: Glm130bConfig):

@@ -84,7 +84,7 @@ def parse_ice_text(data: bytes, name: str = "ice_text.model") -> Any:
             f"Reading {name} needs sentencepiece and protobuf ({SENTENCEPIECE_ERROR}): "
             "pip install sentencepiece protobuf"
         ) from SENTENCEPIECE_ERROR
-    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # generated
     try:
         proto.ParseFromString(data)
     except Exception as error:  # protobuf's DecodeError has another class in each of its implementations
@@ -163,7 +163,7 @@ def extend_ice_text(
             f"num_image_tokens={num_image_tokens} must be 0 or more (20000 as released), and max_blank_length="
             f"{max_blank_length} 2 or more (80 as released)."
         )
-    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # generated
     for index in range(num_image_tokens):
         proto.pieces.add(piece=f"<image_{index}>", score=0.0, type=CONTROL)
     proto.MergeFromString(data)  # appends its pieces to those there are
@@ -258,7 +258,7 @@ class IceTextEncoder:
     def _processor(self, special: bool) -> Any:
         """Sentencepiece with the special tokens as pieces of the text (True) or as plain text (False)."""
         if special not in self._processors:
-            proto = extend_ice_text(self._data, special=special, **self._layout)  # type: ignore[arg-type]
+            proto = extend_ice_text(self._data, special=special, **self._layout)  # type: ignore[arg-type]  # mixed dict
             self._processors[special] = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
         return self._processors[special]
 
@@ -321,7 +321,7 @@ class IceTextEncoder:
 
     def _places(self, prepared: str, special: bool) -> list[Piece]:
         """Sentencepiece's pieces of a prepared text, placed in its characters."""
-        message = sentencepiece_pb2.SentencePieceText()  # type: ignore[attr-defined]
+        message = sentencepiece_pb2.SentencePieceText()  # type: ignore[attr-defined]  # generated
         message.ParseFromString(self._processor(special).encode(prepared, out_type="serialized_proto"))
         if prepared.isascii():
             return [Piece(p.id, p.piece, p.begin, p.end) for p in message.pieces]

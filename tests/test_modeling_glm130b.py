@@ -22,7 +22,7 @@ ROWS = [
     [SOP, 9, 8, 7],
 ]
 
-# fp32 against fp32 in another order of additions: 3e-6 seen on logits of size 5.
+# fp32 against fp32 in another order of additions: 1.4e-6 seen on logits of size 7.
 EXACT = 2e-5
 
 
@@ -178,10 +178,10 @@ def test_eager_fp16_scores_do_not_overflow() -> None:
     assert (query.half() @ key.half().transpose(2, 3)).isinf().all()
     expected, _ = eager_attention_forward(module, query, key, value, None, 128**-0.5)
     got, _ = eager_attention_forward(module, query.half(), key.half(), value.half(), None, 128**-0.5)
-    # The key's third digit is all fp16 keeps here; 4e-3 of a value of size 1 seen.
-    assert (got.float() - expected).abs().max() < 2e-2
+    # The key's third digit is all fp16 keeps here; 7e-4 seen on values of size 2.
+    assert (got.float() - expected).abs().max() < 5e-3
     sdpa = torch.nn.functional.scaled_dot_product_attention(query.half(), key.half(), value.half())
-    assert (sdpa.float().transpose(1, 2) - expected).abs().max() < 2e-2
+    assert (sdpa.float().transpose(1, 2) - expected).abs().max() < 5e-3
 
 
 def test_logits_to_keep_and_tied_weights() -> None:
