@@ -22,21 +22,9 @@ from hf_glm_ernie.tokenization_glm130b import Glm130bTokenizer
 from .glm130b_files import DEFAULT_ITERATION, Record, read_record, write_first, write_last
 from .glm130b_settings import SettingsError, Sizes, build_config, read_settings
 from .job import Job
+from .operations import Concat, Drop, Replicated, Shape, Split, SplitGlu, SplitQkv, TensorSpec, Tied
 from .readers import CheckpointError, RankCheckpoint, SafetensorsFolder
-from .state_map import (
-    Concat,
-    Drop,
-    Plan,
-    Replicated,
-    Row,
-    Shape,
-    Split,
-    SplitGlu,
-    SplitQkv,
-    StateMap,
-    TensorSpec,
-    Tied,
-)
+from .state_map import Plan, Row, StateMap
 from .writer import TorchArchive, plan_shards
 
 ExpectedShapes = Callable[[Glm130bConfig], Mapping[str, Shape]]

@@ -1,28 +1,31 @@
 """Which tensor of one checkpoint format is made of which pieces of another; shapes and names only, no files.
 
-A format is a tuple of `Row`s: one source name, the names it becomes, one operation that says how the ranks of a
-tensor-parallel checkpoint join. An operation lists rectangles ("these rows and columns of that rank's tensor are those
-of the whole one"); read one way they merge the ranks, read the other way they split again, so the inverse of a table
-is derived and never written. A `StateMap` accounts for every name on both sides before anybody writes a byte.
-
-Vectors are treated as matrices of one column: (n,) is n rows of width 1.
+A format is a tuple of `Row`s: one source name, the names it becomes, one operation (`operations`) that says how the
+source tensors make the target ones. A `StateMap` accounts for every name on both sides before anybody writes a byte,
+and reads its table both ways: the inverse is derived and never written.
 """
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, replace
 
 import torch
 
-Shape = tuple[int, ...]
+from .operations import (
+    ConversionError,
+    Drop,
+    Operation,
+    SameAs,
+    Shape,
+    Split,
+    SplitError,
+    TensorSpec,
+    Tied,
+    matrix_shape,
+)
 
 LAYER = "{i}"
 """Stands for the layer number in a name template."""
-
-
-class ConversionError(ValueError):
-    """Base of every error of a conversion that its user can mend. The message says what, where, and what to do."""
 
 
 class CoverageError(ConversionError):
@@ -42,60 +45,27 @@ class CoverageError(ConversionError):
         super().__init__("\n".join([*lines, advice]))
 
 
-class SplitError(ConversionError):
-    """A tensor cannot be cut into (or put together from) the given number of ranks and heads."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """What is known of a tensor without reading it."""
-
-    shape: Shape
-    dtype: torch.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return matrix_shape(self.shape)[0] * self.row_nbytes
-
-    @property
-    def row_nbytes(self) -> int:
-        """Bytes of one row; of one element for a vector."""
-        return matrix_shape(self.shape)[1] * self.dtype.itemsize
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """How one model lies on its tensor-parallel ranks."""
-
-    ranks: int
-    heads: int  # of the whole model
-
-
-@dataclass(frozen=True, slots=True)
-class Move:
-    """A rectangle of one rank's tensor and its place in the whole one, (row, column) each."""
-
-    part_start: tuple[int, int]
-    whole: int  # which of the row's targets
-    whole_start: tuple[int, int]
-    size: tuple[int, int]
-
-
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A rectangle to be copied: from `source` of file `part` into the tensor that owns the piece."""
+    """A rectangle to be copied: from `source` of file `part` into the tensor that owns the piece.
+
+    `transposed`: the source is seen with rows and columns exchanged, and `source_start` counts in that view.
+    """
 
     part: int
     source: str
     source_start: tuple[int, int]
     target_start: tuple[int, int]
     size: tuple[int, int]
+    transposed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
-    """A tensor to be written, and where each of its rectangles comes from; the pieces cover it exactly once."""
+    """A tensor to be written, and where each of its rectangles comes from.
+
+    The pieces cover it; where two overlap, the later one counts.
+    """
 
     part: int  # output rank; 0 for a merged tensor
     name: str
@@ -114,151 +84,6 @@ class Plan:
     def nbytes(self) -> int:
         """Bytes of all tensors to be written."""
         return sum(tensor.spec.nbytes for tensor in self.tensors)
-
-
-def matrix_shape(shape: Shape) -> tuple[int, int]:
-    """(rows, columns) of a tensor seen as a matrix; everything after the first dimension is one column axis."""
-    rows = shape[0] if shape else 1
-    columns = 1
-    for length in shape[1:]:
-        columns *= length
-    return rows, columns
-
-
-def divide(length: int, parts: int, what: str) -> int:
-    """`length / parts`, or `SplitError` naming what does not divide."""
-    if parts < 1 or length % parts:
-        raise SplitError(f"{what} of {length} cannot be divided into {parts} equal parts")
-    return length // parts
-
-
-class Operation:
-    """How the tensors of all ranks make the whole one(s). `targets` is the number of whole tensors."""
-
-    targets: ClassVar[int] = 1
-    replicated: ClassVar[bool] = False  # every rank holds the same copy
-
-    def whole_shapes(self, part: Shape, split: Split) -> tuple[Shape, ...]:
-        """Shapes of the whole tensors, from one rank's shape. Raises `SplitError`."""
-        raise NotImplementedError
-
-    def part_shape(self, wholes: Sequence[Shape], split: Split) -> Shape:
-        """One rank's shape, from the shapes of the whole tensors. Raises `SplitError`."""
-        raise NotImplementedError
-
-    def moves(self, part: Shape, split: Split, rank: int) -> Iterator[Move]:
-        """The rectangles of one rank. All ranks together cover every whole tensor once; replicated, each rank does."""
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class Replicated(Operation):
-    """Every rank holds the same tensor: merging takes rank 0's, splitting writes it to all."""
-
-    replicated: ClassVar[bool] = True
-
-    def whole_shapes(self, part: Shape, split: Split) -> tuple[Shape, ...]:
-        """The copy itself."""
-        return (part,)
-
-    def part_shape(self, wholes: Sequence[Shape], split: Split) -> Shape:
-        """The copy itself."""
-        return wholes[0]
-
-    def moves(self, part: Shape, split: Split, rank: int) -> Iterator[Move]:
-        """All of it."""
-        yield Move((0, 0), 0, (0, 0), matrix_shape(part))
-
-
-@dataclass(frozen=True)
-class Concat(Operation):
-    """Ranks follow one another along dimension `dim` (0 or 1)."""
-
-    dim: int
-
-    def whole_shapes(self, part: Shape, split: Split) -> tuple[Shape, ...]:
-        """Longer along `dim`."""
-        return (tuple(n * split.ranks if d == self.dim else n for d, n in enumerate(part)),)
-
-    def part_shape(self, wholes: Sequence[Shape], split: Split) -> Shape:
-        """Shorter along `dim`."""
-        what = ("a number of rows", "a number of columns")[self.dim]
-        return tuple(divide(n, split.ranks, what) if d == self.dim else n for d, n in enumerate(wholes[0]))
-
-    def moves(self, part: Shape, split: Split, rank: int) -> Iterator[Move]:
-        """One rectangle per rank."""
-        size = matrix_shape(part)
-        start = rank * size[self.dim]
-        yield Move((0, 0), 0, (start, 0) if self.dim == 0 else (0, start), size)
-
-
-@dataclass(frozen=True)
-class SplitQkv(Operation):
-    """Rows are ordered [head, (q, k, v), head_dim], each rank holding its heads; the whole tensors are q, k and v."""
-
-    targets: ClassVar[int] = 3
-
-    def whole_shapes(self, part: Shape, split: Split) -> tuple[Shape, ...]:
-        """Three tensors of all heads."""
-        local_heads = divide(split.heads, split.ranks, "a number of attention heads")
-        head_dim = divide(part[0], 3 * local_heads, "a number of query-key-value rows")
-        return ((split.heads * head_dim, *part[1:]),) * 3
-
-    def part_shape(self, wholes: Sequence[Shape], split: Split) -> Shape:
-        """The rows of all three for one rank's heads."""
-        if len(set(wholes)) != 1:
-            raise SplitError(f"query, key and value differ in shape: {', '.join(map(str, wholes))}")
-        divide(split.heads, split.ranks, "a number of attention heads")
-        divide(wholes[0][0], split.heads, "a number of query rows")
-        return (3 * wholes[0][0] // split.ranks, *wholes[0][1:])
-
-    def moves(self, part: Shape, split: Split, rank: int) -> Iterator[Move]:
-        """One rectangle per head and tensor."""
-        local_heads = split.heads // split.ranks
-        rows, columns = matrix_shape(part)
-        head_dim = rows // (3 * local_heads)
-        for whole in range(3):
-            for head in range(local_heads):
-                part_row = (3 * head + whole) * head_dim
-                yield Move((part_row, 0), whole, ((rank * local_heads + head) * head_dim, 0), (head_dim, columns))
-
-
-@dataclass(frozen=True)
-class SplitGlu(Operation):
-    """Each rank holds [part of the first half; part of the second half]; the whole tensors are the two halves."""
-
-    targets: ClassVar[int] = 2
-
-    def whole_shapes(self, part: Shape, split: Split) -> tuple[Shape, ...]:
-        """Two halves of the inner size."""
-        return ((divide(part[0], 2, "a number of GLU rows") * split.ranks, *part[1:]),) * 2
-
-    def part_shape(self, wholes: Sequence[Shape], split: Split) -> Shape:
-        """One rank's part of both halves."""
-        if wholes[0] != wholes[1]:
-            raise SplitError(f"the two GLU halves differ in shape: {wholes[0]} and {wholes[1]}")
-        return (2 * divide(wholes[0][0], split.ranks, "an inner size"), *wholes[0][1:])
-
-    def moves(self, part: Shape, split: Split, rank: int) -> Iterator[Move]:
-        """One rectangle per half."""
-        rows, columns = matrix_shape(part)
-        for whole in range(2):
-            yield Move((whole * (rows // 2), 0), whole, (rank * (rows // 2), 0), (rows // 2, columns))
-
-
-@dataclass(frozen=True)
-class Drop(Operation):
-    """A leftover that is not carried over. It is listed with its reason, and the inverse does not bring it back."""
-
-    reason: str
-    targets: ClassVar[int] = 0
-
-
-@dataclass(frozen=True)
-class Tied(Operation):
-    """A target the model has but the files do not: it is the same tensor as `of`."""
-
-    of: str
 
 
 @dataclass(frozen=True)
@@ -335,6 +160,8 @@ class StateMap:
         for row, layer, name in self._in_table_order(claims):
             if isinstance(row.operation, Drop):
                 dropped.append((name, row.operation.reason))
+            if isinstance(row.operation, SameAs):
+                dropped.append((name, f"the same as {_fill(row.operation.of, layer)}"))
             targets = [_fill(template, layer) for template in row.targets]
             duplicates += [f"{target} (from {made[target]} and from {name})" for target in targets if target in made]
             made |= dict.fromkeys(targets, name)
@@ -400,6 +227,7 @@ class StateMap:
                 tensors += _split(row, source, {name: wholes[name] for name in names}, split, dtype)
             except SplitError as error:
                 differing.append(f"{source} for {split.ranks} ranks: {error}")
+        tensors += self._second_copies(tensors)
         problems = {
             "names the table does not know": unclaimed,
             "names claimed twice": twice,
@@ -408,12 +236,28 @@ class StateMap:
             "shapes that do not fit": differing,
         }
         if any(problems.values()):
+            ranks, advice = "", ""
+            if split.ranks > 1:
+                ranks = f" of {split.ranks} ranks"
+                advice = " --tensor-parallel must divide the heads, the vocabulary and the inner size."
             raise CoverageError(
-                f"this folder cannot be written as a {self.format_name} checkpoint of {split.ranks} ranks",
-                "Nothing was written. --tensor-parallel must divide the heads, the vocabulary and the inner size.",
+                f"this folder cannot be written as a {self.format_name} checkpoint{ranks}",
+                f"Nothing was written.{advice}",
                 problems,
             )
         return Plan(tuple(tensors), tuple(dropped))
+
+    def _second_copies(self, tensors: Sequence[PlannedTensor]) -> list[PlannedTensor]:
+        """What the source format holds twice."""
+        by_name = {(tensor.part, tensor.name): tensor for tensor in tensors}
+        copies = [
+            (row.source, row.operation.of)
+            for row in self.rows
+            if isinstance(row.operation, SameAs) and row.source is not None
+        ]
+        return [
+            replace(by_name[part, of], name=source) for part, name in by_name for source, of in copies if name == of
+        ]
 
     def replicated(self, names: Sequence[str]) -> list[str]:
         """Those of the source names whose tensor every rank holds in full."""
@@ -479,7 +323,8 @@ def _merge(row: Row, name: str, shape: Shape, split: Split) -> tuple[tuple[Shape
     pieces: list[list[Piece]] = [[] for _ in row.targets]
     for rank in range(1 if row.operation.replicated else split.ranks):
         for move in row.operation.moves(shape, split, rank):
-            pieces[move.whole].append(Piece(rank, name, move.part_start, move.whole_start, move.size))
+            piece = Piece(rank, name, move.part_start, move.whole_start, move.size, move.transposed)
+            pieces[move.whole].append(piece)
     return wholes, pieces
 
 
@@ -495,7 +340,14 @@ def _split(
     spec = TensorSpec(shape, _target_dtype(dtypes.pop(), dtype))
     for rank in range(split.ranks):
         pieces = tuple(
-            Piece(0, names[move.whole], move.whole_start, move.part_start, move.size)
+            Piece(
+                0,
+                names[move.whole],
+                move.whole_start,
+                move.part_start,
+                move.size[::-1] if move.transposed else move.size,
+                move.transposed,
+            )
             for move in row.operation.moves(shape, split, rank)
         )
         yield PlannedTensor(rank, source, spec, pieces)
@@ -536,25 +388,14 @@ def _text(shape: Shape) -> str:
 
 
 __all__ = [
-    "Concat",
     "ConversionError",
     "CoverageError",
-    "Drop",
-    "Move",
-    "Operation",
     "Piece",
     "Plan",
     "PlannedTensor",
-    "Replicated",
     "Row",
     "Shape",
     "Split",
-    "SplitError",
-    "SplitGlu",
-    "SplitQkv",
     "StateMap",
     "TensorSpec",
-    "Tied",
-    "divide",
-    "matrix_shape",
 ]

@@ -6,25 +6,21 @@ import pytest
 import torch
 
 from conversion.glm130b import TABLE
-from conversion.state_map import (
+from conversion.operations import (
     Concat,
-    CoverageError,
     Drop,
     Operation,
-    Plan,
-    PlannedTensor,
     Replicated,
-    Row,
     Shape,
     Split,
     SplitError,
     SplitGlu,
     SplitQkv,
-    StateMap,
     TensorSpec,
     Tied,
     matrix_shape,
 )
+from conversion.state_map import CoverageError, Plan, PlannedTensor, Row, StateMap
 
 from . import tiny
 from .tiny import Sizes, State, equal_bits, expected_state, rank_state, whole_state

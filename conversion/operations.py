@@ -1,0 +1,292 @@
+"""How the tensors of one checkpoint format make those of another: rectangles, no names and no files.
+
+An operation lists rectangles ("these rows and columns of that rank's tensor are those of the whole one"); read one way
+they merge the ranks, read the other way they split again, so the inverse of an operation is derived and never written.
+A format that is not tensor-parallel has one rank.
+
+Vectors are treated as matrices of one column: (n,) is n rows of width 1.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+Shape = tuple[int, ...]
+
+
+class ConversionError(ValueError):
+    """Base of every error of a conversion that its user can mend. The message says what, where, and what to do."""
+
+
+class SplitError(ConversionError):
+    """A tensor cannot be cut into (or put together from) the given number of ranks and heads."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What is known of a tensor without reading it."""
+
+    shape: Shape
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return matrix_shape(self.shape)[0] * self.row_nbytes
+
+    @property
+    def row_nbytes(self) -> int:
+        """Bytes of one row; of one element for a vector."""
+        return matrix_shape(self.shape)[1] * self.dtype.itemsize
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How one model lies on its tensor-parallel ranks."""
+
+    ranks: int
+    heads: int  # of the whole model
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A rectangle of one rank's tensor and its place in the whole one, (row, column) each.
+
+    `size` is that of the rectangle in the whole tensor; `transposed`, it lies the other way round in the rank's, and
+    both starts are (0, 0).
+    """
+
+    part_start: tuple[int, int]
+    whole: int  # which of the row's targets
+    whole_start: tuple[int, int]
+    size: tuple[int, int]
+    transposed: bool = False
+
+
+def matrix_shape(shape: Shape) -> tuple[int, int]:
+    """(rows, columns) of a tensor seen as a matrix; everything after the first dimension is one column axis."""
+    rows = shape[0] if shape else 1
+    columns = 1
+    for length in shape[1:]:
+        columns *= length
+    return rows, columns
+
+
+def divide(length: int, parts: int, what: str) -> int:
+    """`length / parts`, or `SplitError` naming what does not divide."""
+    if parts < 1 or length % parts:
+        raise SplitError(f"{what} of {length} cannot be divided into {parts} equal parts")
+    return length // parts
+
+
+class Operation:
+    """How the tensors of all ranks make the whole one(s). `targets` is the number of whole tensors."""
+
+    targets: ClassVar[int] = 1
+    replicated: ClassVar[bool] = False  # every rank holds the same copy
+
+    def whole_shapes(self, part: Shape, split: Split) -> tuple[Shape, ...]:
+        """Shapes of the whole tensors, from one rank's shape. Raises `SplitError`."""
+        raise NotImplementedError
+
+    def part_shape(self, wholes: Sequence[Shape], split: Split) -> Shape:
+        """One rank's shape, from the shapes of the whole tensors. Raises `SplitError`."""
+        raise NotImplementedError
+
+    def moves(self, part: Shape, split: Split, rank: int) -> Iterator[Move]:
+        """The rectangles of one rank. All ranks together cover every whole tensor once; replicated, each rank does."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Replicated(Operation):
+    """Every rank holds the same tensor: merging takes rank 0's, splitting writes it to all."""
+
+    replicated: ClassVar[bool] = True
+
+    def whole_shapes(self, part: Shape, split: Split) -> tuple[Shape, ...]:
+        """The copy itself."""
+        return (part,)
+
+    def part_shape(self, wholes: Sequence[Shape], split: Split) -> Shape:
+        """The copy itself."""
+        return wholes[0]
+
+    def moves(self, part: Shape, split: Split, rank: int) -> Iterator[Move]:
+        """All of it."""
+        yield Move((0, 0), 0, (0, 0), matrix_shape(part))
+
+
+@dataclass(frozen=True)
+class Concat(Operation):
+    """Ranks follow one another along dimension `dim` (0 or 1)."""
+
+    dim: int
+
+    def whole_shapes(self, part: Shape, split: Split) -> tuple[Shape, ...]:
+        """Longer along `dim`."""
+        return (tuple(n * split.ranks if d == self.dim else n for d, n in enumerate(part)),)
+
+    def part_shape(self, wholes: Sequence[Shape], split: Split) -> Shape:
+        """Shorter along `dim`."""
+        what = ("a number of rows", "a number of columns")[self.dim]
+        return tuple(divide(n, split.ranks, what) if d == self.dim else n for d, n in enumerate(wholes[0]))
+
+    def moves(self, part: Shape, split: Split, rank: int) -> Iterator[Move]:
+        """One rectangle per rank."""
+        size = matrix_shape(part)
+        start = rank * size[self.dim]
+        yield Move((0, 0), 0, (start, 0) if self.dim == 0 else (0, start), size)
+
+
+@dataclass(frozen=True)
+class SplitQkv(Operation):
+    """Rows are ordered [head, (q, k, v), head_dim], each rank holding its heads; the whole tensors are q, k and v."""
+
+    targets: ClassVar[int] = 3
+
+    def whole_shapes(self, part: Shape, split: Split) -> tuple[Shape, ...]:
+        """Three tensors of all heads."""
+        local_heads = divide(split.heads, split.ranks, "a number of attention heads")
+        head_dim = divide(part[0], 3 * local_heads, "a number of query-key-value rows")
+        return ((split.heads * head_dim, *part[1:]),) * 3
+
+    def part_shape(self, wholes: Sequence[Shape], split: Split) -> Shape:
+        """The rows of all three for one rank's heads."""
+        if len(set(wholes)) != 1:
+            raise SplitError(f"query, key and value differ in shape: {', '.join(map(str, wholes))}")
+        divide(split.heads, split.ranks, "a number of attention heads")
+        divide(wholes[0][0], split.heads, "a number of query rows")
+        return (3 * wholes[0][0] // split.ranks, *wholes[0][1:])
+
+    def moves(self, part: Shape, split: Split, rank: int) -> Iterator[Move]:
+        """One rectangle per head and tensor."""
+        local_heads = split.heads // split.ranks
+        rows, columns = matrix_shape(part)
+        head_dim = rows // (3 * local_heads)
+        for whole in range(3):
+            for head in range(local_heads):
+                part_row = (3 * head + whole) * head_dim
+                yield Move((part_row, 0), whole, ((rank * local_heads + head) * head_dim, 0), (head_dim, columns))
+
+
+@dataclass(frozen=True)
+class SplitGlu(Operation):
+    """Each rank holds [part of the first half; part of the second half]; the whole tensors are the two halves."""
+
+    targets: ClassVar[int] = 2
+
+    def whole_shapes(self, part: Shape, split: Split) -> tuple[Shape, ...]:
+        """Two halves of the inner size."""
+        return ((divide(part[0], 2, "a number of GLU rows") * split.ranks, *part[1:]),) * 2
+
+    def part_shape(self, wholes: Sequence[Shape], split: Split) -> Shape:
+        """One rank's part of both halves."""
+        if wholes[0] != wholes[1]:
+            raise SplitError(f"the two GLU halves differ in shape: {wholes[0]} and {wholes[1]}")
+        return (2 * divide(wholes[0][0], split.ranks, "an inner size"), *wholes[0][1:])
+
+    def moves(self, part: Shape, split: Split, rank: int) -> Iterator[Move]:
+        """One rectangle per half."""
+        rows, columns = matrix_shape(part)
+        for whole in range(2):
+            yield Move((whole * (rows // 2), 0), whole, (rank * (rows // 2), 0), (rows // 2, columns))
+
+
+@dataclass(frozen=True)
+class Transposed(Operation):
+    """A matrix whose rows are the whole one's columns. Of one rank."""
+
+    replicated: ClassVar[bool] = True
+
+    def whole_shapes(self, part: Shape, split: Split) -> tuple[Shape, ...]:
+        """Rows and columns exchanged."""
+        if len(part) != 2:
+            raise SplitError("only a matrix can be transposed")
+        return (part[::-1],)
+
+    def part_shape(self, wholes: Sequence[Shape], split: Split) -> Shape:
+        """Rows and columns exchanged."""
+        return self.whole_shapes(wholes[0], split)[0]
+
+    def moves(self, part: Shape, split: Split, rank: int) -> Iterator[Move]:
+        """All of it."""
+        yield Move((0, 0), 0, (0, 0), matrix_shape(part[::-1]), transposed=True)
+
+
+@dataclass(frozen=True)
+class DefaultRow(Operation):
+    """Row `row` is copied to row 0, and what stood there becomes one more row at the end.
+
+    For an embedding table whose reader looks row 0 up by default where the original's default is `row`. Read
+    backwards, row 0 is the newer of the two copies. Of one rank.
+    """
+
+    row: int
+    replicated: ClassVar[bool] = True
+
+    def whole_shapes(self, part: Shape, split: Split) -> tuple[Shape, ...]:
+        """One row more."""
+        if not 0 < self.row < part[0]:
+            raise SplitError(f"there is no row {self.row}; rows 1 to {part[0] - 1} can be made the default")
+        return ((part[0] + 1, *part[1:]),)
+
+    def part_shape(self, wholes: Sequence[Shape], split: Split) -> Shape:
+        """One row less."""
+        part = (wholes[0][0] - 1, *wholes[0][1:])
+        self.whole_shapes(part, split)
+        return part
+
+    def moves(self, part: Shape, split: Split, rank: int) -> Iterator[Move]:
+        """The rows between stay; row `row` is listed last, so that backwards its copy in row 0 has the last word."""
+        rows, columns = matrix_shape(part)
+        yield Move((1, 0), 0, (1, 0), (rows - 1, columns))
+        yield Move((0, 0), 0, (rows, 0), (1, columns))
+        yield Move((self.row, 0), 0, (0, 0), (1, columns))
+
+
+@dataclass(frozen=True)
+class SameAs(Operation):
+    """A second copy, in the source format, of its tensor `of`. It is not carried over, and written again backwards."""
+
+    of: str
+    targets: ClassVar[int] = 0
+
+
+@dataclass(frozen=True)
+class Drop(Operation):
+    """A leftover that is not carried over. It is listed with its reason, and the inverse does not bring it back."""
+
+    reason: str
+    targets: ClassVar[int] = 0
+
+
+@dataclass(frozen=True)
+class Tied(Operation):
+    """A target the model has but the files do not: it is the same tensor as `of`."""
+
+    of: str
+
+
+__all__ = [
+    "Concat",
+    "ConversionError",
+    "DefaultRow",
+    "Drop",
+    "Move",
+    "Operation",
+    "Replicated",
+    "SameAs",
+    "Shape",
+    "Split",
+    "SplitError",
+    "SplitGlu",
+    "SplitQkv",
+    "TensorSpec",
+    "Tied",
+    "Transposed",
+    "divide",
+    "matrix_shape",
+]
