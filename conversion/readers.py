@@ -92,6 +92,8 @@ class LazyFile:
         elements = stored.extent // stored.spec.dtype.itemsize
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*not writable.*")  # read-only is what is wanted
+            if not elements:  # which torch.frombuffer does not accept
+                return torch.empty(stored.spec.shape, dtype=stored.spec.dtype)
             flat = torch.frombuffer(self._map, dtype=stored.spec.dtype, count=elements, offset=stored.offset)
         return flat.as_strided(stored.spec.shape, stored.stride)
 
@@ -241,6 +243,21 @@ def open_safetensors_file(path: Path) -> LazyFile:
     Raises:
         CheckpointError: missing, cut short, a malformed header, a name that stands twice, a dtype not handled here.
     """
+    return LazyFile(path, read_safetensors_header(path, SAFETENSORS_DTYPES)[0])
+
+
+def read_safetensors_header(
+    path: Path, dtypes: Mapping[str, torch.dtype]
+) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """Where the tensors of a safetensors file lie, and its metadata.
+
+    Args:
+        path: The file.
+        dtypes: The format's name of a dtype -> what it is here.
+
+    Raises:
+        CheckpointError: missing, cut short, a malformed header, a name that stands twice, a dtype not among `dtypes`.
+    """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file. Copy the complete folder.")
     size = path.stat().st_size
@@ -253,14 +270,16 @@ def open_safetensors_file(path: Path) -> LazyFile:
         raw = file.read(length)
     start = 8 + length
     try:
-        header = json.loads(raw, object_pairs_hook=_refuse_duplicates)
-        tensors = {name: _safetensors_entry(entry, start) for name, entry in header.items() if name != "__metadata__"}
+        header = json.loads(raw, object_pairs_hook=refuse_duplicates)
+        metadata = dict(header.pop("__metadata__", {}))
+        tensors = {name: _safetensors_entry(entry, start, dtypes) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: malformed safetensors header ({error}). Copy the file again.") from error
-    return LazyFile(path, tensors)
+    return tensors, metadata
 
 
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads(object_pairs_hook=...)`: a dictionary, or `ValueError` with the names that stand twice."""
     names = [name for name, _ in pairs]
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice:
@@ -268,14 +287,14 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _safetensors_entry(entry: Mapping[str, Any], base: int) -> StoredTensor:
+def _safetensors_entry(entry: Mapping[str, Any], base: int, dtypes: Mapping[str, torch.dtype]) -> StoredTensor:
     shape: Shape = tuple(int(n) for n in entry["shape"])
-    if entry["dtype"] not in SAFETENSORS_DTYPES:
-        raise ValueError(f"dtype {entry['dtype']}; handled: {', '.join(SAFETENSORS_DTYPES)}")
-    spec = TensorSpec(shape, SAFETENSORS_DTYPES[entry["dtype"]])
+    if entry["dtype"] not in dtypes:
+        raise ValueError(f"dtype {entry['dtype']}; handled: {', '.join(dtypes)}")
+    spec = TensorSpec(shape, dtypes[entry["dtype"]])
     begin, end = entry["data_offsets"]
-    if end - begin != spec.nbytes:
-        raise ValueError(f"{end - begin} bytes for a tensor of {spec.nbytes}")
+    if begin < 0 or min(shape, default=0) < 0 or end - begin != spec.nbytes:
+        raise ValueError(f"bytes {begin} to {end} for a tensor of {spec.nbytes}")
     stride, step = [], 1
     for n in reversed(shape):
         stride.append(step)
@@ -517,7 +536,7 @@ def _shard_paths(folder: Path) -> list[Path]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=_refuse_duplicates)["weight_map"]
+        weight_map = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=refuse_duplicates)["weight_map"]
         return {str(name): str(shard) for name, shard in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index}: not a safetensors index ({error}). Copy the folder again.") from error
@@ -532,4 +551,6 @@ __all__ = [
     "TensorFiles",
     "open_safetensors_file",
     "open_torch_file",
+    "read_safetensors_header",
+    "refuse_duplicates",
 ]

@@ -333,7 +333,7 @@ def fill_block(
         if first >= behind:
             continue
         matrix = source.tensor(piece.part, piece.source)
-        matrix = matrix.unsqueeze(1) if matrix.ndim == 1 else matrix.flatten(1)
+        matrix = matrix.reshape(-1, 1) if matrix.ndim < 2 else matrix.flatten(1)
         matrix = matrix.t() if piece.transposed else matrix
         # A narrow slice of a wide matrix maps whole rows of it.
         step = max(1, block_bytes // max(1, matrix.shape[1] * matrix.itemsize))

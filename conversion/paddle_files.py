@@ -1,0 +1,248 @@
+"""Finds and opens the weights in a file or folder that Paddle, PaddleNLP or ERNIE-kit wrote, as one lazy source.
+
+The layouts, in the order they are looked for: `model_state.pdparams.index.json` with its shards,
+`model_state.pdparams`, a single other `.pdparams`, `model.safetensors` (with or without index) in Paddle's layout,
+ERNIE-kit's `params`, a combined static file with its program, and a folder of one static file for each variable.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .paddle_lod import PROGRAM_NAMES, looks_like_lod, open_lod_combined, open_lod_folder
+from .paddle_pickle import SAFETENSORS_CONTENT, foreign_kind, open_pdparams
+from .readers import (
+    SAFETENSORS_DTYPES,
+    CheckpointError,
+    LazyFile,
+    TensorFiles,
+    read_safetensors_header,
+    refuse_duplicates,
+)
+
+PDPARAMS = "model_state.pdparams"
+SAFETENSORS = "model.safetensors"
+KIT_FILE = "params"
+COMBINED_NAMES = ("__params__", KIT_FILE)  # as `params_filename` of the 1.x releases is usually chosen
+
+PADDLE_DTYPES = {**SAFETENSORS_DTYPES, "U16": torch.bfloat16}
+"""PaddleNLP saves through numpy, which has no bfloat16: its bits go as uint16."""
+
+PADDLE_FORMATS = ("np", "pd", None)  # None: a file without metadata
+
+
+class PaddleFiles(TensorFiles):
+    """A Paddle checkpoint: tensors by name, whichever file they lie in.
+
+    Args:
+        files: The open files.
+        kind: "pdparams", "safetensors", "static folder" or "static combined".
+        folder: Where configuration and vocabulary lie.
+        static_names: Name -> name of the same tensor in a static graph, where the files tell.
+        extras: What the files hold beside tensors: value, or a few words.
+
+    Attributes:
+        specs: Name -> shape and dtype, in the order of the files.
+
+    Raises:
+        CheckpointError: a name that stands in two files.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[LazyFile],
+        kind: str,
+        folder: Path,
+        static_names: Mapping[str, str] | None = None,
+        extras: Mapping[str, Any] | None = None,
+    ):
+        super().__init__(files)
+        self.kind = kind
+        self.folder = folder
+        self.static_names = dict(static_names or {})
+        self.extras = dict(extras or {})
+        self._home: dict[str, int] = {}
+        for number, file in enumerate(self.files):
+            for name in file.tensors:
+                if name in self._home:
+                    raise CheckpointError(
+                        f"{folder}: {name} stands in {self.files[self._home[name]].path.name} and in "
+                        f"{file.path.name}. Remove one."
+                    )
+                self._home[name] = number
+        self.specs = {name: file.tensors[name].spec for file in self.files for name in file.tensors}
+
+    def tensor(self, part: int, name: str) -> torch.Tensor:
+        """The unread tensor `name`; the names are unique, so `part` does not matter."""
+        return super().tensor(self._home[name], name)
+
+    def release(self, part: int, name: str) -> None:
+        """Hands its pages back."""
+        super().release(self._home[name], name)
+
+    def forget(self, part: int, name: str) -> None:
+        """Also drops it from the system's file cache."""
+        super().forget(self._home[name], name)
+
+
+def open_paddle_source(path: Path) -> PaddleFiles:
+    """Opens a checkpoint as Paddle, PaddleNLP or ERNIE-kit wrote it, without Paddle and without running anything.
+
+    Args:
+        path: The folder, or the weights file in it.
+
+    Raises:
+        CheckpointError: no weights (with what was looked for and what is there), weights of another program, several
+            that could be meant, a damaged or incomplete checkpoint.
+    """
+    if path.is_dir():
+        return _open_folder(path)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file or folder. --source is a Paddle checkpoint.")
+    name = path.name
+    if name.endswith(".index.json"):
+        return _open_sharded(path)
+    if path.suffix == ".safetensors":
+        return _from_safetensors([path])
+    if path.suffix == ".pdmodel" or name in PROGRAM_NAMES:
+        raise CheckpointError(
+            f"{path}: a program, without weights. Pass the folder, or the file of parameters beside it."
+        )
+    if path.suffix == ".pdiparams" or (name in COMBINED_NAMES and looks_like_lod(path)):
+        return _from_combined(path)
+    if looks_like_lod(path):
+        raise CheckpointError(f"{path}: a file of static variables. Pass the folder it lies in.")
+    return _from_pdparams([path])
+
+
+def _open_folder(folder: Path) -> PaddleFiles:
+    pdparams = [folder / PDPARAMS] if (folder / PDPARAMS).is_file() else sorted(folder.glob("*.pdparams"))
+    combined = sorted(folder.glob("*.pdiparams")) + [folder / name for name in COMBINED_NAMES]
+    combined = [path for path in combined if path.is_file()]
+    if (folder / f"{PDPARAMS}.index.json").is_file():
+        return _open_sharded(folder / f"{PDPARAMS}.index.json")
+    if pdparams:
+        return _from_pdparams([_only(pdparams, "Pass the file meant, or restore its .index.json if these are shards")])
+    if (folder / f"{SAFETENSORS}.index.json").is_file():
+        return _open_sharded(folder / f"{SAFETENSORS}.index.json")
+    if (folder / SAFETENSORS).is_file():
+        return _from_safetensors([folder / SAFETENSORS])
+    if combined:
+        return open_paddle_source(_only(combined, "Pass the file meant"))
+    for static in (folder, folder / "params"):
+        if static.is_dir() and any(path.is_file() and looks_like_lod(path) for path in static.iterdir()):
+            files = open_lod_folder(static)
+            return PaddleFiles(files, "static folder", folder)
+    present = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+    shown = ", ".join(present[:12]) + (f", ... and {len(present) - 12} more" if len(present) > 12 else "")
+    raise CheckpointError(
+        f"{folder}: no Paddle weights. Looked for {PDPARAMS} (or its .index.json), *.pdparams, {SAFETENSORS} (or its "
+        f".index.json), {KIT_FILE}, *.pdiparams or __params__ with their program, and files of single variables here "
+        f"and in params/. There is: {shown or 'nothing'}. Pass the folder that holds the weights, or the file."
+    )
+
+
+def _only(paths: Sequence[Path], advice: str) -> Path:
+    if len(paths) > 1:
+        names = ", ".join(path.name for path in paths)
+        raise CheckpointError(f"{paths[0].parent}: several weights files, {names}. {advice}.")
+    return paths[0]
+
+
+def _open_sharded(index: Path) -> PaddleFiles:
+    """Opens the shards an index names, and checks that they are all there are and hold what it says."""
+    single = index.name.removesuffix(".index.json")
+    if single not in (PDPARAMS, SAFETENSORS):
+        raise CheckpointError(
+            f"{index}: not the index of a Paddle checkpoint. Pass the folder that holds the weights."
+        )
+    weight_map = _read_weight_map(index)
+    folder, (stem, suffix) = index.parent, single.rsplit(".", 1)
+    listed = sorted(set(weight_map.values()))
+    missing = [name for name in listed if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{folder}: missing {', '.join(missing)}, which the index names. Copy the missing shards."
+        )
+    extra = sorted({path.name for path in folder.glob(f"{stem}-*-of-*.{suffix}")} - set(listed))
+    if extra:
+        raise CheckpointError(
+            f"{folder}: {', '.join(extra)} are not in {index.name}. Remove them, or copy their index."
+        )
+    open_files = _from_pdparams if single == PDPARAMS else _from_safetensors
+    opened = open_files([folder / name for name in listed])
+    found = {name: file.path.name for file in opened.files for name in file.tensors}
+    wrong = sorted(name for name in weight_map.keys() | found.keys() if weight_map.get(name) != found.get(name))
+    if wrong:
+        raise CheckpointError(
+            f"{index}: {len(wrong)} names do not lie where it says, e.g. {wrong[0]} "
+            f"(index: {weight_map.get(wrong[0])}, shards: {found.get(wrong[0])}). Copy the folder again."
+        )
+    return opened
+
+
+def _read_weight_map(index: Path) -> dict[str, str]:
+    if not index.is_file():
+        raise CheckpointError(f"{index}: no such file. Copy the complete folder.")
+    try:
+        entries = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=refuse_duplicates)["weight_map"]
+        weight_map = {str(name): str(shard) for name, shard in entries.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: not an index of weights ({error}). Copy the folder again.") from error
+    elsewhere = sorted(shard for shard in set(weight_map.values()) if Path(shard).name != shard)
+    if elsewhere or not weight_map:
+        raise CheckpointError(f"{index}: names {', '.join(elsewhere) or 'no shards'}. Copy the folder again.")
+    return weight_map
+
+
+def _from_pdparams(paths: Sequence[Path]) -> PaddleFiles:
+    files = [open_pdparams(path) for path in paths]
+    static_names = {name: static for file in files for name, static in file.static_names.items()}
+    extras = {name: value for file in files for name, value in file.extras.items()}
+    return PaddleFiles(files, "pdparams", paths[0].parent, static_names, extras)
+
+
+def _from_safetensors(paths: Sequence[Path]) -> PaddleFiles:
+    return PaddleFiles([_open_safetensors(path) for path in paths], "safetensors", paths[0].parent)
+
+
+def _from_combined(path: Path) -> PaddleFiles:
+    program = path.with_suffix(".pdmodel") if path.suffix == ".pdiparams" else path.with_name(PROGRAM_NAMES[0])
+    if not program.is_file():
+        newer = path.with_suffix(".json")
+        hint = f" {newer.name} is the program in Paddle 3's format, which cannot be read." if newer.is_file() else ""
+        raise CheckpointError(
+            f"{path}: holds parameters without their names; {program.name}, which has them, is not beside it.{hint} "
+            "Copy it, too, or save the parameters with paddle.save."
+        )
+    file = open_lod_combined(path, program)
+    return PaddleFiles([file], "static combined", path.parent, file.static_names)
+
+
+def _open_safetensors(path: Path) -> LazyFile:
+    """Opens a safetensors file in Paddle's layout."""
+    try:
+        tensors, metadata = read_safetensors_header(path, PADDLE_DTYPES)
+    except CheckpointError as error:
+        other = foreign_kind(path)
+        if other is None or SAFETENSORS_CONTENT in other:
+            raise
+        raise CheckpointError(f"{path}: {other}") from error
+    written_by = metadata.get("format")
+    if written_by == "pt":
+        raise CheckpointError(
+            f"{path}: already a torch file (metadata format 'pt'), not one of PaddleNLP's. Open it with transformers."
+        )
+    if written_by not in PADDLE_FORMATS:
+        raise CheckpointError(
+            f"{path}: metadata format {written_by!r}; PaddleNLP's files have 'np' or 'pd'. Pass PaddleNLP's own file."
+        )
+    if not tensors:
+        raise CheckpointError(f"{path}: holds no tensors. Copy the file again.")
+    return LazyFile(path, tensors)
+
+
+__all__ = ["PaddleFiles", "open_paddle_source"]
