@@ -1,0 +1,43 @@
+"""Configuration of UIE, universal information extraction on an ERNIE encoder.
+
+The host's ERNIE settings and one more: `task_id`, the task type PaddleNLP gives to every token where none is named.
+
+Source: PaddleNLP 2.8.1, `paddlenlp/transformers/ernie/configuration.py`.
+"""
+
+from huggingface_hub.dataclasses import strict
+from transformers import ErnieConfig
+
+
+@strict
+class ErnieUIEConfig(ErnieConfig):
+    r"""Settings of an [`ErnieForUIE`]: those of `transformers.ErnieConfig`, and `task_id`.
+
+    Args:
+        task_id: Task type of every token where `task_type_ids` are not given; read where `use_task_id` is set.
+
+    Raises:
+        StrictDataclassClassValidationError: (huggingface_hub) a `task_id` without a row in the task type embedding.
+
+    ```python
+    >>> from hf_glm_ernie import ErnieUIEConfig
+
+    >>> ErnieUIEConfig(vocab_size=40000, use_task_id=True, task_type_vocab_size=16).task_id
+    0
+    ```
+    """
+
+    model_type = "ernie_uie"
+
+    task_id: int = 0
+
+    def validate_task_id(self) -> None:
+        """Checks `task_id` against the task types there are (called by the host's `@strict` validation)."""
+        if self.use_task_id and not 0 <= self.task_id < self.task_type_vocab_size:
+            raise ValueError(
+                f"task_id={self.task_id} has no row in the task type embedding of {self.task_type_vocab_size} "
+                "(task_type_vocab_size). Released checkpoints have task_id 0."
+            )
+
+
+__all__ = ["ErnieUIEConfig"]

@@ -1,0 +1,142 @@
+"""Zero-shot classification: inputs and answers equal to the original's."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from hf_glm_ernie.classification_ernie_utc import utc, utc_inputs
+from hf_glm_ernie.configuration_ernie_utc import ErnieUTCConfig
+from hf_glm_ernie.modeling_ernie_utc import ErnieForUTC
+from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
+from tests.conftest import GOLDEN
+
+CONTENT = json.loads((GOLDEN / "ernie_utc_cases.json").read_text(encoding="utf-8"))
+UIE_CONTENT = json.loads((GOLDEN / "ernie_uie_cases.json").read_text(encoding="utf-8"))
+VOCAB = [*UIE_CONTENT["vocab"], "[O-MASK]"]
+TEXTS = [text if isinstance(text, str) else tuple(text) for text in CONTENT["texts"]]
+SETTINGS = {
+    "pred_threshold": "threshold",
+    "max_seq_len": "max_length",
+    "batch_size": "batch_size",
+    "single_label": "single_label",
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> ErnieForUTC:
+    """The encoder of the UIE goldens with the random heads of the script that made these."""
+    with np.load(GOLDEN / "ernie_uie_weights.npz") as weights:
+        arrays = {name: weights[name] for name in weights if name.startswith("ernie.")}
+    random = np.random.RandomState(7)
+    words = "ernie.embeddings.word_embeddings.weight"
+    arrays[words] = np.concatenate((arrays[words], random.standard_normal((1, 32)).astype("float16")))
+    for name in ("linear_q", "linear_k"):
+        arrays[f"{name}.weight"] = random.standard_normal((64, 32)).astype("float16") / 2
+        arrays[f"{name}.bias"] = random.standard_normal(64).astype("float16")
+    model = ErnieForUTC(ErnieUTCConfig(**(UIE_CONTENT["config"] | {"vocab_size": len(VOCAB)}))).eval()
+    model.load_state_dict({name: torch.from_numpy(array).float() for name, array in arrays.items()})
+    return model
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Any) -> ErnieTokenizer:
+    path = tmp_path / "vocab.txt"
+    path.write_text("".join(f"{token}\n" for token in VOCAB), encoding="utf-8")
+    return ErnieTokenizer(str(path))
+
+
+@pytest.mark.parametrize("case", CONTENT["cases"], ids=lambda case: f"{len(case['choices'])}-{case['settings']}")
+def test_answers_are_the_originals(case: dict[str, Any], model: ErnieForUTC, tokenizer: ErnieTokenizer) -> None:
+    settings = {SETTINGS[name]: value for name, value in case["settings"].items()}
+    answers = utc(model, tokenizer, case["choices"], TEXTS, **settings)
+    assert sum(map(len, case["predictions"])) >= len(TEXTS)
+    for text, answer, expected in zip(TEXTS, answers, case["predictions"], strict=True):
+        first, second = (text, "") if isinstance(text, str) else text
+        assert (answer.get("text_a", ""), answer.get("text_b", "")) == (first, second)
+        assert [one["label"] for one in answer["predictions"]] == [one["label"] for one in expected]
+        for one, other in zip(answer["predictions"], expected, strict=True):
+            # logits of size 10 in fp32, scores with seven digits
+            assert abs(one["score"] - other["score"]) < 2e-5
+
+
+@pytest.mark.parametrize("case", CONTENT["cases"], ids=lambda case: f"{len(case['choices'])}-{case['settings']}")
+def test_inputs_are_the_originals(case: dict[str, Any], tokenizer: ErnieTokenizer) -> None:
+    omask = tokenizer.convert_tokens_to_ids("[O-MASK]")
+    plain = tokenizer(case["choices"], add_special_tokens=False)["input_ids"]
+    options = [[omask, *ids] for ids in plain]
+    pairs = [(text, "") if isinstance(text, str) else text for text in TEXTS]
+    size = case["settings"].get("batch_size", 1)
+    for i, expected in enumerate(case["inputs"]):
+        max_length = case["settings"].get("max_seq_len", 128)
+        inputs = utc_inputs(tokenizer, options, pairs[i * size : (i + 1) * size], max_length)
+        mask = inputs.pop("attention_mask")
+        assert sorted(inputs) == sorted(set(expected) - {"attended"})
+        for name, tensor in inputs.items():
+            assert tensor.tolist() == expected[name], name
+        assert set(mask.unique().tolist()) <= {0.0, -1e4}
+        assert (mask == 0).sum(-1).tolist() == expected["attended"]
+
+
+def test_the_order_of_choices_and_the_batch_change_nothing(model: ErnieForUTC, tokenizer: ErnieTokenizer) -> None:
+    choices = CONTENT["cases"][-1]["choices"]
+    expected = [answer["predictions"] for answer in utc(model, tokenizer, choices, TEXTS, threshold=0)]
+    for text, forward in zip(TEXTS, expected, strict=True):
+        [backward] = utc(model, tokenizer, {"标签": choices[::-1]}, [text], threshold=0, batch_size=1)
+        assert [one["label"] for one in forward] == choices
+        for one, other in zip(forward, backward["predictions"][::-1], strict=True):
+            assert one["label"] == other["label"]
+            assert abs(one["score"] - other["score"]) < 2e-5  # as above
+
+
+def test_the_option_token_is_added_where_it_is_missing(model: ErnieForUTC, tmp_path: Any) -> None:
+    path = tmp_path / "vocab.txt"
+    path.write_text("".join(f"{token}\n" for token in VOCAB[:-1]), encoding="utf-8")
+    tokenizer = ErnieTokenizer(str(path))
+    expected = CONTENT["cases"][0]
+    answers = utc(model, tokenizer, expected["choices"], TEXTS, threshold=0)
+    assert tokenizer.convert_tokens_to_ids("[O-MASK]") == len(VOCAB) - 1
+    for answer, theirs in zip(answers, expected["predictions"], strict=True):
+        assert answer["predictions"][0]["score"] == pytest.approx(theirs[0]["score"], abs=2e-5)
+    path.write_text("".join(f"{token}\n" for token in [*VOCAB[:-1], "零"]), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"\[O-MASK\] has the id"):
+        utc(model, ErnieTokenizer(str(path)), ["好", "不"], "文")
+
+
+@pytest.mark.parametrize(
+    ("choices", "texts", "settings", "error", "message"),
+    [
+        (["好"], "文", {}, ValueError, "at least two"),
+        ("好不", "文", {}, ValueError, "at least two"),
+        (["好", 3], "文", {}, TypeError, r"choices\[1\] is a int"),
+        (["好", "不"], ["文", ""], {}, ValueError, r"texts\[1\] is empty"),
+        (["好", "不"], [("文", "文", "文")], {}, TypeError, r"texts\[0\] is neither"),
+        (["好", "不"], [None], {}, TypeError, r"texts\[0\] is neither"),
+        (["好", "不"], "文", {"max_length": 8}, ValueError, "leave no room"),
+        (["好" * 70, "不" * 70], "文", {}, ValueError, "in 128"),
+    ],
+)
+def test_refusals(
+    choices: Any,
+    texts: Any,
+    settings: dict[str, Any],
+    error: type[Exception],
+    message: str,
+    model: ErnieForUTC,
+    tokenizer: ErnieTokenizer,
+) -> None:
+    with pytest.raises(error, match=message):
+        utc(model, tokenizer, choices, texts, **settings)
+
+
+def test_progress_and_mode(model: ErnieForUTC, tokenizer: ErnieTokenizer, capsys: pytest.CaptureFixture[str]) -> None:
+    model.train()
+    utc(model, tokenizer, ["好", "不"], ["文"] * 5, batch_size=1)
+    assert "Classifying" in capsys.readouterr().err
+    assert model.training
+    model.eval()
+    utc(model, tokenizer, ["好", "不"], ["文"] * 5, batch_size=1, show_progress=False)
+    utc(model, tokenizer, ["好", "不"], "文")
+    assert capsys.readouterr().err == ""
