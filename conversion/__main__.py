@@ -11,7 +11,10 @@ import torch
 
 from hf_glm_ernie.modeling_glm130b import Glm130bForCausalLM
 
-from .glm130b import ForwardOptions, plan_forward, plan_reverse
+from . import ernie, glm130b
+from .ernie_classes import expected_shapes_of_task
+from .ernie_names import TASK_NAMES
+from .ernie_settings import LAYER_NORM_EPS
 from .job import Job, run
 from .output_folder import refuse_existing
 from .state_map import ConversionError
@@ -43,15 +46,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     _add_glm130b(commands)
+    _add_ernie(commands)
     return parser
 
 
 def _add_glm130b(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     glm = commands.add_parser("glm130b", help="GLM-130B in the released tensor-parallel format, and back")
-    glm.add_argument(
-        "--source", type=Path, required=True, help="folder with `latest` (with --reverse: a converted folder)"
-    )
-    glm.add_argument("--output", type=Path, required=True, help="folder to be made; must not exist")
+    _add_common(glm, source="folder with `latest` (with --reverse: a converted folder)")
     glm.add_argument(
         "--tokenizer", type=Path, help="sentencepiece model (default: ice_text.model in the source folder, if there)"
     )
@@ -61,22 +62,49 @@ def _add_glm130b(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="JSON with what tensors cannot tell: num_attention_heads, max_sequence_length, ... "
         "(default: config.json in the source folder, if there)",
     )
-    glm.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="default: as stored")
+    glm.add_argument("--reverse", action="store_true", help="write the released format from a converted folder")
+    glm.add_argument("--tensor-parallel", type=int, metavar="N", help="with --reverse: number of ranks to write")
     glm.add_argument(
+        "--replicated-from-rank-0", action="store_true", help="accept ranks whose layer norms and biases differ"
+    )
+    glm.set_defaults(run=partial(_run_glm130b, glm))
+
+
+def _add_ernie(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("ernie", help="ERNIE 3.0's released encoders (ernie-3.0-*, uie-*, utc-*), and back")
+    _add_common(
+        parser, source="PaddleNLP's file or folder, or a static-graph folder (with --reverse: a converted one)"
+    )
+    parser.add_argument("--vocab", type=Path, help="vocab.txt (default: the one beside the weights, if there)")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        help="JSON settings (default: config.json, model_config.json or ernie_config.json there)",
+    )
+    parser.add_argument("--task", choices=TASK_NAMES, help="head to convert (default: the checkpoint's)")
+    parser.add_argument(
+        "--layer-norm-eps",
+        type=float,
+        metavar="EPS",
+        help=f"of every LayerNorm (default: {LAYER_NORM_EPS:g}, as PaddleNLP computes)",
+    )
+    parser.add_argument("--reverse", action="store_true", help="write PaddleNLP's format from a converted folder")
+    parser.set_defaults(run=partial(_run_ernie, parser))
+
+
+def _add_common(parser: argparse.ArgumentParser, source: str) -> None:
+    parser.add_argument("--source", type=Path, required=True, help=source)
+    parser.add_argument("--output", type=Path, required=True, help="folder to be made; must not exist")
+    parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="default: as stored")
+    parser.add_argument(
         "--max-shard-size",
         type=parse_size,
         default=parse_size("5GB"),
         metavar="SIZE",
         help="e.g. 5GB, 500MiB (default: 5GB)",
     )
-    glm.add_argument("--reverse", action="store_true", help="write the released format from a converted folder")
-    glm.add_argument("--tensor-parallel", type=int, metavar="N", help="with --reverse: number of ranks to write")
-    glm.add_argument(
-        "--replicated-from-rank-0", action="store_true", help="accept ranks whose layer norms and biases differ"
-    )
-    glm.add_argument("--dry-run", action="store_true", help="print the plan from the headers and stop")
-    glm.add_argument("--no-verify", action="store_true", help="do not re-read the result")
-    glm.set_defaults(run=partial(_run_glm130b, glm))
+    parser.add_argument("--dry-run", action="store_true", help="print the plan from the headers and stop")
+    parser.add_argument("--no-verify", action="store_true", help="do not re-read the result")
 
 
 def _run_glm130b(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -90,9 +118,9 @@ def _run_glm130b(parser: argparse.ArgumentParser, options: argparse.Namespace) -
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     expected = partial(expected_shapes, Glm130bForCausalLM)
     if options.reverse:
-        job = plan_reverse(options.source, options.tensor_parallel, dtype, expected)
+        job = glm130b.plan_reverse(options.source, options.tensor_parallel, dtype, expected)
     else:
-        choices = ForwardOptions(
+        choices = glm130b.ForwardOptions(
             settings=options.config,
             tokenizer_model=options.tokenizer,
             dtype=dtype,
@@ -100,7 +128,28 @@ def _run_glm130b(parser: argparse.ArgumentParser, options: argparse.Namespace) -
             replicated_from_rank_0=options.replicated_from_rank_0,
             headers_only=options.dry_run,
         )
-        job = plan_forward(options.source, choices, expected)
+        job = glm130b.plan_forward(options.source, choices, expected)
+    _run(job, options)
+
+
+def _run_ernie(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.reverse and (options.vocab or options.config or options.task or options.layer_norm_eps):
+        parser.error("--vocab, --config, --task and --layer-norm-eps are for the conversion from PaddleNLP's format")
+    refuse_existing(options.output)
+    dtype = None if options.dtype is None else getattr(torch, options.dtype)
+    if options.reverse:
+        job = ernie.plan_reverse(options.source, dtype, expected_shapes_of_task)
+    else:
+        choices = ernie.ForwardOptions(
+            settings=options.config,
+            vocab=options.vocab,
+            task=options.task,
+            dtype=dtype,
+            layer_norm_eps=options.layer_norm_eps or LAYER_NORM_EPS,
+            max_shard_bytes=options.max_shard_size,
+            headers_only=options.dry_run,
+        )
+        job = ernie.plan_forward(options.source, choices, expected_shapes_of_task)
     _run(job, options)
 
 

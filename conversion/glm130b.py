@@ -8,8 +8,7 @@ dense_h_to_4h).
 
 import json
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,10 +18,11 @@ from huggingface_hub.errors import StrictDataclassError
 from hf_glm_ernie.configuration_glm130b import Glm130bConfig
 from hf_glm_ernie.tokenization_glm130b import Glm130bTokenizer
 
+from .folder_files import count, main_dtype
 from .glm130b_files import DEFAULT_ITERATION, Record, read_record, write_first, write_last
-from .glm130b_settings import SettingsError, Sizes, build_config, read_settings
+from .glm130b_settings import Sizes, build_config, read_settings
 from .job import Job
-from .operations import Concat, Drop, Replicated, Shape, Split, SplitGlu, SplitQkv, TensorSpec, Tied
+from .operations import Concat, Drop, Replicated, SettingsError, Shape, Split, SplitGlu, SplitQkv, TensorSpec, Tied
 from .readers import CheckpointError, RankCheckpoint, SafetensorsFolder
 from .state_map import Plan, Row, StateMap
 from .writer import TorchArchive, plan_shards
@@ -144,7 +144,7 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
     if not options.headers_only:
         notices += _compare_replicated(checkpoint, options.replicated_from_rank_0)
     files = plan_shards(plan.tensors, options.max_shard_bytes, {"format": "pt"})
-    dtype, dtype_notices = _main_dtype(plan, checkpoint.specs.values())
+    dtype, dtype_notices = main_dtype(plan, checkpoint.specs.values())
     record = Record(checkpoint.iteration, ranks, dropped=[name for name, _ in plan.dropped])
     is_released_size = sizes == read_released_sizes()
 
@@ -159,7 +159,7 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
             raise CheckpointError(f"{folder}: the index and the shards do not hold the planned tensors")
 
     return Job(
-        title=f"GLM-130B {checkpoint.folder} (iteration {checkpoint.iteration}, {_count(ranks, 'rank')}) "
+        title=f"GLM-130B {checkpoint.folder} (iteration {checkpoint.iteration}, {count(ranks, 'rank')}) "
         f"-> safetensors for transformers",
         source=checkpoint,
         plan=plan,
@@ -204,7 +204,7 @@ def plan_reverse(source: Path, ranks: int, dtype: torch.dtype | None, expected: 
             raise CheckpointError(f"{folder}: the ranks do not hold the planned tensors")
 
     return Job(
-        title=f"GLM-130B {source} -> released format, iteration {iteration}, {_count(ranks, 'rank')}",
+        title=f"GLM-130B {source} -> released format, iteration {iteration}, {count(ranks, 'rank')}",
         source=checkpoint,
         plan=plan,
         files=files,
@@ -214,7 +214,7 @@ def plan_reverse(source: Path, ranks: int, dtype: torch.dtype | None, expected: 
         write_first=first,
         write_last=lambda folder, digests: None,
         reopen=reopen,
-        notices=[*_notices_on_dropped(plan), *_main_dtype(plan, checkpoint.specs.values())[1], *record_notices],
+        notices=[*_notices_on_dropped(plan), *main_dtype(plan, checkpoint.specs.values())[1], *record_notices],
     )
 
 
@@ -242,7 +242,7 @@ def _read_iteration(source: Path) -> tuple[str, list[str]]:
         )
     if not record.dropped:
         return record.iteration, []
-    left = f"{_count(len(record.dropped), 'leftover rotary table')} of the original, not written back"
+    left = f"{count(len(record.dropped), 'leftover rotary table')} of the original, not written back"
     return record.iteration, [f"{left}: {', '.join(record.dropped[:2])}"]
 
 
@@ -322,7 +322,7 @@ def _compare_replicated(checkpoint: RankCheckpoint, take_rank_0: bool) -> list[s
     if not different:
         return []
     names = ", ".join(f"{rank:02d}" for rank in sorted({rank for rank, _ in different}))
-    what = f"{_count(len(different), 'tensor')} that every rank should hold alike differ from rank 00 on rank {names}"
+    what = f"{count(len(different), 'tensor')} that every rank should hold alike differ from rank 00 on rank {names}"
     if take_rank_0:
         return [f"{what}; rank 00's were taken"]
     raise CheckpointError(
@@ -371,32 +371,6 @@ def _read_config(source: Path) -> Glm130bConfig:
         return Glm130bConfig.from_dict(raw)
     except (OSError, ValueError, AttributeError, TypeError, StrictDataclassError) as error:
         raise CheckpointError(f"{path}: not the configuration of a converted GLM-130B folder ({error})") from error
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _main_dtype(plan: Plan, sources: Iterable[TensorSpec]) -> tuple[torch.dtype, list[str]]:
-    """The dtype most bytes have, and notices on others and on rounding."""
-    sizes: Counter[torch.dtype] = Counter()
-    for tensor in plan.tensors:
-        sizes[tensor.spec.dtype] += tensor.spec.nbytes
-    main = sizes.most_common(1)[0][0]
-    notices = []
-    if len(sizes) > 1:
-        others = ", ".join(_name(dtype) for dtype in sizes if dtype != main)
-        notices.append(f"some tensors are {others}; loading in {_name(main)} converts them")
-    rounded = {spec.dtype for spec in sources} - {main} if main != torch.float32 and len(sizes) == 1 else set()
-    if rounded:
-        notices.append(
-            f"weights are rounded from {', '.join(map(_name, rounded))} to {_name(main)}; --reverse cannot undo it"
-        )
-    return main, notices
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _notices_on_dropped(plan: Plan) -> Sequence[str]:

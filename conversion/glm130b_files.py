@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -16,10 +15,9 @@ import hf_glm_ernie
 from hf_glm_ernie.configuration_glm130b import Glm130bConfig
 from hf_glm_ernie.tokenization_glm130b import PLAIN_TOKENIZER_NOTE, Glm130bTokenizer
 
-from .state_map import PlannedTensor
+from .folder_files import RECORD, checksum_table, dtype_name, write_index, write_json
 from .writer import OutputFile
 
-RECORD = "conversion.json"
 DEFAULT_ITERATION = "49300"
 """The iteration of the released weights; written by `--reverse` where no record says otherwise."""
 
@@ -85,26 +83,9 @@ def write_last(
     has_tokenizer: bool,
 ) -> None:
     """Writes the index (where there are several shards), the record and the model card."""
-    if len(files) > 1:
-        index = {
-            "metadata": _totals(files),
-            "weight_map": {tensor.name: file.name for file in files for tensor in file.tensors},
-        }
-        _write_json(folder / "model.safetensors.index.json", index)
-    _write_json(folder / RECORD, asdict(record))
+    write_index(folder, files)
+    write_json(folder / RECORD, asdict(record))
     (folder / "README.md").write_text(model_card(config, record, is_released_size, has_tokenizer), encoding="utf-8")
-
-
-def _totals(files: Sequence[OutputFile]) -> dict[str, int]:
-    tensors: list[PlannedTensor] = [tensor for file in files for tensor in file.tensors]
-    return {
-        "total_parameters": sum(tensor.spec.nbytes // tensor.spec.dtype.itemsize for tensor in tensors),
-        "total_size": sum(tensor.spec.nbytes for tensor in tensors),
-    }
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def model_card(config: Glm130bConfig, record: Record, is_released_size: bool, has_tokenizer: bool) -> str:
@@ -127,10 +108,6 @@ def model_card(config: Glm130bConfig, record: Record, is_released_size: bool, ha
         if is_released_size
         else "These are not the released 130B weights; whoever made the source checkpoint sets their licence."
     )
-    sums = "\n".join(f"| {name} | `{digest}` |" for name, digest in (record.sha256 or {}).items())
-    checksums = (
-        f"| file | SHA-256 |\n|---|---|\n{sums}" if sums else "Not computed: the conversion ran with --no-verify."
-    )
     tokenizer = (
         "The tokenizer gives the original's ids, and `tokenizer(text)` makes the model's input as the original's "
         f"generation does. {PLAIN_TOKENIZER_NOTE}"
@@ -146,13 +123,13 @@ def model_card(config: Glm130bConfig, record: Record, is_released_size: bool, ha
         inner=config.intermediate_size,
         vocabulary=config.vocab_size,
         context=config.max_position_embeddings,
-        dtype=str(config.dtype).removeprefix("torch."),
+        dtype=dtype_name(config.dtype),
         iteration=record.iteration,
         ranks=record.tensor_parallel,
         converter=record.converter,
         torch=record.torch,
         transformers=transformers.__version__,
-        checksums=checksums,
+        checksums=checksum_table(record.sha256),
         tokenizer=tokenizer,
     )
 
@@ -204,4 +181,4 @@ for another type; `glm-ernie-convert glm130b --reverse --tensor-parallel {ranks}
 """
 
 
-__all__ = ["DEFAULT_ITERATION", "RECORD", "Record", "model_card", "read_record", "write_first", "write_last"]
+__all__ = ["DEFAULT_ITERATION", "Record", "model_card", "read_record", "write_first", "write_last"]

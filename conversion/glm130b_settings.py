@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from hf_glm_ernie.configuration_glm130b import Glm130bConfig
 
-from .state_map import ConversionError
+from .operations import SettingsError
 
 ORIGINAL_WORDS = {
     "num_layers": "num_hidden_layers",
@@ -47,10 +47,6 @@ ID_FIELDS = {
 
 NUM_IMAGE_TOKENS = "num_image_tokens"
 """How many ids stand before the text pieces; 20,000 in the released vocabulary."""
-
-
-class SettingsError(ConversionError):
-    """A setting is missing, contradicts the tensors or the tokenizer, or is not possible."""
 
 
 class Vocabulary(Protocol):
@@ -259,4 +255,4 @@ def _numbers(ids: Any) -> list[int]:
     return numbers
 
 
-__all__ = ["Settings", "SettingsError", "Sizes", "Vocabulary", "build_config", "read_settings"]
+__all__ = ["Settings", "Sizes", "Vocabulary", "build_config", "read_settings"]

@@ -20,6 +20,10 @@ class ConversionError(ValueError):
     """Base of every error of a conversion that its user can mend. The message says what, where, and what to do."""
 
 
+class SettingsError(ConversionError):
+    """A setting is missing, contradicts the tensors or the tokenizer, or is not possible."""
+
+
 class SplitError(ConversionError):
     """A tensor cannot be cut into (or put together from) the given number of ranks and heads."""
 
@@ -279,6 +283,7 @@ __all__ = [
     "Operation",
     "Replicated",
     "SameAs",
+    "SettingsError",
     "Shape",
     "Split",
     "SplitError",

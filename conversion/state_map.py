@@ -21,7 +21,6 @@ from .operations import (
     SplitError,
     TensorSpec,
     Tied,
-    matrix_shape,
 )
 
 LAYER = "{i}"

@@ -10,8 +10,9 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from .job import Progress
+from .operations import ConversionError, Shape
+from .paddle_pickle import open_pdparams
 from .readers import LazyFile, open_safetensors_file, open_torch_file
-from .state_map import ConversionError, Shape
 from .writer import BLOCK_BYTES, OutputFile
 
 CAUSE = "The disk or the memory may be faulty, or the machine lost power."
@@ -44,7 +45,7 @@ def verify_file(folder: Path, file: OutputFile, checksums: Mapping[str, int], pr
         VerifyError: something differs.
     """
     path = folder / file.name
-    written = open_safetensors_file(path) if path.suffix == ".safetensors" else open_torch_file(path, "module")[0]
+    written = _open(path)
     planned = {tensor.name: tensor.spec for tensor in file.tensors}
     found = {name: stored.spec for name, stored in written.tensors.items()}
     if planned != found:
@@ -57,6 +58,14 @@ def verify_file(folder: Path, file: OutputFile, checksums: Mapping[str, int], pr
             f"{path}: {len(damaged)} tensors read back differently than written, e.g. {damaged[0]}. {CAUSE}"
         )
     return digest
+
+
+def _open(path: Path) -> LazyFile:
+    if path.suffix == ".safetensors":
+        return open_safetensors_file(path)
+    if path.suffix == ".pdparams":
+        return open_pdparams(path)
+    return open_torch_file(path, "module")[0]
 
 
 def _read_through(path: Path, written: LazyFile, progress: Progress) -> tuple[str, dict[str, int]]:

@@ -349,7 +349,7 @@ BAD_SAFETENSORS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "unknown dtype": (with_header('{"a":{"dtype":"F4","shape":[2],"data_offsets":[0,4]}}'), "dtype F4; handled"),
     "wrong length": (
         with_header('{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,6]}}'),
-        "6 bytes for a tensor of 4",
+        "bytes 0 to 6 for a tensor of 4",
     ),
     "offset behind the end": (
         with_header('{"a":{"dtype":"F16","shape":[2],"data_offsets":[4000,4004]}}'),

@@ -1,0 +1,395 @@
+"""ERNIE 3.0's released encoders: the conversions from PaddleNLP's files to transformers' and back, planned.
+
+Forward: names are brought to PaddleNLP's 2.5 form, the task is chosen, tensors and settings are held against each
+other, and the table of the task gives the plan. Nothing is left out silently: a head the user does not ask for, the
+distillation layer of micro and nano and second copies of tied tensors are named; any other name is an error.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from transformers import ErnieConfig
+
+from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
+
+from .ernie_files import (
+    Origin,
+    original_config,
+    read_config,
+    read_origin,
+    write_first,
+    write_last,
+    write_original_files,
+)
+from .ernie_names import (
+    CLASSIFIER,
+    CLASSIFIER_TASKS,
+    PREFIX,
+    TASK_EMBEDDINGS,
+    TASK_NAMES,
+    TASKS,
+    TELLTALES,
+    TRAINING_STATE,
+    WORD_EMBEDDINGS,
+    Task,
+    canonical_names,
+    find_task,
+    layer_of,
+    with_prefix,
+)
+from .ernie_settings import LAYER_NORM_EPS, Settings, Sizes, build_config, read_settings
+from .folder_files import count, main_dtype
+from .job import Job
+from .operations import SameAs, SettingsError, Shape, Split, TensorSpec
+from .paddle_files import PaddleFiles, open_paddle_source
+from .paddle_pickle import PaddleArchive
+from .readers import CheckpointError, SafetensorsFolder, TensorFiles
+from .state_map import Plan, StateMap
+from .writer import plan_shards
+
+ExpectedShapes = Callable[[Task, ErnieConfig], Mapping[str, Shape]]
+"""Names and shapes the class of a task has, tied names included."""
+
+WHOLE = Split(ranks=1, heads=1)
+COMPARED_ROWS = 4096
+MAX_UNUSED_IDS = 0.01
+"""Ids without a token, as a part of the vocabulary; 20 of 40,000 in the released models."""
+
+
+@dataclass(frozen=True)
+class ForwardOptions:
+    """Choices of a conversion from PaddleNLP's files.
+
+    Attributes:
+        settings: JSON file; default: the one beside the weights.
+        vocab: `vocab.txt`; default: the one beside the weights.
+        task: One of `TASK_NAMES`; default: what settings and tensors tell.
+        dtype: What the weights become; `None` keeps theirs.
+        layer_norm_eps: For every LayerNorm.
+        max_shard_bytes: Upper limit of a shard's data.
+        headers_only: Plan without reading any tensor, for a dry run.
+    """
+
+    settings: Path | None = None
+    vocab: Path | None = None
+    task: str | None = None
+    dtype: torch.dtype | None = None
+    layer_norm_eps: float = LAYER_NORM_EPS
+    max_shard_bytes: int = 5 * 10**9
+    headers_only: bool = False
+
+
+class RenamedFiles(TensorFiles):
+    """A source whose tensors are asked for under other names.
+
+    Args:
+        source: The files.
+        names: New name -> name in the files.
+    """
+
+    def __init__(self, source: TensorFiles, names: Mapping[str, str]):
+        super().__init__(source.files)
+        self._source = source
+        self._names = names
+
+    def tensor(self, part: int, name: str) -> torch.Tensor:
+        """The unread tensor."""
+        return self._source.tensor(part, self._names[name])
+
+    def release(self, part: int, name: str) -> None:
+        """Hands its pages back."""
+        self._source.release(part, self._names[name])
+
+    def forget(self, part: int, name: str) -> None:
+        """Also drops it from the system's file cache."""
+        self._source.forget(part, self._names[name])
+
+
+def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes) -> Job:
+    """Plans a conversion of an ERNIE encoder into a folder for `from_pretrained`. Writes nothing.
+
+    Args:
+        source: A checkpoint file or folder; see `paddle_files.open_paddle_source`.
+        options: The user's choices.
+        expected: Gives the names and shapes the target class has.
+
+    Raises:
+        ConversionError: anything about the files, the settings or the vocabulary that does not fit.
+    """
+    checkpoint = open_paddle_source(source)
+    settings = read_settings(checkpoint.folder, options.settings)
+    names = canonical_names([name for name in checkpoint.specs if not TRAINING_STATE.fullmatch(name)], source)
+    task, notices = choose_task(names, settings, options.task, source)
+    sizes = read_sizes({name: checkpoint.specs[in_file] for name, in_file in names.items()}, source)
+    config, config_notices = build_config(settings, sizes, task, options.layer_norm_eps)
+    left_out = _left_out(names, task, config.num_hidden_layers, options.task is not None)
+    names = with_prefix({name: n for name, n in names.items() if name not in left_out}, task)
+    specs = {name: checkpoint.specs[in_file] for name, in_file in names.items()}
+    files_by_name = RenamedFiles(checkpoint, names)
+    table = task.table(config.task_id if config.use_task_id else 0)
+    plan = table.forward(specs, WHOLE, _with_pooler(expected(task, config), specs, config, task), options.dtype)
+    if not options.headers_only:
+        _check_second_copies(table, files_by_name, specs, source)
+    tokenizer = _load_tokenizer(checkpoint.folder, options.vocab)
+    notices += config_notices + _check_vocabulary(tokenizer, config)
+    files = plan_shards(plan.tensors, options.max_shard_bytes, {"format": "pt"})
+    dtype, dtype_notices = main_dtype(plan, specs.values())
+    origin = Origin(checkpoint.kind, task.original, settings.values, dropped=_dropped(plan, left_out, checkpoint))
+
+    def first(folder: Path) -> None:
+        write_first(folder, config, dtype, tokenizer)
+
+    def last(folder: Path, digests: Mapping[str, str]) -> None:
+        write_last(folder, config, files, replace(origin, sha256=digests), task, tokenizer is not None)
+
+    return Job(
+        title=f"ERNIE {source} ({checkpoint.kind}, {task.original}) -> safetensors for {task.architecture}",
+        source=files_by_name,
+        plan=plan,
+        files=files,
+        order=[(file.name, position) for file in files for position in range(len(file.tensors))],
+        options={"task": task.name, "dtype": str(options.dtype), "config": config.to_json_string()},
+        write_first=first,
+        write_last=last,
+        reopen=lambda folder: _reopen(SafetensorsFolder(folder), plan, folder),
+        notices=[*notices, *dtype_notices, *_notices_on_left_out(origin.dropped)],
+    )
+
+
+def plan_reverse(source: Path, dtype: torch.dtype | None, expected: ExpectedShapes) -> Job:
+    """Plans writing PaddleNLP's format (2.5 and later) from a folder for `from_pretrained`. Writes nothing.
+
+    Args:
+        source: A converted, or fine-tuned, folder of one of the classes this converter writes.
+        dtype: What the weights become; `None` keeps theirs.
+        expected: Gives the names and shapes the source class has.
+
+    Raises:
+        ConversionError: anything about the folder that does not fit.
+    """
+    config, architecture = read_config(source)
+    task = find_task(architecture)
+    if task is None:
+        known = ", ".join(task.architecture for task in TASKS)
+        raise CheckpointError(f"{source}: a {architecture}, which PaddleNLP does not have; known are {known}")
+    checkpoint = SafetensorsFolder(source)
+    origin = read_origin(source)
+    table = task.table(getattr(config, "task_id", 0) if config.use_task_id else 0)
+    specs = checkpoint.specs
+    plan = table.reverse(specs, WHOLE, _with_pooler(expected(task, config), specs, config, task), dtype)
+    archive = PaddleArchive("model_state.pdparams", plan.tensors)
+    main, notices = main_dtype(plan, specs.values())
+    if task.prefix + "pooler.dense.weight" not in specs:
+        notices.append(
+            "the folder has no pooler (transformers saves none for this class); PaddleNLP will make a random one, "
+            "which this head does not use"
+        )
+    paddle_config = original_config(config, task, main, origin)
+
+    return Job(
+        title=f"ERNIE {source} ({task.architecture}) -> PaddleNLP's format for {task.original}",
+        source=checkpoint,
+        plan=plan,
+        files=[archive],
+        order=[(archive.name, position) for position in range(len(archive.tensors))],
+        options={"task": task.name, "dtype": str(dtype), "reverse": "yes"},
+        write_first=lambda folder: write_original_files(folder, paddle_config, source),
+        write_last=lambda folder, digests: None,
+        reopen=lambda folder: _reopen(open_paddle_source(folder), plan, folder),
+        notices=notices,
+    )
+
+
+def _reopen(written: SafetensorsFolder | PaddleFiles, plan: Plan, folder: Path) -> None:
+    if written.specs != {tensor.name: tensor.spec for tensor in plan.tensors}:
+        raise CheckpointError(f"{folder}: the files do not hold the planned tensors")
+
+
+def choose_task(
+    names: Mapping[str, str], settings: Settings, asked: str | None, where: object
+) -> tuple[Task, list[str]]:
+    """The head to convert: the one asked for, else the one the settings name, else the one the tensors tell.
+
+    Args:
+        names: Canonical names of the file.
+        settings: Of the checkpoint.
+        asked: `--task`.
+        where: The checkpoint, for messages.
+
+    Returns:
+        The task, and notices.
+
+    Raises:
+        SettingsError: the settings name a class that is not known, or a classifier could be of several.
+    """
+    if asked is not None:
+        task = find_task(asked)
+        if task is None:
+            raise SettingsError(f"--task {asked}: not one of {', '.join(TASK_NAMES)}")
+        return task, []
+    in_file = next((task for name, task in TELLTALES if name in names), None)
+    said = settings.original_class
+    if said is not None:
+        task = find_task(said)
+        if task is None:
+            raise SettingsError(
+                f"{settings.path}: the class {said} is not known; known are "
+                f"{', '.join(task.original for task in TASKS)}. Choose with --task."
+            )
+        richer = find_task(in_file) if task.name == "features" and in_file else None
+        if richer is None:
+            return task, []
+        return richer, [f"{settings.path} says {said}, the file also has the head of {richer.original}: it is kept"]
+    if in_file is None and CLASSIFIER in names:
+        raise SettingsError(
+            f"{where}: there is a `classifier`, and no settings say whose. Pass --task with one of "
+            f"{', '.join(CLASSIFIER_TASKS)}."
+        )
+    found = find_task(in_file or "features")
+    assert found is not None  # the names are those of TASKS
+    return found, []
+
+
+def read_sizes(specs: Mapping[str, TensorSpec], where: object) -> Sizes:
+    """Reads the sizes the tensors tell.
+
+    Args:
+        specs: Canonical name -> shape and dtype.
+        where: The checkpoint, for messages.
+
+    Raises:
+        CheckpointError: a tensor is missing or not a matrix; layers are missing.
+    """
+
+    def matrix(name: str) -> Shape:
+        if name not in specs or len(specs[name].shape) != 2:
+            found = f"of shape {list(specs[name].shape)}" if name in specs else "missing"
+            raise CheckpointError(f"{where}: {name} should be a matrix, it is {found}. Take the complete checkpoint.")
+        return specs[name].shape
+
+    layers = {layer for name in specs if (layer := layer_of(name)) is not None}
+    gaps = sorted(set(range(max(layers, default=0))) - layers)
+    if not layers or gaps:
+        missing = ", ".join(map(str, gaps)) or "all"
+        raise CheckpointError(f"{where}: layers are missing ({missing}). Take the complete checkpoint.")
+    embeddings = f"{PREFIX}embeddings."
+    words, positions = matrix(PREFIX + WORD_EMBEDDINGS), matrix(f"{embeddings}position_embeddings.weight")
+    types, tasks = f"{embeddings}token_type_embeddings.weight", PREFIX + TASK_EMBEDDINGS
+    return Sizes(
+        vocab_size=words[0],
+        hidden_size=words[1],
+        max_position_embeddings=positions[0],
+        type_vocab_size=matrix(types)[0] if types in specs else 0,
+        task_type_vocab_size=matrix(tasks)[0] if tasks in specs else 0,
+        num_hidden_layers=max(layers) + 1,
+        intermediate_size=matrix(f"{PREFIX}encoder.layers.0.linear1.weight")[1],
+        num_labels=matrix(CLASSIFIER)[1] if CLASSIFIER in specs else 0,
+    )
+
+
+def _left_out(names: Mapping[str, str], task: Task, layers: int, is_asked: bool) -> dict[str, str]:
+    """Canonical name -> why it is not converted: the distillation layer; other heads, where the user chose one."""
+    left_out = {name: "the extra layer of the distillation" for name in names if (layer_of(name) or 0) >= layers}
+    if is_asked:
+        own = {row.source for row in task.rows}
+        heads = {row.source for other in TASKS for row in other.rows} - own
+        left_out |= {name: f"not part of {task.architecture}, which --task chose" for name in names if name in heads}
+    return left_out
+
+
+def _with_pooler(
+    expected: Mapping[str, Shape], specs: Mapping[str, TensorSpec], config: ErnieConfig, task: Task
+) -> dict[str, Shape]:
+    """What the class has, and the pooler, which PaddleNLP's files have for every class.
+
+    transformers' masked-LM, token and question answering classes have none. It is kept: a model for sentences made
+    from the same folder starts from it.
+    """
+    hidden = config.hidden_size
+    pooler = {f"{task.prefix}pooler.dense.weight": (hidden, hidden), f"{task.prefix}pooler.dense.bias": (hidden,)}
+    return dict(expected) | {name: shape for name, shape in pooler.items() if name in specs}
+
+
+def _check_second_copies(table: StateMap, source: TensorFiles, specs: Mapping[str, TensorSpec], where: object) -> None:
+    """A tied tensor that the file holds twice must be the same twice."""
+    for row in table.rows:
+        operation, copy = row.operation, row.source
+        if not isinstance(operation, SameAs) or copy is None or copy not in specs or operation.of not in specs:
+            continue
+        if specs[copy].shape != specs[operation.of].shape or not _equal(source, copy, operation.of, specs[copy]):
+            raise CheckpointError(
+                f"{where}: {copy} is not the same tensor as {operation.of}. PaddleNLP and transformers tie them; a "
+                "checkpoint in which they differ cannot be converted. Save it again from PaddleNLP's class."
+            )
+
+
+def _equal(source: TensorFiles, one: str, other: str, spec: TensorSpec) -> bool:
+    for start in range(0, spec.shape[0], COMPARED_ROWS):
+        rows = slice(start, start + COMPARED_ROWS)
+        if not torch.equal(source.tensor(0, one)[rows], source.tensor(0, other)[rows]):
+            return False
+        source.release(0, one)
+        source.release(0, other)
+    return True
+
+
+def _load_tokenizer(folder: Path, given: Path | None) -> ErnieTokenizer | None:
+    if given is not None and not given.is_file():
+        raise SettingsError(f"--vocab {given}: no such file. It is the model's vocab.txt.")
+    if given is None and not (folder / "vocab.txt").is_file():
+        return None
+    try:
+        return ErnieTokenizer.from_pretrained(folder) if given is None else ErnieTokenizer(vocab_file=str(given))
+    except (ValueError, OSError, RuntimeError, KeyError, TypeError) as error:
+        raise SettingsError(f"{given or folder / 'vocab.txt'}: {error}") from error
+
+
+def _check_vocabulary(tokenizer: ErnieTokenizer | None, config: ErnieConfig) -> list[str]:
+    if tokenizer is None:
+        return ["no vocab.txt: the folder has no tokenizer. Pass --vocab to add it."]
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= config.vocab_size:
+        raise SettingsError(
+            f"the vocabulary has ids up to {highest}, the model's embeddings end at {config.vocab_size - 1}. Pass the "
+            "model's own vocab.txt with --vocab."
+        )
+    unused = config.vocab_size - 1 - highest
+    if unused > max(100, MAX_UNUSED_IDS * config.vocab_size):
+        raise SettingsError(
+            f"the vocabulary ends at id {highest}, the model has embeddings up to {config.vocab_size - 1}: "
+            f"{unused} without a token, so it is another model's. Pass the model's own vocab.txt with --vocab."
+        )
+    pad = tokenizer.pad_token_id
+    if pad != config.pad_token_id:
+        raise SettingsError(
+            f"[PAD] is id {pad} of the vocabulary, the settings say pad_token_id {config.pad_token_id}. They belong "
+            "to different models."
+        )
+    return []
+
+
+def _dropped(plan: Plan, left_out: Mapping[str, str], checkpoint: PaddleFiles) -> dict[str, str]:
+    training = {name: "state of the training" for name in checkpoint.specs if TRAINING_STATE.fullmatch(name)}
+    return dict(plan.dropped) | dict(left_out) | training
+
+
+def _notices_on_left_out(dropped: Mapping[str, str]) -> Sequence[str]:
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in dropped.items():
+        by_reason.setdefault(reason, []).append(name)
+    return [
+        f"left out: {count(len(names), 'tensor')}, e.g. {names[0]} ({reason})" for reason, names in by_reason.items()
+    ]
+
+
+__all__ = [
+    "ExpectedShapes",
+    "ForwardOptions",
+    "RenamedFiles",
+    "choose_task",
+    "plan_forward",
+    "plan_reverse",
+    "read_sizes",
+]

@@ -1,0 +1,294 @@
+"""ERNIE 3.0's released encoders: every name their files have used, and the one table onto transformers' names.
+
+Files come with PaddleNLP's names (2.5 and later), with those of 2.3 and 2.4, or with the names of the static graph
+(ERNIE-kit's `params`, one file per variable). `canonical_names` brings all of them to PaddleNLP's 2.5 names; the table
+of a `Task` goes from there to transformers and back. Sources: PaddleNLP 2.3.5, 2.4.2, 2.8.1
+`transformers/ernie/modeling.py`; ERNIE-kit `erniekit/modules/ernie.py`; ERNIE `finetune/classifier.py` and
+`sequence_label.py` (names of static heads).
+
+A Linear of Paddle is [in, out] and is transposed; embeddings and the decoder tied to them are not.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from .operations import DefaultRow, Operation, Replicated, SameAs, Tied, Transposed
+from .readers import CheckpointError
+from .state_map import Row, StateMap
+
+PREFIX = "ernie."
+"""Of the backbone's names in every class but the bare model."""
+
+WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
+TASK_EMBEDDINGS = "embeddings.task_type_embeddings.weight"
+DECODER = "cls.predictions.decoder"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A head, and the class for it on both sides.
+
+    Attributes:
+        name: As `--task` spells it.
+        original: PaddleNLP's class.
+        architecture: The class that reads the result: transformers' own, or one of this package.
+        rows: The head's part of the table.
+        prefix: Of the backbone's names, on both sides.
+        is_native: Whether transformers itself has the class.
+    """
+
+    name: str
+    original: str
+    architecture: str
+    rows: tuple[Row, ...] = ()
+    prefix: str = PREFIX
+    is_native: bool = True
+
+    def table(self, default_task_type: int = 0) -> StateMap:
+        """PaddleNLP's names <-> transformers'.
+
+        Args:
+            default_task_type: The task type PaddleNLP takes where none is given. transformers takes 0, so in a native
+                class another one is copied to row 0.
+        """
+        task_operation: Operation = Replicated()
+        if self.is_native and default_task_type:
+            task_operation = DefaultRow(default_task_type)
+        backbone = tuple(
+            Row(self.prefix + source, (self.prefix + target,), operation)
+            for source, target, operation in (*BACKBONE, (TASK_EMBEDDINGS, TASK_EMBEDDINGS, task_operation))
+        )
+        return StateMap(f"PaddleNLP {self.original}", backbone + self.rows)
+
+
+def _linear(source: str, target: str) -> tuple[tuple[str, str, Operation], ...]:
+    return (
+        (f"{source}.weight", f"{target}.weight", Transposed()),
+        (f"{source}.bias", f"{target}.bias", Replicated()),
+    )
+
+
+def _same(source: str, target: str) -> tuple[tuple[str, str, Operation], ...]:
+    return tuple((f"{source}.{part}", f"{target}.{part}", Replicated()) for part in ("weight", "bias"))
+
+
+def _rows(*groups: tuple[tuple[str, str, Operation], ...]) -> tuple[Row, ...]:
+    return tuple(Row(source, (target,), operation) for group in groups for source, target, operation in group)
+
+
+BACKBONE: tuple[tuple[str, str, Operation], ...] = (
+    (WORD_EMBEDDINGS, WORD_EMBEDDINGS, Replicated()),
+    ("embeddings.position_embeddings.weight", "embeddings.position_embeddings.weight", Replicated()),
+    ("embeddings.token_type_embeddings.weight", "embeddings.token_type_embeddings.weight", Replicated()),
+    *_same("embeddings.layer_norm", "embeddings.LayerNorm"),
+    *_linear("encoder.layers.{i}.self_attn.q_proj", "encoder.layer.{i}.attention.self.query"),
+    *_linear("encoder.layers.{i}.self_attn.k_proj", "encoder.layer.{i}.attention.self.key"),
+    *_linear("encoder.layers.{i}.self_attn.v_proj", "encoder.layer.{i}.attention.self.value"),
+    *_linear("encoder.layers.{i}.self_attn.out_proj", "encoder.layer.{i}.attention.output.dense"),
+    *_same("encoder.layers.{i}.norm1", "encoder.layer.{i}.attention.output.LayerNorm"),
+    *_linear("encoder.layers.{i}.linear1", "encoder.layer.{i}.intermediate.dense"),
+    *_linear("encoder.layers.{i}.linear2", "encoder.layer.{i}.output.dense"),
+    *_same("encoder.layers.{i}.norm2", "encoder.layer.{i}.output.LayerNorm"),
+    *_linear("pooler.dense", "pooler.dense"),
+)
+"""The encoder but for its task embeddings, whose operation the class decides: source, target, operation."""
+
+_PREDICTIONS = (
+    *_rows(
+        _linear("cls.predictions.transform", "cls.predictions.transform.dense"),
+        _same("cls.predictions.layer_norm", "cls.predictions.transform.LayerNorm"),
+    ),
+    Row("cls.predictions.decoder_bias", ("cls.predictions.bias",), Replicated()),
+    # PaddleNLP's files hold the tied decoder a second time.
+    Row(f"{DECODER}.weight", (), SameAs(PREFIX + WORD_EMBEDDINGS)),
+    Row(f"{DECODER}.bias", (), SameAs("cls.predictions.decoder_bias")),
+    Row(None, (f"{DECODER}.weight",), Tied(PREFIX + WORD_EMBEDDINGS)),
+    Row(None, (f"{DECODER}.bias",), Tied("cls.predictions.bias")),
+)
+_CLASSIFIER = _rows(_linear("classifier", "classifier"))
+
+TASKS = (
+    Task("features", "ErnieModel", "ErnieModel", prefix=""),
+    Task("masked-lm", "ErnieForMaskedLM", "ErnieForMaskedLM", _PREDICTIONS),
+    Task(
+        "pretraining",
+        "ErnieForPretraining",
+        "ErnieForPreTraining",
+        _PREDICTIONS + _rows(_linear("cls.seq_relationship", "cls.seq_relationship")),
+    ),
+    Task("sequence-classification", "ErnieForSequenceClassification", "ErnieForSequenceClassification", _CLASSIFIER),
+    Task("token-classification", "ErnieForTokenClassification", "ErnieForTokenClassification", _CLASSIFIER),
+    Task(
+        "question-answering",
+        "ErnieForQuestionAnswering",
+        "ErnieForQuestionAnswering",
+        _rows(_linear("classifier", "qa_outputs")),
+    ),
+    Task("multiple-choice", "ErnieForMultipleChoice", "ErnieForMultipleChoice", _CLASSIFIER),
+    Task(
+        "uie",
+        "UIE",
+        "ErnieForUIE",
+        _rows(_linear("linear_start", "linear_start"), _linear("linear_end", "linear_end")),
+        is_native=False,
+    ),
+    Task(
+        "utc",
+        "UTC",
+        "ErnieForUTC",
+        _rows(_linear("linear_q", "linear_q"), _linear("linear_k", "linear_k")),
+        is_native=False,
+    ),
+)
+TASK_NAMES = tuple(task.name for task in TASKS)
+
+# The first head of these that is in a file tells its class; a bare `classifier` may be of four.
+TELLTALES = (
+    ("cls.seq_relationship.weight", "pretraining"),
+    ("cls.predictions.transform.weight", "masked-lm"),
+    ("linear_start.weight", "uie"),
+    ("linear_q.weight", "utc"),
+)
+CLASSIFIER = "classifier.weight"
+CLASSIFIER_TASKS = tuple(task.name for task in TASKS if any(row.source == CLASSIFIER for row in task.rows))
+
+LABELLED_TASKS = ("sequence-classification", "token-classification")
+"""Those whose classifier has one output per label."""
+
+EARLIER_NAMES = {
+    "cls.predictions.layer_norm.scale": "cls.predictions.layer_norm.weight",  # the first ernie_3.0_base.pdparams
+    "cls.predictions.decoder_weight": f"{DECODER}.weight",  # before 2.5
+}
+
+STATIC_NAMES: tuple[tuple[str, str], ...] = (
+    (r"word_embedding", PREFIX + WORD_EMBEDDINGS),
+    (r"pos_embedding", "ernie.embeddings.position_embeddings.weight"),
+    (r"sent_embedding", "ernie.embeddings.token_type_embeddings.weight"),
+    (r"task_embedding", PREFIX + TASK_EMBEDDINGS),
+    (r"pre_encoder_layer_norm_scale", "ernie.embeddings.layer_norm.weight"),
+    (r"pre_encoder_layer_norm_bias", "ernie.embeddings.layer_norm.bias"),
+    (r"encoder_layer_(\d+)_multi_head_att_query_fc\.w_0", r"ernie.encoder.layers.\1.self_attn.q_proj.weight"),
+    (r"encoder_layer_(\d+)_multi_head_att_query_fc\.b_0", r"ernie.encoder.layers.\1.self_attn.q_proj.bias"),
+    (r"encoder_layer_(\d+)_multi_head_att_key_fc\.w_0", r"ernie.encoder.layers.\1.self_attn.k_proj.weight"),
+    (r"encoder_layer_(\d+)_multi_head_att_key_fc\.b_0", r"ernie.encoder.layers.\1.self_attn.k_proj.bias"),
+    (r"encoder_layer_(\d+)_multi_head_att_value_fc\.w_0", r"ernie.encoder.layers.\1.self_attn.v_proj.weight"),
+    (r"encoder_layer_(\d+)_multi_head_att_value_fc\.b_0", r"ernie.encoder.layers.\1.self_attn.v_proj.bias"),
+    (r"encoder_layer_(\d+)_multi_head_att_output_fc\.w_0", r"ernie.encoder.layers.\1.self_attn.out_proj.weight"),
+    (r"encoder_layer_(\d+)_multi_head_att_output_fc\.b_0", r"ernie.encoder.layers.\1.self_attn.out_proj.bias"),
+    (r"encoder_layer_(\d+)_post_att_layer_norm_scale", r"ernie.encoder.layers.\1.norm1.weight"),
+    (r"encoder_layer_(\d+)_post_att_layer_norm_bias", r"ernie.encoder.layers.\1.norm1.bias"),
+    (r"encoder_layer_(\d+)_ffn_fc_0\.w_0", r"ernie.encoder.layers.\1.linear1.weight"),
+    (r"encoder_layer_(\d+)_ffn_fc_0\.b_0", r"ernie.encoder.layers.\1.linear1.bias"),
+    (r"encoder_layer_(\d+)_ffn_fc_1\.w_0", r"ernie.encoder.layers.\1.linear2.weight"),
+    (r"encoder_layer_(\d+)_ffn_fc_1\.b_0", r"ernie.encoder.layers.\1.linear2.bias"),
+    (r"encoder_layer_(\d+)_post_ffn_layer_norm_scale", r"ernie.encoder.layers.\1.norm2.weight"),
+    (r"encoder_layer_(\d+)_post_ffn_layer_norm_bias", r"ernie.encoder.layers.\1.norm2.bias"),
+    (r"pooled_fc\.w_0", "ernie.pooler.dense.weight"),
+    (r"pooled_fc\.b_0", "ernie.pooler.dense.bias"),
+    (r"mask_lm_trans_fc\.w_0", "cls.predictions.transform.weight"),
+    (r"mask_lm_trans_fc\.b_0", "cls.predictions.transform.bias"),
+    (r"mask_lm_trans_layer_norm_scale", "cls.predictions.layer_norm.weight"),
+    (r"mask_lm_trans_layer_norm_bias", "cls.predictions.layer_norm.bias"),
+    (r"mask_lm_out_fc\.b_0", "cls.predictions.decoder_bias"),
+    (r"next_sent_fc\.w_0", "cls.seq_relationship.weight"),
+    (r"next_sent_fc\.b_0", "cls.seq_relationship.bias"),
+    (r"cls_out_w|cls_seq_label_out_w", "classifier.weight"),
+    (r"cls_out_b|cls_seq_label_out_b", "classifier.bias"),
+)
+"""Names of the static graph, as regular expressions -> PaddleNLP's."""
+
+TRAINING_STATE = re.compile(r".*_(moment[12]|beta[12]_pow_acc|fp32_master)_\d+|(.*_)?learning_rate_\d+|@.*@")
+"""What Adam and the schedule leave in a folder of a training run."""
+
+_STATIC = [(re.compile(pattern), name) for pattern, name in STATIC_NAMES]
+_LAYER = re.compile(r"(?:ernie\.)?encoder\.layers\.(\d+)\..+")
+
+
+def find_task(name: str) -> Task | None:
+    """The task of a name of `--task` or of a class of PaddleNLP or transformers."""
+    return next((task for task in TASKS if name in (task.name, task.original, task.architecture)), None)
+
+
+def canonical_names(names: Sequence[str], where: object) -> dict[str, str]:
+    """PaddleNLP's 2.5 name -> the name in the file, the backbone's with `ernie.` in front.
+
+    Args:
+        names: All names of the files.
+        where: The checkpoint, for messages.
+
+    Raises:
+        CheckpointError: there are no word embeddings under any known name, or two names are one tensor's.
+    """
+    canonical: dict[str, str] = {}
+    prefix = _find_prefix(names, where)
+    for name in names:
+        found = _static_name(name) if prefix is None else _dynamic_name(name, prefix)
+        if found in canonical:
+            raise CheckpointError(
+                f"{where}: {canonical[found]} and {name} are two names of one tensor, {found}. Remove one."
+            )
+        canonical[found] = name
+    return canonical
+
+
+def _find_prefix(names: Sequence[str], where: object) -> str | None:
+    """What stands before the backbone's names; None for static names."""
+    if "word_embedding" in names:
+        return None
+    # UIE's files of 2.3 and 2.4 say `encoder.`, those of the bare model say nothing.
+    for prefix in (PREFIX, "encoder.", ""):
+        if prefix + WORD_EMBEDDINGS in names:
+            return prefix
+    some = ", ".join(sorted(names)[:4]) or "none"
+    raise CheckpointError(
+        f"{where}: no word embeddings, neither `ernie.{WORD_EMBEDDINGS}` as PaddleNLP calls them nor `word_embedding` "
+        f"as the static graph does. Names found: {some} ... This is not an ERNIE encoder's checkpoint."
+    )
+
+
+def _static_name(name: str) -> str:
+    for pattern, replacement in _STATIC:
+        match = pattern.fullmatch(name)
+        if match is not None:
+            return match.expand(replacement)
+    return name
+
+
+def _dynamic_name(name: str, prefix: str) -> str:
+    if name.startswith(tuple(prefix + part for part in ("embeddings.", "encoder.layers.", "pooler."))):
+        return PREFIX + name.removeprefix(prefix)
+    return EARLIER_NAMES.get(name, name)
+
+
+def layer_of(name: str) -> int | None:
+    """The layer a canonical name belongs to."""
+    match = _LAYER.fullmatch(name)
+    return None if match is None else int(match.group(1))
+
+
+def with_prefix(names: Mapping[str, str], task: Task) -> dict[str, str]:
+    """The same names as the task's table has them: the bare model's have no `ernie.`."""
+    if task.prefix == PREFIX:
+        return dict(names)
+    return {name.removeprefix(PREFIX): in_file for name, in_file in names.items()}
+
+
+__all__ = [
+    "CLASSIFIER",
+    "CLASSIFIER_TASKS",
+    "DECODER",
+    "LABELLED_TASKS",
+    "PREFIX",
+    "TASKS",
+    "TASK_EMBEDDINGS",
+    "TASK_NAMES",
+    "TELLTALES",
+    "TRAINING_STATE",
+    "WORD_EMBEDDINGS",
+    "Task",
+    "canonical_names",
+    "find_task",
+    "layer_of",
+    "with_prefix",
+]

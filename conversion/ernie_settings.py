@@ -1,0 +1,302 @@
+"""The settings of an ERNIE encoder: what PaddleNLP's or ERNIE-kit's JSON says, what the tensors tell, what both must
+agree on, and the transformers configuration made of them.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from transformers import ErnieConfig
+
+from hf_glm_ernie.configuration_ernie_uie import ErnieUIEConfig
+from hf_glm_ernie.configuration_ernie_utc import ErnieUTCConfig
+
+from .ernie_names import LABELLED_TASKS, Task
+from .operations import SettingsError
+
+SETTINGS_FILES = ("config.json", "model_config.json", "ernie_config.json")
+"""PaddleNLP's since 2.5, PaddleNLP's before, ERNIE-kit's; the first there is read."""
+
+CONFIG_CLASSES: Mapping[str, type[ErnieConfig]] = {"uie": ErnieUIEConfig, "utc": ErnieUTCConfig}
+"""Task -> configuration class, where it is not transformers' own."""
+
+LAYER_NORM_EPS = 1e-12
+"""What PaddleNLP gives to every LayerNorm, whatever its configuration says (`_init_weights`)."""
+
+ORIGINAL_WORDS = {
+    "num_classes": "num_labels",
+    "dropout": "classifier_dropout",
+    "sent_type_vocab_size": "type_vocab_size",
+}
+
+DEFAULTS: dict[str, Any] = {
+    "num_attention_heads": 12,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "initializer_range": 0.02,
+    "pad_token_id": 0,
+    "task_id": 0,
+    "use_task_id": False,
+    "pool_act": "tanh",
+}
+"""What PaddleNLP takes where its configuration is silent (`ErnieConfig`); sizes are told by the tensors."""
+
+CARRIED = ("classifier_dropout", "id2label", "label2id", "num_choices", "problem_type")
+SAME_ACTIVATIONS = ("gelu", "relu", "tanh", "silu", "sigmoid")
+"""Activations that are the same function under the same name in Paddle and transformers."""
+
+RELEASED_HEADS: Mapping[tuple[int, int], int] = {
+    (20, 1024): 16,
+    (12, 768): 12,
+    (6, 768): 12,
+    (6, 384): 12,
+    (4, 384): 12,
+    (4, 312): 12,
+    (3, 128): 2,
+}
+"""(layers, hidden size) -> heads of the released ERNIE 3.0 encoders (PaddleNLP 2.8.1 `ernie/configuration.py`)."""
+
+RELEASED_VOCABULARIES = (40000, 39981)
+RELEASED_POSITIONS = 2048
+ENGLISH_TINY_VOCABULARY = 50265
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the tensors tell.
+
+    Attributes:
+        vocab_size: Rows of the word embeddings.
+        hidden_size: Their columns.
+        max_position_embeddings: Rows of the position embeddings.
+        type_vocab_size: Rows of the token type embeddings; 0 without any.
+        task_type_vocab_size: Rows of the task embeddings; 0 without any.
+        num_hidden_layers: Layers in the file.
+        intermediate_size: Inner size of the first layer.
+        num_labels: Outputs of the classifier; 0 without one.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    max_position_embeddings: int
+    type_vocab_size: int
+    task_type_vocab_size: int
+    num_hidden_layers: int
+    intermediate_size: int
+    num_labels: int
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The content of a settings file, flat.
+
+    Attributes:
+        path: The file; None if there is none.
+        values: Key -> value, under the names PaddleNLP 2.5 and later use.
+        original_class: PaddleNLP's class, if the file names one.
+    """
+
+    path: Path | None
+    values: Mapping[str, Any] = field(default_factory=dict)
+    original_class: str | None = None
+
+
+def read_settings(folder: Path, given: Path | None) -> Settings:
+    """Reads `--config`, or the settings file in the checkpoint's folder.
+
+    Raises:
+        SettingsError: the file is not a JSON object, or its nesting is not PaddleNLP's.
+    """
+    path = given or next((folder / name for name in SETTINGS_FILES if (folder / name).is_file()), None)
+    if path is None:
+        return Settings(None)
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(raw, dict):
+        raise SettingsError(f"{path}: expected an object of settings, found {type(raw).__name__}")
+    values, original = _flatten(raw, path)
+    renamed: dict[str, Any] = {}
+    for key, value in values.items():
+        name = ORIGINAL_WORDS.get(key, key)
+        if name in renamed and renamed[name] != value:
+            raise SettingsError(f"{path}: {name} is given twice, as {renamed[name]!r} and as {value!r}. Keep one.")
+        renamed[name] = value
+    return Settings(path, renamed, original)
+
+
+def _flatten(raw: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], str | None]:
+    """Before 2.5 a head's file holds the backbone's settings in `init_args[0]`, the number of labels outside."""
+    outer = {key: value for key, value in raw.items() if key not in ("init_args", "init_class")}
+    architectures = outer.pop("architectures", None) or [None]
+    original = raw.get("init_class") or architectures[0]
+    if "init_args" not in raw:
+        return outer, original
+    inner = [entry for entry in raw["init_args"] if isinstance(entry, dict)] if raw["init_args"] else []
+    if len(inner) != 1:
+        raise SettingsError(
+            f"{path}: `init_args` should hold one object, the encoder's settings, as PaddleNLP 2.3 and 2.4 write it; "
+            f"found {raw['init_args']!r}"
+        )
+    return {key: value for key, value in inner[0].items() if key != "init_class"} | outer, original
+
+
+def build_config(settings: Settings, sizes: Sizes, task: Task, layer_norm_eps: float) -> tuple[ErnieConfig, list[str]]:
+    """Puts settings and tensors together.
+
+    Args:
+        settings: The checkpoint's or the user's.
+        sizes: What the tensors tell.
+        task: The head.
+        layer_norm_eps: For every LayerNorm.
+
+    Returns:
+        The configuration, and notices for the user. Its `num_hidden_layers` may be one less than the file has.
+
+    Raises:
+        SettingsError: settings and tensors disagree, or transformers cannot compute what they ask for.
+    """
+    _refuse_what_is_not_supported(settings, sizes)
+    values, notices = (
+        _settings_of_released(sizes) if settings.path is None else (DEFAULTS | _known(settings.values), [])
+    )
+    layers = _count_layers(settings, sizes)
+    if layers < sizes.num_hidden_layers:
+        notices.append(
+            f"layer {layers} was left out: it was stacked on for distillation only and is in the file beside the "
+            f"{layers} layers of the model"
+        )
+    told = asdict(sizes) | {"num_hidden_layers": layers}
+    _check_against_tensors(settings, told, values, task)
+    if settings.values.get("layer_norm_eps", layer_norm_eps) != layer_norm_eps:
+        notices.append(
+            f"layer_norm_eps is {layer_norm_eps:g}, as PaddleNLP computes; {settings.path} says "
+            f"{settings.values['layer_norm_eps']:g}, which it does not read. --layer-norm-eps changes it."
+        )
+    if not told["task_type_vocab_size"]:
+        told["task_type_vocab_size"] = settings.values.get("task_type_vocab_size", 3)  # not used, PaddleNLP's default
+    if task.is_native and values["use_task_id"] and values["task_id"]:
+        told["task_type_vocab_size"] += 1
+        notices.append(
+            f"the default task type is {values['task_id']}, transformers' is always 0: row 0 of the task embeddings "
+            f"became row {values['task_id']}'s copy, and task type 0 moved to {sizes.task_type_vocab_size}"
+        )
+    num_labels = told.pop("num_labels")
+    if num_labels and task.name in LABELLED_TASKS and "id2label" not in values:
+        values["num_labels"] = num_labels
+    try:
+        config = CONFIG_CLASSES.get(task.name, ErnieConfig)(**(values | told), layer_norm_eps=layer_norm_eps)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise SettingsError(f"{settings.path or 'the tensors'}: {error}") from error
+    config.architectures = [task.architecture]
+    return config, notices
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    known = {key: values[key] for key in (*DEFAULTS, *CARRIED) if values.get(key) is not None}
+    if "id2label" in known:  # JSON's keys are text
+        known["id2label"] = {int(key): label for key, label in known["id2label"].items()}
+    return known
+
+
+def _refuse_what_is_not_supported(settings: Settings, sizes: Sizes) -> None:
+    where = settings.path or "the tensors"
+    if sizes.vocab_size == ENGLISH_TINY_VOCABULARY and sizes.type_vocab_size <= 1:
+        raise SettingsError(
+            f"{where}: a vocabulary of {ENGLISH_TINY_VOCABULARY} and {sizes.type_vocab_size} token type: this is "
+            "ernie-3.0-tiny-mini-v2-en, the one ERNIE 3.0 encoder with a byte-pair vocabulary instead of WordPiece. "
+            "It is not supported; take one of the other ernie-3.0-* checkpoints."
+        )
+    if sizes.type_vocab_size == 0:
+        raise SettingsError(
+            f"{where}: no token type embeddings (type_vocab_size 0). PaddleNLP allows that, transformers' ERNIE "
+            "classes always have them, so this checkpoint cannot be opened there."
+        )
+    activation = settings.values.get("hidden_act", "gelu")
+    if activation not in SAME_ACTIVATIONS:
+        raise SettingsError(
+            f"{where}: hidden_act is {activation!r}; known to be the same in Paddle and transformers: "
+            f"{', '.join(SAME_ACTIVATIONS)}"
+        )
+    if settings.values.get("pool_act", "tanh") != "tanh":
+        raise SettingsError(
+            f"{where}: pool_act is {settings.values['pool_act']!r}; transformers' ERNIE pooler always takes tanh"
+        )
+
+
+def _settings_of_released(sizes: Sizes) -> tuple[dict[str, Any], list[str]]:
+    """Heads of a released size; the files of the download addresses come without settings."""
+    for layers in (sizes.num_hidden_layers, sizes.num_hidden_layers - 1):
+        heads = RELEASED_HEADS.get((layers, sizes.hidden_size))
+        if (
+            heads is not None
+            and sizes.vocab_size in RELEASED_VOCABULARIES
+            and sizes.max_position_embeddings == RELEASED_POSITIONS
+        ):
+            values = DEFAULTS | {"num_attention_heads": heads, "use_task_id": sizes.task_type_vocab_size > 0}
+            return values, [
+                f"no settings file: taken for a released encoder of {layers} layers, hidden size {sizes.hidden_size}, "
+                f"{heads} heads. If it is not, pass --config FILE.json."
+            ]
+    raise SettingsError(
+        f"no settings ({', '.join(SETTINGS_FILES)}) beside the weights, and {sizes.num_hidden_layers} layers of size "
+        f"{sizes.hidden_size} with {sizes.vocab_size} words and {sizes.max_position_embeddings} positions are not a "
+        "released ERNIE 3.0 encoder, so the number of heads is not known. Pass --config FILE.json with "
+        '{"num_attention_heads": ..., "use_task_id": ...}.'
+    )
+
+
+def _count_layers(settings: Settings, sizes: Sizes) -> int:
+    """Layers of the model: those of the file, or one less where it holds the extra one of distillation."""
+    if settings.path is None:
+        released = (sizes.num_hidden_layers, sizes.hidden_size) in RELEASED_HEADS
+        return sizes.num_hidden_layers if released else sizes.num_hidden_layers - 1
+    said = settings.values.get("num_hidden_layers", sizes.num_hidden_layers)
+    if said not in (sizes.num_hidden_layers, sizes.num_hidden_layers - 1):
+        raise SettingsError(
+            f"{settings.path}: num_hidden_layers is {said!r}, the weights have {sizes.num_hidden_layers} layers (one "
+            "more than the settings is allowed: micro and nano were released with a layer of their distillation). "
+            "Take the settings that belong to the weights."
+        )
+    return int(said)
+
+
+def _check_against_tensors(settings: Settings, told: Mapping[str, Any], values: Mapping[str, Any], task: Task) -> None:
+    where = settings.path or "the tensors"
+    given = dict(settings.values)
+    if task.name not in LABELLED_TASKS:
+        given.pop("num_labels", None)
+    elif "num_labels" not in given and given.get("id2label"):
+        given["num_labels"] = len(given["id2label"])
+    if not told["task_type_vocab_size"]:
+        given.pop("task_type_vocab_size", None)
+    for key, value in told.items():
+        if given.get(key) is not None and given[key] != value:
+            raise SettingsError(
+                f"{where}: {key} is {given[key]!r}, the weights say {value}. Take the settings that belong to the "
+                "weights, or correct the file."
+            )
+    if bool(values["use_task_id"]) != (told["task_type_vocab_size"] > 0):
+        has = "have" if told["task_type_vocab_size"] else "have no"
+        raise SettingsError(
+            f"{where}: use_task_id is {values['use_task_id']!r}, but the weights {has} task embeddings. Set "
+            f'"use_task_id": {str(told["task_type_vocab_size"] > 0).lower()} in the file given to --config.'
+        )
+    rows = told["task_type_vocab_size"]
+    if rows and not 0 <= values["task_id"] < rows:
+        raise SettingsError(
+            f"{where}: task_id is {values['task_id']!r}; the task embeddings have rows 0 to {rows - 1}"
+        )
+    heads = values["num_attention_heads"]
+    if type(heads) is not int or heads < 1 or told["hidden_size"] % heads:
+        raise SettingsError(
+            f"{where}: num_attention_heads is {heads!r}; it must divide the hidden size {told['hidden_size']}"
+        )
+
+
+__all__ = ["LAYER_NORM_EPS", "SETTINGS_FILES", "Settings", "Sizes", "build_config", "read_settings"]

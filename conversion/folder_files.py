@@ -1,0 +1,75 @@
+"""What every converted folder has beside its weights, whatever the model: index, record, checksums, main dtype."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .operations import TensorSpec
+from .state_map import Plan
+from .writer import OutputFile
+
+RECORD = "conversion.json"
+"""Where the folder comes from; `--reverse` reads it back."""
+
+INDEX = "model.safetensors.index.json"
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes readable JSON."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_index(folder: Path, files: Sequence[OutputFile]) -> None:
+    """Writes the index of the shards, where there are several."""
+    if len(files) < 2:
+        return
+    tensors = [tensor for file in files for tensor in file.tensors]
+    totals = {
+        "total_parameters": sum(tensor.spec.nbytes // tensor.spec.dtype.itemsize for tensor in tensors),
+        "total_size": sum(tensor.spec.nbytes for tensor in tensors),
+    }
+    weight_map = {tensor.name: file.name for file in files for tensor in file.tensors}
+    write_json(folder / INDEX, {"metadata": totals, "weight_map": weight_map})
+
+
+def checksum_table(sha256: Mapping[str, str] | None) -> str:
+    """Markdown: file and SHA-256, for a model card."""
+    if not sha256:
+        return "Not computed: the conversion ran with --no-verify."
+    return "| file | SHA-256 |\n|---|---|\n" + "\n".join(f"| {name} | `{sum_}` |" for name, sum_ in sha256.items())
+
+
+def main_dtype(plan: Plan, sources: Iterable[TensorSpec]) -> tuple[torch.dtype, list[str]]:
+    """The dtype most bytes have, and notices on others and on rounding."""
+    sizes: Counter[torch.dtype] = Counter()
+    for tensor in plan.tensors:
+        sizes[tensor.spec.dtype] += tensor.spec.nbytes
+    main = sizes.most_common(1)[0][0]
+    notices = []
+    if len(sizes) > 1:
+        others = ", ".join(dtype_name(dtype) for dtype in sizes if dtype != main)
+        notices.append(f"some tensors are {others}; loading in {dtype_name(main)} converts them")
+    rounded = {spec.dtype for spec in sources} - {main} if main != torch.float32 and len(sizes) == 1 else set()
+    if rounded:
+        notices.append(
+            f"weights are rounded from {', '.join(map(dtype_name, rounded))} to {dtype_name(main)}; --reverse cannot "
+            "undo it"
+        )
+    return main, notices
+
+
+def dtype_name(dtype: object) -> str:
+    """`float32` for `torch.float32`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def count(number: int, noun: str) -> str:
+    """`1 tensor`, `2 tensors`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+__all__ = ["INDEX", "RECORD", "checksum_table", "count", "dtype_name", "main_dtype", "write_index", "write_json"]
