@@ -13,16 +13,17 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hf_glm_ernie"
 HUB_FILES = sorted(
     path
-    for role in ("configuration", "prefix", "generation", "modeling", "tokenization")
+    for role in ("configuration", "inputs", "prefix", "generation", "modeling", "tokenization")
     for path in PACKAGE.glob(f"{role}_*.py")
 )
 HUB_IMPORTS = {"torch", "transformers", "huggingface_hub", "tokenizers", "tqdm", "numpy", *sys.stdlib_module_names}
 # What each role may import from beside it, lowest first.
 BELOW = {
     "configuration": set(),
+    "inputs": set(),
     "prefix": {"configuration"},
     "generation": {"configuration", "prefix"},
-    "modeling": {"configuration", "prefix", "generation"},
+    "modeling": {"configuration", "inputs", "prefix", "generation"},
     "tokenization": {"tokenization"},
 }
 
@@ -57,6 +58,17 @@ def test_no_text_looks_like_an_import(path: Path) -> None:
     by_regex = set(re.findall(r"^\s*from\s+\.(\S+)\s+import", path.read_text(encoding="utf-8"), flags=re.MULTILINE))
     by_regex |= set(re.findall(r"^\s*import\s+\.(\S+)\s*$", path.read_text(encoding="utf-8"), flags=re.MULTILINE))
     assert by_regex == {module for level, module, _ in imports(path) if level}
+
+
+FAMILIES = ("glm130b", "icetext", "rows"), ("ernie",)
+
+
+def test_the_two_families_do_not_know_each_other() -> None:
+    for mine, others in (FAMILIES, FAMILIES[::-1]):
+        for path in PACKAGE.glob("*.py"):
+            if any(name in path.stem for name in mine):
+                beside = {module for level, module, _ in imports(path) if level}
+                assert not [module for module in beside if any(name in module for name in others)], path.name
 
 
 def test_arrows_point_one_way() -> None:

@@ -11,6 +11,13 @@ import hf_glm_ernie
 
 def test_public_names() -> None:
     assert set(hf_glm_ernie.__all__) == {
+        "ErnieForUIE",
+        "ErnieForUTC",
+        "ErnieTokenizer",
+        "ErnieUIEConfig",
+        "ErnieUIEOutput",
+        "ErnieUTCConfig",
+        "ErnieUTCOutput",
         "FilledText",
         "Glm130bConfig",
         "Glm130bForCausalLM",
@@ -18,6 +25,8 @@ def test_public_names() -> None:
         "Glm130bPreTrainedModel",
         "Glm130bTokenizer",
         "fill_blanks",
+        "uie",
+        "utc",
     }
     assert all(hasattr(hf_glm_ernie, name) for name in hf_glm_ernie.__all__)
 
@@ -28,6 +37,15 @@ def test_registered_with_the_auto_classes() -> None:
     assert transformers.AutoModel._model_mapping[type(config)] is hf_glm_ernie.Glm130bModel
     assert transformers.AutoModelForCausalLM._model_mapping[type(config)] is hf_glm_ernie.Glm130bForCausalLM
     assert TOKENIZER_MAPPING[type(config)] is hf_glm_ernie.Glm130bTokenizer
+
+
+def test_ernie_heads_are_registered_and_the_hosts_own_choices_stay() -> None:
+    for model_type, model in (("ernie_uie", hf_glm_ernie.ErnieForUIE), ("ernie_utc", hf_glm_ernie.ErnieForUTC)):
+        config = transformers.AutoConfig.for_model(model_type)
+        assert transformers.AutoModel._model_mapping[type(config)] is model
+        assert TOKENIZER_MAPPING[type(config)] is hf_glm_ernie.ErnieTokenizer
+    assert transformers.AutoModel._model_mapping[transformers.ErnieConfig] is transformers.ErnieModel
+    assert TOKENIZER_MAPPING[transformers.ErnieConfig].__name__.startswith("BertTokenizer")
 
 
 def test_importing_twice_is_harmless_and_leaves_converters_out() -> None:
