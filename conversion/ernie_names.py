@@ -143,6 +143,9 @@ TASKS = (
 )
 TASK_NAMES = tuple(task.name for task in TASKS)
 
+OTHER_CLASSES = {"ErnieCrossEncoder": "sequence-classification"}
+"""Classes of PaddleNLP (`semantic_search`) that wrap one of the others."""
+
 # The first head of these that is in a file tells its class; a bare `classifier` may be of four.
 TELLTALES = (
     ("cls.seq_relationship.weight", "pretraining"),
@@ -207,6 +210,7 @@ _LAYER = re.compile(r"(?:ernie\.)?encoder\.layers\.(\d+)\..+")
 
 def find_task(name: str) -> Task | None:
     """The task of a name of `--task` or of a class of PaddleNLP or transformers."""
+    name = OTHER_CLASSES.get(name, name)
     return next((task for task in TASKS if name in (task.name, task.original, task.architecture)), None)
 
 

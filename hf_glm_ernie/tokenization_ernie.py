@@ -1,0 +1,458 @@
+"""ERNIE 3.0's tokenizer for transformers: PaddleNLP's `ErnieTokenizer`, token for token, on the `tokenizers` library.
+
+What is unusual about it:
+
+- Symbols are words of their own ("25℃" is 25 and ℃), unlike in BERT; unassigned characters vanish.
+- `[UNK]` is the last token of the vocabulary, 39979; `$` has two lines and the id of the later one, 18005, so that id
+  12084 has no token.
+- `offset_mapping` is PaddleNLP's guess where a text has unknown words; `exact_offsets=True` gives the true places.
+
+Source: PaddleNLP 2.8.1, `transformers/ernie/tokenizer.py` and the base classes of its tokenizers.
+"""
+
+import copy
+import os
+from typing import Any
+
+from tokenizers import AddedToken, Encoding, Tokenizer, decoders, models, processors
+from transformers import TokenizersBackend
+from transformers.tokenization_utils_base import BatchEncoding, TruncationStrategy
+from transformers.utils import PaddingStrategy, logging
+
+from .tokenization_ernie_offsets import Spans, kept_lengths, search_offsets
+from .tokenization_ernie_unicode import build_normalizer, build_pre_tokenizer
+from .tokenization_ernie_vocabulary import (
+    check_special_tokens,
+    read_vocabulary,
+    vocabulary_lines,
+    with_holes,
+    without_holes,
+)
+
+logger = logging.get_logger(__name__)
+
+MAX_CHARACTERS_PER_WORD = 100  # a longer word is unknown
+
+
+class ErnieTokenizer(TokenizersBackend):
+    """Tokenizer of the released ERNIE 3.0 encoders and of UIE and UTC, built from their `vocab.txt`.
+
+    Equal to PaddleNLP's tokenizer as `from_pretrained` makes it: `[MASK]` and the other special tokens written in a
+    text are one token each. Where PaddleNLP differs:
+
+    - it returns no `attention_mask` by default, and on request `position_ids` and `seq_len`, which transformers does
+      not know;
+    - its first added token gets the id 39979, which is `[UNK]`'s; here added tokens start at 39980. An
+      `added_tokens.json` with such ids is read, with a warning that names the ids;
+    - added tokens that are not special match in the cleaned text, without accents; PaddleNLP looks into the lowercased
+      text with its accents;
+    - ids without a token raise an error there. `convert_ids_to_tokens` gives None for them, `decode` leaves them out.
+
+    `len(tokenizer)` and `vocab_size` count tokens, 39979, as PaddleNLP's do; the highest id is 39979, so a model needs
+    39980 rows (the released ones have 40000). The first added token fills id 12084 with a token that no text holds:
+    from then on `len(tokenizer)` is the highest id + 1, and right for `resize_token_embeddings`.
+
+    Truncation is PaddleNLP's: of a pair of equally long texts the second loses the odd token, and a text that would
+    lose all its tokens stays as it is, longer than `max_length`, with an error in the log.
+
+    A saved folder opens without this package, too: `AutoTokenizer` takes `tokenizer.json` then and gives the same ids
+    and places. Only there offsets of unknown words are the exact ones, pairs are truncated in the library's way, token
+    types of pairs without special tokens are 0 and 1, a second text that is empty counts only in a batch, and id 12084
+    is filled. `vocab.txt` is saved beside it for PaddleNLP.
+
+    Args:
+        vocab_file: Path of `vocab.txt`, one token a line or `token<tab>id`.
+        do_lower_case: Whether text is lowercased and loses its accents.
+        unk_token: Stands for unknown words.
+        sep_token: Ends each text.
+        pad_token: Fills rows up.
+        cls_token: Starts each row.
+        mask_token: Stands for what a masked language model is to find.
+        exact_offsets: Whether `offset_mapping` holds the true places of unknown words instead of PaddleNLP's guesses.
+        tokenizer_file: Path of a `tokenizer.json` saved before; it is preferred to `vocab_file`.
+        **kwargs: Passed to `TokenizersBackend`. `clean_up_tokenization_spaces` is True by default.
+
+    Raises:
+        FileNotFoundError: `vocab_file` or `tokenizer_file` does not exist.
+        ValueError: there is neither file, a file is damaged or of another kind, or a special token is missing in it.
+    """
+
+    vocab_files_names = {"vocab_file": "vocab.txt", "tokenizer_file": "tokenizer.json"}
+    model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    padding_side = "right"
+
+    def __init__(
+        self,
+        vocab_file: str | os.PathLike[str] | None = None,
+        do_lower_case: bool = True,
+        unk_token: str | AddedToken = "[UNK]",
+        sep_token: str | AddedToken = "[SEP]",
+        pad_token: str | AddedToken = "[PAD]",
+        cls_token: str | AddedToken = "[CLS]",
+        mask_token: str | AddedToken = "[MASK]",
+        exact_offsets: bool = False,
+        tokenizer_file: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        special_tokens: dict[str, str | AddedToken] = {
+            "unk_token": unk_token,
+            "sep_token": sep_token,
+            "pad_token": pad_token,
+            "cls_token": cls_token,
+            "mask_token": mask_token,
+        }
+        contents = {name: str(token) for name, token in special_tokens.items()}
+        backend = kwargs.pop("tokenizer_object", None)
+        if backend is not None:
+            backend = copy.deepcopy(backend)
+            kwargs.pop("added_tokens_decoder", None)  # of the tokenizer it was trained from; it has its own
+        elif tokenizer_file is not None:
+            backend = _read_backend(tokenizer_file)
+        else:
+            backend = _backend_from_vocabulary(vocab_file, contents)
+        backend.normalizer = build_normalizer(do_lower_case)
+        backend.pre_tokenizer = build_pre_tokenizer()
+        backend.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+        backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in contents.values()])
+        backend.post_processor = _template(backend, contents["cls_token"], contents["sep_token"])
+        vocabulary = with_holes(backend.get_vocab(with_added_tokens=False))
+        if set(backend.get_added_tokens_decoder()) <= set(vocabulary.values()):
+            _set_vocabulary(backend, vocabulary)
+        self._tokenizer = backend
+        self._cleaned: dict[str, str] = {}
+        kwargs.setdefault("clean_up_tokenization_spaces", True)
+        kwargs.setdefault("model_input_names", list(self.model_input_names))
+        super().__init__(
+            vocab_file=vocab_file,
+            do_lower_case=do_lower_case,
+            exact_offsets=exact_offsets,
+            **special_tokens,
+            **kwargs,
+        )
+        self.do_lower_case = do_lower_case
+        self.exact_offsets = exact_offsets
+        self._check_added_ids(kwargs.get("added_tokens_decoder") or {})
+
+    @classmethod
+    def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs: Any) -> dict[str, Any]:
+        """Hands the files to `__init__` as they are (the host would rebuild the backend from its vocabulary)."""
+        return kwargs
+
+    def _check_added_ids(self, added_tokens: dict[int, AddedToken]) -> None:
+        """Compares the ids that the files give to added tokens with the ids that they got."""
+        found = {int(index): self.backend_tokenizer.token_to_id(str(token)) for index, token in added_tokens.items()}
+        moved = {str(added_tokens[index]): (index, now) for index, now in found.items() if index != now}
+        if not moved:
+            return
+        listed = ", ".join(f"{token!r} {index} -> {now}" for token, (index, now) in moved.items())
+        vocabulary = self._vocabulary()
+        holes = max(vocabulary.values()) + 1 - len(vocabulary)
+        if any(now != index + holes for index, now in moved.values()):
+            raise ValueError(
+                f"The files of {self.name_or_path!r} give ids to added tokens that cannot be kept: {listed}. Added "
+                "tokens must follow the vocabulary's highest id without gaps; correct added_tokens.json."
+            )
+        logger.warning_once(
+            f"PaddleNLP gave added tokens ids that other tokens have; they are moved by {holes}: {listed}. In a model "
+            "that was trained with them, copy the embedding rows from the old ids to the new ones, highest first."
+        )
+
+    def _vocabulary(self) -> dict[str, int]:
+        """The ids of the vocabulary file, without added tokens."""
+        return with_holes(self.backend_tokenizer.get_vocab(with_added_tokens=False))
+
+    def _add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
+        known = self.get_vocab()
+        if any(str(token) not in known for token in new_tokens):
+            _set_vocabulary(self.backend_tokenizer, without_holes(self._vocabulary()))
+        return super()._add_tokens(new_tokens, special_tokens=special_tokens)
+
+    def _encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> BatchEncoding:  # type: ignore[override]
+        split = options.get("is_split_into_words", False)
+        if text_pair is None and not split and _are_pairs(text):
+            text, text_pair = (list(side) for side in zip(*text, strict=True))
+        if self._host_agrees(text_pair, options):
+            return super()._encode_plus(text, text_pair, **options)
+        is_batched = isinstance(text[0] if split and text else text, list | tuple)
+        texts = text if is_batched else [text]
+        pairs = text_pair if is_batched or text_pair is None else [text_pair]
+        whole = super()._encode_plus(
+            texts,
+            pairs,
+            add_special_tokens=options.get("add_special_tokens", True),
+            is_split_into_words=split,
+            split_special_tokens=options.get("split_special_tokens"),
+            verbose=False,
+        )
+        inputs = [(one, None) for one in texts] if pairs is None else list(zip(texts, pairs, strict=True))
+        return self._finished(whole.encodings or [], inputs, is_batched, options)
+
+    def _host_agrees(self, text_pair: Any, options: dict[str, Any]) -> bool:
+        """Whether the library itself does all that a call asks for as PaddleNLP does."""
+        if options.get("return_offsets_mapping") and not self.exact_offsets and not options.get("is_split_into_words"):
+            return False
+        special = options.get("add_special_tokens", True)
+        limit = _limit(options)
+        if text_pair is None:
+            return limit is None or limit > (self.num_special_tokens_to_add() if special else 0)
+        return special and limit is None and text_pair != ""
+
+    def _finished(
+        self, encodings: list[Encoding], inputs: list[tuple[Any, Any]], is_batched: bool, options: dict[str, Any]
+    ) -> BatchEncoding:
+        """Truncates, places and pads whole rows as PaddleNLP does.
+
+        Args:
+            encodings: The library's record of each row, neither truncated nor padded.
+            inputs: The text and the second text, or None, of each row.
+            is_batched: Whether the caller gave a list of them.
+            options: The arguments of the call, as the host names them.
+        """
+        data: dict[str, list[Any]] = {}
+        rows: list[Encoding] = []
+        samples: list[int] = []
+        all_rows = options.get("return_overflowing_tokens", False)
+        known = self.exact_offsets or options.get("is_split_into_words", False)
+        special = options.get("add_special_tokens", True)
+        for index, whole in enumerate(encodings):
+            encoding = self._truncated(whole, inputs[index], options)
+            new = [encoding, *(encoding.overflowing if all_rows else ())]
+            if options.get("return_offsets_mapping"):
+                spans = (
+                    [row.offsets for row in new]
+                    if known
+                    else self._searched(encoding, new, encoding is whole, inputs[index], special)
+                )
+                data.setdefault("offset_mapping", []).extend(spans)
+            rows += new
+            samples += [index] * len(new)
+        self._pad_rows(rows, data.get("offset_mapping"), options)
+        wanted = ("return_token_type_ids", "return_attention_mask", "return_special_tokens_mask", "return_length")
+        for row in rows:
+            columns, _ = self._convert_encoding(row, **{name: options[name] for name in wanted if name in options})
+            for name, values in columns.items():
+                data.setdefault(name, []).extend(values)
+            self._eventual_warn_about_too_long_sequence(
+                row.ids, options.get("max_length"), options.get("verbose", True)
+            )
+        if not special and "token_type_ids" in data:
+            data["token_type_ids"] = [[0] * len(row) for row in data["token_type_ids"]]
+        if all_rows:
+            data["overflow_to_sample_mapping"] = samples
+        tensors = options.get("return_tensors")
+        if not is_batched and tensors is None and not all_rows:
+            data = {name: values[0] for name, values in data.items()}
+        return BatchEncoding(data, rows, tensor_type=tensors)
+
+    def _truncated(self, whole: Encoding, inputs: tuple[Any, Any], options: dict[str, Any]) -> Encoding:
+        """A row of at most `max_length` tokens; the row itself where it is one, or where PaddleNLP gives up.
+
+        Raises:
+            ValueError: `stride` is not smaller than what is kept of a text.
+        """
+        limit = _limit(options)
+        if not limit or len(whole) <= limit:
+            return whole
+        split, strategy = options.get("is_split_into_words", False), options["truncation_strategy"].value
+        encode = self.backend_tokenizer.encode
+        parts = [encode(inputs[0], is_pretokenized=split, add_special_tokens=False)]
+        if inputs[1] is not None:  # behind a first text of nothing, so that all its windows have type 1
+            parts.append(encode([] if split else "", inputs[1], is_pretokenized=split, add_special_tokens=False))
+        lengths = [len(part) for part in parts]
+        kept = kept_lengths(lengths[0], lengths[1] if len(parts) > 1 else None, len(whole) - limit, strategy)
+        if sum(length or 0 for length in kept) == sum(lengths):
+            logger.error(
+                f"Truncation {strategy!r} would leave nothing of texts of {lengths} tokens within max_length={limit}: "
+                "the row stays longer, as PaddleNLP leaves it. Choose another strategy or a higher max_length."
+            )
+            return whole
+        stride = options.get("stride", 0)
+        for part, length in zip(parts, kept, strict=False):
+            if length is None or length == len(part):
+                continue
+            if stride and stride >= length:
+                raise ValueError(
+                    f"stride={stride} must be smaller than the {length} tokens that max_length={limit} leaves of a "
+                    f"text of {len(part)} tokens with truncation={strategy!r}."
+                )
+            part.truncate(length, stride=stride, direction=self.truncation_side)
+        second = parts[1] if len(parts) > 1 else None
+        special = options.get("add_special_tokens", True)
+        return self.backend_tokenizer.post_process(parts[0], second, add_special_tokens=special)
+
+    def _pad_rows(self, rows: list[Encoding], offsets: list[Spans] | None, options: dict[str, Any]) -> None:
+        """Fills rows, and their offsets with (0, 0), up to the length that the call asks for."""
+        strategy = options.get("padding_strategy", PaddingStrategy.DO_NOT_PAD)
+        if strategy == PaddingStrategy.DO_NOT_PAD or not rows:
+            return
+        side = options.get("padding_side") or self.padding_side
+        length = max(map(len, rows)) if strategy == PaddingStrategy.LONGEST else options["max_length"]
+        multiple = options.get("pad_to_multiple_of") or 1
+        length = -(-length // multiple) * multiple
+        for index, row in enumerate(rows):
+            if offsets is not None:
+                fill: Spans = [(0, 0)] * (length - len(row))
+                offsets[index] = fill + offsets[index] if side == "left" else offsets[index] + fill
+            row.pad(
+                length,
+                direction=side,
+                pad_id=self.pad_token_id,
+                pad_type_id=self.pad_token_type_id,
+                pad_token=self.pad_token,
+            )
+
+    def _searched(
+        self, encoding: Encoding, rows: list[Encoding], complete: bool, inputs: tuple[Any, Any], special: bool
+    ) -> list[Spans]:
+        """PaddleNLP's offsets of the rows of one input.
+
+        Args:
+            encoding: The input's first row, with the others as its `overflowing`.
+            rows: The rows to place.
+            complete: Whether nothing of the input was cut off.
+            inputs: The text and the second text, or None.
+            special: Whether special tokens stand around the texts.
+        """
+        found: list[Spans] = [list(row.offsets) for row in rows]
+        certain = {self.cls_token_id, self.sep_token_id, self.pad_token_id, self.mask_token_id}
+        guessed = set(self.added_tokens_decoder) - certain
+        if all(guessed.isdisjoint(row.ids) for row in (encoding, *encoding.overflowing)):
+            return found  # the search would find every token where it is
+        # The library loses a row's sequence ids when it joins truncated texts without special tokens.
+        kinds = [row.sequence_ids if special else row.type_ids for row in rows]
+        for kind, text in enumerate(inputs):
+            if text is None:
+                continue
+            places = [[at for at, one in enumerate(row) if one == kind] for row in kinds]
+            whole, at = encoding, places[0]
+            if not complete:
+                whole = self.backend_tokenizer.encode(text, add_special_tokens=False)
+                at = list(range(len(whole)))
+            names, marks = whole.tokens, _marks(whole)
+            tokens = [names[one] for one in at]
+            spans = search_offsets(text, tokens, self.all_special_tokens, self.do_lower_case, self._clean)
+            if spans is None:
+                continue
+            for row, offsets, place in zip(rows, found, places, strict=True):
+                own = _marks(row)
+                first = _index_of([own[one] for one in place], [marks[one] for one in at])
+                for one in place:
+                    offsets[one] = spans[first + one - place[0]]
+        return found
+
+    def _clean(self, char: str) -> str:
+        """What becomes of one character of a text before it is cut into words."""
+        if char not in self._cleaned:
+            self._cleaned[char] = self.backend_tokenizer.normalizer.normalize_str(char)
+        return self._cleaned[char]
+
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:  # type: ignore[override]
+        """Writes `vocab.txt`, of which PaddleNLP reads the same ids; returns the path.
+
+        A line whose id has no token holds what it held in the file the tokenizer was made from, or else the last
+        token: PaddleNLP lets a later line override it. Added tokens are not in the file.
+        """
+        vocabulary = self._vocabulary()
+        doubled: dict[int, str] = {}
+        source = getattr(self, "vocab_file", None)
+        if source is not None and os.path.isfile(source):
+            read, doubled = read_vocabulary(source)
+            doubled = doubled if read == vocabulary else {}
+        name = (f"{filename_prefix}-" if filename_prefix else "") + self.vocab_files_names["vocab_file"]
+        path = os.path.join(save_directory, name)
+        with open(path, "w", encoding="utf-8", newline="\n") as file:
+            file.writelines(f"{line}\n" for line in vocabulary_lines(vocabulary, doubled))
+        return (path,)
+
+    def _save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        file_names: tuple[str, ...],
+        legacy_format: bool | None = None,
+        filename_prefix: str | None = None,
+    ) -> tuple[str, ...]:
+        backend = self.backend_tokenizer
+        vocabulary = backend.get_vocab(with_added_tokens=False)
+        _set_vocabulary(
+            backend, without_holes(vocabulary)
+        )  # tokens may be added to the file by hosts without this class
+        try:
+            names = super()._save_pretrained(save_directory, file_names, legacy_format, filename_prefix)
+        finally:
+            _set_vocabulary(backend, vocabulary)
+        return names + self.save_vocabulary(str(save_directory), filename_prefix)
+
+
+def _set_vocabulary(backend: Tokenizer, vocabulary: dict[str, int]) -> None:
+    model = backend.model
+    if vocabulary != backend.get_vocab(with_added_tokens=False):
+        backend.model = models.WordPiece(
+            vocabulary,
+            unk_token=model.unk_token,
+            max_input_chars_per_word=model.max_input_chars_per_word,
+            continuing_subword_prefix=model.continuing_subword_prefix,
+        )
+
+
+def _are_pairs(text: Any) -> bool:
+    """Whether a batch is given as pairs of texts in one list."""
+    return isinstance(text, list | tuple) and bool(text) and all(isinstance(one, list | tuple) for one in text)
+
+
+def _limit(options: dict[str, Any]) -> int | None:
+    """The highest number of tokens a call allows a row to have, or None."""
+    strategy = options.get("truncation_strategy", TruncationStrategy.DO_NOT_TRUNCATE)
+    return None if strategy == TruncationStrategy.DO_NOT_TRUNCATE else options.get("max_length")
+
+
+def _marks(encoding: Encoding) -> list[tuple[int, tuple[int, int]]]:
+    """What tells a row's tokens apart: their ids and places."""
+    return list(zip(encoding.ids, encoding.offsets, strict=True))
+
+
+def _index_of(part: list[Any], whole: list[Any]) -> int:
+    """Where a stretch of tokens stands in all of them."""
+    length = len(part)
+    return next(at for at in range(len(whole) + 1) if part == whole[at : at + length])
+
+
+def _read_backend(path: str | os.PathLike[str]) -> Tokenizer:
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"There is no tokenizer file {str(path)!r}: give the path of a saved tokenizer.json.")
+    try:
+        backend = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"{path} is damaged: the tokenizers library cannot read it ({error}).") from error
+    if not isinstance(backend.model, models.WordPiece):
+        raise ValueError(
+            f"{path} holds a {type(backend.model).__name__} model, ErnieTokenizer needs WordPiece: this is the file "
+            "of another tokenizer."
+        )
+    return backend
+
+
+def _backend_from_vocabulary(path: str | os.PathLike[str] | None, special_tokens: dict[str, str]) -> Tokenizer:
+    if path is None:
+        raise ValueError(
+            "ErnieTokenizer found neither vocab.txt nor tokenizer.json: give vocab_file, or a folder that holds one "
+            "of them to ErnieTokenizer.from_pretrained."
+        )
+    vocabulary, _ = read_vocabulary(path)
+    check_special_tokens(vocabulary, special_tokens.values(), str(path))
+    return Tokenizer(
+        models.WordPiece(
+            vocabulary, unk_token=special_tokens["unk_token"], max_input_chars_per_word=MAX_CHARACTERS_PER_WORD
+        )
+    )
+
+
+def _template(backend: Tokenizer, cls_token: str, sep_token: str) -> processors.TemplateProcessing:
+    """`[CLS] A [SEP]` of type 0 and, behind it, `B [SEP]` of type 1."""
+    return processors.TemplateProcessing(
+        single=f"{cls_token}:0 $A:0 {sep_token}:0",
+        pair=f"{cls_token}:0 $A:0 {sep_token}:0 $B:1 {sep_token}:1",
+        special_tokens=[(token, backend.token_to_id(token)) for token in (cls_token, sep_token)],
+    )
+
+
+__all__ = ["ErnieTokenizer"]

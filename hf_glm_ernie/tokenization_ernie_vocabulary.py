@@ -1,0 +1,110 @@
+"""ERNIE's vocabulary files: one token a line, or `token<tab>id` as ERNIE-kit writes them.
+
+What is unusual about them: the released vocabulary holds `$` twice, at 12084 and 18005. The later line counts, so that
+id 12084 belongs to no token: ids are line numbers, and 39979 tokens have ids up to 39979. The `tokenizers` library
+counts tokens to find the id of a new one and would give it [UNK]'s, so the hole is filled where that matters.
+
+Source: PaddleNLP 2.8.1, `PretrainedTokenizer.load_vocabulary`; ERNIE-kit's `vocab.txt`.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+FILLER = "[no token {}]"
+
+
+def read_vocabulary(path: str | os.PathLike[str]) -> tuple[dict[str, int], dict[int, str]]:
+    """Reads a vocabulary file of either kind, with any line ends, with or without a byte order mark.
+
+    Returns:
+        The id of each token, and the tokens of the lines that a later line overrides, by id.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: not UTF-8, empty, lines of both kinds, or an id that is no number or given twice.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"There is no vocabulary file {str(path)!r}: give the path of ERNIE's vocab.txt, or open its folder with "
+            "ErnieTokenizer.from_pretrained."
+        )
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # line ends become \n
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no vocabulary file: it is not UTF-8 text ({error}).") from None
+    lines = text.split("\n")
+    with_ids = sum("\t" in line for line in lines)
+    if with_ids and with_ids != sum(map(bool, lines)):
+        number = next(number for number, line in enumerate(lines, 1) if line and "\t" not in line)
+        raise ValueError(
+            f"{path}, line {number}: {lines[number - 1]!r} has no id, but other lines are 'token<tab>id'. A "
+            "vocabulary file has ids on all lines or on none."
+        )
+    pairs = _with_ids(path, lines) if with_ids else [(line, index) for index, line in enumerate(lines) if line]
+    if not pairs:
+        raise ValueError(f"{path} is no vocabulary file: it is empty.")
+    vocabulary = dict(pairs)
+    return vocabulary, {index: token for token, index in pairs if vocabulary[token] != index}
+
+
+def _with_ids(path: Path, lines: list[str]) -> list[tuple[str, int]]:
+    pairs: list[tuple[str, int]] = []
+    seen: dict[int, int] = {}
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        token, _, index = line.rpartition("\t")
+        if not (index.isascii() and index.isdigit()) or not token:
+            raise ValueError(f"{path}, line {number}: {line!r} is not 'token<tab>id' with an id of 0 or more.")
+        if int(index) in seen:
+            raise ValueError(f"{path}, line {number}: id {index} was given in line {seen[int(index)]} already.")
+        seen[int(index)] = number
+        pairs.append((token, int(index)))
+    return pairs
+
+
+def vocabulary_lines(vocabulary: Mapping[str, int], doubled: Mapping[int, str]) -> list[str]:
+    """One token a line, by id. Ids without a token hold one with a later id, which overrides the line when read.
+
+    Args:
+        vocabulary: The id of each token.
+        doubled: Tokens to put on lines whose ids no token has; the token with the highest id stands on the others.
+    """
+    last = max(vocabulary, key=lambda token: vocabulary[token])
+    lines = [doubled.get(index, last) for index in range(vocabulary[last] + 1)]
+    for token, index in vocabulary.items():
+        lines[index] = token
+    return lines
+
+
+def without_holes(vocabulary: Mapping[str, int]) -> dict[str, int]:
+    """The vocabulary with a token for every id, made up for those that have none; no text holds such a token."""
+    taken = set(vocabulary.values())
+    holes = (index for index in range(max(taken)) if index not in taken)
+    return dict(vocabulary) | {FILLER.format(index): index for index in holes}
+
+
+def with_holes(vocabulary: Mapping[str, int]) -> dict[str, int]:
+    """The vocabulary without the tokens that `without_holes` made up."""
+    return {token: index for token, index in vocabulary.items() if token != FILLER.format(index)}
+
+
+def check_special_tokens(vocabulary: Mapping[str, int], tokens: Iterable[str], where: str) -> None:
+    """Makes sure that the vocabulary is one of ERNIE's.
+
+    Raises:
+        ValueError: it lacks a special token.
+    """
+    missing = [token for token in tokens if token not in vocabulary]
+    if missing:
+        raise ValueError(
+            f"{where} has no {', '.join(missing)} among its {len(vocabulary)} tokens, so it is no WordPiece "
+            "vocabulary that ErnieTokenizer can read. ernie-3.0-tiny-mini-v2-en has such a vocabulary (50265 tokens, "
+            "a byte-pair one like RoBERTa's) and is not supported. If the special tokens have other names, pass them "
+            "as unk_token, sep_token, pad_token, cls_token and mask_token."
+        )
+
+
+__all__ = ["check_special_tokens", "read_vocabulary", "vocabulary_lines", "with_holes", "without_holes"]
