@@ -1,6 +1,9 @@
 """ERNIE checkpoints in every format and under every name become the same tensors; and back, bit for bit."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -310,6 +313,24 @@ def test_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert convert(SMALL / "utc", tmp_path / "model", "--dry-run") == 0
     assert "dry run: nothing was written" in capsys.readouterr().out
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.slow
+def test_memory_of_a_base_size_checkpoint(tmp_path: Path) -> None:
+    """118 million parameters: both directions stay below the file's size and 300 MB (0.47 GB seen, of 0.9)."""
+    root = Path(__file__).parents[1]
+    checkpoint = tmp_path / "checkpoint"
+    script = root / "benchmarks" / "make_checkpoint_ernie.py"
+    subprocess.run([sys.executable, script, "--size=base", f"--output={checkpoint}"], check=True, capture_output=True)
+    limit = (checkpoint / "model_state.pdparams").stat().st_size + 300_000_000
+    for arguments in (
+        [f"--source={checkpoint}", f"--output={tmp_path / 'there'}"],
+        [f"--source={tmp_path / 'there'}", f"--output={tmp_path / 'back'}", "--reverse"],
+    ):
+        process = subprocess.Popen([sys.executable, "-m", "conversion", "ernie", *arguments], cwd=root)
+        _, status, usage = os.wait4(process.pid, 0)
+        assert status == 0
+        assert usage.ru_maxrss * 1024 < limit
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real vocabulary in ../shared/goldens/ernie/vocab")
