@@ -62,6 +62,7 @@ def _add_glm130b(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="JSON with what tensors cannot tell: num_attention_heads, max_sequence_length, ... "
         "(default: config.json in the source folder, if there)",
     )
+    glm.add_argument("--bits", type=int, choices=(4, 8), help="quantize the linears' weights (default: as stored)")
     glm.add_argument("--reverse", action="store_true", help="write the released format from a converted folder")
     glm.add_argument("--tensor-parallel", type=int, metavar="N", help="with --reverse: number of ranks to write")
     glm.add_argument(
@@ -110,9 +111,10 @@ def _add_common(parser: argparse.ArgumentParser, source: str) -> None:
 def _run_glm130b(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     if options.reverse != (options.tensor_parallel is not None):
         parser.error("--reverse and --tensor-parallel N go together")
-    if options.reverse and (options.tokenizer or options.config or options.replicated_from_rank_0):
+    if options.reverse and (options.tokenizer or options.config or options.bits or options.replicated_from_rank_0):
         parser.error(
-            "--tokenizer, --config and --replicated-from-rank-0 are for the conversion from the released format"
+            "--tokenizer, --config, --bits and --replicated-from-rank-0 are for the conversion from the released "
+            "format"
         )
     refuse_existing(options.output)
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
@@ -124,6 +126,7 @@ def _run_glm130b(parser: argparse.ArgumentParser, options: argparse.Namespace) -
             settings=options.config,
             tokenizer_model=options.tokenizer,
             dtype=dtype,
+            bits=options.bits,
             max_shard_bytes=options.max_shard_size,
             replicated_from_rank_0=options.replicated_from_rank_0,
             headers_only=options.dry_run,

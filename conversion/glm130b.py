@@ -20,12 +20,21 @@ from hf_glm_ernie.tokenization_glm130b import Glm130bTokenizer
 
 from .folder_files import count, main_dtype
 from .glm130b_files import DEFAULT_ITERATION, Record, read_record, write_first, write_last
+from .glm130b_quantized import (
+    QUANT_METHOD,
+    check_scales_of,
+    notices_on_copies,
+    notices_on_quantization,
+    plan_merging,
+    plan_splitting,
+    without_quantized,
+)
 from .glm130b_settings import Sizes, build_config, read_settings
 from .job import Job
-from .operations import Concat, Drop, Replicated, SettingsError, Shape, Split, SplitGlu, SplitQkv, TensorSpec, Tied
+from .operations import Concat, Drop, Replicated, SettingsError, Shape, Split, SplitGlu, SplitQkv, Tied
 from .readers import CheckpointError, RankCheckpoint, SafetensorsFolder
 from .state_map import Plan, Row, StateMap
-from .writer import TorchArchive, plan_shards
+from .writer import OutputFile, TorchArchive, plan_shards
 
 ExpectedShapes = Callable[[Glm130bConfig], Mapping[str, Shape]]
 """Names and shapes the model of a configuration has."""
@@ -108,6 +117,7 @@ class ForwardOptions:
         settings: JSON file with what the tensors cannot tell; default: `config.json` in the source folder, if there.
         tokenizer_model: sentencepiece file; default: `ice_text.model` in the source folder, if there.
         dtype: What the weights become; `None` keeps theirs.
+        bits: Quantize the linears' weights to 4 or 8 bits, one scale a row; `None` keeps them as they are.
         max_shard_bytes: Upper limit of a shard's data.
         replicated_from_rank_0: Accept ranks whose replicated tensors differ, and take rank 0's.
         headers_only: Plan without reading any tensor, for a dry run.
@@ -116,6 +126,7 @@ class ForwardOptions:
     settings: Path | None = None
     tokenizer_model: Path | None = None
     dtype: torch.dtype | None = None
+    bits: int | None = None
     max_shard_bytes: int = 5 * 10**9
     replicated_from_rank_0: bool = False
     headers_only: bool = False
@@ -133,19 +144,21 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
         ConversionError: anything about the checkpoint, the settings or the tokenizer that does not fit.
     """
     checkpoint = RankCheckpoint(source)
-    _refuse_quantized(checkpoint.specs, source)
     sizes = read_sizes(checkpoint)
-    settings = read_settings(options.settings or _beside(source, "config.json"))
-    tokenizer_model = _find_tokenizer_model(source, options.tokenizer_model)
-    tokenizer = None if tokenizer_model is None else _load_tokenizer(tokenizer_model, settings.num_image_tokens)
     ranks = len(checkpoint.files)
-    config, notices = build_config(sizes, ranks, settings, tokenizer)
-    plan = TABLE.forward(checkpoint.specs, Split(ranks, config.num_attention_heads), expected(config), options.dtype)
+    config, tokenizer, notices = _configure(source, sizes, ranks, options)
+    split = Split(ranks, config.num_attention_heads)
+    plan, quantization = plan_merging(
+        TABLE, checkpoint.specs, split, expected(config), options.dtype, options.bits, checkpoint.folder
+    )
+    if quantization is not None:
+        config.quantization_config = quantization.config
     if not options.headers_only:
         notices += _compare_replicated(checkpoint, options.replicated_from_rank_0)
-    files = plan_shards(plan.tensors, options.max_shard_bytes, {"format": "pt"})
-    dtype, dtype_notices = main_dtype(plan, checkpoint.specs.values())
-    record = Record(checkpoint.iteration, ranks, dropped=[name for name, _ in plan.dropped])
+        check_scales_of(checkpoint, checkpoint.specs, [file.path for file in checkpoint.files])
+    files = plan_shards(plan.tensors, options.max_shard_bytes, {"format": "pt"}, quantized=quantization is not None)
+    dtype, dtype_notices = main_dtype(*without_quantized(plan, checkpoint.specs))
+    record = Record(checkpoint.iteration, ranks, dropped=[name for name, _ in plan.dropped], bits=options.bits)
     is_released_size = sizes == read_released_sizes()
 
     def first(folder: Path) -> None:
@@ -164,13 +177,39 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
         source=checkpoint,
         plan=plan,
         files=files,
-        order=[(file.name, position) for file in files for position in range(len(file.tensors))],
-        options={"heads": str(config.num_attention_heads), "ranks": str(ranks), "dtype": str(options.dtype)},
+        order=_in_order_of_the_plan(plan, files),
+        options={"split": str(split), "dtype": str(options.dtype), "bits": str(options.bits)},
         write_first=first,
         write_last=last,
         reopen=reopen,
-        notices=[*settings.notices, *notices, *dtype_notices, *_notices_on_dropped(plan)],
+        notices=[
+            *notices,
+            *dtype_notices,
+            *notices_on_quantization(quantization, options.bits),
+            *_notices_on_dropped(plan),
+        ],
     )
+
+
+def _configure(
+    source: Path, sizes: Sizes, ranks: int, options: ForwardOptions
+) -> tuple[Glm130bConfig, Glm130bTokenizer | None, list[str]]:
+    """The model's configuration, its tokenizer if there is one, and notices on both."""
+    settings = read_settings(options.settings or _beside(source, "config.json"))
+    tokenizer_model = _find_tokenizer_model(source, options.tokenizer_model)
+    tokenizer = None if tokenizer_model is None else _load_tokenizer(tokenizer_model, settings.num_image_tokens)
+    config, notices = build_config(sizes, ranks, settings, tokenizer)
+    return config, tokenizer, [*settings.notices, *notices]
+
+
+def _in_order_of_the_plan(plan: Plan, files: Sequence[OutputFile]) -> list[tuple[str, int]]:
+    """File by file, a file's tensors in the order of the plan: what shares a source is written one after the other."""
+    number = {tensor.name: index for index, tensor in enumerate(plan.tensors)}
+    order = []
+    for file in files:
+        numbered = sorted((number[tensor.name], position) for position, tensor in enumerate(file.tensors))
+        order += [(file.name, position) for _, position in numbered]
+    return order
 
 
 def plan_reverse(source: Path, ranks: int, dtype: torch.dtype | None, expected: ExpectedShapes) -> Job:
@@ -188,7 +227,10 @@ def plan_reverse(source: Path, ranks: int, dtype: torch.dtype | None, expected: 
     config = _read_config(source)
     checkpoint = SafetensorsFolder(source)
     _check_degree(ranks, config)
-    plan = TABLE.reverse(checkpoint.specs, Split(ranks, config.num_attention_heads), expected(config), dtype)
+    split = Split(ranks, config.num_attention_heads)
+    bits = (getattr(config, "quantization_config", None) or {}).get("bits")
+    plan, quantization = plan_splitting(TABLE, checkpoint.specs, split, expected(config), dtype, bits, source)
+    check_scales_of(checkpoint, checkpoint.specs, [source])
     iteration, record_notices = _read_iteration(source)
     by_rank = [[tensor for tensor in plan.tensors if tensor.part == rank] for rank in range(ranks)]
     files = [
@@ -214,7 +256,12 @@ def plan_reverse(source: Path, ranks: int, dtype: torch.dtype | None, expected: 
         write_first=first,
         write_last=lambda folder, digests: None,
         reopen=reopen,
-        notices=[*_notices_on_dropped(plan), *main_dtype(plan, checkpoint.specs.values())[1], *record_notices],
+        notices=[
+            *_notices_on_dropped(plan),
+            *main_dtype(*without_quantized(plan, checkpoint.specs))[1],
+            *notices_on_copies(TABLE, quantization, ranks),
+            *record_notices,
+        ],
     )
 
 
@@ -305,17 +352,6 @@ def _matrix(checkpoint: RankCheckpoint, template: str) -> Shape:
     )
 
 
-def _refuse_quantized(specs: Mapping[str, TensorSpec], source: Path) -> None:
-    quantized = sorted(
-        name for name, spec in specs.items() if name.endswith("_scale") or not spec.dtype.is_floating_point
-    )
-    if quantized:
-        raise CheckpointError(
-            f"{source}: a quantized checkpoint ({quantized[0]} and {len(quantized) - 1} more names). Only "
-            "floating-point checkpoints are converted; use the fp16 release."
-        )
-
-
 def _compare_replicated(checkpoint: RankCheckpoint, take_rank_0: bool) -> list[str]:
     """Copies that should be alike are the only sign, in files without an iteration inside, that ranks were mixed."""
     different = checkpoint.ranks_that_differ(TABLE.replicated(sorted(checkpoint.specs)))
@@ -360,9 +396,11 @@ def _read_config(source: Path) -> Glm130bConfig:
         raw = json.loads(path.read_text(encoding="utf-8"))
         if raw.get("model_type") != Glm130bConfig.model_type:
             raise ValueError(f"model_type is {raw.get('model_type')!r}, not {Glm130bConfig.model_type!r}")
-        if raw.get("quantization_config"):
+        quantization = raw.get("quantization_config")
+        if quantization and quantization.get("quant_method") != QUANT_METHOD:
             raise ValueError(
-                "the weights are quantized; only floating-point weights can be written in the released format"
+                f"the weights are quantized by {quantization.get('quant_method')!r}; the released format holds "
+                f"floating-point weights and those of {QUANT_METHOD!r}"
             )
         if not raw.get("tie_word_embeddings", True):
             raise ValueError(

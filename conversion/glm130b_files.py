@@ -37,6 +37,7 @@ class Record:
         converter: Version of this package.
         torch: Version of torch.
         dropped: Source names that were left out.
+        bits: What `--bits` quantized the weights to; None if it did not.
         sha256: Weight file -> SHA-256; empty if the result was not verified.
     """
 
@@ -45,6 +46,7 @@ class Record:
     converter: str = hf_glm_ernie.__version__
     torch: str = torch.__version__
     dropped: Sequence[str] = ()
+    bits: int | None = None
     sha256: Mapping[str, str] | None = None
 
 
@@ -123,7 +125,8 @@ def model_card(config: Glm130bConfig, record: Record, is_released_size: bool, ha
         inner=config.intermediate_size,
         vocabulary=config.vocab_size,
         context=config.max_position_embeddings,
-        dtype=dtype_name(config.dtype),
+        numbers=_numbers(config),
+        change=_change(config, record),
         iteration=record.iteration,
         ranks=record.tensor_parallel,
         converter=record.converter,
@@ -131,6 +134,34 @@ def model_card(config: Glm130bConfig, record: Record, is_released_size: bool, ha
         transformers=transformers.__version__,
         checksums=checksum_table(record.sha256),
         tokenizer=tokenizer,
+    )
+
+
+def _numbers(config: Glm130bConfig) -> str:
+    """What the weights are, for the first paragraph."""
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is None:
+        return dtype_name(config.dtype)
+    return f"{quantization['bits']}-bit integers with float16 scales in the linears, {dtype_name(config.dtype)} else"
+
+
+def _change(config: Glm130bConfig, record: Record) -> str:
+    """What the conversion did to the weights, and the way back."""
+    back = f"`glm-ernie-convert glm130b --reverse --tensor-parallel {record.tensor_parallel}`"
+    if record.bits is not None:
+        return (
+            f"The linears' weights\nwere quantized, symmetrically and with one scale a row (`--bits {record.bits}`). "
+            f"{back} writes a\nquantized checkpoint; the floating-point weights do not come back from it."
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        return (
+            "The source was\nquantized: its integers and scales are rearranged, not changed; where each rank held "
+            f"some columns of a weight, they\nare a group with scales of its own. {back} writes the\nsource format "
+            "back."
+        )
+    return (
+        "Weights are rearranged, not changed, unless `--dtype` asked\nfor another type; "
+        f"{back} writes the source format back."
     )
 
 
@@ -150,7 +181,7 @@ tags:
 # GLM-130B for transformers
 
 A GLM-130B checkpoint in Hugging Face form: {layers} layers, hidden size {hidden}, {heads} heads, inner size {inner},
-vocabulary {vocabulary}, context {context} tokens, {dtype}. A bilingual (English, Chinese) model that fills blanks:
+vocabulary {vocabulary}, context {context} tokens, {numbers}. A bilingual (English, Chinese) model that fills blanks:
 `[MASK]` a short span, `[sMASK]` a sentence, `[gMASK]` text that goes on to the right.
 
 ```python
@@ -170,8 +201,7 @@ print(hf_glm_ernie.fill_blanks(model, tokenizer, ["Ng is an adjunct professor at
 ## Origin
 
 Iteration {iteration} of a {ranks}-way tensor-parallel checkpoint in the released format, converted with hf-glm-ernie
-{converter} (torch {torch}, transformers {transformers}). Weights are rearranged, not changed, unless `--dtype` asked
-for another type; `glm-ernie-convert glm130b --reverse --tensor-parallel {ranks}` writes the source format back.
+{converter} (torch {torch}, transformers {transformers}). {change}
 
 {checksums}
 

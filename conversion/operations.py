@@ -70,7 +70,12 @@ class Move:
 
 
 def matrix_shape(shape: Shape) -> tuple[int, int]:
-    """(rows, columns) of a tensor seen as a matrix; everything after the first dimension is one column axis."""
+    """(rows, columns) of a tensor seen as a matrix; everything after the first dimension is one column axis.
+
+    A leading axis of length 1 before two or more others does not count: (1, n, m) are n rows of width m.
+    """
+    while len(shape) > 2 and shape[0] == 1:
+        shape = shape[1:]
     rows = shape[0] if shape else 1
     columns = 1
     for length in shape[1:]:
@@ -90,6 +95,7 @@ class Operation:
 
     targets: ClassVar[int] = 1
     replicated: ClassVar[bool] = False  # every rank holds the same copy
+    keeps_dtype: ClassVar[bool] = False  # the format fixes it, whatever the other tensors become
 
     def whole_shapes(self, part: Shape, split: Split) -> tuple[Shape, ...]:
         """Shapes of the whole tensors, from one rank's shape. Raises `SplitError`."""
@@ -199,6 +205,97 @@ class SplitGlu(Operation):
             yield Move((whole * (rows // 2), 0), whole, (rank * (rows // 2), 0), (rows // 2, columns))
 
 
+class _LeadingAxis(Operation):
+    """Mixed into an operation: the whole tensors have one more axis, of length 1, in front."""
+
+    def whole_shapes(self, part: Shape, split: Split) -> tuple[Shape, ...]:
+        """One axis more."""
+        return tuple((1, *whole) for whole in super().whole_shapes(part, split))
+
+    def part_shape(self, wholes: Sequence[Shape], split: Split) -> Shape:
+        """One axis less."""
+        without = [whole[1:] for whole in wholes if len(whole) == 3 and whole[0] == 1]
+        if len(without) != len(wholes):
+            raise SplitError("a matrix with one more axis in front, of length 1, is expected")
+        return super().part_shape(without, split)
+
+
+@dataclass(frozen=True)
+class ConcatBehindAxis(_LeadingAxis, Concat):
+    """`Concat` into a tensor with an axis of length 1 in front."""
+
+
+@dataclass(frozen=True)
+class SplitQkvBehindAxis(_LeadingAxis, SplitQkv):
+    """`SplitQkv` into tensors with an axis of length 1 in front."""
+
+
+@dataclass(frozen=True)
+class SplitGluBehindAxis(_LeadingAxis, SplitGlu):
+    """`SplitGlu` into tensors with an axis of length 1 in front."""
+
+
+class _ColumnOfScales(Operation):
+    """Mixed into an operation on rows: a rank holds one scale a row, the whole tensor is a matrix of one column."""
+
+    keeps_dtype: ClassVar[bool] = True
+
+    def whole_shapes(self, part: Shape, split: Split) -> tuple[Shape, ...]:
+        """A column of what the operation makes of the rows."""
+        if len(part) != 1:
+            raise SplitError("there is one scale a row, so they are a vector")
+        return super().whole_shapes((*part, 1), split)
+
+    def part_shape(self, wholes: Sequence[Shape], split: Split) -> Shape:
+        """One rank's rows."""
+        rows, *groups = super().part_shape(wholes, split)
+        if groups != [1]:
+            raise SplitError("a rank holds one scale a row, for all columns")
+        return (rows,)
+
+
+@dataclass(frozen=True)
+class SplitQkvScales(_ColumnOfScales, SplitQkv):
+    """Scales of the rows that `SplitQkv` orders."""
+
+
+@dataclass(frozen=True)
+class SplitGluScales(_ColumnOfScales, SplitGlu):
+    """Scales of the rows that `SplitGlu` orders."""
+
+
+@dataclass(frozen=True)
+class ConcatScales(Operation):
+    """Each rank holds some columns of a matrix, and one scale a row for them; the whole tensor has a column for each.
+
+    Attributes:
+        ranks_per_group: How many neighbouring ranks hold the same scales. More than one only read backwards: a group
+            of columns is cut, and every rank that holds a part of it needs its scale.
+    """
+
+    ranks_per_group: int = 1
+    keeps_dtype: ClassVar[bool] = True
+
+    def whole_shapes(self, part: Shape, split: Split) -> tuple[Shape, ...]:
+        """A column per group."""
+        if len(part) != 1:
+            raise SplitError("there is one scale a row, so they are a vector")
+        return ((part[0], divide(split.ranks, self.ranks_per_group, "a number of ranks")),)
+
+    def part_shape(self, wholes: Sequence[Shape], split: Split) -> Shape:
+        """One column."""
+        rows, groups = matrix_shape(wholes[0])
+        if groups * self.ranks_per_group != split.ranks:
+            raise SplitError(
+                f"{groups} scales a row, {self.ranks_per_group} rank(s) for each, do not lie on {split.ranks} rank(s)"
+            )
+        return (rows,)
+
+    def moves(self, part: Shape, split: Split, rank: int) -> Iterator[Move]:
+        """The column of the rank's group."""
+        yield Move((0, 0), 0, (0, rank // self.ranks_per_group), matrix_shape(part))
+
+
 @dataclass(frozen=True)
 class Transposed(Operation):
     """A matrix whose rows are the whole one's columns. Of one rank."""
@@ -276,6 +373,8 @@ class Tied(Operation):
 
 __all__ = [
     "Concat",
+    "ConcatBehindAxis",
+    "ConcatScales",
     "ConversionError",
     "DefaultRow",
     "Drop",
@@ -288,7 +387,11 @@ __all__ = [
     "Split",
     "SplitError",
     "SplitGlu",
+    "SplitGluBehindAxis",
+    "SplitGluScales",
     "SplitQkv",
+    "SplitQkvBehindAxis",
+    "SplitQkvScales",
     "TensorSpec",
     "Tied",
     "Transposed",

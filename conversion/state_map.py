@@ -6,7 +6,7 @@ and reads its table both ways: the inverse is derived and never written.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -60,16 +60,31 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class Computation:
+    """How a planned tensor is made from a gathered one with as many rows, some rows at a time.
+
+    Attributes:
+        gathered: The tensor that the pieces make.
+        rows: Given the number of the first row and a function that gathers a block of rows from there, the same rows
+            of the planned tensor. It is asked for the blocks in order.
+    """
+
+    gathered: TensorSpec
+    rows: Callable[[int, Callable[[], torch.Tensor]], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
 class PlannedTensor:
     """A tensor to be written, and where each of its rectangles comes from.
 
-    The pieces cover it; where two overlap, the later one counts.
+    The pieces cover it (or what it is computed from); where two overlap, the later one counts.
     """
 
     part: int  # output rank; 0 for a merged tensor
     name: str
     spec: TensorSpec
     pieces: tuple[Piece, ...]
+    computation: Computation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +185,7 @@ class StateMap:
                 shapes.append(f"{name} of shape {_text(parts[name].shape)}, {split.ranks} rank(s): {error}")
                 continue
             for target, shape, of_target in zip(targets, wholes, pieces, strict=True):
-                spec = TensorSpec(shape, _target_dtype(parts[name].dtype, dtype))
+                spec = TensorSpec(shape, _target_dtype(row.operation, parts[name].dtype, dtype))
                 tensors.append(PlannedTensor(0, target, spec, tuple(of_target)))
         problems["target names made twice"] = duplicates
         problems["shapes that do not fit"] = shapes + _shape_differences(tensors, expected)
@@ -268,6 +283,25 @@ class StateMap:
             if pattern.fullmatch(name)
         ]
 
+    def source_shapes(self, expected: Mapping[str, Shape], split: Split) -> dict[str, Shape]:
+        """Every source name the expected names call for, with one rank's shape.
+
+        Raises:
+            SplitError: the expected shapes do not divide.
+        """
+        specs = {name: TensorSpec(shape, torch.float32) for name, shape in expected.items()}
+        claims, _, _ = _claim(self._target_patterns, specs)
+        shapes: dict[str, Shape] = {}
+        for row, layer in {(row, layer): None for row, layer, _ in claims if row.source is not None}:
+            wholes = [expected[_fill(target, layer)] for target in row.targets]
+            shapes[_fill(str(row.source), layer)] = row.operation.part_shape(wholes, split)
+        return shapes
+
+    def target_shapes(self, expected: Mapping[str, Shape]) -> dict[str, Shape]:
+        """Those of the expected names that the table makes, with their shapes."""
+        patterns = [pattern for _, pattern in self._target_patterns]
+        return {n: shape for n, shape in expected.items() if any(pattern.fullmatch(n) for pattern in patterns)}
+
     def _missing(self, made: Mapping[str, str], expected: Mapping[str, Shape]) -> list[str]:
         """Expected names nothing makes, each with the source name that would; a tied name needs only what it is tied
         to.
@@ -336,7 +370,7 @@ def _split(
         found = ", ".join(sorted(map(str, dtypes)))
         raise SplitError(f"{', '.join(names)} must have one dtype, they have {found}")
     shape = row.operation.part_shape([spec.shape for spec in wholes.values()], split)
-    spec = TensorSpec(shape, _target_dtype(dtypes.pop(), dtype))
+    spec = TensorSpec(shape, _target_dtype(row.operation, dtypes.pop(), dtype))
     for rank in range(split.ranks):
         pieces = tuple(
             Piece(
@@ -369,8 +403,9 @@ def _claim(
     return claims, unclaimed, twice
 
 
-def _target_dtype(source: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
-    return wanted if wanted is not None and source.is_floating_point else source
+def _target_dtype(operation: Operation, source: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
+    kept = wanted is None or operation.keeps_dtype or not source.is_floating_point
+    return source if kept or wanted is None else wanted
 
 
 def _shape_differences(tensors: Sequence[PlannedTensor], expected: Mapping[str, Shape]) -> list[str]:
@@ -387,6 +422,7 @@ def _text(shape: Shape) -> str:
 
 
 __all__ = [
+    "Computation",
     "ConversionError",
     "CoverageError",
     "Piece",

@@ -14,19 +14,24 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from .state_map import ConversionError, Piece, PlannedTensor, TensorSpec
+from .operations import matrix_shape
+from .state_map import ConversionError, Piece, PlannedTensor
 from .torch_zip import read_records, write_checksums
 
 BLOCK_BYTES = 32 * 2**20
 """Size of each of the two write buffers, and of the stretch of source that is mapped at once."""
 
-SAFETENSORS_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+COMPUTING_COPIES = 4
+"""Temporary copies in fp32 of a block that is computed, at most."""
+
+SAFETENSORS_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
 SKELETON_BYTES_PER_TENSOR = 512  # archive headers, alignment and directory entry of one record, rounded up
 
 
@@ -160,7 +165,7 @@ class TorchArchive:
 
 
 def plan_shards(
-    tensors: Sequence[PlannedTensor], max_shard_bytes: int, metadata: Mapping[str, str]
+    tensors: Sequence[PlannedTensor], max_shard_bytes: int, metadata: Mapping[str, str], quantized: bool = False
 ) -> list[SafetensorsShard]:
     """Distributes tensors over `model.safetensors` or `model-0000x-of-0000y.safetensors`, in order.
 
@@ -168,15 +173,17 @@ def plan_shards(
         tensors: What is to be written.
         max_shard_bytes: Upper limit of the data in one shard; a tensor larger than that has a shard of its own.
         metadata: Text entries for each header.
+        quantized: Whether int8 is among the dtypes that are allowed.
 
     Raises:
         WriteError: a dtype that the model's files cannot have.
     """
+    allowed_dtypes = [dtype for dtype in SAFETENSORS_NAMES if quantized or dtype.is_floating_point]
     groups: list[list[PlannedTensor]] = [[]]
     filled = 0
     for tensor in tensors:
-        if tensor.spec.dtype not in SAFETENSORS_NAMES:
-            allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in SAFETENSORS_NAMES)
+        if tensor.spec.dtype not in allowed_dtypes:
+            allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed_dtypes)
             raise WriteError(f"{tensor.name} is {tensor.spec.dtype}; weights are one of {allowed}")
         if groups[-1] and filled + tensor.spec.nbytes > max_shard_bytes:
             groups.append([])
@@ -242,7 +249,7 @@ def stream(
         number = 0
         for task in tasks:
             spec = task.tensor.spec
-            for start, stop in row_blocks(spec, block_bytes):
+            for start, stop in row_blocks(task.tensor, block_bytes):
                 while len(pending) > 1:
                     pending.popleft().result()
                 nbytes = (stop - start) * spec.row_nbytes
@@ -277,7 +284,7 @@ class WriteBehind:
         self._reached: dict[str, int] = {}
 
     def wrote(self, task: Task, offset: int, nbytes: int) -> None:
-        """Notes that bytes of a file were written; each file is written from front to back."""
+        """Notes that bytes of a file were written; its large tensors are written from front to back."""
         start, end = self._reached.setdefault(task.file, offset), offset + nbytes
         if end - start >= self._stretch and hasattr(os, "posix_fadvise"):  # not on macOS
             # Told that pages are not needed, Linux starts writing the dirty ones and drops those already written.
@@ -302,12 +309,22 @@ def _one_copy_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def row_blocks(spec: TensorSpec, block_bytes: int) -> Iterator[tuple[int, int]]:
-    """(first, behind last) row of each block: as many rows as fit `block_bytes`, at least one."""
-    rows = spec.nbytes // spec.row_nbytes
-    step = max(1, block_bytes // spec.row_nbytes)
+def row_blocks(tensor: PlannedTensor, block_bytes: int) -> Iterator[tuple[int, int]]:
+    """(first, behind last) row of each block: as many rows as fit `block_bytes`, at least one.
+
+    Rows that are computed count with all the temporary copies of them.
+    """
+    rows = tensor.spec.nbytes // tensor.spec.row_nbytes
+    step = max(1, block_bytes // max(tensor.spec.row_nbytes, _computing_row_nbytes(tensor)))
     for start in range(0, rows, step):
         yield start, min(start + step, rows)
+
+
+def _computing_row_nbytes(tensor: PlannedTensor) -> int:
+    """Bytes that computing one row takes beside the row itself; 0 for a tensor that is copied."""
+    if tensor.computation is None:
+        return 0
+    return COMPUTING_COPIES * torch.float32.itemsize * matrix_shape(tensor.computation.gathered.shape)[1]
 
 
 def fill_block(
@@ -327,13 +344,30 @@ def fill_block(
         DtypeRangeError: a finite number that the target dtype cannot hold.
     """
     block = buffer.view(tensor.spec.dtype).view(stop - start, -1)  # (rows, columns)
+    computation = tensor.computation
+    if computation is None:
+        _gather(block, tensor, start, source, block_bytes)
+        return
+
+    def gather() -> torch.Tensor:
+        columns = matrix_shape(computation.gathered.shape)[1]
+        rows = torch.empty(stop - start, columns, dtype=computation.gathered.dtype)
+        _gather(rows, tensor, start, source, block_bytes)
+        return rows
+
+    block.copy_(computation.rows(start, gather))
+
+
+def _gather(block: torch.Tensor, tensor: PlannedTensor, start: int, source: Source, block_bytes: int) -> None:
+    """Copies the rows of the pieces from row `start` on into a block of shape (rows, columns)."""
+    stop = start + len(block)
     for piece in tensor.pieces:
         first = max(start, piece.target_start[0])
         behind = min(stop, piece.target_start[0] + piece.size[0])
         if first >= behind:
             continue
         matrix = source.tensor(piece.part, piece.source)
-        matrix = matrix.reshape(-1, 1) if matrix.ndim < 2 else matrix.flatten(1)
+        matrix = matrix.reshape(matrix_shape(tuple(matrix.shape)))
         matrix = matrix.t() if piece.transposed else matrix
         # A narrow slice of a wide matrix maps whole rows of it.
         step = max(1, block_bytes // max(1, matrix.shape[1] * matrix.itemsize))
@@ -369,14 +403,23 @@ def pwrite_all(descriptor: int, view: memoryview, offset: int) -> None:
 
 
 def copy_peak_bytes(tensors: Iterable[PlannedTensor], block_bytes: int = BLOCK_BYTES) -> int:
-    """Upper bound of what `stream` takes in memory: two buffers and the mapped stretch of the source.
+    """Upper bound of what `stream` takes in memory: two buffers, the mapped stretch of the source, what is computed.
 
     A row wider than a block counts in full; a source is at most 4 bytes an element wide.
     """
     tensors = tuple(tensors)
     largest = max((tensor.spec.nbytes for tensor in tensors), default=0)
     widest = max((4 * piece.size[1] for tensor in tensors for piece in tensor.pieces), default=0)
-    return 3 * max(min(block_bytes, largest), widest)
+    computing = max(
+        (_computing_row_nbytes(t) * (stop - start) for t in tensors for start, stop in _first_block(t, block_bytes)),
+        default=0,
+    )
+    return 3 * max(min(block_bytes, largest), widest) + computing
+
+
+def _first_block(tensor: PlannedTensor, block_bytes: int) -> list[tuple[int, int]]:
+    """The largest of its blocks."""
+    return list(islice(row_blocks(tensor, block_bytes), 1))
 
 
 __all__ = [

@@ -8,16 +8,25 @@ import torch
 from conversion.glm130b import TABLE
 from conversion.operations import (
     Concat,
+    ConcatBehindAxis,
+    ConcatScales,
+    DefaultRow,
     Drop,
     Operation,
     Replicated,
+    SameAs,
     Shape,
     Split,
     SplitError,
     SplitGlu,
+    SplitGluBehindAxis,
+    SplitGluScales,
     SplitQkv,
+    SplitQkvBehindAxis,
+    SplitQkvScales,
     TensorSpec,
     Tied,
+    Transposed,
     matrix_shape,
 )
 from conversion.state_map import CoverageError, Plan, PlannedTensor, Row, StateMap
@@ -34,6 +43,12 @@ OPERATIONS: list[tuple[Operation, Shape]] = [
     (SplitQkv(), (12,)),
     (SplitGlu(), (6, 5)),
     (SplitGlu(), (6,)),
+    (ConcatBehindAxis(1), (5, 3)),
+    (SplitQkvBehindAxis(), (12, 5)),
+    (SplitGluBehindAxis(), (6, 5)),
+    (ConcatScales(), (5,)),
+    (SplitQkvScales(), (12,)),
+    (SplitGluScales(), (6,)),
 ]
 
 
@@ -280,3 +295,43 @@ def test_tiny_states_are_what_they_claim() -> None:
     halves = [rank_state(whole, rank, 2) for rank in range(2)]
     name = "transformer.layers.0.attention.dense.weight"
     assert torch.equal(torch.cat([half[name] for half in halves], dim=1), whole[name])
+
+
+def test_transposed_reads_back_what_it_wrote() -> None:
+    table = StateMap("test", (Row("in", ("out",), Transposed()),))
+    there = table.forward({"in": TensorSpec((3, 5), torch.float32)}, Split(1, 1), {"out": (5, 3)})
+    back = table.reverse({"out": TensorSpec((5, 3), torch.float32)}, Split(1, 1), {"out": (5, 3)})
+    (forth,), (piece,) = there.tensors[0].pieces, back.tensors[0].pieces
+    assert (there.tensors[0].spec.shape, forth.size, forth.transposed) == ((5, 3), (5, 3), True)
+    assert (back.tensors[0].spec.shape, piece.size, piece.transposed) == ((3, 5), (3, 5), True)
+    with pytest.raises(CoverageError, match="only a matrix can be transposed"):
+        table.forward({"in": TensorSpec((3,), torch.float32)}, Split(1, 1), {"out": (3,)})
+
+
+@pytest.mark.parametrize("row", [1, 3])
+def test_default_row_moves_row_0_behind_the_last_and_back(row: int) -> None:
+    source = torch.arange(8.0).view(4, 2)
+    whole = torch.full((5, 2), -1.0)
+    for move in DefaultRow(row).moves((4, 2), Split(1, 1), 0):
+        copied = source[move.part_start[0] : move.part_start[0] + move.size[0]]
+        whole[move.whole_start[0] : move.whole_start[0] + move.size[0]] = copied
+    assert whole[0].equal(source[row])
+    assert whole[4].equal(source[0])
+    assert whole[1:4].equal(source[1:])
+    whole[0] += 100  # trained on; the stale copy in `row` must not win
+    back = torch.full((4, 2), -1.0)
+    for move in DefaultRow(row).moves((4, 2), Split(1, 1), 0):
+        copied = whole[move.whole_start[0] : move.whole_start[0] + move.size[0]]
+        back[move.part_start[0] : move.part_start[0] + move.size[0]] = copied
+    assert back[0].equal(source[0])
+    assert back[row].equal(source[row] + 100)
+
+
+def test_second_copies_are_dropped_and_written_again() -> None:
+    table = StateMap("test", (Row("a", ("b",), Replicated()), Row("copy", (), SameAs("a"))))
+    spec = TensorSpec((2, 3), torch.float32)
+    there = table.forward({"a": spec, "copy": spec}, Split(1, 1), {"b": (2, 3)})
+    assert there.dropped == (("copy", "the same as a"),)
+    back = table.reverse({"b": spec}, Split(1, 1), {"b": (2, 3)})
+    assert [tensor.name for tensor in back.tensors] == ["a", "copy"]
+    assert back.tensors[0].pieces == back.tensors[1].pieces

@@ -1,0 +1,142 @@
+"""One quantized linear beside bf16, bitsandbytes, torchao and the memory's limit, in one run.
+
+    python benchmarks/quantized_linear.py [--width 12288] [--threads 2] [--seconds 1.5]
+
+Every layer multiplies the same bf16 activations; for each number of rows the layers take turns, so that a machine
+whose speed drifts slows all, and each figure is the median. The first call of every layer, in which some repack their
+weight, is left out. The limit is the bytes of the INT4 weight over the bandwidth with which a plain sum reads memory,
+measured in the same run. bitsandbytes' LLM.int8 also quantizes the activations. Libraries that are not installed are
+left out by name.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from hf_glm_ernie.weight_only_linear import WeightOnlyLinear
+
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 512)
+Layer = Callable[[torch.Tensor], torch.Tensor]
+
+
+def bandwidth() -> float:
+    """Bytes a second with which a sum reads 512 MB, the best of ten."""
+    data = torch.ones(2**27)
+    best = float("inf")
+    for _ in range(10):
+        started = time.perf_counter()
+        data.sum()
+        best = min(best, time.perf_counter() - started)
+    return data.numel() * data.itemsize / best
+
+
+def ours(weight: torch.Tensor, bits: int) -> Layer:
+    """Our layer, in the form that is fastest on this machine."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    quantized = WeightOnlyLinear.from_linear(linear, bits)
+    quantized.repack()
+    return quantized
+
+
+def nf4(weight: torch.Tensor) -> Layer:
+    """bitsandbytes, 4 bits."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    layer = Linear4bit(
+        weight.shape[1], weight.shape[0], bias=False, compute_dtype=torch.bfloat16, quant_type="nf4", device="meta"
+    )
+    layer.weight = Params4bit(weight.clone(), requires_grad=False, quant_type="nf4", module=layer)
+    return layer.to("cpu")
+
+
+def llm_int8(weight: torch.Tensor) -> Layer:
+    """bitsandbytes, 8 bits; it quantizes the activations, too."""
+    from bitsandbytes.nn import Int8Params, Linear8bitLt
+
+    layer = Linear8bitLt(weight.shape[1], weight.shape[0], bias=False, has_fp16_weights=False, device="meta")
+    layer.weight = Int8Params(weight.clone(), requires_grad=False, has_fp16_weights=False)
+    return layer.to("cpu")
+
+
+def torchao_int8(weight: torch.Tensor) -> Layer:
+    """torchao, 8 bits, weights only."""
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight.clone(), requires_grad=False)
+    holder = nn.Sequential(linear)
+    quantize_(holder, Int8WeightOnlyConfig())
+    return holder
+
+
+def build(width: int) -> dict[str, Layer]:
+    """All layers of one weight, (width, width) bf16."""
+    weight = torch.randn(width, width, dtype=torch.bfloat16) * 0.02
+    makers: dict[str, Callable[[torch.Tensor], Layer]] = {
+        "bf16": lambda w: lambda x: F.linear(x, w),
+        "INT4": lambda w: ours(w, 4),
+        "INT8": lambda w: ours(w, 8),
+        "bnb NF4": nf4,
+        "LLM.int8": llm_int8,
+        "torchao 8": torchao_int8,
+    }
+    layers: dict[str, Layer] = {}
+    for name, make in makers.items():
+        try:
+            layers[name] = make(weight)
+        except ImportError as error:
+            print(f"left out: {name} ({error})")
+    return layers
+
+
+def measure(layers: dict[str, Layer], rows: int, width: int, seconds: float) -> dict[str, float]:
+    """Median milliseconds of each layer for activations of (rows, width)."""
+    x = torch.randn(rows, width, dtype=torch.bfloat16)
+    taken: dict[str, list[float]] = {name: [] for name in layers}
+    for layer in layers.values():
+        layer(x)
+    until = time.perf_counter() + seconds * len(layers)
+    while time.perf_counter() < until or min(map(len, taken.values())) < 3:
+        for name, layer in layers.items():
+            started = time.perf_counter()
+            layer(x)
+            taken[name].append((time.perf_counter() - started) * 1e3)
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--width", type=int, default=12288)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seconds", type=float, default=1.5, help="for each layer and number of rows")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    width = options.width
+    limit = width * width / 2 / bandwidth() * 1e3
+    print(f"{width} x {width}, {options.threads} threads, bf16 activations; milliseconds, medians")
+    print(f"limit of INT4: {limit:.1f} ms ({width * width / 2 / limit / 1e6:.1f} GB/s read)")
+    with torch.inference_mode():
+        layers = build(width)
+        for name in ("INT4", "INT8"):
+            layer = layers[name]
+            assert isinstance(layer, WeightOnlyLinear)
+            kernels = {rows: layer.kernel_for(torch.empty(rows, width, dtype=torch.bfloat16)).name for rows in ROWS}
+            print(f"{name}: {', '.join(f'{rows}: {kernel}' for rows, kernel in kernels.items())}")
+        print(f"{'rows':>5}" + "".join(f"{name:>11}" for name in layers) + f"{'INT4/bf16':>11}{'INT8/bf16':>11}")
+        for rows in ROWS:
+            times = measure(layers, rows, width, options.seconds)
+            shown = "".join(f"{value:11.1f}" for value in times.values())
+            ratios = "".join(f"{times[name] / times['bf16']:11.2f}" for name in ("INT4", "INT8"))
+            print(f"{rows:5}{shown}{ratios}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
