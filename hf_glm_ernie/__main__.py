@@ -1,0 +1,67 @@
+"""Command line of the package: `python -m hf_glm_ernie plan --model glm130b --bits 4 --devices 4x24GiB`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from .planner import DTYPES, PRESETS, RESERVE, plan
+
+FITS, REFUSED, DOES_NOT_FIT = 0, 1, 3  # 2 is argparse's
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command. Returns the exit status: 0 the model fits, 3 it does not, 1 refused (the reason is on
+    stderr).
+    """
+    options = build_parser().parse_args(arguments)
+    try:
+        planned = plan(
+            options.config or options.model,
+            options.devices,
+            options.bits,
+            context=options.context,
+            batch=options.batch,
+            dtype=options.dtype,
+            cpu=options.cpu,
+            disk=options.disk,
+            tensor_parallel=options.tensor_parallel,
+            reserve=options.reserve,
+        )
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return REFUSED
+    sys.stdout.write(f"{planned.describe()}\n")
+    return FITS if planned.fits else DOES_NOT_FIT
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    parser = argparse.ArgumentParser(prog="python -m hf_glm_ernie", description="GLM-130B and ERNIE 3.0.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    planner = commands.add_parser(
+        "plan", help="where a model fits: bytes of weights, cache and activations per device, from the config alone"
+    )
+    model = planner.add_mutually_exclusive_group(required=True)
+    model.add_argument("--model", help=f"{', '.join(PRESETS)}, or a folder with config.json")
+    model.add_argument("--config", metavar="FILE", help="a config.json")
+    planner.add_argument(
+        "--devices", metavar="LIST", help="accelerators: 4x24GiB, or 8x40GB,2x24GiB (default: none, run on the CPU)"
+    )
+    planner.add_argument("--bits", type=int, help="4 or 8: quantized weights (default: as the config says)")
+    planner.add_argument("--context", type=int, metavar="TOKENS", help="prompt and answer (default: 2048 at most)")
+    planner.add_argument("--batch", type=int, default=1, metavar="ROWS", help="default: 1")
+    planner.add_argument("--dtype", help=f"{', '.join(DTYPES)} (default: the config's, else float16)")
+    planner.add_argument("--cpu", metavar="SIZE", help="memory for offloaded layers, e.g. 128GiB (default: none)")
+    planner.add_argument("--disk", action="store_true", help="offload to disk what has no other place")
+    planner.add_argument("--tensor-parallel", action="store_true", help="cut every weight among the devices")
+    planner.add_argument(
+        "--reserve",
+        default=str(RESERVE),
+        metavar="SIZE",
+        help="set aside on each device for the CUDA context, libraries and gaps (default: 1GiB)",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
