@@ -1,15 +1,16 @@
 """One quantized linear beside bf16, bitsandbytes, torchao and the memory's limit, in one run.
 
-    python benchmarks/quantized_linear.py [--width 12288] [--threads 2] [--seconds 1.5]
+    python benchmarks/quantized_linear.py [--width 12288] [--threads 2] [--seconds 1.5] [--compiled]
 
 Every layer multiplies the same bf16 activations; for each number of rows the layers take turns, so that a machine
 whose speed drifts slows all, and each figure is the median. The first call of every layer, in which some repack their
 weight, is left out. The limit is the bytes of the INT4 weight over the bandwidth with which a plain sum reads memory,
-measured in the same run. bitsandbytes' LLM.int8 also quantizes the activations. Libraries that are not installed are
+measured in the same run. With `--compiled` ours is the C++ kernel, else what torch has. bitsandbytes' LLM.int8 also quantizes the activations. Libraries that are not installed are
 left out by name.
 """
 
 import argparse
+import logging
 import statistics
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hf_glm_ernie.weight_only_cpu import build_cpu_kernel
 from hf_glm_ernie.weight_only_linear import WeightOnlyLinear
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 512)
@@ -35,12 +37,13 @@ def bandwidth() -> float:
     return data.numel() * data.itemsize / best
 
 
-def ours(weight: torch.Tensor, bits: int) -> Layer:
-    """Our layer, in the form that is fastest on this machine."""
+def ours(weight: torch.Tensor, bits: int, compiled: bool) -> Layer:
+    """Our layer; without the compiled kernel, repacked for torch's operator."""
     linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
     linear.weight = nn.Parameter(weight, requires_grad=False)
     quantized = WeightOnlyLinear.from_linear(linear, bits)
-    quantized.repack()
+    if not compiled:
+        quantized.repack()
     return quantized
 
 
@@ -52,16 +55,18 @@ def nf4(weight: torch.Tensor) -> Layer:
         weight.shape[1], weight.shape[0], bias=False, compute_dtype=torch.bfloat16, quant_type="nf4", device="meta"
     )
     layer.weight = Params4bit(weight.clone(), requires_grad=False, quant_type="nf4", module=layer)
-    return layer.to("cpu")
+    return layer.to("cpu").eval()
 
 
 def llm_int8(weight: torch.Tensor) -> Layer:
     """bitsandbytes, 8 bits; it quantizes the activations, too."""
     from bitsandbytes.nn import Int8Params, Linear8bitLt
 
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of a cast at every call
+
     layer = Linear8bitLt(weight.shape[1], weight.shape[0], bias=False, has_fp16_weights=False, device="meta")
     layer.weight = Int8Params(weight.clone(), requires_grad=False, has_fp16_weights=False)
-    return layer.to("cpu")
+    return layer.to("cpu").eval()
 
 
 def torchao_int8(weight: torch.Tensor) -> Layer:
@@ -75,13 +80,13 @@ def torchao_int8(weight: torch.Tensor) -> Layer:
     return holder
 
 
-def build(width: int) -> dict[str, Layer]:
+def build(width: int, compiled: bool) -> dict[str, Layer]:
     """All layers of one weight, (width, width) bf16."""
     weight = torch.randn(width, width, dtype=torch.bfloat16) * 0.02
     makers: dict[str, Callable[[torch.Tensor], Layer]] = {
         "bf16": lambda w: lambda x: F.linear(x, w),
-        "INT4": lambda w: ours(w, 4),
-        "INT8": lambda w: ours(w, 8),
+        "INT4": lambda w: ours(w, 4, compiled),
+        "INT8": lambda w: ours(w, 8, compiled),
         "bnb NF4": nf4,
         "LLM.int8": llm_int8,
         "torchao 8": torchao_int8,
@@ -116,7 +121,10 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=12288)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=1.5, help="for each layer and number of rows")
+    parser.add_argument("--compiled", action="store_true", help="with the optional C++ kernel, built first")
     options = parser.parse_args()
+    if options.compiled:
+        build_cpu_kernel()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     width = options.width
@@ -124,7 +132,7 @@ def main() -> None:
     print(f"{width} x {width}, {options.threads} threads, bf16 activations; milliseconds, medians")
     print(f"limit of INT4: {limit:.1f} ms ({width * width / 2 / limit / 1e6:.1f} GB/s read)")
     with torch.inference_mode():
-        layers = build(width)
+        layers = build(width, options.compiled)
         for name in ("INT4", "INT8"):
             layer = layers[name]
             assert isinstance(layer, WeightOnlyLinear)

@@ -10,11 +10,13 @@ from .classification_ernie_utc import utc
 from .configuration_ernie_uie import ErnieUIEConfig
 from .configuration_ernie_utc import ErnieUTCConfig
 from .configuration_glm130b import Glm130bConfig
+from .embedding_ernie import sentence_embeddings
 from .extraction_ernie_uie import uie
 from .generation_glm130b import FilledText, fill_blanks
 from .modeling_ernie_uie import ErnieForUIE, ErnieUIEOutput
 from .modeling_ernie_utc import ErnieForUTC, ErnieUTCOutput
 from .modeling_glm130b import Glm130bForCausalLM, Glm130bModel, Glm130bPreTrainedModel
+from .quantization_weight_only import WeightOnlyConfig
 from .tokenization_ernie import ErnieTokenizer
 from .tokenization_glm130b import Glm130bTokenizer
 
@@ -48,7 +50,9 @@ __all__ = [
     "Glm130bModel",
     "Glm130bPreTrainedModel",
     "Glm130bTokenizer",
+    "WeightOnlyConfig",
     "fill_blanks",
+    "sentence_embeddings",
     "uie",
     "utc",
 ]

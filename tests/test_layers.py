@@ -13,7 +13,16 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hf_glm_ernie"
 HUB_FILES = sorted(
     path
-    for role in ("configuration", "inputs", "prefix", "generation", "modeling", "tokenization")
+    for role in (
+        "configuration",
+        "inputs",
+        "prefix",
+        "generation",
+        "modeling",
+        "tokenization",
+        "weight",
+        "quantization",
+    )
     for path in PACKAGE.glob(f"{role}_*.py")
 )
 HUB_IMPORTS = {"torch", "transformers", "huggingface_hub", "tokenizers", "tqdm", "numpy", *sys.stdlib_module_names}
@@ -25,6 +34,8 @@ BELOW = {
     "generation": {"configuration", "prefix"},
     "modeling": {"configuration", "inputs", "prefix", "generation"},
     "tokenization": {"tokenization"},
+    "weight": {"weight"},
+    "quantization": {"weight"},
 }
 
 

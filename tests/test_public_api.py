@@ -24,7 +24,9 @@ def test_public_names() -> None:
         "Glm130bModel",
         "Glm130bPreTrainedModel",
         "Glm130bTokenizer",
+        "WeightOnlyConfig",
         "fill_blanks",
+        "sentence_embeddings",
         "uie",
         "utc",
     }
