@@ -11,11 +11,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test,check]"
 	touch $(STAMP)
 
-demo: $(STAMP)  ## convert the shipped sample, open it with AutoModel, fill blanks
+demo: $(STAMP)  ## convert the shipped samples, open them with transformers, fill blanks, extract information
 	$(PYTHON) examples/demo.py
+	$(PYTHON) examples/ernie_tasks.py
 
-test: $(STAMP)  ## every test that runs on two cores
-	$(PYTHON) -m pytest -m "not slow and not gpu"
+test: $(STAMP)  ## every test that runs on two cores, a process on each
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 test-slow: $(STAMP)
 	$(PYTHON) -m pytest -m "slow and not gpu"
@@ -32,7 +33,7 @@ $(OLDEST_STAMP): pyproject.toml constraints.txt
 	touch $(OLDEST_STAMP)
 
 test-oldest: $(OLDEST_STAMP)  ## the tests with the oldest allowed transformers
-	$(OLDEST)/bin/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
 conformance: $(STAMP)  ## the host library's own test suites; TRANSFORMERS_SRC=<checkout of its tag> adds generation
 	$(PYTHON) tests/conformance/run.py
@@ -42,12 +43,19 @@ conformance-oldest: $(OLDEST_STAMP)
 
 BENCH = .bench
 
-bench: $(STAMP)  ## speed beside the host's Llama, tokenizer beside sentencepiece, converter beside cp; minutes, 7 GB of disk
+bench: $(STAMP)  ## every benchmark that needs nothing but this environment; a quarter of an hour, 7 GB of disk
 	$(PYTHON) benchmarks/speed_glm130b.py
 	$(PYTHON) benchmarks/tokenizer_glm130b.py
 	rm -rf $(BENCH)
 	$(PYTHON) benchmarks/make_checkpoint_glm130b.py --output $(BENCH)/checkpoint
 	$(PYTHON) benchmarks/convert_glm130b.py --checkpoint $(BENCH)/checkpoint --work $(BENCH)/work
+	rm -rf $(BENCH)
+	$(PYTHON) benchmarks/tokenizer_ernie.py
+	$(PYTHON) benchmarks/make_checkpoint_ernie.py --size base --output $(BENCH)/ernie
+	$(PYTHON) benchmarks/convert_ernie.py --checkpoint $(BENCH)/ernie --work $(BENCH)/work
+	rm -rf $(BENCH)
+	$(PYTHON) benchmarks/quantized_linear.py
+	$(PYTHON) benchmarks/quantized_glm130b.py --work $(BENCH)
 	rm -rf $(BENCH)
 
 check: $(STAMP)  ## lint, format, types

@@ -5,8 +5,8 @@
 Every layer multiplies the same bf16 activations; for each number of rows the layers take turns, so that a machine
 whose speed drifts slows all, and each figure is the median. The first call of every layer, in which some repack their
 weight, is left out. The limit is the bytes of the INT4 weight over the bandwidth with which a plain sum reads memory,
-measured in the same run. With `--compiled` ours is the C++ kernel, else what torch has. bitsandbytes' LLM.int8 also quantizes the activations. Libraries that are not installed are
-left out by name.
+measured in the same run. With `--compiled` ours is the C++ kernel, else what torch has. bitsandbytes' LLM.int8 also
+quantizes the activations. Libraries that are not installed are left out by name.
 """
 
 import argparse

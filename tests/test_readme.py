@@ -1,4 +1,4 @@
-"""The README's commands and code run as printed, on the sample in place of the released checkpoint."""
+"""The README's commands and code run as printed, on the samples in place of the released checkpoints."""
 
 import re
 import shlex
@@ -20,14 +20,20 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "glm-130b-sat").symlink_to(ROOT / "examples" / "sample-glm130b")
     (folder / "ice_text.model").symlink_to(ROOT / "examples" / "sample-glm130b" / "ice_text.model")
     (folder / "conversion").symlink_to(ROOT / "conversion")
-    command = next(body for kind, body in BLOCKS if kind == "bash" and "python -m conversion" in body)
-    arguments = shlex.split(command.strip())[1:]
-    subprocess.run([sys.executable, *arguments], cwd=folder, check=True, capture_output=True)
+    (folder / "ernie-3.0-base-zh").symlink_to(ROOT / "examples" / "sample-ernie" / "masked-lm")
+    (folder / "uie-base").symlink_to(ROOT / "examples" / "sample-ernie" / "uie")
+    commands = [body for kind, body in BLOCKS if kind == "bash" and "python -m conversion" in body]
+    for command in "".join(commands).splitlines():
+        arguments = shlex.split(command)[1:]
+        subprocess.run([sys.executable, *arguments], cwd=folder, check=True, capture_output=True)
     return folder
 
 
-def test_python_block_prints_what_stands_below_it(converted: Path) -> None:
-    index = next(i for i, (kind, _) in enumerate(BLOCKS) if kind == "python")
+PYTHON_BLOCKS = [index for index, (kind, _) in enumerate(BLOCKS) if kind == "python"]
+
+
+@pytest.mark.parametrize("index", PYTHON_BLOCKS)
+def test_python_block_prints_what_stands_below_it(converted: Path, index: int) -> None:
     code, (kind, expected) = BLOCKS[index][1], BLOCKS[index + 1]
     assert kind == "text"
     done = subprocess.run([sys.executable, "-c", code], cwd=converted, check=True, capture_output=True, text=True)
