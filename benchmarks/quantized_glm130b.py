@@ -115,7 +115,7 @@ def load_and_decode(folder: Path, device: str, threads: int, decode: bool) -> di
     sys.path.insert(0, str(ROOT))
     from transformers import AutoModelForCausalLM
 
-    import hf_glm_ernie  # noqa: F401
+    import hf_glm_ernie  # noqa: F401  # registers the classes and the quantizer
     from hf_glm_ernie.quantization_weight_only import repack
 
     torch.set_num_threads(threads)

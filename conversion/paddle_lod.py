@@ -91,11 +91,6 @@ class LodTensors(LazyFile):
                 self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         return self._mapping
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """The tensor, unread: its bytes come from disk when they are used. Not to be written to."""
-        spec = self.tensors[name].spec
-        return super().tensor(name) if self.tensors[name].extent else torch.empty(spec.shape, dtype=spec.dtype)
-
     def release(self, name: str) -> None:
         """Hands a tensor's pages back."""
         if self._mapping is not None and self.tensors[name].extent:

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
 
+from .texts_ernie import checked_texts
+
 POOLINGS = ("mean", "cls", "pooler")
 FEW_BATCHES = 4  # a progress bar from so many batches on, unless told otherwise
 
@@ -67,7 +69,7 @@ def sentence_embeddings(
     >>> similarity = first @ second
     ```
     """
-    texts = _checked_texts(texts)
+    texts = checked_texts(texts)
     _check_settings(tokenizer, pooling, batch_size, max_length)
     longest = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
     limit = min(max_length or longest, longest, tokenizer.model_max_length)
@@ -134,16 +136,6 @@ def _encode(tokenizer: Any, texts: list[str], max_length: int) -> list[dict[str,
         return []
     rows = tokenizer(texts, truncation=True, max_length=max_length, return_attention_mask=True, verbose=False)
     return [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
-
-
-def _checked_texts(texts: Any) -> list[str]:
-    if isinstance(texts, str):
-        return [texts]
-    texts = list(texts)
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"texts[{i}] is a {type(text).__name__}, not a string: {text!r}.")
-    return texts
 
 
 def _check_settings(tokenizer: Any, pooling: str, batch_size: int, max_length: int | None) -> None:

@@ -31,6 +31,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from .schema_ernie_uie import LANGUAGES, SchemaNode, read_schema
+from .texts_ernie import checked_texts
 from .windows_ernie_uie import (
     SPECIAL_TOKENS,
     EncodedWindow,
@@ -108,7 +109,7 @@ def uie(
     ```
     """
     nodes = read_schema(schema)
-    texts = _checked_texts(texts)
+    texts = checked_texts(texts)
     max_length = min(max_length, model.config.max_position_embeddings)
     _check_settings(tokenizer, nodes, threshold, batch_size, max_length, language)
     results: list[dict[str, list[dict[str, Any]]]] = [{} for _ in texts]
@@ -225,16 +226,6 @@ def _answers(question: _Question, text: str, windows: list[list[Span]]) -> list[
         {"text": text[span.start : span.end], "start": span.start, "end": span.end, "probability": span.probability}
         for span in found
     ]
-
-
-def _checked_texts(texts: Any) -> list[str]:
-    if isinstance(texts, str):
-        return [texts]
-    texts = list(texts)
-    for i, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise TypeError(f"texts[{i}] is a {type(text).__name__}, not a string: {text!r}.")
-    return texts
 
 
 def _check_settings(
