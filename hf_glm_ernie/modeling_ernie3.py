@@ -1,0 +1,583 @@
+"""ERNIE 3.0 and ERNIE 3.0 Titan: one wide universal stack, and behind it a small branch for each kind of task.
+
+What is unusual about it, compared with a plain encoder or decoder:
+
+- Two stacks of different width run one after the other; a bias-free projection joins them. The branch of a call
+  decides how *both* read: `"nlu"` in both directions, `"nlg"` causally.
+- A long text goes through the generation branch in segments. Every layer of both stacks hands its last states to the
+  next segment ([`Ernie3Memories`]), where they stand in front of the keys. The memory is the layer's own output of
+  the segment before (same-layer recurrence), or its input as in Transformer-XL.
+- One key/value cache serves both stacks: the universal layers have the indices 0 .. N - 1, the branch's N and up.
+- Pre-norm, with one more norm behind each stack; exact gelu; biases everywhere but in the projection.
+- Positions are absolute and go on counting from segment to segment; Transformer-XL's relative ones are a config
+  choice (`attention_ernie3.py`).
+- A placeholder id stands for one learned soft prompt vector of the row's genre (Titan).
+
+Order of the file: what a call takes and returns, modules from leaf to root, the model.
+Sources: P10 = ERNIE 3.0, arXiv 2107.02137; PT = ERNIE 3.0 Titan, arXiv 2112.12731; the layer order is that of the
+never released `ernie3-10b` model on a side branch of PaddleNLP. Letters in shape comments: B batch, L this call's
+tokens, S key columns, M memory columns, W width of a stack.
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .attention_ernie3 import (
+    add_types_to_keys,
+    eager_attention_forward,
+    relative_rows,
+    relative_scores,
+    remember,
+)
+from .configuration_ernie3 import HUB_CLASSES, Ernie3Config
+from .memory_ernie3 import Ernie3Memories, KeyColumns, check_memories, key_columns
+from .quantization_weight_only import WeightOnlyQuantizer  # noqa: F401  # so that a Hub repository carries it
+
+
+@dataclass
+class Ernie3ModelOutput(ModelOutput):
+    """What [`Ernie3Model`] returns.
+
+    Args:
+        last_hidden_state: (B, L, branch width), behind the branch's norm.
+        past_key_values: The cache, for the generation branch where one is used.
+        memories: What this segment hands to the next one, where asked for.
+        hidden_states: The embedding's output, then every universal layer's, each (B, L, hidden), then every branch
+            layer's, each (B, L, branch width); where asked for.
+        attentions: Every layer's attention weights (B, heads, L, S), where asked for (eager attention).
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    memories: Ernie3Memories | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+def soft_prompt_rows(
+    config: Ernie3Config, input_ids: torch.Tensor, genre_ids: torch.Tensor | None
+) -> torch.Tensor | None:
+    """Which soft prompt vector stands in place of each token.
+
+    Args:
+        config: The settings.
+        input_ids: (B, L) int64.
+        genre_ids: (B,) int64, or `None`.
+
+    Returns:
+        (B, L) int64 rows of the table, genre * length + k for a row's k-th placeholder, -1 at other tokens; `None`
+        without genres.
+
+    Raises:
+        ValueError: genres for a model without soft prompts, of another shape or out of range; placeholders without
+            genres, or more than a genre has vectors.
+    """
+    if not config.num_soft_prompt_genres:
+        if genre_ids is not None:
+            raise ValueError("genre_ids were passed, but config.num_soft_prompt_genres=0: this model has no genres.")
+        return None
+    placeholders = torch.eq(input_ids, config.soft_prompt_token_id)  # type: ignore[arg-type]  # checked by the config
+    number = placeholders.long().cumsum(-1)  # 1 at a row's first placeholder
+    compiling = torch.compiler.is_compiling()
+    if genre_ids is None:
+        if not compiling and placeholders.any():
+            raise ValueError(
+                f"input_ids hold soft prompt placeholders (id {config.soft_prompt_token_id}), but no genre_ids say "
+                "whose vectors they stand for. Pass genre_ids of shape (batch,)."
+            )
+        return None
+    if genre_ids.shape != input_ids.shape[:1]:
+        raise ValueError(f"genre_ids must have shape ({input_ids.shape[0]},), not {tuple(genre_ids.shape)}.")
+    if not compiling:
+        if ((genre_ids < 0) | (genre_ids >= config.num_soft_prompt_genres)).any():
+            raise ValueError(
+                f"genre_ids={genre_ids.tolist()} must lie in 0 .. {config.num_soft_prompt_genres - 1} "
+                "(config.num_soft_prompt_genres)."
+            )
+        if number.numel() and (most := int(number.max())) > config.soft_prompt_length:
+            raise ValueError(
+                f"A row has {most} soft prompt placeholders, but a genre has {config.soft_prompt_length} vectors "
+                "(config.soft_prompt_length)."
+            )
+    rows = genre_ids[:, None] * config.soft_prompt_length + number - 1
+    return rows.masked_fill(~placeholders, -1)
+
+
+class Ernie3Embeddings(nn.Module):
+    """Word and absolute position, summed: no norm and no dropout. Types are added where the config has them.
+
+    With relative positions the sum is of words alone; positions and types go through a norm of their own into every
+    layer's scores, as in ERNIE-Doc.
+    """
+
+    def __init__(self, config: Ernie3Config):
+        super().__init__()
+        self.config = config
+        self.relative = config.position_embedding_type == "relative"
+        rows = config.max_position_embeddings
+        if self.relative:
+            rows = 2 * rows + config.memory_length
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(rows, config.hidden_size)
+        self.has_types = bool(config.type_vocab_size or config.task_type_vocab_size)
+        if config.type_vocab_size:
+            self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        if config.task_type_vocab_size:
+            self.task_type_embeddings = nn.Embedding(config.task_type_vocab_size, config.hidden_size)
+        if config.num_soft_prompt_genres:
+            vectors = config.num_soft_prompt_genres * config.soft_prompt_length
+            self.soft_prompt_embeddings = nn.Embedding(vectors, config.hidden_size)
+        if self.relative:
+            self.position_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+            if self.has_types:
+                self.type_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def words(self, input_ids: torch.Tensor, genre_ids: torch.Tensor | None, continues: bool) -> torch.Tensor:
+        """(B, L) ids -> (B, L, hidden), soft prompt vectors in place of their placeholders."""
+        words = self.word_embeddings(input_ids)
+        rows = None if continues else soft_prompt_rows(self.config, input_ids, genre_ids)
+        if rows is None:
+            return words
+        return torch.where((rows >= 0)[..., None], self.soft_prompt_embeddings(rows.clamp_min(0)), words)
+
+    def types(
+        self, token_type_ids: torch.Tensor | None, task_type_ids: torch.Tensor | None, words: torch.Tensor
+    ) -> torch.Tensor:
+        """The sum of both type embeddings, (B, L, hidden); type 0 where none is given."""
+        zeros = torch.zeros(words.shape[:2], dtype=torch.long, device=words.device)
+        types = torch.zeros_like(words)
+        if self.config.type_vocab_size:
+            types = types + self.token_type_embeddings(zeros if token_type_ids is None else token_type_ids)
+        if self.config.task_type_vocab_size:
+            types = types + self.task_type_embeddings(zeros if task_type_ids is None else task_type_ids)
+        return types
+
+    def forward(
+        self, words: torch.Tensor, position_ids: torch.Tensor | None, types: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The input of the universal stack, (B, L, hidden).
+
+        Args:
+            words: (B, L, hidden).
+            position_ids: (B or 1, L) int64; one behind the table takes its last row. Not read where positions are
+                relative.
+            types: (B, L, hidden) or `None`; not read where positions are relative.
+        """
+        if self.relative or position_ids is None:
+            return words
+        embedded = words + self.position_embeddings(position_ids.clamp_max(self.config.max_position_embeddings - 1))
+        return embedded if types is None else embedded + types
+
+    def distances(self, distances: torch.Tensor) -> torch.Tensor:
+        """(N,) query position minus key position -> (N, hidden), normalised."""
+        table = self.position_embeddings
+        rows = relative_rows(distances, self.config.max_position_embeddings, table.num_embeddings)
+        return self.position_norm(table(rows))
+
+
+class Ernie3Attention(nn.Module):
+    """Multi-head attention over [memory; input]; `prefix` "" is the universal stack's, "branch_" a branch's."""
+
+    def __init__(self, config: Ernie3Config, layer_idx: int, prefix: str):
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        self.prefix = prefix
+        width = getattr(config, f"{prefix}hidden_size")
+        self.num_heads = getattr(config, f"{prefix}num_attention_heads")
+        self.head_dim = width // self.num_heads
+        self.num_key_value_groups = 1
+        self.scaling = self.head_dim**-0.5
+        self.is_causal = False  # the branch decides, call by call
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+        self.relative = config.position_embedding_type == "relative"
+        self.has_types = bool(config.type_vocab_size or config.task_type_vocab_size)
+        if self.relative:
+            self.r_proj = nn.Linear(config.hidden_size, width)
+            self.r_w_bias = nn.Parameter(torch.zeros(width))
+            self.r_r_bias = nn.Parameter(torch.zeros(width))
+            if self.has_types:
+                self.t_proj = nn.Linear(config.hidden_size, width)
+                self.r_t_bias = nn.Parameter(torch.zeros(width))
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: Any = None,
+        memory: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        relative_states: torch.Tensor | None = None,
+        relative_index: torch.Tensor | None = None,
+        type_states: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        sources = hidden_states if memory is None else torch.cat((memory, hidden_states), dim=1)
+        query = self._heads(self.q_proj(hidden_states))  # (B, heads, L, D)
+        key = self._heads(self.k_proj(sources))  # (B, heads, M + L, D)
+        value = self._heads(self.v_proj(sources))
+        if relative_states is not None and relative_index is not None:
+            positions = self._heads(self.r_proj(relative_states)[None])[0].transpose(0, 1)  # (N, heads, D)
+            bias = relative_scores(query + self._per_head(self.r_r_bias), positions, relative_index)
+            kwargs["position_bias"] = bias * self.scaling
+            query = query + self._per_head(self.r_w_bias)
+            if type_states is not None:
+                types = self._heads(self.t_proj(type_states))
+                r_w_bias, r_t_bias = self._per_head(self.r_w_bias)[:, 0], self._per_head(self.r_t_bias)[:, 0]
+                query, key = add_types_to_keys(query, key, types, r_w_bias, r_t_bias)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.layer_idx)  # (B, heads, S, D)
+
+        attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        dropout = getattr(self.config, f"{self.prefix}attention_probs_dropout_prob") if self.training else 0.0
+        output, weights = attention(
+            self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        return self.out_proj(output.reshape(*hidden_states.shape[:-1], -1).contiguous()), weights
+
+    def _heads(self, states: torch.Tensor) -> torch.Tensor:
+        """(B, L, W) -> (B, heads, L, D)."""
+        return states.view(*states.shape[:-1], -1, self.head_dim).transpose(1, 2)
+
+    def _per_head(self, bias: torch.Tensor) -> torch.Tensor:
+        """(W,) -> (heads, 1, D)."""
+        return bias.view(-1, 1, self.head_dim)
+
+
+class Ernie3Layer(GradientCheckpointingLayer):
+    """A pre-norm layer: `x = x + attention(norm1(x)); x = x + linear2(act(linear1(norm2(x))))`."""
+
+    def __init__(self, config: Ernie3Config, layer_idx: int, prefix: str):
+        super().__init__()
+        self.config = config
+        self.prefix = prefix
+        width, inner = getattr(config, f"{prefix}hidden_size"), getattr(config, f"{prefix}intermediate_size")
+        self.norm1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.self_attn = Ernie3Attention(config, layer_idx, prefix)
+        self.norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.linear1 = nn.Linear(width, inner)
+        self.activation = ACT2FN[getattr(config, f"{prefix}hidden_act")]
+        self.linear2 = nn.Linear(inner, width)
+
+    def forward(self, hidden_states: torch.Tensor, memory: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
+        if memory is not None:
+            memory = memory.to(hidden_states.dtype)
+            memory = self.norm1(memory) if self.config.memory_pre_norm else memory
+        attention_output, _ = self.self_attn(self.norm1(hidden_states), memory=memory, **kwargs)
+        hidden_states = hidden_states + self._drop(attention_output)
+        inner = self.activation(self.linear1(self.norm2(hidden_states)))
+        return hidden_states + self._drop(self.linear2(inner))
+
+    def _drop(self, states: torch.Tensor) -> torch.Tensor:
+        probability = getattr(self.config, f"{self.prefix}hidden_dropout_prob")
+        return F.dropout(states, p=probability, training=self.training)
+
+
+class Ernie3Stack(nn.Module):
+    """Layers in a row, and what they remember."""
+
+    def __init__(self, config: Ernie3Config, num_layers: int, first_layer: int, prefix: str):
+        super().__init__()
+        self.remembers_output = config.recurrence == "same_layer"
+        self.layers = nn.ModuleList([Ernie3Layer(config, first_layer + i, prefix) for i in range(num_layers)])
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        memories: Sequence[torch.Tensor] | None,
+        columns: torch.Tensor | None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Runs the layers.
+
+        Args:
+            hidden_states: (B, L, W).
+            memories: One (B, M, W) for each layer, or `None`.
+            columns: (B, K) int64 of the M + L columns, those to remember; `None`: nothing is remembered.
+            **kwargs: For every layer.
+
+        Returns:
+            (B, L, W), and for each layer (B, K, W) to remember.
+        """
+        kept: list[torch.Tensor] = []
+        for i, layer in enumerate(self.layers):
+            memory = None if memories is None else memories[i]
+            before = hidden_states
+            hidden_states = layer(hidden_states, memory=memory, **kwargs)
+            if columns is not None:
+                states = hidden_states if self.remembers_output else before
+                kept.append(remember(memory, states, columns.to(states.device)))
+        return hidden_states, kept
+
+
+class Ernie3Branch(Ernie3Stack):
+    """The layers of one kind of task, and the norm behind them."""
+
+    def __init__(self, config: Ernie3Config):
+        super().__init__(config, config.branch_num_hidden_layers, config.num_hidden_layers, "branch_")
+        self.norm = nn.LayerNorm(config.branch_hidden_size, eps=config.layer_norm_eps)
+
+
+class Ernie3PreTrainedModel(PreTrainedModel):
+    """What the host must know about every ERNIE 3.0 model: sharding, attention implementations, initialisation."""
+
+    config: Ernie3Config
+    base_model_prefix = "ernie3"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["Ernie3Layer", "Ernie3Embeddings"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_flash_attn = False  # takes no bias for relative positions, and drops the memory's mask of a static cache
+    _supports_attention_backend = False  # serving engines bring causal masks of their own
+    _can_compile_fullgraph = True
+    _can_record_outputs = {"hidden_states": Ernie3Layer, "attentions": Ernie3Attention}
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As in the host. The folder carries the code of every class that opens it, for `trust_remote_code=True`."""
+        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **HUB_CLASSES}
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if kwargs.get("is_main_process", True):
+            # the file that imports all the others; the host saves only those that this class imports
+            everything = importlib.import_module(f"{__package__}.modeling_ernie3_pretraining")
+            custom_object_save(everything.Ernie3ForPreTraining, save_directory)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """N(0, `initializer_range`) for matrices and tables, norms 1 and 0, biases 0."""
+        std = self.config.initializer_range
+        if isinstance(module, nn.Linear):
+            init.normal_(module.weight, mean=0.0, std=std)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            init.normal_(module.weight, mean=0.0, std=std)  # the PAD row too: the original has no padding_idx
+        elif isinstance(module, nn.LayerNorm):
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
+        elif isinstance(module, Ernie3Attention):
+            for name in ("r_w_bias", "r_r_bias", "r_t_bias"):
+                if hasattr(module, name):
+                    init.zeros_(getattr(module, name))
+
+    def freeze_universal(self) -> None:
+        """Stops the universal part from learning: embeddings, universal stack, its norm and the projection [P10]."""
+        base = self.base_model
+        for part in (base.embeddings, base.encoder, base.encoder_norm, base.task_projection):
+            part.requires_grad_(False)
+
+
+class Ernie3Model(Ernie3PreTrainedModel):
+    """The universal stack and its branches, without heads.
+
+    Args:
+        config: The settings.
+        branches: Which of `config.branches` to build; `None`: all of them.
+    """
+
+    _auto_class = "AutoModel"
+    # the heads and branches that a checkpoint of another class holds
+    _keys_to_ignore_on_load_unexpected = [r"(^|\.)branches\.(nlu|nlg)\.", r"_lm_head\.", r"^pooler\.", r"_head\."]
+
+    def __init__(self, config: Ernie3Config, branches: Sequence[str] | None = None):
+        super().__init__(config)
+        names = list(config.branches if branches is None else branches)
+        if missing := [name for name in names if name not in config.branches]:
+            raise ValueError(
+                f"{type(self).__name__} needs the branch {missing[0]!r}, but config.branches={config.branches}."
+            )
+        self.embeddings = Ernie3Embeddings(config)
+        self.encoder = Ernie3Stack(config, config.num_hidden_layers, 0, "")
+        self.encoder_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.task_projection = nn.Linear(config.hidden_size, config.branch_hidden_size, bias=False)
+        self.branches = nn.ModuleDict({name: Ernie3Branch(config) for name in names})
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The word embedding."""
+        return self.embeddings.word_embeddings
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replaces the word embedding."""
+        self.embeddings.word_embeddings = value  # type: ignore[assignment]  # whatever the host puts there
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(  # type: ignore[misc]  # the host's TransformersKwargs names position_ids too
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        task_type_ids: torch.Tensor | None = None,
+        genre_ids: torch.Tensor | None = None,
+        branch: str | None = None,
+        memories: Ernie3Memories | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        return_memories: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> Ernie3ModelOutput:
+        """Runs the universal stack and one branch.
+
+        Args:
+            input_ids: (B, L) int64.
+            attention_mask: (B, S) with 0 = padding, S counting cached tokens but not the memory; or (B, 1, L, M + S)
+                bool (True = may attend) or float (added) in place of the pattern. Left out, pad ids are padding.
+            position_ids: (B, L) int64 in place of those counted over real tokens and on from the memory. One behind
+                the table takes its last row. Not read where positions are relative.
+            token_type_ids: (B, L) int64; no effect where the model has no such embedding.
+            task_type_ids: (B, L) int64; likewise.
+            genre_ids: (B,) int64, the genre of each row's soft prompt. The k-th placeholder of a row becomes the
+                genre's k-th vector. With a filled cache placeholders are words: they stand in a row's first call.
+            branch: `"nlu"` or `"nlg"`. Left out: `"nlu"` where the model has it.
+            memories: What the segment before returned; `"nlg"` only. With a cache, the first call takes them whole
+                and puts them into the cache, later ones take `memories.without_states()`.
+            past_key_values: Cache of the earlier tokens of the same rows; `"nlg"` only.
+            inputs_embeds: (B, L, hidden) in place of `input_ids`.
+            use_cache: Whether to return a cache (`"nlg"`); default from the config.
+            return_memories: Whether to return memories (`"nlg"`); left out, where memories came in. A call on a
+                filled cache returns none: it does not see the states of the tokens before.
+            **kwargs: Passed on to the layers and the attention implementation; `output_hidden_states` and
+                `output_attentions` too.
+
+        Returns:
+            `last_hidden_state` (B, L, branch width), `past_key_values`, `memories`, and what was asked for.
+
+        Raises:
+            ValueError: ids and embeddings both or neither; a branch that is not there; memories or a cache for
+                `"nlu"`; memories that do not fit; genres that do not fit; a mask too short; with relative positions
+                a text beyond the table.
+        """
+        branch = self._choose_branch(branch, memories, past_key_values, return_memories)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Pass either input_ids or inputs_embeds, and not both.")
+        causal = branch == "nlg"
+        tokens = inputs_embeds if input_ids is None else input_ids
+        assert tokens is not None
+        if memories is not None:
+            check_memories(self.config, memories, tokens.shape[0], tokens.device)
+        if causal and use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        columns = key_columns(
+            self.config, input_ids, tokens, attention_mask, memories, past_key_values, return_memories
+        )
+        if input_ids is not None:
+            words = self.embeddings.words(input_ids, genre_ids, columns.continues)
+        elif genre_ids is None:
+            words = tokens
+        else:
+            raise ValueError("genre_ids name soft prompts of placeholders in input_ids; inputs_embeds have none.")
+        types = self.embeddings.types(token_type_ids, task_type_ids, words) if self.embeddings.has_types else None
+        if position_ids is None and not self.embeddings.relative:
+            position_ids = columns.positions()
+        hidden_states = self.embeddings(words, position_ids, types)
+        return self._run(hidden_states, branch, columns, types, memories, past_key_values, **kwargs)
+
+    def _choose_branch(
+        self, branch: str | None, memories: Any, past_key_values: Any, return_memories: bool | None
+    ) -> str:
+        built = list(self.branches)
+        if branch is None:
+            branch = "nlu" if "nlu" in built else "nlg"
+        if branch not in built:
+            raise ValueError(f"branch={branch!r} is not one of this model's branches {built}.")
+        if branch == "nlu":
+            for name, value in (
+                ("memories", memories),
+                ("past_key_values", past_key_values),
+                ("return_memories", return_memories or None),
+            ):
+                if value is not None:
+                    raise ValueError(
+                        f"{name} is for branch='nlg' only: the branch 'nlu' reads a text in both directions, so "
+                        f"nothing can be carried on. Leave {name} out or pass branch='nlg'."
+                    )
+        return branch
+
+    def _relative(self, columns: KeyColumns, causal: bool, types: torch.Tensor | None) -> dict[str, Any]:
+        """What every layer needs to score distances and types."""
+        longest, reach = self.config.max_position_embeddings, self.config.memory_length
+        span = columns.cached + columns.memory + columns.length
+        if columns.length > longest or (isinstance(span, int) and span > longest + reach):
+            raise ValueError(
+                f"A segment of {columns.length} tokens that sees {span} columns is beyond the relative positions: a "
+                f"segment has at most max_position_embeddings={longest} tokens and sees at most memory_length={reach} "
+                "more. Cut the text into segments and carry memories."
+            )
+        first = 0 if causal else 1 - columns.length  # later keys are masked where the reading is causal
+        distances = torch.arange(first, columns.total, device=columns.device)
+        relative = {
+            "relative_states": self.embeddings.distances(distances),  # (N, hidden)
+            "relative_index": (columns.distances() - first).clamp(0, len(distances) - 1),  # (B or 1, L, S)
+        }
+        if types is not None:
+            if columns.memory_is_new:
+                # as ERNIE-Doc: the memory has the type of the segment's first token
+                types = torch.cat((types[:, :1].expand(-1, columns.memory, -1), types), dim=1)
+            relative["type_states"] = self.embeddings.type_norm(types)
+        return relative
+
+    def _run(
+        self,
+        hidden_states: torch.Tensor,
+        branch: str,
+        columns: KeyColumns,
+        types: torch.Tensor | None,
+        memories: Ernie3Memories | None,
+        past_key_values: Cache | None,
+        **kwargs: Any,
+    ) -> Ernie3ModelOutput:
+        """Both stacks, from the embedding's output on."""
+        causal = branch == "nlg"
+        if causal:
+            mask = create_causal_mask(self.config, hidden_states, columns.mask, columns.sizes, position_ids=None)
+        else:
+            mask = create_bidirectional_mask(self.config, hidden_states, columns.mask)
+        settings: dict[str, Any] = {"attention_mask": mask, "past_key_values": past_key_values, "is_causal": causal}
+        if self.embeddings.relative:
+            settings |= self._relative(columns, causal, types)
+        settings |= kwargs
+        states = None if memories is None else memories.states
+        keep, keep_mask = columns.remembered()
+        number = self.config.num_hidden_layers
+        hidden_states, kept = self.encoder(hidden_states, states and states[:number], keep, **settings)
+        hidden_states = self.task_projection(self.encoder_norm(hidden_states))
+        stack: Any = self.branches[branch]
+        hidden_states, branch_kept = stack(hidden_states, states and states[number:], keep, **settings)
+        remembered = None
+        if keep is not None:
+            remembered = Ernie3Memories(
+                states=(*kept, *branch_kept), mask=keep_mask, tokens_seen=columns.tokens_seen_after()
+            )
+        return Ernie3ModelOutput(
+            last_hidden_state=stack.norm(hidden_states),
+            past_key_values=past_key_values if causal else None,
+            memories=remembered,
+        )
+
+
+__all__ = ["Ernie3Memories", "Ernie3Model", "Ernie3ModelOutput", "Ernie3PreTrainedModel"]

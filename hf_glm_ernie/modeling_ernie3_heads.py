@@ -1,0 +1,517 @@
+"""The tasks of ERNIE 3.0, each a head on one branch: generation on `"nlg"`, understanding on `"nlu"`.
+
+A class builds only the branch it uses; what a checkpoint holds beyond that is left unread. The language-model heads
+are those of the never released `ernie3-10b` model; the classification heads are BERT's (dropout and a linear on the
+pooled first token, or on every token), which is all the papers say.
+
+Sources: P10 = ERNIE 3.0, arXiv 2107.02137; `ernie3-10b` on a side branch of PaddleNLP. Letters in shape comments: B
+batch, L tokens, V vocabulary, W branch width, C classes.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Cache
+from transformers.activations import ACT2FN
+from transformers.modeling_outputs import (
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+
+from .configuration_ernie3 import Ernie3Config
+from .generation_ernie3 import Ernie3GenerationMixin
+from .memory_ernie3 import Ernie3Memories
+from .modeling_ernie3 import Ernie3Model, Ernie3PreTrainedModel
+
+# What a checkpoint of all tasks holds beside one branch and its heads.
+_PRETRAINING_HEADS = [r"^(reorder|distance|credible)_head\."]
+_NLU = [r"^ernie3\.branches\.nlu\.", r"^nlu_lm_head\.", r"^pooler\."]
+_NLG = [r"^ernie3\.branches\.nlg\.", r"^nlg_lm_head\."]
+
+
+@dataclass
+class Ernie3CausalLMOutput(ModelOutput):
+    """What [`Ernie3ForCausalLM`] returns.
+
+    Args:
+        loss: Scalar, where labels were given.
+        logits: (B, kept, V).
+        past_key_values: The cache.
+        memories: What this segment hands to the next one.
+        hidden_states: As in [`Ernie3ModelOutput`].
+        attentions: Likewise.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    memories: Ernie3Memories | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+class Ernie3LMHead(nn.Module):
+    """`decoder(layer_norm(gelu(transform(x))))`, with a bias per word."""
+
+    def __init__(self, config: Ernie3Config):
+        super().__init__()
+        width = config.branch_hidden_size
+        self.transform = nn.Linear(width, width)
+        self.activation = ACT2FN[config.branch_hidden_act]
+        self.layer_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.decoder = nn.Linear(width, config.vocab_size)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(B, L, W) -> (B, L, V)."""
+        return self.decoder(self.layer_norm(self.activation(self.transform(hidden_states))))
+
+
+class Ernie3Pooler(nn.Module):
+    """`tanh(dense(x))` of a row's first token."""
+
+    def __init__(self, config: Ernie3Config):
+        super().__init__()
+        self.pad_token_id = config.pad_token_id
+        self.dense = nn.Linear(config.branch_hidden_size, config.branch_hidden_size)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Pools.
+
+        Args:
+            hidden_states: (B, L, W).
+            input_ids: (B, L) or `None`.
+            attention_mask: (B, L) or another, which says nothing about padding.
+
+        Returns:
+            (B, W) of the first token that is not padding, `[CLS]`.
+        """
+        mask = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
+        if mask is None and input_ids is not None and self.pad_token_id is not None:
+            mask = input_ids != self.pad_token_id
+        if mask is None:
+            first = hidden_states[:, 0]
+        else:
+            column = mask.bool().to(torch.uint8).argmax(-1)  # (B,)
+            first = hidden_states[torch.arange(len(column), device=column.device), column]
+        return torch.tanh(self.dense(first))
+
+
+def check_labels(name: str, labels: torch.Tensor | None, shape: tuple[int, ...]) -> None:
+    """Refuses labels of another shape.
+
+    Args:
+        name: The argument's name.
+        labels: What was passed, or `None`.
+        shape: What it must be.
+
+    Raises:
+        ValueError: another shape.
+    """
+    if labels is not None and tuple(labels.shape) != shape:
+        raise ValueError(f"{name} has shape {tuple(labels.shape)}, not {shape}.")
+
+
+class Ernie3ForCausalLM(Ernie3PreTrainedModel, Ernie3GenerationMixin):
+    """The generation branch with its language-model head: loss, logits and `generate`."""
+
+    _auto_class = "AutoModelForCausalLM"
+    _tied_weights_keys = {"nlg_lm_head.decoder.weight": "ernie3.embeddings.word_embeddings.weight"}
+    _tp_plan = {"nlg_lm_head.decoder": "colwise_gather_output"}
+    _keys_to_ignore_on_load_unexpected = _NLU + _PRETRAINING_HEADS
+
+    def __init__(self, config: Ernie3Config):
+        super().__init__(config)
+        self.ernie3 = Ernie3Model(config, ["nlg"])
+        self.nlg_lm_head = Ernie3LMHead(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The head's projection to the vocabulary."""
+        return self.nlg_lm_head.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replaces the head's projection to the vocabulary."""
+        self.nlg_lm_head.decoder = new_embeddings  # type: ignore[assignment]  # whatever the host puts there
+
+    @can_return_tuple
+    def forward(  # type: ignore[misc]  # the host's TransformersKwargs names position_ids too
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        task_type_ids: torch.Tensor | None = None,
+        genre_ids: torch.Tensor | None = None,
+        memories: Ernie3Memories | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        return_memories: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> Ernie3CausalLMOutput:
+        """Runs the model and projects to the vocabulary; arguments as in [`Ernie3Model.forward`], and:
+
+        Args:
+            labels: (B, L) int64 ids, -100 where nothing is scored. They are shifted here: `labels[:, i]` is predicted
+                at `i - 1`.
+            logits_to_keep: Number of last positions to project (0 = all), or a 1-D tensor of their indices.
+            input_ids: (B, L) int64.
+            attention_mask: (B, S), or (B, 1, L, M + S).
+            position_ids: (B, L) int64.
+            token_type_ids: (B, L) int64.
+            task_type_ids: (B, L) int64.
+            genre_ids: (B,) int64.
+            memories: What the segment before returned.
+            past_key_values: Cache of the earlier tokens.
+            inputs_embeds: (B, L, hidden) in place of `input_ids`.
+            use_cache: Whether to return a cache.
+            return_memories: Whether to return memories; left out, where memories came in.
+            **kwargs: For the model, and `num_items_in_batch` for the loss.
+
+        Returns:
+            An [`Ernie3CausalLMOutput`].
+
+        Raises:
+            ValueError: labels of another shape, and what the model raises.
+        """
+        outputs = self.ernie3(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            token_type_ids=token_type_ids,
+            task_type_ids=task_type_ids,
+            genre_ids=genre_ids,
+            branch=kwargs.pop("branch", "nlg"),  # type: ignore[typeddict-item]  # refused where it is another
+            memories=memories,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            return_memories=return_memories,
+            **kwargs,
+        )
+        check_labels("labels", labels, tuple(outputs.last_hidden_state.shape[:2]))
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.nlg_lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return Ernie3CausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            memories=outputs.memories,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class _Understanding(Ernie3PreTrainedModel):
+    """What the heads of the understanding branch share."""
+
+    _keys_to_ignore_on_load_unexpected = [*_NLG, r"^nlu_lm_head\.", r"^pooler\.", *_PRETRAINING_HEADS]
+    has_pooler = False
+
+    def __init__(self, config: Ernie3Config):
+        super().__init__(config)
+        self.ernie3 = Ernie3Model(config, ["nlu"])
+        if self.has_pooler:
+            self.pooler = Ernie3Pooler(config)
+        rate = config.classifier_dropout
+        self.dropout = nn.Dropout(config.branch_hidden_dropout_prob if rate is None else rate)
+
+    def _encode(self, kwargs: dict[str, Any], **inputs: Any) -> Any:
+        """The model's output; `kwargs` may name the branch, which is refused where it is another."""
+        return self.ernie3(branch=kwargs.pop("branch", "nlu"), **inputs, **kwargs)
+
+
+class Ernie3ForMaskedLM(_Understanding):
+    """The understanding branch with its language-model head."""
+
+    _auto_class = "AutoModelForMaskedLM"
+    _tied_weights_keys = {"nlu_lm_head.decoder.weight": "ernie3.embeddings.word_embeddings.weight"}
+    _tp_plan = {"nlu_lm_head.decoder": "colwise_gather_output"}
+    _keys_to_ignore_on_load_unexpected = [*_NLG, r"^pooler\.", *_PRETRAINING_HEADS]
+
+    def __init__(self, config: Ernie3Config):
+        super().__init__(config)
+        self.nlu_lm_head = Ernie3LMHead(config)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The head's projection to the vocabulary."""
+        return self.nlu_lm_head.decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replaces the head's projection to the vocabulary."""
+        self.nlu_lm_head.decoder = new_embeddings  # type: ignore[assignment]  # whatever the host puts there
+
+    @can_return_tuple
+    def forward(  # type: ignore[misc]  # as above
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        task_type_ids: torch.Tensor | None = None,
+        genre_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MaskedLMOutput:
+        """Scores every word at every token; arguments as in [`Ernie3Model.forward`], and `labels`: (B, L) int64 ids,
+        -100 where nothing is scored. Returns `logits` (B, L, V) and `loss`.
+        """
+        outputs = self._encode(
+            kwargs,  # type: ignore[arg-type]  # a TypedDict is a dict
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            token_type_ids=token_type_ids,
+            task_type_ids=task_type_ids,
+            genre_ids=genre_ids,
+            inputs_embeds=inputs_embeds,
+        )
+        logits = self.nlu_lm_head(outputs.last_hidden_state)
+        check_labels("labels", labels, tuple(logits.shape[:2]))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        return MaskedLMOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class Ernie3ForSequenceClassification(_Understanding):
+    """A class, several classes or a number for a row, from its pooled first token."""
+
+    _auto_class = "AutoModelForSequenceClassification"
+    _keys_to_ignore_on_load_unexpected = [*_NLG, r"^nlu_lm_head\.", *_PRETRAINING_HEADS]
+    has_pooler = True
+
+    def __init__(self, config: Ernie3Config):
+        super().__init__(config)
+        self.num_labels = int(config.num_labels or 0)
+        self.classifier = nn.Linear(config.branch_hidden_size, self.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(  # type: ignore[misc]  # as above
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        task_type_ids: torch.Tensor | None = None,
+        genre_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> SequenceClassifierOutput:
+        """Classifies rows; arguments as in [`Ernie3Model.forward`], and `labels`: (B,) int64 classes, (B,) numbers
+        where `config.num_labels` is 1, or (B, C) of 0 and 1 for several classes at once (`config.problem_type`).
+        Returns `logits` (B, C) and `loss`.
+        """
+        outputs = self._encode(
+            kwargs,  # type: ignore[arg-type]  # as above
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            token_type_ids=token_type_ids,
+            task_type_ids=task_type_ids,
+            genre_ids=genre_ids,
+            inputs_embeds=inputs_embeds,
+        )
+        pooled = self.pooler(outputs.last_hidden_state, input_ids, attention_mask)
+        logits = self.classifier(self.dropout(pooled))
+        loss = None
+        if labels is not None:
+            several = self.config.problem_type == "multi_label_classification" or labels.ndim > 1
+            check_labels("labels", labels, tuple(logits.shape) if several else tuple(logits.shape[:1]))
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
+        return SequenceClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class Ernie3ForTokenClassification(_Understanding):
+    """A class for every token."""
+
+    _auto_class = "AutoModelForTokenClassification"
+
+    def __init__(self, config: Ernie3Config):
+        super().__init__(config)
+        self.num_labels = int(config.num_labels or 0)
+        self.classifier = nn.Linear(config.branch_hidden_size, self.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(  # type: ignore[misc]  # as above
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        task_type_ids: torch.Tensor | None = None,
+        genre_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> TokenClassifierOutput:
+        """Classifies tokens; arguments as in [`Ernie3Model.forward`], and `labels`: (B, L) int64 classes, -100 where
+        nothing is scored. Returns `logits` (B, L, C) and `loss`.
+        """
+        outputs = self._encode(
+            kwargs,  # type: ignore[arg-type]  # as above
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            token_type_ids=token_type_ids,
+            task_type_ids=task_type_ids,
+            genre_ids=genre_ids,
+            inputs_embeds=inputs_embeds,
+        )
+        logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        check_labels("labels", labels, tuple(logits.shape[:2]))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, config=self.config)
+        return TokenClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+class Ernie3ForQuestionAnswering(_Understanding):
+    """The start and the end of an answer in the text."""
+
+    _auto_class = "AutoModelForQuestionAnswering"
+
+    def __init__(self, config: Ernie3Config):
+        super().__init__(config)
+        self.qa_outputs = nn.Linear(config.branch_hidden_size, 2)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(  # type: ignore[misc]  # as above
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        task_type_ids: torch.Tensor | None = None,
+        genre_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        start_positions: torch.Tensor | None = None,
+        end_positions: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> QuestionAnsweringModelOutput:
+        """Scores every token as start and as end; arguments as in [`Ernie3Model.forward`], and `start_positions` and
+        `end_positions`: (B,) int64 token numbers; one outside the text is not scored. Returns `start_logits` and
+        `end_logits`, (B, L), and `loss`.
+        """
+        outputs = self._encode(
+            kwargs,  # type: ignore[arg-type]  # as above
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            token_type_ids=token_type_ids,
+            task_type_ids=task_type_ids,
+            genre_ids=genre_ids,
+            inputs_embeds=inputs_embeds,
+        )
+        logits = self.qa_outputs(self.dropout(outputs.last_hidden_state))
+        start_logits, end_logits = logits[..., 0].contiguous(), logits[..., 1].contiguous()
+        loss = None
+        if start_positions is not None and end_positions is not None:
+            check_labels("start_positions", start_positions, tuple(logits.shape[:1]))
+            check_labels("end_positions", end_positions, tuple(logits.shape[:1]))
+            loss = self.loss_function(start_logits, end_logits, start_positions, end_positions, **kwargs)
+        elif start_positions is not None or end_positions is not None:
+            given = "start_positions" if end_positions is None else "end_positions"
+            raise ValueError(f"Only {given} was given: the loss takes start_positions and end_positions, or neither.")
+        return QuestionAnsweringModelOutput(
+            loss=loss,
+            start_logits=start_logits,
+            end_logits=end_logits,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+
+class Ernie3ForMultipleChoice(_Understanding):
+    """One of several texts, from the pooled first token of each."""
+
+    _auto_class = "AutoModelForMultipleChoice"
+    _keys_to_ignore_on_load_unexpected = [*_NLG, r"^nlu_lm_head\.", *_PRETRAINING_HEADS]
+    has_pooler = True
+
+    def __init__(self, config: Ernie3Config):
+        super().__init__(config)
+        self.classifier = nn.Linear(config.branch_hidden_size, 1)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(  # type: ignore[misc]  # as above
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        task_type_ids: torch.Tensor | None = None,
+        genre_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> MultipleChoiceModelOutput:
+        """Scores choices; arguments as in [`Ernie3Model.forward`] with one more dimension, (B, choices, L), except
+        `genre_ids` (B,), and `labels`: (B,) int64, the right choice. Returns `logits` (B, choices) and `loss`.
+        """
+        given = input_ids if input_ids is not None else inputs_embeds
+        if given is None or given.ndim < 3:
+            raise ValueError("Multiple choice takes input_ids of shape (batch, choices, tokens), or such embeddings.")
+        batch_size, choices = given.shape[:2]
+
+        def flat(tensor: torch.Tensor | None) -> torch.Tensor | None:
+            return None if tensor is None else tensor.flatten(0, 1)
+
+        outputs = self._encode(
+            kwargs,  # type: ignore[arg-type]  # as above
+            input_ids=flat(input_ids),
+            attention_mask=flat(attention_mask),
+            position_ids=flat(position_ids),
+            token_type_ids=flat(token_type_ids),
+            task_type_ids=flat(task_type_ids),
+            genre_ids=None if genre_ids is None else genre_ids.repeat_interleave(choices),
+            inputs_embeds=flat(inputs_embeds),
+        )
+        pooled = self.pooler(outputs.last_hidden_state, flat(input_ids), flat(attention_mask))
+        logits = self.classifier(self.dropout(pooled)).view(batch_size, choices)
+        check_labels("labels", labels, (batch_size,))
+        loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
+        return MultipleChoiceModelOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+__all__ = [
+    "Ernie3CausalLMOutput",
+    "Ernie3ForCausalLM",
+    "Ernie3ForMaskedLM",
+    "Ernie3ForMultipleChoice",
+    "Ernie3ForQuestionAnswering",
+    "Ernie3ForSequenceClassification",
+    "Ernie3ForTokenClassification",
+]

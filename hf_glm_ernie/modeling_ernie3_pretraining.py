@@ -1,0 +1,310 @@
+"""ERNIE 3.0 with the heads of every pre-training task.
+
+A forward takes one kind of rows, or a *mixed batch*: a dictionary from task to the rows of that task. A mixed batch is
+one forward with one loss, so that wrappers which synchronise gradients once per forward (DDP, FSDP) see every task.
+
+Losses: each is the mean over its valid labels, and they are summed with weight 1 (P10 states no weights; ERNIE-Doc's
+configuration has 1.0 for each).
+
+Sources: P10 = ERNIE 3.0, arXiv 2107.02137, section 3.2; PT = ERNIE 3.0 Titan, arXiv 2112.12731, sections 2.1 and 2.2.
+Letters in shape comments: B batch, L tokens, V vocabulary, C classes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import Cache
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+
+from .configuration_ernie3 import Ernie3Config
+from .memory_ernie3 import Ernie3Memories
+from .modeling_ernie3 import Ernie3Model, Ernie3ModelOutput, Ernie3PreTrainedModel
+from .modeling_ernie3_heads import Ernie3LMHead, Ernie3Pooler, check_labels
+
+TASKS = (
+    "knowledge_masked_lm",
+    "document_lm",
+    "sentence_reordering",
+    "sentence_distance",
+    "knowledge_text_prediction",
+    "credible",
+    "controllable_lm",
+)
+# the task whose memories a mixed batch hands on
+DOCUMENT_LM = "document_lm"
+# the row-wise heads: name of the head, of its labels and of its loss
+_ROW_HEADS = (
+    ("reorder", "sentence_reordering"),
+    ("distance", "sentence_distance"),
+    ("credible", "credible"),
+)
+
+
+@dataclass
+class Ernie3ForPreTrainingOutput(ModelOutput):
+    """What [`Ernie3ForPreTraining`] returns.
+
+    Args:
+        loss: Scalar, the sum of `losses`, in a mixed batch weighted.
+        losses: The scalar of each head that had labels, by task; in a mixed batch of each task.
+        logits: (B, L, V) of the branch's language-model head.
+        reorder_logits: (B, C) of sentence reordering.
+        distance_logits: (B, C) of sentence distance.
+        credible_logits: (B, C) of the credible head.
+        past_key_values: The cache.
+        memories: What the segment hands to the next one; in a mixed batch those of `"document_lm"`.
+        hidden_states: As in [`Ernie3ModelOutput`].
+        attentions: Likewise.
+    """
+
+    loss: torch.Tensor | None = None
+    losses: dict[str, torch.Tensor] | None = None
+    logits: torch.Tensor | None = None
+    reorder_logits: torch.Tensor | None = None
+    distance_logits: torch.Tensor | None = None
+    credible_logits: torch.Tensor | None = None
+    past_key_values: Cache | None = None
+    memories: Ernie3Memories | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+
+
+def mean_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The mean over the valid labels; 0, with a gradient of 0, where there is none.
+
+    Args:
+        logits: (..., C).
+        labels: (...) int64, -100 = not valid.
+
+    Returns:
+        Scalar fp32.
+    """
+    logits, labels = logits.flatten(0, -2).float(), labels.flatten()
+    total = F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
+    return total / (labels != -100).sum().clamp_min(1)
+
+
+class Ernie3ForPreTraining(Ernie3PreTrainedModel):
+    """Both branches and the heads of all pre-training tasks.
+
+    On `"nlu"`: masked language model, sentence reordering, sentence distance, and with `config.num_credible_labels`
+    the credible head. On `"nlg"`: the language model.
+    """
+
+    _auto_class = "AutoModelForPreTraining"
+    _tied_weights_keys = {
+        "nlu_lm_head.decoder.weight": "ernie3.embeddings.word_embeddings.weight",
+        "nlg_lm_head.decoder.weight": "ernie3.embeddings.word_embeddings.weight",
+    }
+    _tp_plan = {f"{name}_lm_head.decoder": "colwise_gather_output" for name in ("nlu", "nlg")}
+    accepts_loss_kwargs = False  # the losses are means over labels of different kinds
+
+    def __init__(self, config: Ernie3Config):
+        super().__init__(config)
+        self.ernie3 = Ernie3Model(config)
+        if "nlg" in config.branches:
+            self.nlg_lm_head = Ernie3LMHead(config)
+        if "nlu" in config.branches:
+            self.nlu_lm_head = Ernie3LMHead(config)
+            self.pooler = Ernie3Pooler(config)
+            for name, classes in (
+                ("reorder", config.num_reorder_labels),
+                ("distance", config.num_distance_labels),
+                ("credible", config.num_credible_labels),
+            ):
+                if classes:
+                    setattr(self, f"{name}_head", nn.Linear(config.branch_hidden_size, classes))
+        self.post_init()
+
+    def _lm_heads(self) -> list[Ernie3LMHead]:
+        return [getattr(self, f"{name}_lm_head") for name in self.ernie3.branches]
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The projection to the vocabulary of the first branch's head."""
+        return self._lm_heads()[0].decoder
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replaces it."""
+        self._lm_heads()[0].decoder = new_embeddings  # type: ignore[assignment]  # whatever the host puts there
+
+    def resize_token_embeddings(self, new_num_tokens: int | None = None, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As in the host, for the heads of both branches."""
+        embeddings = super().resize_token_embeddings(new_num_tokens, *args, **kwargs)
+        for head in self._lm_heads()[1:]:
+            if not self.config.tie_word_embeddings:
+                head.decoder = self._get_resized_lm_head(head.decoder, embeddings.weight.shape[0])
+        return embeddings
+
+    @can_return_tuple
+    def forward(  # type: ignore[misc]  # the host's TransformersKwargs names position_ids too
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        task_type_ids: torch.Tensor | None = None,
+        genre_ids: torch.Tensor | None = None,
+        branch: str | None = None,
+        memories: Ernie3Memories | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        reorder_labels: torch.Tensor | None = None,
+        distance_labels: torch.Tensor | None = None,
+        credible_labels: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        return_memories: bool | None = None,
+        batches: Mapping[str, Mapping[str, Any]] | None = None,
+        task_weights: Mapping[str, float] | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> Ernie3ForPreTrainingOutput:
+        """Runs one branch and its heads, or with `batches` several; arguments as in [`Ernie3Model.forward`], and:
+
+        Args:
+            labels: (B, L) int64, -100 = not scored. On `"nlu"` the words under the masks, on `"nlg"` the row's own
+                tokens: they are shifted here.
+            reorder_labels: (B,) int64 classes of sentence reordering, -100 for a row that has none.
+            distance_labels: (B,) int64, likewise, of sentence distance.
+            credible_labels: (B,) int64, likewise, 1 = original text.
+            batches: Task name -> these arguments for the rows of that task. The names are those of `TASKS`.
+            task_weights: Task name -> weight of its loss in a mixed batch; 1 where left out.
+            input_ids: (B, L) int64.
+            attention_mask: (B, S), or (B, 1, L, M + S).
+            position_ids: (B, L) int64.
+            token_type_ids: (B, L) int64.
+            task_type_ids: (B, L) int64.
+            genre_ids: (B,) int64.
+            branch: `"nlu"` (default) or `"nlg"`.
+            memories: What the segment before returned.
+            past_key_values: Cache of the earlier tokens.
+            inputs_embeds: (B, L, hidden) in place of `input_ids`.
+            use_cache: Whether to return a cache.
+            return_memories: Whether to return memories; left out, where memories came in.
+            **kwargs: For the model.
+
+        Returns:
+            An [`Ernie3ForPreTrainingOutput`]. The logits are those of the heads that have labels; without any labels,
+            of all heads of the branch. A mixed batch returns losses and memories, no logits.
+
+        Raises:
+            ValueError: labels of another shape or for a head that is not there; an unknown task, or one without
+                labels; a mixed batch together with rows outside it.
+        """
+        rows = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "token_type_ids": token_type_ids,
+            "task_type_ids": task_type_ids,
+            "genre_ids": genre_ids,
+            "branch": branch,
+            "memories": memories,
+            "past_key_values": past_key_values,
+            "inputs_embeds": inputs_embeds,
+            "use_cache": use_cache,
+            "return_memories": return_memories,
+        }
+        labels_of = {
+            "labels": labels,
+            "reorder_labels": reorder_labels,
+            "distance_labels": distance_labels,
+            "credible_labels": credible_labels,
+        }
+        if batches is None:
+            if task_weights is not None:
+                raise ValueError("task_weights weigh the tasks of a mixed batch (batches=); there is none.")
+            return self._one_kind(rows, labels_of, dict(kwargs))
+        if given := [name for name, value in (rows | labels_of).items() if value is not None]:
+            raise ValueError(f"batches= came together with {given}: put every row into the batch of its task.")
+        return self._mixed(batches, task_weights or {}, dict(kwargs))
+
+    def _mixed(
+        self, batches: Mapping[str, Mapping[str, Any]], weights: Mapping[str, float], kwargs: dict[str, Any]
+    ) -> Ernie3ForPreTrainingOutput:
+        unknown = sorted((set(batches) | set(weights)) - set(TASKS))
+        if unknown or not batches:
+            raise ValueError(f"batches and task_weights take tasks of {TASKS}, at least one batch; not {unknown}.")
+        losses: dict[str, torch.Tensor] = {}
+        memories = None
+        for task, batch in batches.items():
+            output = self(**(kwargs | dict(batch)), return_dict=True)
+            if output.loss is None:
+                raise ValueError(f"The batch of task {task!r} has no labels, so it has no loss.")
+            losses[task] = output.loss
+            if task == DOCUMENT_LM:
+                memories = output.memories
+        loss = torch.stack([losses[task] * weights.get(task, 1.0) for task in losses]).sum()
+        return Ernie3ForPreTrainingOutput(loss=loss, losses=losses, memories=memories)
+
+    def _one_kind(
+        self, rows: dict[str, Any], labels: dict[str, torch.Tensor | None], kwargs: dict[str, Any]
+    ) -> Ernie3ForPreTrainingOutput:
+        outputs = self.ernie3(**rows, **kwargs)
+        branch = rows["branch"] or ("nlu" if "nlu" in self.ernie3.branches else "nlg")
+        wanted = [name for name, value in labels.items() if value is not None]
+        hidden_states = outputs.last_hidden_state
+        shape = tuple(hidden_states.shape[:2])
+        result: dict[str, Any] = {}
+        losses: dict[str, torch.Tensor] = {}
+        if "labels" in wanted or not wanted:
+            logits = result["logits"] = getattr(self, f"{branch}_lm_head")(hidden_states)
+            lm_labels = labels["labels"]
+            check_labels("labels", lm_labels, shape)
+            if lm_labels is not None and branch == "nlu":
+                losses["knowledge_masked_lm"] = mean_cross_entropy(logits, lm_labels)
+            elif lm_labels is not None:
+                losses[DOCUMENT_LM] = mean_cross_entropy(logits[:, :-1], lm_labels[:, 1:])
+        result |= self._row_heads(rows, labels, wanted, branch, outputs, losses)
+        return Ernie3ForPreTrainingOutput(
+            loss=torch.stack(list(losses.values())).sum() if losses else None,
+            losses=losses or None,
+            past_key_values=outputs.past_key_values,
+            memories=outputs.memories,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            **result,
+        )
+
+    def _row_heads(
+        self,
+        rows: dict[str, Any],
+        labels: dict[str, torch.Tensor | None],
+        wanted: list[str],
+        branch: str,
+        outputs: Ernie3ModelOutput,
+        losses: dict[str, torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        """Logits of the heads on the pooled first token; adds their losses to `losses`."""
+        result = {}
+        hidden_states = outputs.last_hidden_state
+        assert hidden_states is not None
+        pooled = None
+        for name, task in _ROW_HEADS:
+            head, key = getattr(self, f"{name}_head", None), f"{name}_labels"
+            if key in wanted and (head is None or branch != "nlu"):
+                raise ValueError(
+                    f"{key} came with branch={branch!r}, but {name}_head "
+                    + (
+                        "reads the branch 'nlu'."
+                        if head
+                        else f"is not there (config.num_{name}_labels=0, or no 'nlu')."
+                    )
+                )
+            if head is None or branch != "nlu" or (wanted and key not in wanted):
+                continue
+            if pooled is None:
+                pooled = self.pooler(hidden_states, rows["input_ids"], rows["attention_mask"])
+            logits = result[f"{name}_logits"] = head(pooled)
+            row_labels = labels[key]
+            check_labels(key, row_labels, tuple(hidden_states.shape[:1]))
+            if row_labels is not None:
+                losses[task] = mean_cross_entropy(logits, row_labels)
+        return result
+
+
+__all__ = ["Ernie3ForPreTraining", "Ernie3ForPreTrainingOutput", "mean_cross_entropy"]
