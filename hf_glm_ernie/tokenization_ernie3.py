@@ -1,0 +1,272 @@
+"""ERNIE 3.0's 10B tokenizer for transformers, on the `tokenizers` library: the released encoders' pieces, other rows.
+
+What is unusual about it:
+
+- A row is `[CLS] X`, a pair `[CLS] A B`: nothing ends or separates texts.
+- A sentence mark `<S>` follows each sentence, by the original's rules (`tokenization_ernie3_sentences`).
+- The vocabulary is the first 29,979 pieces of the released encoders' and 21 tokens of the 10B's own.
+
+Known from the original's code: the row, the marks, the pieces' rules, `[END]` 29979, 30,000 ids. The vocabulary file
+was never published; the rest is decided here. The pieces are those before the released vocabulary's English extension,
+which begins exactly at 29979. `<S>` is 29980 and `[gEND]` 29983, as in the original's successor. `[soft]`, 29984, is
+a placeholder for one soft prompt vector. `[UNK]` is the last id, as in the released vocabulary, where it stands behind
+the pieces taken. Ids between are reserved, and so is 12084, where the released vocabulary has a second `$`. Special
+tokens written in a text are one token each, and the text between them is cut into sentences by itself, as PaddleNLP's
+later releases do it; the 10B's program split them into pieces.
+
+Sources: PaddleNLP, side branch with `transformers/ernie3/tokenizer.py`, and its pull request 1978 (`ernie3_prompt`).
+"""
+
+import copy
+import os
+from typing import Any
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, processors
+from transformers import TokenizersBackend
+from transformers.tokenization_utils_base import BatchEncoding
+
+from .tokenization_ernie3_sentences import CLOSING, FINAL, build_normalizer, build_pre_tokenizer
+from .tokenization_ernie_vocabulary import read_vocabulary, vocabulary_lines, without_holes
+
+MAX_CHARACTERS_PER_WORD = 100  # a longer word is unknown
+NUM_PIECES = 29979
+RESERVED = "[unused{}]"
+
+SPECIAL_TOKENS = {
+    "pad_token": "[PAD]",
+    "cls_token": "[CLS]",
+    "bos_token": "[CLS]",
+    "sep_token": "[SEP]",
+    "mask_token": "[MASK]",
+    "eos_token": "[END]",
+    "sentence_token": "<S>",
+    "gend_token": "[gEND]",
+    "soft_prompt_token": "[soft]",
+    "unk_token": "[UNK]",
+}
+"""Attribute -> token; each has an id, `<attribute>_id`."""
+
+OPTIONAL_TOKENS = ("gend_token", "soft_prompt_token")
+"""Those that a vocabulary may lack; the tokenizer does not have the attribute then."""
+
+# Where the tokens of the 10B's own stand behind the pieces; the others there are reserved.
+OWN_TOKENS = {"[END]": 0, "<S>": 1, "[gEND]": 4, "[soft]": 5, "[UNK]": 20}
+NUM_OWN_IDS = 21
+
+
+class Ernie3Tokenizer(TokenizersBackend):
+    """Tokenizer of ERNIE 3.0's unified models, 10B and Titan.
+
+    Opens a folder it saved, or that the converter wrote; [`Ernie3Tokenizer.from_released_vocabulary`] makes one from
+    the released encoders' `vocab.txt`.
+
+    Rows have no token types, since the 10B model has none; `return_token_type_ids=True` gives 0 for `[CLS]` and the
+    first text and 1 for the second. No `[END]` is added either: it is what the model writes last. Padding is on the
+    left, as `generate()` needs it; the model counts positions from the first token and pools that.
+
+    `offset_mapping` holds true places. A sentence mark has the place of the character it stands behind, or of the last
+    blank between two Chinese sentences. `decode` leaves marks out with `skip_special_tokens=True`.
+
+    A saved folder opens without this package, too: `AutoTokenizer` takes `tokenizer.json` and gives the same ids,
+    marks and places. Only options cannot be changed there: sentence marks and lowercase stay as saved.
+
+    Args:
+        vocab_file: Path of `vocab.txt` with all tokens of this model, one a line or `token<tab>id`.
+        do_lower_case: Whether text is lowercased and loses its accents.
+        sentence_marks: Whether sentences are marked. Without marks the other tokens are the same.
+        tokenizer_file: Path of a `tokenizer.json` saved before; it is preferred to `vocab_file`.
+        **kwargs: Passed to `TokenizersBackend`; other names of special tokens among them.
+            `clean_up_tokenization_spaces` is True by default.
+
+    Raises:
+        FileNotFoundError: `vocab_file` or `tokenizer_file` does not exist.
+        ValueError: there is neither file, a file is damaged or of another kind, or a special token is missing in it.
+    """
+
+    vocab_files_names = {"vocab_file": "vocab.txt", "tokenizer_file": "tokenizer.json"}
+    model_input_names = ["input_ids", "attention_mask"]
+    padding_side = "left"
+
+    sentence_token: str
+    sentence_token_id: int
+    gend_token: str
+    gend_token_id: int
+    soft_prompt_token: str
+    soft_prompt_token_id: int
+
+    def __init__(
+        self,
+        vocab_file: str | os.PathLike[str] | None = None,
+        do_lower_case: bool = True,
+        sentence_marks: bool = True,
+        tokenizer_file: str | os.PathLike[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        named = kwargs.pop("model_specific_special_tokens", None) or {}
+        given = {name: kwargs.pop(name, None) or named.pop(name, None) for name in SPECIAL_TOKENS}
+        kwargs["model_specific_special_tokens"] = named
+        special_tokens = {name: given[name] or token for name, token in SPECIAL_TOKENS.items()}
+        backend = kwargs.pop("tokenizer_object", None)
+        if backend is not None:
+            backend = copy.deepcopy(backend)
+            kwargs.pop("added_tokens_decoder", None)  # of the tokenizer it was trained from; it has its own
+        elif tokenizer_file is not None:
+            backend = _read_backend(tokenizer_file)
+        else:
+            backend = _backend_from_file(vocab_file, str(special_tokens["unk_token"]))
+        vocabulary = set(backend.get_vocab(with_added_tokens=False))
+        for name in OPTIONAL_TOKENS:
+            if given[name] is None and special_tokens[name] not in vocabulary:
+                del special_tokens[name]
+        contents = {name: str(token) for name, token in special_tokens.items()}
+        _check_special_tokens(vocabulary, contents, str(tokenizer_file or vocab_file or "the vocabulary"))
+        mark = contents["sentence_token"] if sentence_marks else None
+        closing = "".join(char for char in FINAL + CLOSING if backend.model.token_to_id(char) is not None)
+        backend.normalizer = build_normalizer(do_lower_case, mark, closing)
+        backend.pre_tokenizer = build_pre_tokenizer(mark)
+        backend.decoder = decoders.WordPiece(prefix="##", cleanup=False)
+        backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in contents.values()])
+        backend.post_processor = _template(backend, contents["cls_token"])
+        self._tokenizer = backend
+        kwargs.setdefault("clean_up_tokenization_spaces", True)
+        kwargs.setdefault("model_input_names", list(self.model_input_names))
+        kwargs.setdefault("padding_side", self.padding_side)
+        super().__init__(
+            vocab_file=vocab_file,
+            do_lower_case=do_lower_case,
+            sentence_marks=sentence_marks,
+            **special_tokens,
+            **kwargs,
+        )
+        self.do_lower_case = do_lower_case
+        self.sentence_marks = sentence_marks
+
+    @classmethod
+    def from_released_vocabulary(
+        cls, path: str | os.PathLike[str], num_pieces: int | None = NUM_PIECES, **kwargs: Any
+    ) -> "Ernie3Tokenizer":
+        """Makes the tokenizer from the released encoders' vocabulary.
+
+        Args:
+            path: Their `vocab.txt`, one token a line or `token<tab>id`.
+            num_pieces: How many ids to take from its start; the 21 of this model follow. None takes all but `[UNK]`,
+                for smaller vocabularies.
+            **kwargs: As for the class.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is damaged, too short, or no vocabulary of ERNIE's.
+        """
+        released, overridden = read_vocabulary(path)
+        size = max(released.values()) + 1
+        if num_pieces is None:
+            num_pieces = max(released[token] for token in released if token != SPECIAL_TOKENS["unk_token"]) + 1
+        if not 0 < num_pieces <= size:
+            raise ValueError(
+                f"{path} has ids 0 to {size - 1}, num_pieces={num_pieces} asks for as many from its start. Take the "
+                "released encoders' vocabulary, of 39980 ids, or num_pieces=None for all of a smaller one."
+            )
+        lines = {index: token for token, index in released.items()} | overridden
+        vocabulary = {lines[index]: index for index in sorted(lines) if index < num_pieces}
+        for index in range(num_pieces, num_pieces + NUM_OWN_IDS):
+            vocabulary[RESERVED.format(index)] = index
+        for token, place in OWN_TOKENS.items():
+            del vocabulary[RESERVED.format(num_pieces + place)]
+            vocabulary[token] = num_pieces + place
+        _check_special_tokens(set(vocabulary), SPECIAL_TOKENS, str(path))
+        return cls(tokenizer_object=_word_piece(vocabulary, SPECIAL_TOKENS["unk_token"]), **kwargs)
+
+    @classmethod
+    def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs: Any) -> dict[str, Any]:
+        """Hands the files to `__init__` as they are (the host would rebuild the backend from its vocabulary)."""
+        return kwargs
+
+    def _encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> BatchEncoding:  # type: ignore[override]
+        try:
+            return super()._encode_plus(text, text_pair, **options)
+        except TypeError as error:  # the library names neither the text nor what it found
+            for name, given in (("text", text), ("text_pair", text_pair)):
+                for index, one in enumerate(given if isinstance(given, list | tuple) else ()):
+                    if not isinstance(one, str | list | tuple):
+                        raise TypeError(
+                            f"{name}[{index}] is a {type(one).__name__}, not a string: {one!r}."
+                        ) from error
+            raise
+
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:  # type: ignore[override]
+        """Writes `vocab.txt`, one token a line, without added tokens; returns the path."""
+        name = (f"{filename_prefix}-" if filename_prefix else "") + self.vocab_files_names["vocab_file"]
+        path = os.path.join(save_directory, name)
+        vocabulary = self.backend_tokenizer.get_vocab(with_added_tokens=False)
+        with open(path, "w", encoding="utf-8", newline="\n") as file:
+            file.writelines(f"{line}\n" for line in vocabulary_lines(vocabulary, {}))
+        return (path,)
+
+    def _save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        file_names: tuple[str, ...],
+        legacy_format: bool | None = None,
+        filename_prefix: str | None = None,
+    ) -> tuple[str, ...]:
+        names = super()._save_pretrained(save_directory, file_names, legacy_format, filename_prefix)
+        return names + self.save_vocabulary(str(save_directory), filename_prefix)
+
+
+def _word_piece(vocabulary: dict[str, int], unk_token: str) -> Tokenizer:
+    """A backend in which every id has a token, so that the first added one gets an id of its own."""
+    return Tokenizer(
+        models.WordPiece(
+            without_holes(vocabulary), unk_token=unk_token, max_input_chars_per_word=MAX_CHARACTERS_PER_WORD
+        )
+    )
+
+
+def _backend_from_file(path: str | os.PathLike[str] | None, unk_token: str) -> Tokenizer:
+    if path is None:
+        raise ValueError(
+            "Ernie3Tokenizer found neither vocab.txt nor tokenizer.json: give vocab_file, a folder that holds one of "
+            "them to Ernie3Tokenizer.from_pretrained, or the released encoders' vocab.txt to "
+            "Ernie3Tokenizer.from_released_vocabulary."
+        )
+    return _word_piece(read_vocabulary(path)[0], unk_token)
+
+
+def _read_backend(path: str | os.PathLike[str]) -> Tokenizer:
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"There is no tokenizer file {str(path)!r}: give the path of a saved tokenizer.json.")
+    try:
+        backend = Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"{path} is damaged: the tokenizers library cannot read it ({error}).") from error
+    if not isinstance(backend.model, models.WordPiece):
+        raise ValueError(
+            f"{path} holds a {type(backend.model).__name__} model, Ernie3Tokenizer needs WordPiece: this is the file "
+            "of another tokenizer."
+        )
+    return backend
+
+
+def _check_special_tokens(vocabulary: set[str], special_tokens: dict[str, str], where: str) -> None:
+    missing = [token for token in dict.fromkeys(special_tokens.values()) if token not in vocabulary]
+    if missing:
+        raise ValueError(
+            f"{where} has no {', '.join(missing)} among its {len(vocabulary)} tokens, so it is not ERNIE 3.0's. "
+            "Ernie3Tokenizer.from_released_vocabulary makes the tokenizer from the released encoders' vocab.txt. If "
+            f"the special tokens have other names, pass them as {', '.join(special_tokens)}."
+        )
+    mark = special_tokens["sentence_token"]
+    if len(mark) < 2 or mark[0].isalnum() or mark[0].isspace():
+        raise ValueError(f"sentence_token={mark!r} must begin with a mark such as '<' or '[' and be longer than that.")
+
+
+def _template(backend: Tokenizer, cls_token: str) -> processors.TemplateProcessing:
+    """`[CLS] A` of type 0 and, behind it, `B` of type 1."""
+    return processors.TemplateProcessing(
+        single=f"{cls_token}:0 $A:0",
+        pair=f"{cls_token}:0 $A:0 $B:1",
+        special_tokens=[(cls_token, backend.token_to_id(cls_token))],
+    )
+
+
+__all__ = ["Ernie3Tokenizer"]
