@@ -1,0 +1,245 @@
+"""What all builders of ERNIE 3.0's pre-training rows share: task names, special ids, randomness, the map function.
+
+A builder turns one row of data into one row of the model's inputs. It is a pure function of the row and of a
+generator, and the generator is a pure function of (seed, task, epoch, index of the row). So the result depends
+neither on the number of processes or workers nor on who builds which row, and no two workers can draw the same
+numbers for different rows: workers and ranks share out the indices.
+
+A builder is a function for `datasets.Dataset.map`, and any program may call it the same way:
+
+    dataset.map(KnowledgeMasking(tokenizer), batched=True, with_indices=True, remove_columns=dataset.column_names)
+
+Source: arXiv 2107.02137 (P10), section 3.2; arXiv 2112.12731 (PT), section 3.
+"""
+
+import abc
+import dataclasses
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+# Every task, and the branch of the model that it trains.
+TASK_BRANCHES = {
+    "knowledge_masked_lm": "nlu",
+    "document_lm": "nlg",
+    "sentence_reordering": "nlu",
+    "sentence_distance": "nlu",
+    "knowledge_text_prediction": "nlu",
+    "credible": "nlu",
+    "controllable_lm": "nlg",
+}
+IGNORED = -100  # label of what no loss is taken of
+
+
+def row_generator(seed: int, task: str, epoch: int, index: int) -> np.random.Generator:
+    """The random numbers of one row, independent of those of every other row, epoch and task.
+
+    Args:
+        seed: The user's seed, at least 0.
+        task: Any name.
+        epoch: How often the data were read before, at least 0.
+        index: The row's place in the data, at least 0.
+
+    Raises:
+        ValueError: a negative number.
+    """
+    for name, value in (("seed", seed), ("epoch", epoch), ("index", index)):
+        if value < 0:
+            raise ValueError(f"{name}={value} must be at least 0.")
+    return np.random.default_rng([seed, zlib.crc32(task.encode()), epoch, index])
+
+
+def shuffled(count: int, seed: int, task: str, epoch: int) -> np.ndarray:
+    """The order in which an epoch reads `count` rows: (count,) int64, every index once."""
+    return row_generator(seed, f"{task}, order", epoch, 0).permutation(count)
+
+
+def special_id(tokenizer: Any, attribute: str, token: str) -> int:
+    """The id of a special token: the tokenizer's attribute, else the token of that name in its vocabulary.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        attribute: As `"eos_token_id"`.
+        token: As `"[END]"`.
+
+    Raises:
+        ValueError: the tokenizer has neither.
+    """
+    found = getattr(tokenizer, attribute, None)
+    if found is None:
+        found = token_id(tokenizer, token)
+    if found is None:
+        raise ValueError(
+            f"The tokenizer ({type(tokenizer).__name__}) has no {attribute} and no token {token!r}. Give it one: "
+            f"tokenizer.add_special_tokens({{'{attribute.removesuffix('_id')}': '{token}'}}), or use Ernie3Tokenizer."
+        )
+    return found
+
+
+def token_id(tokenizer: Any, token: str) -> int | None:
+    """The id of a token as the vocabulary has it, or `None`: never that of the unknown token."""
+    found = tokenizer.convert_tokens_to_ids(token)
+    return None if found is None or (found == tokenizer.unk_token_id and token != tokenizer.unk_token) else found
+
+
+def checked_text(row: Mapping[str, Any], column: str) -> str:
+    """A text column of a row.
+
+    Args:
+        row: The row.
+        column: The column's name.
+
+    Raises:
+        ValueError: the column is missing, no string, or empty but for white space.
+    """
+    text = row.get(column)
+    if not isinstance(text, str):
+        raise ValueError(
+            f"column {column!r} holds {text!r}, not a string; the row has the columns {sorted(row)}."
+            if column in row
+            else f"there is no column {column!r}; the row has {sorted(row)}."
+        )
+    if not text.strip():
+        raise ValueError(f"column {column!r} is an empty text ({text!r}); leave such rows out.")
+    return text
+
+
+def checked_texts(row: Mapping[str, Any], column: str, least: int) -> list[str]:
+    """A column with a list of texts, none of them empty.
+
+    Args:
+        row: The row.
+        column: The column's name.
+        least: How many texts there must be.
+
+    Raises:
+        ValueError: the column is missing, no list of strings, too short, or holds an empty text.
+    """
+    texts = row.get(column)
+    if isinstance(texts, str) or not isinstance(texts, Sequence) or not all(isinstance(one, str) for one in texts):
+        raise ValueError(f"column {column!r} must be a list of strings, got {texts!r}; split_sentences() makes one.")
+    if len(texts) < least:
+        raise ValueError(f"column {column!r} has {len(texts)} sentences, at least {least} are needed; leave it out.")
+    empty = [place for place, text in enumerate(texts) if not text.strip()]
+    if empty:
+        raise ValueError(f"{column}[{empty[0]}] is an empty text; leave it out.")
+    return list(texts)
+
+
+def text_ids(tokenizer: Any, text: str) -> list[int]:
+    """The ids of a text alone, without special tokens around it."""
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def fitted(ids: list[int], room: int, truncation: bool, what: str) -> list[int]:
+    """The first `room` ids.
+
+    Args:
+        ids: Ids of a text.
+        room: How many may stay; at least 1 to be of use.
+        truncation: Whether more may be cut off at the end.
+        what: What the ids are, for the message.
+
+    Raises:
+        ValueError: there is no room at all, or there are more ids and `truncation` is off.
+    """
+    if room < 1:
+        raise ValueError(f"max_length leaves no room for {what}: {1 - room} tokens more are needed at least.")
+    if len(ids) > room and not truncation:
+        raise ValueError(
+            f"{what} has {len(ids)} tokens and max_length leaves room for {room}. Split it, raise max_length, or pass "
+            "truncation=True to cut its end off."
+        )
+    return ids[:room]
+
+
+@dataclasses.dataclass(frozen=True)
+class RowBuilder(abc.ABC):
+    """Builds the rows of one task: a map function for `datasets`, `batched=True, with_indices=True`.
+
+    Args:
+        tokenizer: A tokenizer of transformers. Rows are built from its ids alone; the vocabulary does not matter.
+        max_length: Tokens per row at most, special tokens included.
+        truncation: Whether longer texts are cut; otherwise they are refused.
+        seed: Decides all random choices, with the epoch and the row's index.
+        epoch: Another epoch makes other choices; `dataclasses.replace(builder, epoch=1)`.
+    """
+
+    tokenizer: Any
+    max_length: int = dataclasses.field(default=512, kw_only=True)
+    truncation: bool = dataclasses.field(default=False, kw_only=True)
+    seed: int = dataclasses.field(default=0, kw_only=True)
+    epoch: int = dataclasses.field(default=0, kw_only=True)
+
+    task: ClassVar[str]
+
+    @abc.abstractmethod
+    def build(self, row: Mapping[str, Any], generator: np.random.Generator, max_length: int) -> dict[str, Any]:
+        """One row of inputs, as lists and numbers, without padding.
+
+        Args:
+            row: One row of data.
+            generator: Makes the row's random choices.
+            max_length: Tokens the row may have.
+
+        Raises:
+            ValueError: the row does not serve the task.
+        """
+
+    def row(self, row: Mapping[str, Any], index: int, epoch: int, max_length: int) -> dict[str, Any]:
+        """Builds the row that stands at `index` of the data, with the random choices of `epoch`.
+
+        Args:
+            row: One row of data.
+            index: Its place in the data.
+            epoch: How often the data were read before.
+            max_length: Tokens the row may have.
+
+        Returns:
+            The row of inputs and the `task`.
+
+        Raises:
+            ValueError: the row does not serve the task; the message names the task and the index.
+        """
+        generator = row_generator(self.seed, self.task, epoch, index)
+        try:
+            built = self.build(row, generator, max_length)
+        except ValueError as error:
+            raise ValueError(f"{self.task}, row {index}: {error}") from error
+        return {"task": self.task, **built}
+
+    def __call__(self, rows: Mapping[str, list[Any]], indices: Sequence[int]) -> dict[str, list[Any]]:
+        """Builds a batch of rows.
+
+        Args:
+            rows: Columns of the data.
+            indices: Place of each row in the data.
+
+        Returns:
+            Columns of inputs, one row for each row.
+
+        Raises:
+            ValueError: a row does not serve the task.
+        """
+        built = [
+            self.row({name: column[place] for name, column in rows.items()}, index, self.epoch, self.max_length)
+            for place, index in enumerate(indices)
+        ]
+        return {name: [row[name] for row in built] for name in built[0]} if built else {}
+
+
+__all__ = [
+    "IGNORED",
+    "TASK_BRANCHES",
+    "RowBuilder",
+    "checked_text",
+    "checked_texts",
+    "fitted",
+    "row_generator",
+    "shuffled",
+    "special_id",
+    "text_ids",
+    "token_id",
+]

@@ -1,0 +1,36 @@
+"""The recipe in two processes (gloo on CPU): shared parameters, separate data and memories."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.ernie3_pretraining_ranks_run import STEPS
+
+
+@pytest.mark.slow
+def test_two_ranks_train_one_model_on_separate_rows(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("ernie3_pretraining_ranks_run.py")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])}
+    done = subprocess.run(
+        [*command, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    for name, tensor in first["state"].items():
+        assert torch.equal(tensor, second["state"][name]), name
+    tokens = [set(torch.cat(one["seen"]).tolist()) for one in (first, second)]
+    assert tokens[0]
+    assert tokens[1]
+    assert not tokens[0] & tokens[1], "no document is read by both"
+    assert [len(one["losses"]) for one in (first, second)] == [STEPS, STEPS]
+    for step, log in enumerate(first["logs"]):
+        for task, loss in first["losses"][step].items():
+            # The mean of two numbers in fp32: rounding in the seventh digit of losses near 5.
+            assert log[f"{task}_loss"] == pytest.approx((loss + second["losses"][step][task]) / 2, abs=1e-5)
+    for rank in (0, 1):
+        assert (tmp_path / "out" / f"checkpoint-{STEPS}" / f"ernie3_memories_{rank}.safetensors").is_file()

@@ -1,0 +1,232 @@
+"""The recipe with the host's Trainer: every task, memories from step to step, schedules, logs, resuming."""
+
+import copy
+import math
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from hf_glm_ernie.pretraining_ernie3 import Ernie3PretrainingTrainer
+from hf_glm_ernie.pretraining_ernie3_builders import TASK_BRANCHES
+from hf_glm_ernie.pretraining_ernie3_collator import Ernie3PretrainingCollator
+from hf_glm_ernie.pretraining_ernie3_documents import DocumentStreams
+from hf_glm_ernie.pretraining_ernie3_masking import KnowledgeMasking
+from hf_glm_ernie.pretraining_ernie3_mixture import Ernie3PretrainingMixture
+from hf_glm_ernie.pretraining_ernie3_schedule import ProgressiveSchedule
+from tests.ernie3_pretraining_tiny import PARAGRAPHS, documents, every_task, tiny_model
+from tests.ernie3_rows import small_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return small_tokenizer(tmp_path_factory.mktemp("vocabulary"))
+
+
+def arguments(folder, **options):
+    settings = {
+        "output_dir": str(folder),
+        "max_steps": 6,
+        "learning_rate": 1e-3,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "disable_tqdm": True,
+        "save_strategy": "no",
+    }
+    return TrainingArguments(**(settings | options))
+
+
+def mixture(tokenizer, **options):
+    settings = {"batch_size": 10, "length": 12, "ratios": {"document_lm": 4}}
+    return Ernie3PretrainingMixture(tokenizer, every_task(tokenizer), documents(), **(settings | options))
+
+
+def train(tokenizer, folder, stream=None, model=None, resume=None, trainer_options=None, **options):
+    trainer = Ernie3PretrainingTrainer(
+        model=model or tiny_model(tokenizer),
+        args=arguments(folder, **options),
+        train_dataset=stream or mixture(tokenizer),
+        **(trainer_options or {}),
+    )
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer
+
+
+def by_hand(model, batches, steps):
+    """The same training written as a loop; the memory of each row is kept as the model returned it, row by row."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
+    model.train()
+    memories, losses, visible = None, [], []
+    for batch, _ in zip(batches, range(steps), strict=False):
+        tasks = {task: dict(inputs) for task, inputs in batch["batches"].items()}
+        rows = tasks["document_lm"]
+        assert rows.pop("stream_ids").tolist() == [0, 1, 2, 3]
+        reset = rows.pop("memory_reset")
+        memories = None if memories is None else memories.reset(reset)
+        visible.append(0 if memories is None else int(memories.mask.sum()))
+        total = 0.0
+        found = {}
+        for task, inputs in tasks.items():
+            extra = {"memories": memories, "return_memories": True} if task == "document_lm" else {}
+            output = model(**inputs, **extra)
+            if task == "document_lm":
+                memories = output.memories
+            found[task] = output.loss.item()
+            total = total + output.loss
+        losses.append(found)
+        optimizer.zero_grad()
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    return losses, visible
+
+
+def test_training_is_the_loop_written_out(tokenizer, tmp_path):
+    model = tiny_model(tokenizer)
+    losses, visible = by_hand(copy.deepcopy(model), mixture(tokenizer), 6)
+    assert max(visible) > 12, "some steps go on with memories of several rows"
+    trainer = train(tokenizer, tmp_path, model=model)
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logs) == 6
+    for log, expected in zip(logs, losses, strict=True):
+        assert {name for name in log if name.endswith("_loss")} == {f"{task}_loss" for task in TASK_BRANCHES}
+        for task, loss in expected.items():
+            # The same operations; batches of memories are put together differently. Measured 0 to 1e-6.
+            assert log[f"{task}_loss"] == pytest.approx(loss, abs=1e-5)
+        # The host logs the total with the precision of its sum.
+        assert log["loss"] == pytest.approx(sum(expected.values()), abs=1e-4)
+
+
+def test_memories_matter_and_are_carried(tokenizer, tmp_path, monkeypatch):
+    """The same run without carrying differs in the document loss, from the step on that has a memory."""
+    carried = [log["document_lm_loss"] for log in train(tokenizer, tmp_path).state.log_history if "loss" in log]
+    monkeypatch.setattr("hf_glm_ernie.pretraining_ernie3_memories.MemoryBank.take", lambda self, ids, reset: None)
+    dropped = [log["document_lm_loss"] for log in train(tokenizer, tmp_path).state.log_history if "loss" in log]
+    assert carried[0] == dropped[0]
+    assert all(abs(a - b) > 1e-4 for a, b in zip(carried[1:4], dropped[1:4], strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_run_goes_on_exactly(tokenizer, tmp_path, workers):
+    options = {"dataloader_num_workers": workers, "save_strategy": "steps", "save_steps": 3}
+    whole = train(tokenizer, tmp_path / "whole", **options)
+    folder = tmp_path / "whole" / "checkpoint-3"
+    assert (folder / "ernie3_memories_0.safetensors").is_file()
+    resumed = train(tokenizer, tmp_path / "resumed", resume=str(folder), **options)
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, resumed.model.state_dict()[name]), name
+
+
+def test_without_the_file_memories_begin_anew_and_a_warning_says_so(tokenizer, tmp_path, caplog):
+    train(tokenizer, tmp_path, save_strategy="steps", save_steps=3, max_steps=3)
+    (tmp_path / "checkpoint-3" / "ernie3_memories_0.safetensors").unlink()
+    with caplog.at_level("WARNING"):
+        trainer = train(tokenizer, tmp_path, resume=True)
+    assert trainer.state.global_step == 6
+    assert "documents that were begun go on with empty memories" in caplog.text
+
+
+def test_the_progressive_schedule_is_applied(tokenizer, tmp_path):
+    schedule = ProgressiveSchedule(
+        4, (24, 48), (8, 16), (0.0, 1e-3), dropout=(0.0, 0.2), total_steps=8, length_multiple=4
+    )
+    stream = mixture(tokenizer, batch_size=None, length=None, schedule=schedule)
+    seen = []
+
+    class Watching(Ernie3PretrainingTrainer):
+        def compute_loss(self, model, inputs, **kwargs):
+            batches = inputs["batches"].values()
+            rows = sum(len(one["input_ids"]) for one in batches)
+            width = max(one["input_ids"].shape[1] for one in batches)
+            seen.append((width, rows, self._get_learning_rate(), model.config.hidden_dropout_prob))
+            assert model.config.branch_attention_probs_dropout_prob == model.config.hidden_dropout_prob
+            return super().compute_loss(model, inputs, **kwargs)
+
+    Watching(tiny_model(tokenizer), arguments(tmp_path), train_dataset=stream, schedule=schedule).train()
+    for step, (width, rows, rate, dropout) in enumerate(seen):
+        settings = schedule.at(step)
+        assert width <= settings.length
+        assert (rows, dropout) == (settings.batch_size, settings.dropout)
+        assert rate == pytest.approx(settings.learning_rate)
+    assert [one[1] for one in seen] == [8, 10, 12, 14, 16, 16]
+    assert seen[-1][0] > 24
+    with pytest.raises(ValueError, match="must be the schedule's peak"):
+        Watching(
+            tiny_model(tokenizer), arguments(tmp_path, learning_rate=0.1), schedule=schedule, train_dataset=stream
+        )
+
+
+def test_accumulated_batches_are_one_batch_of_means(tokenizer, tmp_path):
+    """Two equal batches in one step are worth one of them."""
+
+    def repeated(times):
+        class Repeated(Ernie3PretrainingMixture):
+            def batches(self, shard):
+                for batch in super().batches(shard):
+                    rows = batch["batches"]["document_lm"]
+                    rows["memory_reset"] = torch.ones_like(rows["memory_reset"])
+                    yield from [batch] * times
+
+        return Repeated(tokenizer, every_task(tokenizer), documents(), batch_size=7, length=12)
+
+    # Neither Adam nor clipping would notice a gradient of twice the size.
+    options = {"max_steps": 2, "optim": "sgd", "max_grad_norm": 0.0, "learning_rate": 0.1}
+    once = train(tokenizer, tmp_path, stream=repeated(1), **options)
+    twice = train(tokenizer, tmp_path, stream=repeated(2), gradient_accumulation_steps=2, **options)
+    before = tiny_model(tokenizer).state_dict()
+    assert any((tensor - before[name]).abs().max() > 0.01 for name, tensor in once.model.state_dict().items())
+    for name, tensor in once.model.state_dict().items():
+        # Halving and adding are exact. Measured 0.
+        torch.testing.assert_close(tensor, twice.model.state_dict()[name], rtol=0, atol=1e-7)
+
+
+def test_weights_and_their_errors(tokenizer, tmp_path):
+    weights = dict.fromkeys(TASK_BRANCHES, 0.0) | {"document_lm": 0.5}
+    trainer = train(tokenizer, tmp_path, max_steps=1, trainer_options={"task_weights": weights})
+    (log,) = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert log["loss"] == pytest.approx(0.5 * log["document_lm_loss"], abs=1e-4)
+    for bad in ({"documents": 1.0}, {"document_lm": -1.0}):
+        with pytest.raises(ValueError, match="weights are at least 0, the tasks are knowledge_masked_lm"):
+            Ernie3PretrainingTrainer(tiny_model(tokenizer), arguments(tmp_path), task_weights=bad)
+
+
+def test_evaluation_has_memories_of_its_own(tokenizer, tmp_path):
+    stream = mixture(tokenizer)
+    trainer = train(tokenizer, tmp_path, stream=stream, max_steps=2)
+    kept = len(trainer._memories["train"])
+    first = trainer.evaluate(mixture(tokenizer, num_batches=4, seed=5))
+    second = trainer.evaluate(mixture(tokenizer, num_batches=4, seed=5))
+    tasks = {f"eval_{task}_loss" for task in TASK_BRANCHES}
+    assert tasks <= set(first)
+    assert all(math.isfinite(first[name]) and first[name] == second[name] for name in tasks)
+    assert first["eval_loss"] == pytest.approx(sum(first[name] for name in tasks), abs=1e-4)
+    assert len(trainer._memories["train"]) == kept == 4
+    with pytest.raises(ValueError, match="give it num_batches"):
+        trainer.evaluate(stream)
+
+
+@pytest.mark.parametrize("as_dataset", [False, True])
+@pytest.mark.parametrize("kind", [Trainer, Ernie3PretrainingTrainer])
+def test_built_rows_train_with_either_trainer(tokenizer, tmp_path, kind, as_dataset):
+    masking = KnowledgeMasking(tokenizer)
+    rows = [masking.row({"text": "".join(one)}, at, 0, 64) for at, one in enumerate(PARAGRAPHS)]
+    if as_dataset:
+        datasets = pytest.importorskip("datasets", reason="needs the datasets library, whose columns the host removes")
+        rows = datasets.Dataset.from_list(rows)
+    options = {"remove_unused_columns": False} if kind is Trainer else {}
+    trainer = kind(
+        model=tiny_model(tokenizer),
+        args=arguments(tmp_path, max_steps=2, **options),
+        train_dataset=rows,
+        data_collator=Ernie3PretrainingCollator(tokenizer),
+    )
+    assert math.isfinite(trainer.train().training_loss)
+    assert trainer.state.global_step == 2
+
+
+def test_batches_of_another_form_are_refused(tokenizer, tmp_path):
+    stream = DocumentStreams(documents(), tokenizer, rows=2, length=8)
+    with pytest.raises(ValueError, match="A batch must be"):
+        train(tokenizer, tmp_path, stream=stream)
