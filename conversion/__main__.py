@@ -11,12 +11,20 @@ import torch
 
 from hf_glm_ernie.modeling_glm130b import Glm130bForCausalLM
 
-from . import ernie, glm130b
+from . import ernie, ernie3, glm130b
+from .ernie3_classes import expected_shapes_of_class
+from .ernie3_settings import LAYER_NORM_EPS as LAYER_NORM_EPS_10B
+from .ernie3_settings import Choices
 from .ernie_classes import expected_shapes_of_task
 from .ernie_names import TASK_NAMES
 from .ernie_settings import LAYER_NORM_EPS
 from .job import Job, run
 from .output_folder import refuse_existing
+from .publish import CHECKS, default_output, plan_publication, publish, read_parity
+from .publish_card import CardTexts
+from .publish_classes import license_of
+from .publish_hub import check_repo_name, push, require_token
+from .publish_source import PublishError, read_source
 from .state_map import ConversionError
 from .verify import expected_shapes, verify_file
 
@@ -47,6 +55,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     _add_glm130b(commands)
     _add_ernie(commands)
+    _add_ernie3(commands)
+    _add_publish(commands)
     return parser
 
 
@@ -91,6 +101,52 @@ def _add_ernie(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument("--reverse", action="store_true", help="write PaddleNLP's format from a converted folder")
     parser.set_defaults(run=partial(_run_ernie, parser))
+
+
+def _add_publish(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("publish", help="a Hub repository from a converted or saved folder")
+    parser.add_argument("folder", type=Path, help="what a converter or save_pretrained wrote")
+    parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="repository on the Hub")
+    parser.add_argument("--output", type=Path, help="folder to be made; must not exist (default: FOLDER_hub)")
+    parser.add_argument("--push", action="store_true", help="send it to the Hub; without this nothing is sent")
+    parser.add_argument("--private", action="store_true", help="with --push: make a new repository private")
+    parser.add_argument("--license", help="of the weights, as the Hub spells it (default: the released weights')")
+    parser.add_argument("--license-name", help="name of a licence the Hub does not list; needs --license-link")
+    parser.add_argument("--license-link", help="address of that licence")
+    parser.add_argument("--base-model", metavar="OWNER/NAME", help="repository these weights were made from")
+    parser.add_argument("--base-model-relation", choices=("quantized", "finetune", "adapter", "merge"))
+    parser.add_argument("--about", type=Path, metavar="FILE.md", help="text for the model card, below its title")
+    parser.add_argument("--parity", type=Path, metavar="FILE.json", help="measurements for the model card")
+    parser.add_argument("--check", choices=CHECKS, default="auto", help="auto: full where memory allows")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    parser.set_defaults(run=partial(_run_publish, parser))
+
+
+def _add_ernie3(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser("ernie3", help="ERNIE 3.0's unified model (10B) as a static graph's files, and back")
+    _add_common(
+        parser, source="folder of one file for each variable, or combined file (with --reverse: a converted folder)"
+    )
+    parser.add_argument(
+        "--vocab",
+        type=Path,
+        help="the model's vocab.txt, or the released encoders' (default: the one beside the weights, if there)",
+    )
+    parser.add_argument(
+        "--config", type=Path, help="JSON settings (default: ernie_config.json beside the weights, if there)"
+    )
+    parser.add_argument("--num-attention-heads", type=int, metavar="N", help="default: the settings', or of size 64")
+    parser.add_argument(
+        "--branch-num-attention-heads", type=int, metavar="N", help="default: the settings', or of size 64"
+    )
+    parser.add_argument(
+        "--layer-norm-eps",
+        type=float,
+        metavar="EPS",
+        help=f"of every LayerNorm (default: the settings', or {LAYER_NORM_EPS_10B:g})",
+    )
+    parser.add_argument("--reverse", action="store_true", help="write a static graph's files from a converted folder")
+    parser.set_defaults(run=partial(_run_ernie3, parser))
 
 
 def _add_common(parser: argparse.ArgumentParser, source: str) -> None:
@@ -153,6 +209,67 @@ def _run_ernie(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
             headers_only=options.dry_run,
         )
         job = ernie.plan_forward(options.source, choices, expected_shapes_of_task)
+    _run(job, options)
+
+
+def _run_publish(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.private and not options.push:
+        parser.error("--private goes with --push")
+    if bool(options.license_name) != bool(options.license_link) or (options.license and options.license_name):
+        parser.error("give --license, or --license-name and --license-link together")
+    options.output = options.output or default_output(options.folder)
+    check_repo_name(options.repo)
+    if options.push:
+        require_token()  # before an hour of hashing
+    plan = plan_publication(options.folder, options.repo, options.output, _card_texts(options), options.check)
+    print(plan.describe(), flush=True)
+    if options.dry_run:
+        print("dry run: nothing was written")
+        return
+    sha256 = publish(plan)
+    print(f"done: {options.output}")
+    if options.push:
+        print(f"pushed: {push(options.output, options.repo, options.private, sha256)}")
+
+
+def _card_texts(options: argparse.Namespace) -> CardTexts:
+    source = read_source(options.folder)
+    licence = license_of(source.row, source.config)
+    if options.license_name:
+        licence = ("other", options.license_name, options.license_link)
+    elif options.license:
+        licence = (options.license, None, None)
+    relation = options.base_model_relation
+    if relation and not options.base_model:
+        raise PublishError("--base-model-relation needs --base-model OWNER/NAME")
+    if options.base_model:
+        check_repo_name(options.base_model)
+        relation = relation or ("quantized" if source.quant_method else None)
+    about = options.about.read_text(encoding="utf-8") if options.about else ""
+    parity = read_parity(options.parity) if options.parity else ()
+    return CardTexts(licence, options.base_model, relation, about, parity)
+
+
+def _run_ernie3(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    choices = Choices(options.num_attention_heads, options.branch_num_attention_heads, options.layer_norm_eps)
+    if options.reverse and (options.vocab or options.config or choices != Choices()):
+        parser.error(
+            "--vocab, --config, --num-attention-heads, --branch-num-attention-heads and --layer-norm-eps are for the "
+            "conversion from static files"
+        )
+    refuse_existing(options.output)
+    dtype = None if options.dtype is None else getattr(torch, options.dtype)
+    if options.reverse:
+        job = ernie3.plan_reverse(options.source, dtype, expected_shapes_of_class)
+    else:
+        forward = ernie3.ForwardOptions(
+            settings=options.config,
+            vocab=options.vocab,
+            choices=choices,
+            dtype=dtype,
+            max_shard_bytes=options.max_shard_size,
+        )
+        job = ernie3.plan_forward(options.source, forward, expected_shapes_of_class)
     _run(job, options)
 
 

@@ -372,7 +372,7 @@ class LodFile:
             allowed = ", ".join(str(dtype).removeprefix("torch.") for dtype in LOD_CODES)
             raise WriteError(f"{tensor.name} is {tensor.spec.dtype}; Paddle's files hold one of {allowed}")
         self.name = path.as_posix()
-        self.tensors = (tensor,)
+        self.tensors: tuple[PlannedTensor, ...] = (tensor,)
         description = b"\x08" + _as_varint(LOD_CODES[tensor.spec.dtype])
         description += b"".join(b"\x10" + _as_varint(n) for n in tensor.spec.shape)
         self._header = struct.pack("<IQIi", 0, 0, 0, len(description)) + description

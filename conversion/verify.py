@@ -11,6 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from .job import Progress
 from .operations import ConversionError, Shape
+from .paddle_lod import LodFile, open_lod_file
 from .paddle_pickle import open_pdparams
 from .readers import LazyFile, open_safetensors_file, open_torch_file
 from .writer import BLOCK_BYTES, OutputFile
@@ -45,7 +46,7 @@ def verify_file(folder: Path, file: OutputFile, checksums: Mapping[str, int], pr
         VerifyError: something differs.
     """
     path = folder / file.name
-    written = _open(path)
+    written = _open(path, file)
     planned = {tensor.name: tensor.spec for tensor in file.tensors}
     found = {name: stored.spec for name, stored in written.tensors.items()}
     if planned != found:
@@ -60,7 +61,9 @@ def verify_file(folder: Path, file: OutputFile, checksums: Mapping[str, int], pr
     return digest
 
 
-def _open(path: Path) -> LazyFile:
+def _open(path: Path, file: OutputFile) -> LazyFile:
+    if isinstance(file, LodFile):  # named after its variable, without a suffix of its own
+        return open_lod_file(path, file.tensors[0].name)
     if path.suffix == ".safetensors":
         return open_safetensors_file(path)
     if path.suffix == ".pdparams":

@@ -1,26 +1,107 @@
 """GLM-130B and ERNIE 3.0 for Hugging Face transformers.
 
-Importing this package registers its classes with `AutoConfig`, `AutoModel`, `AutoModelForCausalLM` and
-`AutoTokenizer`, and does nothing else. Registering again is harmless.
+Importing this package registers its classes with the Auto classes and does nothing else. Registering again is
+harmless. What only training or evaluation needs is imported when it is first asked for: it brings the host's Trainer.
 """
 
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
+    AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+)
 
 from .classification_ernie_utc import utc
+from .configuration_ernie3 import Ernie3Config
 from .configuration_ernie_uie import ErnieUIEConfig
 from .configuration_ernie_utc import ErnieUTCConfig
 from .configuration_glm130b import Glm130bConfig
 from .embedding_ernie import sentence_embeddings
 from .extraction_ernie_uie import uie
 from .generation_glm130b import FilledText, fill_blanks
+from .memory_ernie3 import Ernie3Memories
+from .modeling_ernie3 import Ernie3Model, Ernie3ModelOutput, Ernie3PreTrainedModel
+from .modeling_ernie3_heads import (
+    Ernie3CausalLMOutput,
+    Ernie3ForCausalLM,
+    Ernie3ForMaskedLM,
+    Ernie3ForMultipleChoice,
+    Ernie3ForQuestionAnswering,
+    Ernie3ForSequenceClassification,
+    Ernie3ForTokenClassification,
+)
+from .modeling_ernie3_pretraining import Ernie3ForPreTraining, Ernie3ForPreTrainingOutput
 from .modeling_ernie_uie import ErnieForUIE, ErnieUIEOutput
 from .modeling_ernie_utc import ErnieForUTC, ErnieUTCOutput
 from .modeling_glm130b import Glm130bForCausalLM, Glm130bModel, Glm130bPreTrainedModel
 from .quantization_weight_only import WeightOnlyConfig
 from .tokenization_ernie import ErnieTokenizer
+from .tokenization_ernie3 import Ernie3Tokenizer
 from .tokenization_glm130b import Glm130bTokenizer
 
+if TYPE_CHECKING:
+    from .distillation_ernie3 import OnlineDistillation, add_auxiliary_layer, drop_auxiliary_layer
+    from .distillation_ernie3_trainer import Ernie3DistillationTrainer
+    from .learning_rates_ernie3 import layerwise_lr_groups
+    from .pretraining_ernie3 import Ernie3PretrainingTrainer
+    from .pretraining_ernie3_collator import Ernie3PretrainingCollator
+    from .pretraining_ernie3_control import ControllableLM
+    from .pretraining_ernie3_credible import AdversarialTexts, CredibleRows, ModelContinuations
+    from .pretraining_ernie3_documents import DocumentStreams, DocumentTokens
+    from .pretraining_ernie3_knowledge import DistantSupervision, KnowledgeTextPrediction, sentences_with
+    from .pretraining_ernie3_masking import KnowledgeMasking, Lexicon
+    from .pretraining_ernie3_memories import MemoryBank
+    from .pretraining_ernie3_mixture import Ernie3PretrainingMixture
+    from .pretraining_ernie3_schedule import ProgressiveSchedule
+    from .pretraining_ernie3_sentences import (
+        SentenceDistance,
+        SentenceReordering,
+        label_permutation,
+        permutation_classes,
+        permutation_label,
+    )
+    from .prompts_ernie3 import GENRES, SENTIMENTS, build_control_prompt
+    from .scoring_ernie3 import pair_scores, rerank, zero_shot
+    from .sentences_ernie3 import split_sentences
+
 __version__ = "0.1.0"
+
+# File -> what it gives when it is first asked for.
+_LATER = {
+    "distillation_ernie3": ["OnlineDistillation", "add_auxiliary_layer", "drop_auxiliary_layer"],
+    "distillation_ernie3_trainer": ["Ernie3DistillationTrainer"],
+    "learning_rates_ernie3": ["layerwise_lr_groups"],
+    "pretraining_ernie3": ["Ernie3PretrainingTrainer"],
+    "pretraining_ernie3_collator": ["Ernie3PretrainingCollator"],
+    "pretraining_ernie3_control": ["ControllableLM"],
+    "pretraining_ernie3_credible": ["AdversarialTexts", "CredibleRows", "ModelContinuations"],
+    "pretraining_ernie3_documents": ["DocumentStreams", "DocumentTokens"],
+    "pretraining_ernie3_knowledge": ["DistantSupervision", "KnowledgeTextPrediction", "sentences_with"],
+    "pretraining_ernie3_masking": ["KnowledgeMasking", "Lexicon"],
+    "pretraining_ernie3_memories": ["MemoryBank"],
+    "pretraining_ernie3_mixture": ["Ernie3PretrainingMixture"],
+    "pretraining_ernie3_schedule": ["ProgressiveSchedule"],
+    "pretraining_ernie3_sentences": [
+        "SentenceDistance",
+        "SentenceReordering",
+        "label_permutation",
+        "permutation_classes",
+        "permutation_label",
+    ],
+    "prompts_ernie3": ["GENRES", "SENTIMENTS", "build_control_prompt"],
+    "scoring_ernie3": ["pair_scores", "rerank", "zero_shot"],
+    "sentences_ernie3": ["split_sentences"],
+}
+_FILE_OF = {name: file for file in _LATER for name in _LATER[file]}
 
 AutoConfig.register(Glm130bConfig.model_type, Glm130bConfig, exist_ok=True)
 AutoModel.register(Glm130bConfig, Glm130bModel, exist_ok=True)
@@ -36,7 +117,60 @@ AutoModel.register(ErnieUTCConfig, ErnieForUTC, exist_ok=True)
 AutoTokenizer.register(ErnieUIEConfig, tokenizer_class=ErnieTokenizer, exist_ok=True)
 AutoTokenizer.register(ErnieUTCConfig, tokenizer_class=ErnieTokenizer, exist_ok=True)
 
+AutoConfig.register(Ernie3Config.model_type, Ernie3Config, exist_ok=True)
+AutoModel.register(Ernie3Config, Ernie3Model, exist_ok=True)
+AutoModelForPreTraining.register(Ernie3Config, Ernie3ForPreTraining, exist_ok=True)
+AutoModelForCausalLM.register(Ernie3Config, Ernie3ForCausalLM, exist_ok=True)
+AutoModelForMaskedLM.register(Ernie3Config, Ernie3ForMaskedLM, exist_ok=True)
+AutoModelForSequenceClassification.register(Ernie3Config, Ernie3ForSequenceClassification, exist_ok=True)
+AutoModelForTokenClassification.register(Ernie3Config, Ernie3ForTokenClassification, exist_ok=True)
+AutoModelForQuestionAnswering.register(Ernie3Config, Ernie3ForQuestionAnswering, exist_ok=True)
+AutoModelForMultipleChoice.register(Ernie3Config, Ernie3ForMultipleChoice, exist_ok=True)
+AutoTokenizer.register(Ernie3Config, tokenizer_class=Ernie3Tokenizer, exist_ok=True)
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for the first time."""
+    if name not in _FILE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_FILE_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Everything that can be asked for."""
+    return sorted({*globals(), *__all__})
+
+
 __all__ = [
+    "GENRES",
+    "SENTIMENTS",
+    "AdversarialTexts",
+    "ControllableLM",
+    "CredibleRows",
+    "DistantSupervision",
+    "DocumentStreams",
+    "DocumentTokens",
+    "Ernie3CausalLMOutput",
+    "Ernie3Config",
+    "Ernie3DistillationTrainer",
+    "Ernie3ForCausalLM",
+    "Ernie3ForMaskedLM",
+    "Ernie3ForMultipleChoice",
+    "Ernie3ForPreTraining",
+    "Ernie3ForPreTrainingOutput",
+    "Ernie3ForQuestionAnswering",
+    "Ernie3ForSequenceClassification",
+    "Ernie3ForTokenClassification",
+    "Ernie3Memories",
+    "Ernie3Model",
+    "Ernie3ModelOutput",
+    "Ernie3PreTrainedModel",
+    "Ernie3PretrainingCollator",
+    "Ernie3PretrainingMixture",
+    "Ernie3PretrainingTrainer",
+    "Ernie3Tokenizer",
     "ErnieForUIE",
     "ErnieForUTC",
     "ErnieTokenizer",
@@ -50,9 +184,30 @@ __all__ = [
     "Glm130bModel",
     "Glm130bPreTrainedModel",
     "Glm130bTokenizer",
+    "KnowledgeMasking",
+    "KnowledgeTextPrediction",
+    "Lexicon",
+    "MemoryBank",
+    "ModelContinuations",
+    "OnlineDistillation",
+    "ProgressiveSchedule",
+    "SentenceDistance",
+    "SentenceReordering",
     "WeightOnlyConfig",
+    "add_auxiliary_layer",
+    "build_control_prompt",
+    "drop_auxiliary_layer",
     "fill_blanks",
+    "label_permutation",
+    "layerwise_lr_groups",
+    "pair_scores",
+    "permutation_classes",
+    "permutation_label",
+    "rerank",
     "sentence_embeddings",
+    "sentences_with",
+    "split_sentences",
     "uie",
     "utc",
+    "zero_shot",
 ]

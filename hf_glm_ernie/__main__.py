@@ -1,6 +1,13 @@
-"""Command line of the package: `python -m hf_glm_ernie plan --model glm130b --bits 4 --devices 4x24GiB`."""
+"""Command line of the package.
+
+    python -m hf_glm_ernie plan --model glm130b --bits 4 --devices 4x24GiB
+    python -m hf_glm_ernie lm-eval --model glm130b --model_args pretrained=FOLDER --tasks NAME
+
+The second is lm-evaluation-harness's own command with this package's model class registered.
+"""
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
 
@@ -13,6 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command. Returns the exit status: 0 the model fits, 3 it does not, 1 refused (the reason is on
     stderr).
     """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["lm-eval"]:
+        return run_lm_eval(arguments[1:])
     options = build_parser().parse_args(arguments)
     try:
         planned = plan(
@@ -34,6 +44,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return FITS if planned.fits else DOES_NOT_FIT
 
 
+def run_lm_eval(arguments: list[str]) -> int:
+    """Hands the rest of the command line to lm-evaluation-harness."""
+    try:
+        command = importlib.import_module(".lm_eval_glm130b", __package__)
+    except ImportError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return REFUSED
+    sys.argv = ["lm-eval", *arguments]
+    command.main()
+    return 0
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     parser = argparse.ArgumentParser(prog="python -m hf_glm_ernie", description="GLM-130B and ERNIE 3.0.")
@@ -41,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     planner = commands.add_parser(
         "plan", help="where a model fits: bytes of weights, cache and activations per device, from the config alone"
     )
+    commands.add_parser("lm-eval", help="lm-evaluation-harness with the model class glm130b; all options are its own")
     model = planner.add_mutually_exclusive_group(required=True)
     model.add_argument("--model", help=f"{', '.join(PRESETS)}, or a folder with config.json")
     model.add_argument("--config", metavar="FILE", help="a config.json")

@@ -9,6 +9,7 @@ the PaddleNLP repository. Letters in shape comments: B batch, T tokens.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,10 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_ernie_uie import ErnieUIEConfig
 from .inputs_ernie import encoder_inputs
+from .quantization_weight_only import WeightOnlyQuantizer  # noqa: F401  # so that a Hub repository carries it
+
+# What a saved folder says about its code: every Auto class that opens it.
+HUB_CLASSES = {"AutoConfig": "configuration_ernie_uie.ErnieUIEConfig", "AutoModel": "modeling_ernie_uie.ErnieForUIE"}
 
 
 @dataclass
@@ -52,6 +57,7 @@ class ErnieForUIE(ErniePreTrainedModel):
 
     config: ErnieUIEConfig
     config_class = ErnieUIEConfig
+    _auto_class = "AutoModel"
     # The loss is a mean over tokens, so a trainer must average it over accumulation steps itself.
     accepts_loss_kwargs = False
 
@@ -61,6 +67,11 @@ class ErnieForUIE(ErniePreTrainedModel):
         self.linear_start = nn.Linear(config.hidden_size, 1)
         self.linear_end = nn.Linear(config.hidden_size, 1)
         self.post_init()
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As in the host. The folder carries its code, so it opens with `trust_remote_code=True` alone."""
+        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **HUB_CLASSES}
+        super().save_pretrained(*args, **kwargs)
 
     @can_return_tuple
     def forward(  # type: ignore[misc]  # the host types keyword arguments so, and mypy wants them total

@@ -11,6 +11,7 @@ Source: PaddleNLP 2.8.1, `paddlenlp/transformers/ernie/modeling.py` (`UTC`); the
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,9 +21,13 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_ernie_utc import ErnieUTCConfig
 from .inputs_ernie import encoder_inputs
+from .quantization_weight_only import WeightOnlyQuantizer  # noqa: F401  # so that a Hub repository carries it
 
 PREDICT_SIZE = 64  # width of query and key, the same in every released model
 ABSENT = -1e12  # logit of an option that is not there
+
+# What a saved folder says about its code: every Auto class that opens it.
+HUB_CLASSES = {"AutoConfig": "configuration_ernie_utc.ErnieUTCConfig", "AutoModel": "modeling_ernie_utc.ErnieForUTC"}
 
 
 @dataclass
@@ -69,6 +74,7 @@ class ErnieForUTC(ErniePreTrainedModel):
 
     config: ErnieUTCConfig
     config_class = ErnieUTCConfig
+    _auto_class = "AutoModel"
     # The loss is a mean over the batch, so a trainer must average it over accumulation steps itself.
     accepts_loss_kwargs = False
 
@@ -78,6 +84,11 @@ class ErnieForUTC(ErniePreTrainedModel):
         self.linear_q = nn.Linear(config.hidden_size, PREDICT_SIZE)
         self.linear_k = nn.Linear(config.hidden_size, PREDICT_SIZE)
         self.post_init()
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As in the host. The folder carries its code, so it opens with `trust_remote_code=True` alone."""
+        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **HUB_CLASSES}
+        super().save_pretrained(*args, **kwargs)
 
     @can_return_tuple
     def forward(  # type: ignore[misc]  # the host types keyword arguments so, and mypy wants them total

@@ -48,8 +48,16 @@ from .prefix_glm130b import (
     prefix_token_type_ids,
     row_states,
 )
+from .quantization_weight_only import WeightOnlyQuantizer  # noqa: F401  # so that a Hub repository carries it
 
 logger = logging.get_logger(__name__)
+
+# What a saved folder says about its code: every Auto class that opens it.
+HUB_CLASSES = {
+    "AutoConfig": "configuration_glm130b.Glm130bConfig",
+    "AutoModel": "modeling_glm130b.Glm130bModel",
+    "AutoModelForCausalLM": "modeling_glm130b.Glm130bForCausalLM",
+}
 
 # The attribute of a cache that holds the `row_states` of what it was filled with. Plain integers: exporters take a
 # tensor on a cache for one of the model's outputs.
@@ -273,6 +281,11 @@ class Glm130bPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": Glm130bDecoderLayer, "attentions": Glm130bAttention}
 
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As in the host. The folder carries its code, so it opens with `trust_remote_code=True` alone."""
+        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **HUB_CLASSES}
+        super().save_pretrained(*args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """DeepNorm [P, 2.1 and B.2]: Xavier normal for the layers' linears, biases 0; the embedding as the host
@@ -291,6 +304,8 @@ class Glm130bPreTrainedModel(PreTrainedModel):
 
 class Glm130bModel(Glm130bPreTrainedModel):
     """The decoder without the output projection."""
+
+    _auto_class = "AutoModel"
 
     def __init__(self, config: Glm130bConfig):
         super().__init__(config)
@@ -455,6 +470,7 @@ class Glm130bModel(Glm130bPreTrainedModel):
 class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
     """GLM-130B with its output projection, tied to the word embedding: loss, logits and `generate`."""
 
+    _auto_class = "AutoModelForCausalLM"
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
     _pp_plan = {"lm_head": (["hidden_states"], ["logits"])}  # type: ignore[dict-item]  # lists as in the host

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import pytest
 import transformers
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 
@@ -11,6 +12,33 @@ import hf_glm_ernie
 
 def test_public_names() -> None:
     assert set(hf_glm_ernie.__all__) == {
+        "GENRES",
+        "SENTIMENTS",
+        "AdversarialTexts",
+        "ControllableLM",
+        "CredibleRows",
+        "DistantSupervision",
+        "DocumentStreams",
+        "DocumentTokens",
+        "Ernie3CausalLMOutput",
+        "Ernie3Config",
+        "Ernie3DistillationTrainer",
+        "Ernie3ForCausalLM",
+        "Ernie3ForMaskedLM",
+        "Ernie3ForMultipleChoice",
+        "Ernie3ForPreTraining",
+        "Ernie3ForPreTrainingOutput",
+        "Ernie3ForQuestionAnswering",
+        "Ernie3ForSequenceClassification",
+        "Ernie3ForTokenClassification",
+        "Ernie3Memories",
+        "Ernie3Model",
+        "Ernie3ModelOutput",
+        "Ernie3PreTrainedModel",
+        "Ernie3PretrainingCollator",
+        "Ernie3PretrainingMixture",
+        "Ernie3PretrainingTrainer",
+        "Ernie3Tokenizer",
         "ErnieForUIE",
         "ErnieForUTC",
         "ErnieTokenizer",
@@ -24,11 +52,32 @@ def test_public_names() -> None:
         "Glm130bModel",
         "Glm130bPreTrainedModel",
         "Glm130bTokenizer",
+        "KnowledgeMasking",
+        "KnowledgeTextPrediction",
+        "Lexicon",
+        "MemoryBank",
+        "ModelContinuations",
+        "OnlineDistillation",
+        "ProgressiveSchedule",
+        "SentenceDistance",
+        "SentenceReordering",
         "WeightOnlyConfig",
+        "add_auxiliary_layer",
+        "build_control_prompt",
+        "drop_auxiliary_layer",
         "fill_blanks",
+        "label_permutation",
+        "layerwise_lr_groups",
+        "pair_scores",
+        "permutation_classes",
+        "permutation_label",
+        "rerank",
         "sentence_embeddings",
+        "sentences_with",
+        "split_sentences",
         "uie",
         "utc",
+        "zero_shot",
     }
     assert all(hasattr(hf_glm_ernie, name) for name in hf_glm_ernie.__all__)
 
@@ -48,6 +97,24 @@ def test_ernie_heads_are_registered_and_the_hosts_own_choices_stay() -> None:
         assert TOKENIZER_MAPPING[type(config)] is hf_glm_ernie.ErnieTokenizer
     assert transformers.AutoModel._model_mapping[transformers.ErnieConfig] is transformers.ErnieModel
     assert TOKENIZER_MAPPING[transformers.ErnieConfig].__name__.startswith("BertTokenizer")
+
+
+def test_the_unified_framework_is_registered_with_every_head() -> None:
+    config = transformers.AutoConfig.for_model("ernie3")
+    assert type(config) is hf_glm_ernie.Ernie3Config
+    assert transformers.AutoModel._model_mapping[type(config)] is hf_glm_ernie.Ernie3Model
+    for task in (
+        *("PreTraining", "CausalLM", "MaskedLM", "SequenceClassification", "TokenClassification"),
+        *("QuestionAnswering", "MultipleChoice"),
+    ):
+        auto = getattr(transformers, f"AutoModelFor{task}")
+        assert auto._model_mapping[type(config)] is getattr(hf_glm_ernie, f"Ernie3For{task}")
+    assert TOKENIZER_MAPPING[type(config)] is hf_glm_ernie.Ernie3Tokenizer
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="nothing"):
+        hf_glm_ernie.nothing  # noqa: B018
 
 
 def test_importing_twice_is_harmless_and_leaves_converters_out() -> None:

@@ -1,0 +1,236 @@
+"""A Hub on this machine: what huggingface_hub asks for when it makes, fills, lists and reads a model repository.
+
+Written from the client's requests (huggingface_hub 1.33 and 2.4). LFS by its "basic" transfer; Xet, which the real Hub
+prefers, is another protocol, so clients of this one set HF_HUB_DISABLE_XET=1.
+"""
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+TOKEN = "hf_stand_in"
+OWNER = "me"
+LFS_SUFFIXES = (".safetensors", ".model")
+
+
+@dataclass
+class Repository:
+    """Its files, and which of them are LFS."""
+
+    private: bool
+    files: dict[str, bytes] = field(default_factory=dict)
+    lfs: set[str] = field(default_factory=set)
+    commits: list[str] = field(default_factory=list)
+
+    @property
+    def revision(self) -> str:
+        """What a commit's hash looks like."""
+        return hashlib.sha1(f"{self.commits}".encode()).hexdigest()
+
+
+@dataclass
+class Hub:
+    """Every repository, the LFS objects, and the requests so far."""
+
+    repositories: dict[str, Repository] = field(default_factory=dict)
+    objects: dict[str, bytes] = field(default_factory=dict)
+    requests: list[str] = field(default_factory=list)
+    damaged: set[str] = field(default_factory=set)
+    url: str = ""
+
+
+@contextmanager
+def serve() -> Iterator[Hub]:
+    """A running stand-in."""
+    hub = Hub()
+
+    class Handler(_Handler):
+        shared = hub
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    hub.url = f"http://127.0.0.1:{server.server_port}"
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    shared: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def do_POST(self) -> None:
+        path, body = self._begin()
+        if path == "/api/validate-yaml":
+            self._json({"errors": [], "warnings": []})
+        elif self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self._json({"error": "Invalid username or password."}, 401)
+        elif path == "/api/repos/create":
+            self._create(json.loads(body))
+        elif match := re.fullmatch(r"/api/models/(.+)/preupload/main", path):
+            self._preupload(json.loads(body))
+        elif match := re.fullmatch(r"/(.+)\.git/info/lfs/objects/batch", path):
+            self._batch(json.loads(body))
+        elif match := re.fullmatch(r"/api/models/(.+)/commit/main", path):
+            self._commit(match[1], [json.loads(line) for line in body.splitlines() if line])
+        else:
+            self._json({"error": f"the stand-in knows no POST {path}"}, 404)
+
+    def do_PUT(self) -> None:
+        path, body = self._begin()
+        oid = path.removeprefix("/objects/")
+        assert hashlib.sha256(body).hexdigest() == oid
+        self.shared.objects[oid] = body
+        self._json({})
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path, _ = self._begin()
+        if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            self._file(match[1], match[3])
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/[^/]+(/.*)?", path):
+            self._tree(match[1], match[2])
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+?)(/revision/[^/]+)?", path):
+            self._info(match[1])
+        else:
+            self._json({"error": f"the stand-in knows no GET {path}"}, 404)
+
+    def _begin(self) -> tuple[str, bytes]:
+        path = unquote(urlsplit(self.path).path)
+        self.shared.requests.append(f"{self.command} {path}")
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            body = b""
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+            return path, body
+        return path, self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def _create(self, asked: dict[str, Any]) -> None:
+        name = f"{asked['organization']}/{asked['name']}"
+        if asked["organization"] != OWNER:
+            self._json({"error": f"You don't have the rights to create a model under {asked['organization']}"}, 403)
+            return
+        exists = name in self.shared.repositories
+        if not exists:
+            private = bool(asked.get("private")) or asked.get("visibility") == "private"
+            self.shared.repositories[name] = Repository(private)
+        self._json({"url": f"{self.shared.url}/{name}", "name": name, "id": name}, 409 if exists else 200)
+
+    def _preupload(self, asked: dict[str, Any]) -> None:
+        modes = {True: "lfs", False: "regular"}
+        files = [
+            {
+                "path": file["path"],
+                "uploadMode": modes[file["path"].endswith(LFS_SUFFIXES)],
+                "shouldIgnore": False,
+                "oid": None,
+            }
+            for file in asked["files"]
+        ]
+        self._json({"files": files})
+
+    def _batch(self, asked: dict[str, Any]) -> None:
+        objects = [
+            {
+                "oid": entry["oid"],
+                "size": entry["size"],
+                "actions": {"upload": {"href": f"{self.shared.url}/objects/{entry['oid']}"}},
+            }
+            for entry in asked["objects"]
+        ]
+        self._json({"transfer": "basic", "objects": objects})
+
+    def _commit(self, name: str, lines: list[dict[str, Any]]) -> None:
+        repository = self.shared.repositories[name]
+        for line in lines:
+            key, value = line["key"], line["value"]
+            if key == "header":
+                repository.commits.append(value["summary"])
+            elif key == "deletedFile":
+                del repository.files[value["path"]]
+            elif key == "file":
+                repository.files[value["path"]] = base64.b64decode(value["content"])
+            else:
+                assert key == "lfsFile"
+                content = self.shared.objects[value["oid"]]
+                repository.files[value["path"]] = content
+                repository.lfs.add(value["path"])
+        oid = repository.revision
+        self._json({"success": True, "commitOid": oid, "commitUrl": f"{self.shared.url}/{name}/commit/{oid}"})
+
+    def _found(self, name: str) -> Repository | None:
+        repository = self.shared.repositories.get(name)
+        allowed = repository is not None and (
+            not repository.private or self.headers.get("Authorization") == f"Bearer {TOKEN}"
+        )
+        if not allowed:
+            self._json({"error": "Repository not found"}, 401, {"X-Error-Code": "RepoNotFound"})
+        return repository if allowed else None
+
+    def _info(self, name: str) -> None:
+        repository = self._found(name)
+        if repository is not None:
+            siblings = [{"rfilename": path} for path in repository.files]
+            self._json({"id": name, "modelId": name, "sha": repository.revision, "siblings": siblings, "tags": []})
+
+    def _tree(self, name: str, inside: str | None) -> None:
+        repository = self._found(name)
+        if repository is None:
+            return
+        if inside:  # repositories of this project have no folders
+            self._json({"error": "no such folder"}, 404, {"X-Error-Code": "EntryNotFound"})
+            return
+        entries = []
+        for path, content in repository.files.items():
+            oid = hashlib.sha1(content).hexdigest()
+            entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": oid}
+            if path in repository.lfs:
+                sha256 = "0" * 64 if path in self.shared.damaged else hashlib.sha256(content).hexdigest()
+                entry["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 130}
+            entries.append(entry)
+        self._json(entries)
+
+    def _file(self, name: str, path: str) -> None:
+        repository = self._found(name)
+        if repository is None:
+            return
+        if path not in repository.files:
+            self._json({"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound"})
+            return
+        content = repository.files[path]
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", repository.revision)
+        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(content)
+
+    def _json(self, content: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        body = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        for key, value in (headers or {}).items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
