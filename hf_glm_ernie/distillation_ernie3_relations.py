@@ -1,0 +1,214 @@
+"""Attention relations: what is taught in distillation, and how far two models' relations are apart.
+
+The relation of a query with the keys is softmax(q K^T / sqrt(d)). Queries and keys are taken by forward hooks on the
+linears that make them, so the models need not know of it. Position terms of a relative attention are no part of it.
+
+Source: ERNIE 3.0 Titan, arXiv 2112.12731; MiniLM, arXiv 2002.10957; MiniLMv2, arXiv 2012.15828 (relation
+heads). Letters in shape comments: B batch, T tokens, W width of all heads together, A heads.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import PreTrainedModel
+
+# Where queries and keys stand in a layer: ERNIE 3.0, the host's encoders.
+QUERY_AND_KEY = (
+    ("self_attn.q_proj", "self_attn.k_proj"),
+    ("attention.self.query", "attention.self.key"),
+)
+
+
+@dataclass(frozen=True)
+class Relations:
+    """Queries and keys of one attention in one forward.
+
+    Attributes:
+        queries: (B, T, W) of any floating point dtype.
+        keys: (B, T, W).
+        heads: How many heads W holds.
+    """
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    heads: int
+
+    def detach(self) -> "Relations":
+        """The same without gradient."""
+        return Relations(self.queries.detach(), self.keys.detach(), self.heads)
+
+
+def relation_log_probabilities(
+    queries: torch.Tensor, keys: torch.Tensor, heads: int, attention_mask: torch.Tensor
+) -> torch.Tensor:
+    """Log-probabilities of the relations: log softmax(Q K^T / sqrt(W / A)) over the keys that are no padding.
+
+    Args:
+        queries: (B, T, W).
+        keys: (B, T, W).
+        heads: A, a divisor of W.
+        attention_mask: (B, T), 1 = token, 0 = padding.
+
+    Returns:
+        (B, A, T, T) fp32, query by key. What stands at padding has no meaning.
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        queries, keys = (x.float().unflatten(-1, (heads, -1)).transpose(1, 2) for x in (queries, keys))
+        scores = queries @ keys.transpose(-1, -2) / math.sqrt(queries.shape[-1])  # (B, A, T, T) fp32
+        padding = attention_mask[:, None, None, :] == 0
+        return scores.masked_fill(padding, torch.finfo(scores.dtype).min).log_softmax(-1)
+
+
+def relation_divergence(
+    teacher: Relations, student: Relations, attention_mask: torch.Tensor, heads: int
+) -> torch.Tensor:
+    """KL(teacher || student) of two models' relations on the same batch.
+
+    Args:
+        teacher: Queries and keys of the model that teaches; the gradient flows into whatever has one.
+        student: Those of the model that learns.
+        attention_mask: (B, T), 1 = token, 0 = padding; padding counts neither as query nor as key.
+        heads: Relation heads: both widths are cut into so many parts.
+
+    Returns:
+        A scalar, fp32: the mean over rows, relation heads and real queries.
+
+    Raises:
+        ValueError: a width that is no multiple of `heads`.
+    """
+    for name, relations in (("teacher", teacher), ("student", student)):
+        if relations.queries.shape[-1] % heads:
+            raise ValueError(
+                f"{heads} relation heads do not divide the {name}'s {relations.queries.shape[-1]} wide queries."
+            )
+    target = relation_log_probabilities(teacher.queries, teacher.keys, heads, attention_mask)
+    found = relation_log_probabilities(student.queries, student.keys, heads, attention_mask)
+    real = attention_mask != 0
+    terms = F.kl_div(found, target, reduction="none", log_target=True)
+    # Left out, not multiplied by 0: padding may hold anything, NaN as well.
+    terms = terms.masked_fill(~(real[:, None, :, None] & real[:, None, None, :]), 0.0)
+    return terms.sum() / (heads * real.sum()).clamp(min=1)
+
+
+def common_relation_heads(
+    teacher_heads: int, teacher_width: int, student_heads: int, student_width: int, wanted: int | None = None
+) -> int:
+    """How many relation heads two attentions are compared in.
+
+    Args:
+        teacher_heads: Heads of the model that teaches.
+        teacher_width: Width of all its heads together.
+        student_heads: Heads of the model that learns.
+        student_width: Width of all its heads together.
+        wanted: A number to be checked; `None` picks one: the teacher's heads where they divide both widths (equal
+            numbers of heads compare attention with attention), else the largest smaller number that does.
+
+    Returns:
+        The number of relation heads.
+
+    Raises:
+        ValueError: `wanted` does not divide both widths, or nothing but 1 does.
+    """
+    widths = f"{teacher_width} (teacher, {teacher_heads} heads) and {student_width} (student, {student_heads} heads)"
+    common = math.gcd(teacher_width, student_width)
+    if wanted is not None:
+        if wanted < 1 or common % wanted:
+            allowed = [n for n in range(1, common + 1) if common % n == 0]
+            raise ValueError(f"relation_heads={wanted} does not divide the widths {widths}; these do: {allowed}.")
+        return wanted
+    found = max(n for n in range(1, teacher_heads + 1) if common % n == 0)
+    if found == 1 < teacher_heads:
+        raise ValueError(
+            f"No number of relation heads above 1 divides the widths {widths}. Choose a student whose width shares a "
+            "divisor with the teacher's, or pass relation_heads=1."
+        )
+    return found
+
+
+def understanding_layers(model: PreTrainedModel) -> tuple[nn.ModuleList, int, int]:
+    """The layers whose last attention is taught, or teaches.
+
+    Args:
+        model: An ERNIE 3.0 model with the branch "nlu", or an encoder of the host library laid out as BERT's
+            (`encoder.layer`), with or without a head.
+
+    Returns:
+        The layers (an auxiliary one among them), how many the config counts, and the heads of each.
+
+    Raises:
+        ValueError: an ERNIE 3.0 model without the branch "nlu".
+        TypeError: a model of another layout.
+    """
+    backbone, config = model.base_model, model.config
+    branches = getattr(backbone, "branches", None)
+    if branches is not None:
+        if "nlu" not in branches:
+            raise ValueError(
+                f"{type(model).__name__} has the branches {sorted(branches)}, but relations are taken from the branch "
+                '"nlu". Use a model that has it, e.g. Ernie3ForPreTraining or Ernie3ForMaskedLM.'
+            )
+        return branches["nlu"].layers, config.branch_num_hidden_layers, config.branch_num_attention_heads
+    layers = getattr(getattr(backbone, "encoder", None), "layer", None)
+    if not isinstance(layers, nn.ModuleList):
+        raise TypeError(
+            f"{type(model).__name__} is neither an ERNIE 3.0 model nor an encoder laid out as BERT's (encoder.layer): "
+            "there is no attention to take relations from."
+        )
+    return layers, config.num_hidden_layers, config.num_attention_heads
+
+
+def last_query_and_key(model: PreTrainedModel) -> tuple[nn.Module, nn.Module, int]:
+    """The linears that make the last layer's queries and keys, and the number of heads.
+
+    Raises:
+        ValueError: an ERNIE 3.0 model without the branch "nlu".
+        TypeError: a model of another layout.
+    """
+    layers, _, heads = understanding_layers(model)
+    for query, key in QUERY_AND_KEY:
+        try:
+            return layers[-1].get_submodule(query), layers[-1].get_submodule(key), heads
+        except AttributeError:
+            continue
+    raise TypeError(
+        f"{type(layers[-1]).__name__} of {type(model).__name__} has no separate queries and keys under any of the "
+        f"names {QUERY_AND_KEY}."
+    )
+
+
+@contextmanager
+def recorded_relations(model: PreTrainedModel) -> Iterator[list[Relations]]:
+    """Collects the last layer's queries and keys, one entry for each forward of the branch inside the block."""
+    query, key, heads = last_query_and_key(model)
+    found: list[Relations] = []
+    queries: list[torch.Tensor] = []
+
+    def keep_queries(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        queries.append(output)
+
+    def keep_keys(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        found.append(Relations(queries.pop(), output, heads))
+
+    handles = [query.register_forward_hook(keep_queries), key.register_forward_hook(keep_keys)]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+__all__ = [
+    "Relations",
+    "common_relation_heads",
+    "last_query_and_key",
+    "recorded_relations",
+    "relation_divergence",
+    "relation_log_probabilities",
+    "understanding_layers",
+]
