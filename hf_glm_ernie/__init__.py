@@ -1,7 +1,8 @@
 """GLM-130B and ERNIE 3.0 for Hugging Face transformers.
 
-Importing this package registers its classes with the Auto classes and does nothing else. Registering again is
-harmless. What only training or evaluation needs is imported when it is first asked for: it brings the host's Trainer.
+Importing this package registers its classes with the Auto classes, and its model types with PEFT once that is imported,
+and does nothing else. Registering again is harmless. What only training or evaluation needs is imported when it is
+first asked for: it brings the host's Trainer.
 """
 
 import importlib
@@ -20,6 +21,7 @@ from transformers import (
     AutoTokenizer,
 )
 
+from .adapters_targets import register_default_targets
 from .classification_ernie_utc import utc
 from .configuration_ernie3 import Ernie3Config
 from .configuration_ernie_uie import ErnieUIEConfig
@@ -49,9 +51,15 @@ from .tokenization_ernie3 import Ernie3Tokenizer
 from .tokenization_glm130b import Glm130bTokenizer
 
 if TYPE_CHECKING:
+    from .adapters_methods import AdapterArguments, adapt
+    from .adapters_weight_only import load_adapter, merging_into_integers
+    from .answers_glm130b import generate_answers
     from .distillation_ernie3 import OnlineDistillation, add_auxiliary_layer, drop_auxiliary_layer
     from .distillation_ernie3_trainer import Ernie3DistillationTrainer
+    from .evaluation_glm130b import evaluate_task
     from .learning_rates_ernie3 import layerwise_lr_groups
+    from .objectives_glm130b import BlankInfilling, InstructionPairs, Packing, mix_instructions, published_arguments
+    from .objectives_glm130b_collator import Glm130bCollator
     from .pretraining_ernie3 import Ernie3PretrainingTrainer
     from .pretraining_ernie3_collator import Ernie3PretrainingCollator
     from .pretraining_ernie3_control import ControllableLM
@@ -70,16 +78,23 @@ if TYPE_CHECKING:
         permutation_label,
     )
     from .prompts_ernie3 import GENRES, SENTIMENTS, build_control_prompt
-    from .scoring_ernie3 import pair_scores, rerank, zero_shot
+    from .scoring_ernie3 import RankedText, ZeroShotAnswer, pair_scores, rerank, zero_shot
+    from .scoring_glm130b import cond_log_probs, lm_loss
     from .sentences_ernie3 import split_sentences
 
 __version__ = "0.1.0"
 
 # File -> what it gives when it is first asked for.
 _LATER = {
+    "adapters_methods": ["AdapterArguments", "adapt"],
+    "adapters_weight_only": ["load_adapter", "merging_into_integers"],
+    "answers_glm130b": ["generate_answers"],
     "distillation_ernie3": ["OnlineDistillation", "add_auxiliary_layer", "drop_auxiliary_layer"],
     "distillation_ernie3_trainer": ["Ernie3DistillationTrainer"],
+    "evaluation_glm130b": ["evaluate_task"],
     "learning_rates_ernie3": ["layerwise_lr_groups"],
+    "objectives_glm130b": ["BlankInfilling", "InstructionPairs", "Packing", "mix_instructions", "published_arguments"],
+    "objectives_glm130b_collator": ["Glm130bCollator"],
     "pretraining_ernie3": ["Ernie3PretrainingTrainer"],
     "pretraining_ernie3_collator": ["Ernie3PretrainingCollator"],
     "pretraining_ernie3_control": ["ControllableLM"],
@@ -98,7 +113,8 @@ _LATER = {
         "permutation_label",
     ],
     "prompts_ernie3": ["GENRES", "SENTIMENTS", "build_control_prompt"],
-    "scoring_ernie3": ["pair_scores", "rerank", "zero_shot"],
+    "scoring_ernie3": ["RankedText", "ZeroShotAnswer", "pair_scores", "rerank", "zero_shot"],
+    "scoring_glm130b": ["cond_log_probs", "lm_loss"],
     "sentences_ernie3": ["split_sentences"],
 }
 _FILE_OF = {name: file for file in _LATER for name in _LATER[file]}
@@ -146,7 +162,9 @@ def __dir__() -> list[str]:
 __all__ = [
     "GENRES",
     "SENTIMENTS",
+    "AdapterArguments",
     "AdversarialTexts",
+    "BlankInfilling",
     "ControllableLM",
     "CredibleRows",
     "DistantSupervision",
@@ -179,30 +197,45 @@ __all__ = [
     "ErnieUTCConfig",
     "ErnieUTCOutput",
     "FilledText",
+    "Glm130bCollator",
     "Glm130bConfig",
     "Glm130bForCausalLM",
     "Glm130bModel",
     "Glm130bPreTrainedModel",
     "Glm130bTokenizer",
+    "InstructionPairs",
     "KnowledgeMasking",
     "KnowledgeTextPrediction",
     "Lexicon",
     "MemoryBank",
     "ModelContinuations",
     "OnlineDistillation",
+    "Packing",
     "ProgressiveSchedule",
+    "RankedText",
     "SentenceDistance",
     "SentenceReordering",
     "WeightOnlyConfig",
+    "ZeroShotAnswer",
+    "adapt",
     "add_auxiliary_layer",
     "build_control_prompt",
+    "cond_log_probs",
     "drop_auxiliary_layer",
+    "evaluate_task",
     "fill_blanks",
+    "generate_answers",
     "label_permutation",
     "layerwise_lr_groups",
+    "lm_loss",
+    "load_adapter",
+    "merging_into_integers",
+    "mix_instructions",
     "pair_scores",
     "permutation_classes",
     "permutation_label",
+    "published_arguments",
+    "register_default_targets",
     "rerank",
     "sentence_embeddings",
     "sentences_with",

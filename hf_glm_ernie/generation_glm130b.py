@@ -31,6 +31,9 @@ from .prefix_glm130b import (
     prefix_token_type_ids,
 )
 
+# What `generate` carries from step to step beside the host's own.
+PROMPT_LAYOUT = ("prompt_token_type_ids", "prompt_position_ids", "answer_step")
+
 
 class Glm130bGenerationMixin(GenerationMixin):
     """The host's `generate`, taught where the context ends and which positions the answer takes."""
@@ -95,11 +98,15 @@ class Glm130bGenerationMixin(GenerationMixin):
         types, positions = kwargs.pop("token_type_ids", None), kwargs.pop("position_ids", None)
         if kwargs.get("prompt_token_type_ids") is not None:
             return  # this is the assistant of another model: its prompt's layout holds for what was accepted since
-        if ids is None:
-            if types is None and positions is None:
+        if ids is None and types is None and positions is None:
+            ids = self._ids_seen_in(kwargs.get("inputs_embeds"))
+            if ids is None:
                 return
-            if types is None or positions is None:
-                raise ValueError("With inputs_embeds pass both token_type_ids and position_ids, or neither (causal).")
+        if ids is None and (types is None or positions is None):
+            raise ValueError(
+                "With inputs_embeds pass both token_type_ids and position_ids, or neither: then <sop> and masks are "
+                "recognised by their embeddings."
+            )
         mask = kwargs.get("attention_mask")
         if ids is not None:
             mask = kwargs["attention_mask"] = self._infer_padding(ids) if mask is None else mask
@@ -121,6 +128,18 @@ class Glm130bGenerationMixin(GenerationMixin):
         kwargs["prompt_position_ids"] = positions
         # (B, 1): 1 = positions go on, 0 = they stay
         kwargs["answer_step"] = answer_positions_go_on(types, positions, mask).long()
+
+    def _ids_seen_in(self, inputs_embeds: torch.Tensor | None) -> torch.Tensor | None:
+        """The ids that lay out a prompt given as embeddings, or `None` where there is no `<sop>` in it."""
+        if inputs_embeds is None or self.config.sop_token_id is None:
+            return None
+        ids: torch.Tensor = self.get_decoder().marked_ids(inputs_embeds)  # type: ignore[attr-defined]  # host: self is a model
+        return ids if bool((ids == self.config.sop_token_id).any()) else None
+
+    def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
+        # PEFT's prompt tuning puts a function of its own in place of `prepare_inputs_for_generation`, and the host
+        # reads the names it may pass from that one's signature.
+        super()._validate_model_kwargs({k: v for k, v in model_kwargs.items() if k not in PROMPT_LAYOUT})  # type: ignore[misc]
 
     def _infer_padding(self, ids: torch.Tensor) -> torch.Tensor | None:
         """Takes pad ids for padding as the host does, ahead of it, so that positions and mask cannot disagree."""

@@ -119,14 +119,18 @@ class Glm130bRotaryEmbedding(nn.Module):
         self.config = config
         self.dtype = getattr(torch, config.rotary_dtype)
         # Kept as bit patterns: `model.to(torch.bfloat16)` rounds every floating-point buffer, and these values must
-        # not be.
+        # not be. In 32 bits, for data parallelism broadcasts buffers and its backends know no integers of 16.
         self.register_buffer("inv_freq_bits", self.compute_inv_freq_bits(), persistent=False)
 
     def compute_inv_freq_bits(self) -> torch.Tensor:
-        """Returns the (D / 2,) inverse frequencies, rounded to the table's dtype, as integers of the same width."""
+        """Returns the (D / 2,) inverse frequencies, rounded to the table's dtype, their bits as int32."""
         exponents = torch.arange(0, self.config.head_dim, 2, dtype=torch.float32) / self.config.head_dim
         inv_freq = (1.0 / (self.config.rope_theta**exponents)).to(self.dtype)
-        return inv_freq.view(torch.int16 if self.dtype == torch.float16 else torch.int32)
+        return inv_freq.view(self._same_width).to(torch.int32)
+
+    @property
+    def _same_width(self) -> torch.dtype:
+        return torch.int16 if self.dtype == torch.float16 else torch.int32
 
     @torch.no_grad()
     def forward(self, position_ids: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
@@ -139,7 +143,7 @@ class Glm130bRotaryEmbedding(nn.Module):
         Returns:
             cos and sin, (B, 1, L, D) in `dtype`.
         """
-        inv_freq = self.inv_freq_bits.view(self.dtype)
+        inv_freq = self.inv_freq_bits.to(self._same_width).view(self.dtype)
         angles = (
             position_ids[:, None, :, None].to(self.dtype) * inv_freq
         )  # (B, 1, L, D / 2), rounded to the table's dtype
@@ -338,7 +342,8 @@ class Glm130bModel(Glm130bPreTrainedModel):
             position_ids: (B, L) int64 in place of those that follow from the ids.
             token_type_ids: (B, L), 0 = context, 1 = after, in place of those that follow from the ids.
             past_key_values: Cache of the earlier tokens of the same rows.
-            inputs_embeds: (B, L, hidden) in place of `input_ids`; `<sop>` cannot be seen in it, so pass
+            inputs_embeds: (B, L, hidden) in place of `input_ids`. `<sop>` and masks are recognised where they are
+                the rows of the embedding, bit for bit, as behind the virtual tokens of prompt tuning; else pass
                 `token_type_ids` and `position_ids` too, or every row is causal.
             use_cache: Whether to return a cache; default from the config.
             **kwargs: Passed on to the layers and the attention implementation; `output_hidden_states` and
@@ -385,6 +390,22 @@ class Glm130bModel(Glm130bPreTrainedModel):
             embeds = torch.lerp(embeds.detach(), embeds, self.config.embedding_gradient_shrink)
         return embeds
 
+    def marked_ids(self, inputs_embeds: torch.Tensor) -> torch.Tensor:
+        """Finds the tokens that lay a row out by their embeddings.
+
+        Args:
+            inputs_embeds: (B, L, hidden).
+
+        Returns:
+            (B, L) int64: the ids of `<sop>`, `[MASK]` and `[sMASK]` where they stand, -1 elsewhere.
+        """
+        known = (self.config.sop_token_id, self.config.mask_token_id, self.config.smask_token_id)
+        ids = torch.tensor([index for index in known if index is not None], device=inputs_embeds.device)
+        marked = torch.full(inputs_embeds.shape[:2], -1, device=inputs_embeds.device)
+        for index, row in zip(ids, self.embed_tokens(ids).detach(), strict=True):
+            marked = torch.where((inputs_embeds.detach() == row.to(inputs_embeds.dtype)).all(-1), index, marked)
+        return marked
+
     def _types_and_positions(
         self,
         input_ids: torch.Tensor | None,
@@ -411,13 +432,15 @@ class Glm130bModel(Glm130bPreTrainedModel):
         else:
             positions = position_ids
         if input_ids is None:
-            if token_type_ids is None and attention_mask is padding:
+            if token_type_ids is not None or attention_mask is not padding:
+                return token_type_ids, positions
+            input_ids = self.marked_ids(inputs_embeds)
+            causal = not tracing and bool(prefix_token_type_ids(input_ids, self.config.sop_token_id).all())
+            if causal and not past_length:
                 logger.warning_once(
-                    "inputs_embeds without token_type_ids: <sop> cannot be seen in embeddings, so every row is read "
-                    "as causal. "
-                    "For a prefix pass token_type_ids (0 = context, 1 = <sop> and after) and position_ids."
+                    "inputs_embeds without token_type_ids and without the embedding of <sop>: every row is read as "
+                    "causal. For a prefix pass token_type_ids (0 = context, 1 = <sop> and after) and position_ids."
                 )
-            return token_type_ids, positions
         if rows is not None and continues and not explicit:
             states = torch.tensor(rows, device=input_ids.device)[:, None]
             return self._continue_rows(input_ids, states, token_type_ids, positions, position_ids is None)
@@ -428,7 +451,7 @@ class Glm130bModel(Glm130bPreTrainedModel):
             positions = blank_position_ids(
                 input_ids, token_type_ids, positions, self.config.mask_token_id, self.config.smask_token_id
             )
-        if past_key_values is not None and not tracing and bool(past_length == 0):
+        if past_key_values is not None and not tracing and not continues:
             starts_answer = (token_type_ids == 0).any(-1, keepdim=True)
             if self.config.sop_token_id is not None:
                 starts_answer = starts_answer | (input_ids == self.config.sop_token_id).any(-1, keepdim=True)

@@ -1,0 +1,218 @@
+"""Fine-tuning ERNIE encoders: classes and tags of a small separable task, UIE's extraction, adapters, resumed runs."""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, ErnieForSequenceClassification, Trainer
+
+from conversion.__main__ import main as conversion_main
+from hf_glm_ernie import ErnieForUIE, uie
+
+datasets = pytest.importorskip("datasets", reason="the training scripts need datasets")
+pytest.importorskip("peft", reason="adapters need peft (the extra `peft`)")
+
+from examples import finetune_ernie  # noqa: E402  # needs them
+from hf_glm_ernie.adapters_weight_only import load_adapter  # noqa: E402  # likewise
+
+from .finetuning import cache_in  # noqa: E402  # likewise
+
+SAMPLE = Path(__file__).parents[1] / "examples" / "sample-ernie"
+NEAR = ["法国", "北京", "大熊猫", "竹子", "月亮", "海洋", "冬天", "面包", "音乐", "火车"]
+OPENINGS = ["我觉得", "昨天听说", "老师说", "大家都知道", "书上写着"]
+GOOD, BAD = ["很好", "真美", "好极了", "很快乐"], ["很坏", "太差", "糟透了", "很难过"]
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("ernie")
+    for name in ("masked-lm", "uie"):
+        arguments = ["ernie", f"--source={SAMPLE / name}", f"--output={root / name}", "--dtype=float32"]
+        assert conversion_main(arguments) == 0
+    return {name: root / name for name in ("masked-lm", "uie")}
+
+
+def sentences(count: int, seed: int) -> list[dict[str, Any]]:
+    """Opinions; the label follows from the last words."""
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        good = rng.random() < 0.5
+        text = rng.choice(OPENINGS) + rng.choice(NEAR) + rng.choice(GOOD if good else BAD) + "。"
+        rows.append({"text": text, "label": "good" if good else "bad"})
+    return rows
+
+
+def write(file: Path, rows: list[dict[str, Any]]) -> Path:
+    file.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows), encoding="utf-8")
+    return file
+
+
+def finetune(task: str, model: Path, data: Path, output: Path, **options: Any) -> Trainer:
+    settings = {
+        "task": task,
+        "model": model,
+        "data": data,
+        "output_dir": output,
+        "per_device_train_batch_size": 16,
+        "logging_steps": 5,
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    words = [str(word) for name, value in (settings | options).items() for word in (f"--{name}", value)]
+    with cache_in(output / "cache"):
+        return finetune_ernie.main(words)
+
+
+def base_of(trainer: Trainer) -> dict[str, torch.Tensor]:
+    state = trainer.model.get_base_model().state_dict()
+    return {n.replace(".base_layer", ""): t for n, t in state.items() if "lora_" not in n and "classifier" not in n}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"method": "full", "learning_rate": 1e-3},
+        {"method": "lora", "learning_rate": 1e-2},
+        {"method": "qlora", "weights": "int4", "learning_rate": 1e-2},
+    ],
+    ids=lambda options: options["method"],
+)
+def test_a_separable_task_is_learnt(folders, tmp_path, options: dict[str, Any]) -> None:
+    train = write(tmp_path / "train.jsonl", sentences(320, seed=1))
+    test = write(tmp_path / "test.jsonl", sentences(200, seed=2))
+    arguments = {"eval_data": test, "max_steps": 60, "eval_strategy": "steps", "eval_steps": 60}
+    trainer = finetune("classification", folders["masked-lm"], train, tmp_path / "out", **arguments, **options)
+    accuracy = next(entry["eval_accuracy"] for entry in trainer.state.log_history if "eval_accuracy" in entry)
+    assert accuracy > 0.95  # 1.0 seen in all three
+    if options["method"] == "full":
+        model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
+    else:
+        names = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
+        arguments = finetune_ernie.AdapterArguments(**{k: v for k, v in options.items() if k != "learning_rate"})
+        config = arguments.quantization_config(torch.float32, ["pooler.dense", "classifier"])
+        base = AutoModelForSequenceClassification.from_pretrained(
+            folders["masked-lm"], quantization_config=config, **names
+        )
+        before = base_of(trainer)
+        untouched = {name: tensor for name, tensor in base.state_dict().items() if "classifier" not in name}
+        assert before.keys() == untouched.keys()
+        # The sample's pooler is stored, so everything but the new head comes from the folder.
+        assert all(torch.equal(before[name], tensor) for name, tensor in untouched.items())
+        model = load_adapter(base, tmp_path / "out")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    held_out = sentences(100, seed=3)
+    with torch.no_grad():
+        outputs = model.eval()(**tokenizer([row["text"] for row in held_out], padding=True, return_tensors="pt"))
+    names = [model.config.id2label[index] for index in outputs.logits.argmax(-1).tolist()]
+    assert sum(name == row["label"] for name, row in zip(names, held_out, strict=True)) > 95
+
+
+def test_tags_of_tokens_are_learnt(folders, tmp_path) -> None:
+    def rows(count: int, seed: int) -> list[dict[str, Any]]:
+        rng = random.Random(seed)
+        made = []
+        for _ in range(count):
+            opening, thing, end = rng.choice(OPENINGS), rng.choice(NEAR), rng.choice(GOOD + BAD)
+            tags = ["O"] * len(opening) + ["B"] + ["I"] * (len(thing) - 1) + ["O"] * len(end)
+            made.append({"tokens": list(opening + thing + end), "tags": tags})
+        return made
+
+    train, test = write(tmp_path / "train.jsonl", rows(200, 1)), write(tmp_path / "test.jsonl", rows(100, 2))
+    arguments = {"eval_data": test, "max_steps": 60, "eval_strategy": "steps", "eval_steps": 60}
+    trainer = finetune(
+        "tokens", folders["masked-lm"], train, tmp_path / "out", learning_rate=1e-3, method="full", **arguments
+    )
+    accuracy = next(entry["eval_accuracy"] for entry in trainer.state.log_history if "eval_accuracy" in entry)
+    assert accuracy > 0.95
+
+
+def answers_in(text: str, prompt: str, *found: str) -> dict[str, Any]:
+    spans = [{"text": f, "start": text.index(f), "end": text.index(f) + len(f)} for f in found]
+    return {"content": text, "prompt": prompt, "result_list": spans}
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_uie_learns_a_new_name(folders, tmp_path, method: str) -> None:
+    rng = random.Random(0)
+    texts = [(o + t + e, t) for o in OPENINGS for t in NEAR for e in rng.sample(GOOD + BAD, 2)]
+    rng.shuffle(texts)
+    train = write(tmp_path / "train.jsonl", [answers_in(text, "话题", thing) for text, thing in texts[:80]])
+    held_out = texts[80:]
+    rate = {"full": 1e-3, "lora": 1e-2}[method]
+    trainer = finetune("uie", folders["uie"], train, tmp_path / "out", learning_rate=rate, method=method, max_steps=60)
+    assert trainer.args.label_names == ["start_positions", "end_positions"]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    if method == "full":
+        model = ErnieForUIE.from_pretrained(tmp_path / "out")
+    else:
+        model = load_adapter(ErnieForUIE.from_pretrained(folders["uie"]), tmp_path / "out").merge_and_unload()
+    found = uie(model.eval(), tokenizer, ["话题"], [text for text, _ in held_out])
+    right = sum([a["text"] for a in f.get("话题", [])] == [t] for f, (_, t) in zip(found, held_out, strict=True))
+    assert right >= 0.9 * len(held_out)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(folders, tmp_path) -> None:
+    train = write(tmp_path / "train.jsonl", sentences(64, seed=1))
+    options = {"method": "lora", "save_strategy": "steps", "save_steps": 4, "max_steps": 8, "learning_rate": 1e-3}
+    whole = finetune("classification", folders["masked-lm"], train, tmp_path / "whole", **options)
+    resumed = tmp_path / "resumed"
+    resumed.mkdir()
+    (tmp_path / "whole" / "checkpoint-4").rename(resumed / "checkpoint-4")
+    again = finetune("classification", folders["masked-lm"], train, resumed, resume="true", **options)
+    first, second = whole.model.state_dict(), again.model.state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_two_texts_and_numbers_as_labels(folders, tmp_path) -> None:
+    rows = [{"text": "北京", "text_pair": "法国", "label": i % 3} for i in range(6)]
+    data = write(tmp_path / "pairs.jsonl", rows)
+    trainer = finetune("classification", folders["masked-lm"], data, tmp_path / "out", method="full", max_steps=1)
+    assert isinstance(trainer.model, ErnieForSequenceClassification)
+    assert trainer.model.config.id2label == {0: "0", 1: "1", 2: "2"}
+    first = trainer.train_dataset[0]
+    assert 1 in first["token_type_ids"]
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "words"),
+    [
+        ("classification", {"text": None, "label": "good"}, r"Row 1 of the data has no text in column 'text'"),
+        ("classification", {"text": "北京", "label": None}, r"Row 1 of the data has no label: found None"),
+        ("classification", {"content": "北京", "label": "good"}, r"has no column text; it has content, label"),
+        ("tokens", {"tokens": ["北"], "tags": ["O", "O"]}, r"Row 1 of the data has 1 tokens and 2 tags"),
+        (
+            "uie",
+            {"content": "北京很好", "prompt": "话题", "result_list": [{"start": 2, "end": 9, "text": "很好"}]},
+            r"Row 1 of the data has an answer at 2\.\.9, which is outside its content",
+        ),
+    ],
+)
+def test_rows_that_are_not_what_they_should_be(folders, tmp_path, task: str, row: dict[str, Any], words: str) -> None:
+    fine = {
+        "classification": {"text": "北京", "label": "good"},
+        "tokens": {"tokens": ["北"], "tags": ["O"]},
+        "uie": answers_in("北京很好", "话题", "北京"),
+    }[task]
+    data = write(tmp_path / "bad.jsonl", [row if "content" in row and task != "uie" else fine, row])
+    folder = folders["uie" if task == "uie" else "masked-lm"]
+    with pytest.raises(ValueError, match=words):
+        finetune(task, folder, data, tmp_path / "out", max_steps=1, method="full")
+
+
+def test_options_that_do_not_go_together(folders, tmp_path) -> None:
+    data = write(tmp_path / "train.jsonl", sentences(8, seed=1))
+    uie_data = write(tmp_path / "uie.jsonl", [answers_in("北京很好", "话题", "北京")])
+    for task, folder, file, options, words in (
+        ("classification", "masked-lm", data, {"method": "prefix"}, "ERNIE encoders have no place for"),
+        ("uie", "uie", uie_data, {"label_smoothing_factor": 0.1}, "no labels to smooth"),
+        ("regression", "masked-lm", data, {}, "task='regression' is not one of classification, tokens, uie"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            finetune(task, folders[folder], file, tmp_path / "out", max_steps=1, **options)
