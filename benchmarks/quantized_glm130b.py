@@ -1,12 +1,14 @@
 """Layers of GLM-130B's full width in INT4 or INT8: loading throughput, peak memory, decoding speed, in one run.
 
-    python benchmarks/quantized_glm130b.py --work EMPTY_FOLDER [--bits 4] [--layers 4] [--device cpu]
+    python benchmarks/quantized_glm130b.py --work EMPTY_FOLDER [--bits 4] [--layers 4] [--device cpu] [--repeats 3]
 
 Writes a checkpoint of random integers with the released dimensions (hidden 12288, inner 32768, 96 heads; one layer is
 0.9 GB in INT4) and a small vocabulary, then in a process of its own loads it with `from_pretrained` and decodes. The
-files are read once with the page cache warm and once evicted, up to the last page (the host itself only maps them);
-the read speed beside it is that of plainly reading the same files in the same state, in the same run. Decoding is held
-against the time the weights take at the bandwidth of a plain sum. `--layers 70 --device cuda` is the whole model.
+files are loaded with the page cache evicted and warm, up to the last page (the host itself only maps them), in turn
+with plainly reading the same files in the same state, several times. Reading, too, is done by a new process that has
+imported the same: a virtual machine may have given freed memory back meanwhile, and getting it again takes time.
+Decoding is held against the time the weights take at the bandwidth of a plain sum. `--layers 70 --device cuda` is the
+whole model.
 """
 
 import argparse
@@ -110,8 +112,17 @@ def read_speed(folder: Path) -> float:
     return total / (time.perf_counter() - started)
 
 
-def load_and_decode(folder: Path, device: str, threads: int, decode: bool) -> dict[str, Any]:
-    """Loads, and if asked decodes; in a process of its own."""
+def peak_memory() -> int:
+    """Largest resident bytes of this process so far; `getrusage` would count what the parent had when it forked."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def load_and_decode(folder: Path, device: str, threads: int, task: str) -> dict[str, Any]:
+    """Reads, loads, or loads and decodes; in a process of its own."""
     sys.path.insert(0, str(ROOT))
     from transformers import AutoModelForCausalLM
 
@@ -119,7 +130,9 @@ def load_and_decode(folder: Path, device: str, threads: int, decode: bool) -> di
     from hf_glm_ernie.quantization_weight_only import repack
 
     torch.set_num_threads(threads)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if task == "read":
+        return {"speed": read_speed(folder)}
+    before = peak_memory()
     started = time.perf_counter()
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, device_map=device).eval()
     for parameter in model.parameters():
@@ -127,10 +140,10 @@ def load_and_decode(folder: Path, device: str, threads: int, decode: bool) -> di
     seconds = time.perf_counter() - started
     result: dict[str, Any] = {
         "seconds": seconds,
-        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before,
+        "peak": peak_memory() - before,
         "weights": sum(p.numel() * p.element_size() for p in model.parameters()),
     }
-    if not decode:
+    if task == "load":
         return result
     repack(model)
     ids = torch.randint(4, 900, (1, PROMPT), device=model.device)
@@ -154,10 +167,10 @@ def load_and_decode(folder: Path, device: str, threads: int, decode: bool) -> di
     return result | {"step": statistics.median(times)}
 
 
-def child(folder: Path, options: argparse.Namespace, decode: bool) -> dict[str, Any]:
+def child(folder: Path, options: argparse.Namespace, task: str) -> dict[str, Any]:
     """`load_and_decode` in a new process."""
     command = [sys.executable, __file__, "--work", str(folder), "--device", options.device]
-    command += ["--threads", str(options.threads), "--child", "decode" if decode else "load"]
+    command += ["--threads", str(options.threads), "--child", task]
     finished = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
     return json.loads(finished.stdout.splitlines()[-1])
 
@@ -170,10 +183,11 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--child", choices=("load", "decode"), help=argparse.SUPPRESS)
+    parser.add_argument("--repeats", type=int, default=3, help="of reading and loading in turn, in each state")
+    parser.add_argument("--child", choices=("read", "load", "decode"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
-        print(json.dumps(load_and_decode(options.work, options.device, options.threads, options.child == "decode")))
+        print(json.dumps(load_and_decode(options.work, options.device, options.threads, options.child)))
         return
     sys.path.insert(0, str(ROOT))
     folder = options.work / f"int{options.bits}"
@@ -182,19 +196,24 @@ def main() -> None:
     largest = max(path.stat().st_size for path in folder.glob("*.safetensors"))
     print(f"{options.layers} layers in INT{options.bits}, {size:,} bytes, {options.threads} threads, {options.device}")
     for state in ("cold", "warm"):
-        if state == "cold":
-            evict(folder)
-        plain = read_speed(folder)
-        if state == "cold":
-            evict(folder)
-        loaded = child(folder, options, decode=False)
-        speed = size / loaded["seconds"]
-        print(
-            f"  {state}: loading {loaded['seconds']:.2f} s, {speed / 1e9:.2f} GB/s; plain reading {plain / 1e9:.2f} "
-            f"GB/s; ratio {speed / plain:.2f}; peak {loaded['peak'] / 1e9:.2f} GB above start, model + shard "
-            f"{(loaded['weights'] + largest) / 1e9:.2f} GB"
-        )
-    decoded = child(folder, options, decode=True)
+        ratios = []
+        for _ in range(options.repeats):
+            if state == "cold":
+                evict(folder)
+            plain = child(folder, options, "read")["speed"]
+            if state == "cold":
+                evict(folder)
+            loaded = child(folder, options, "load")
+            speed = size / loaded["seconds"]
+            ratios.append(speed / plain)
+            print(
+                f"  {state}: loading {loaded['seconds']:.2f} s, {speed / 1e9:.2f} GB/s; plain reading "
+                f"{plain / 1e9:.2f} GB/s; ratio {speed / plain:.2f}; peak {loaded['peak'] / 1e9:.2f} GB above start, "
+                f"model + shard {(loaded['weights'] + largest) / 1e9:.2f} GB",
+                flush=True,
+            )
+        print(f"  {state}: median ratio {statistics.median(ratios):.2f}")
+    decoded = child(folder, options, "decode")
     line = f"  decoding: {decoded['step'] * 1e3:.0f} ms a token for {options.layers} layers"
     if "bandwidth" in decoded:
         limit = decoded["weights"] / decoded["bandwidth"]

@@ -1,12 +1,14 @@
 """One quantized linear beside bf16, bitsandbytes, torchao and the memory's limit, in one run.
 
     python benchmarks/quantized_linear.py [--width 12288] [--threads 2] [--seconds 1.5] [--compiled]
+        [--rows 1 2 4 8] [--processor-time]
 
 Every layer multiplies the same bf16 activations; for each number of rows the layers take turns, so that a machine
-whose speed drifts slows all, and each figure is the median. The first call of every layer, in which some repack their
-weight, is left out. The limit is the bytes of the INT4 weight over the bandwidth with which a plain sum reads memory,
-measured in the same run. With `--compiled` ours is the C++ kernel, else what torch has. bitsandbytes' LLM.int8 also
-quantizes the activations. Libraries that are not installed are left out by name.
+whose speed drifts slows all. Each figure is the median, each ratio the median of the ratios turn by turn. The first
+call of every layer, in which some repack their weight, is left out. The limit is the bytes of the INT4 weight over the
+bandwidth with which a plain sum reads memory, measured in the same run. With `--compiled` ours is the C++ kernel, else
+what torch has. bitsandbytes' LLM.int8 also quantizes the activations. Libraries that are not installed are left out by
+name. Where other programs share the processor, `--threads 1 --processor-time` counts only the time that was ours.
 """
 
 import argparse
@@ -26,14 +28,14 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 512)
 Layer = Callable[[torch.Tensor], torch.Tensor]
 
 
-def bandwidth() -> float:
+def bandwidth(clock: Callable[[], float]) -> float:
     """Bytes a second with which a sum reads 512 MB, the best of ten."""
     data = torch.ones(2**27)
     best = float("inf")
     for _ in range(10):
-        started = time.perf_counter()
+        started = clock()
         data.sum()
-        best = min(best, time.perf_counter() - started)
+        best = min(best, clock() - started)
     return data.numel() * data.itemsize / best
 
 
@@ -100,8 +102,10 @@ def build(width: int, compiled: bool) -> dict[str, Layer]:
     return layers
 
 
-def measure(layers: dict[str, Layer], rows: int, width: int, seconds: float) -> dict[str, float]:
-    """Median milliseconds of each layer for activations of (rows, width)."""
+def measure(
+    layers: dict[str, Layer], rows: int, width: int, seconds: float, clock: Callable[[], float]
+) -> dict[str, list[float]]:
+    """Milliseconds of each layer for activations of (rows, width), turn by turn."""
     x = torch.randn(rows, width, dtype=torch.bfloat16)
     taken: dict[str, list[float]] = {name: [] for name in layers}
     for layer in layers.values():
@@ -109,10 +113,17 @@ def measure(layers: dict[str, Layer], rows: int, width: int, seconds: float) -> 
     until = time.perf_counter() + seconds * len(layers)
     while time.perf_counter() < until or min(map(len, taken.values())) < 3:
         for name, layer in layers.items():
-            started = time.perf_counter()
+            started = clock()
             layer(x)
-            taken[name].append((time.perf_counter() - started) * 1e3)
-    return {name: statistics.median(times) for name, times in taken.items()}
+            taken[name].append((clock() - started) * 1e3)
+    return taken
+
+
+def ratio(taken: dict[str, list[float]], first: str, second: str) -> str:
+    """Median of the ratios of two layers turn by turn, for the table."""
+    if second not in taken:
+        return f"{'-':>11}"
+    return f"{statistics.median(a / b for a, b in zip(taken[first], taken[second], strict=True)):11.2f}"
 
 
 def main() -> None:
@@ -122,13 +133,18 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=1.5, help="for each layer and number of rows")
     parser.add_argument("--compiled", action="store_true", help="with the optional C++ kernel, built first")
+    parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="rows of activations")
+    parser.add_argument("--processor-time", action="store_true", help="of this process, for one thread")
     options = parser.parse_args()
+    if options.processor_time and options.threads != 1:
+        parser.error("--processor-time adds up the threads: give --threads 1 with it")
+    clock = time.process_time if options.processor_time else time.perf_counter
     if options.compiled:
         build_cpu_kernel()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     width = options.width
-    limit = width * width / 2 / bandwidth() * 1e3
+    limit = width * width / 2 / bandwidth(clock) * 1e3
     print(f"{width} x {width}, {options.threads} threads, bf16 activations; milliseconds, medians")
     print(f"limit of INT4: {limit:.1f} ms ({width * width / 2 / limit / 1e6:.1f} GB/s read)")
     with torch.inference_mode():
@@ -136,14 +152,17 @@ def main() -> None:
         for name in ("INT4", "INT8"):
             layer = layers[name]
             assert isinstance(layer, WeightOnlyLinear)
-            kernels = {rows: layer.kernel_for(torch.empty(rows, width, dtype=torch.bfloat16)).name for rows in ROWS}
+            kernels = {
+                rows: layer.kernel_for(torch.empty(rows, width, dtype=torch.bfloat16)).name for rows in options.rows
+            }
             print(f"{name}: {', '.join(f'{rows}: {kernel}' for rows, kernel in kernels.items())}")
-        print(f"{'rows':>5}" + "".join(f"{name:>11}" for name in layers) + f"{'INT4/bf16':>11}{'INT8/bf16':>11}")
-        for rows in ROWS:
-            times = measure(layers, rows, width, options.seconds)
-            shown = "".join(f"{value:11.1f}" for value in times.values())
-            ratios = "".join(f"{times[name] / times['bf16']:11.2f}" for name in ("INT4", "INT8"))
-            print(f"{rows:5}{shown}{ratios}", flush=True)
+        pairs = (("INT4", "bf16"), ("INT4", "bnb NF4"), ("INT8", "bf16"))
+        heads = [*layers, *(f"{first}/{second.split()[-1]}" for first, second in pairs)]
+        print(f"{'rows':>5}" + "".join(f"{head:>11}" for head in heads))
+        for rows in options.rows:
+            taken = measure(layers, rows, width, options.seconds, clock)
+            shown = "".join(f"{statistics.median(times):11.2f}" for times in taken.values())
+            print(f"{rows:5}{shown}" + "".join(ratio(taken, *pair) for pair in pairs), flush=True)
 
 
 if __name__ == "__main__":

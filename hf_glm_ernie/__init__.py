@@ -1,6 +1,6 @@
 """GLM-130B and ERNIE 3.0 for Hugging Face transformers.
 
-Importing this package registers its classes with the Auto classes, and its model types with PEFT once that is imported,
+Importing this package registers its classes with the Auto classes, and its model types with PEFT once it is there,
 and does nothing else. Registering again is harmless. What only training or evaluation needs is imported when it is
 first asked for: it brings the host's Trainer.
 """
