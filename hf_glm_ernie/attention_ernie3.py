@@ -171,7 +171,7 @@ def remember(memory: torch.Tensor | None, states: torch.Tensor, columns: torch.T
     """
     states = states.detach()
     if memory is not None:
-        states = torch.cat((memory.detach().to(states.dtype), states), dim=1)
+        states = torch.cat((memory.detach().to(states), states), dim=1)
     return states.gather(1, columns[..., None].expand(-1, -1, states.shape[-1]))
 
 

@@ -179,7 +179,7 @@ class Ernie3Config(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.position_embedding_type == "relative":
             # the biases of the scores are vectors over all heads, which no style of the host splits
-            self.base_model_tp_plan = {}  # type: ignore[misc]  # the host reads it from the instance
+            self.base_model_tp_plan = None  # type: ignore[misc, assignment]  # the host reads it from the instance
         super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:

@@ -37,7 +37,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .attention_ernie3 import (
     add_types_to_keys,
@@ -46,7 +46,7 @@ from .attention_ernie3 import (
     relative_scores,
     remember,
 )
-from .configuration_ernie3 import HUB_CLASSES, Ernie3Config
+from .configuration_ernie3 import BRANCHES, HUB_CLASSES, Ernie3Config
 from .memory_ernie3 import Ernie3Memories, KeyColumns, check_memories, key_columns
 from .quantization_weight_only import WeightOnlyQuantizer  # noqa: F401  # so that a Hub repository carries it
 
@@ -280,11 +280,19 @@ class Ernie3Layer(GradientCheckpointingLayer):
         self.activation = ACT2FN[getattr(config, f"{prefix}hidden_act")]
         self.linear2 = nn.Linear(inner, width)
 
-    def forward(self, hidden_states: torch.Tensor, memory: torch.Tensor | None = None, **kwargs: Any) -> torch.Tensor:
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        relative_states: torch.Tensor | None = None,
+        type_states: torch.Tensor | None = None,
+        memory: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
         if memory is not None:
             memory = memory.to(hidden_states.dtype)
             memory = self.norm1(memory) if self.config.memory_pre_norm else memory
-        attention_output, _ = self.self_attn(self.norm1(hidden_states), memory=memory, **kwargs)
+        kwargs |= {"memory": memory, "relative_states": relative_states, "type_states": type_states}
+        attention_output, _ = self.self_attn(self.norm1(hidden_states), **kwargs)
         hidden_states = hidden_states + self._drop(attention_output)
         inner = self.activation(self.linear1(self.norm2(hidden_states)))
         return hidden_states + self._drop(self.linear2(inner))
@@ -307,6 +315,8 @@ class Ernie3Stack(nn.Module):
         hidden_states: torch.Tensor,
         memories: Sequence[torch.Tensor] | None,
         columns: torch.Tensor | None,
+        relative_states: torch.Tensor | None = None,
+        type_states: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Runs the layers.
@@ -315,6 +325,8 @@ class Ernie3Stack(nn.Module):
             hidden_states: (B, L, W).
             memories: One (B, M, W) for each layer, or `None`.
             columns: (B, K) int64 of the M + L columns, those to remember; `None`: nothing is remembered.
+            relative_states: (N, hidden), the distances' rows, or `None`.
+            type_states: (B, M + L, hidden), the types of the keys, or `None`.
             **kwargs: For every layer.
 
         Returns:
@@ -324,7 +336,8 @@ class Ernie3Stack(nn.Module):
         for i, layer in enumerate(self.layers):
             memory = None if memories is None else memories[i]
             before = hidden_states
-            hidden_states = layer(hidden_states, memory=memory, **kwargs)
+            # by position what has a gradient: the host's reentrant checkpointing follows no other arguments
+            hidden_states = layer(hidden_states, relative_states, type_states, memory=memory, **kwargs)
             if columns is not None:
                 states = hidden_states if self.remembers_output else before
                 kept.append(remember(memory, states, columns.to(states.device)))
@@ -346,13 +359,14 @@ class Ernie3PreTrainedModel(PreTrainedModel):
     base_model_prefix = "ernie3"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Ernie3Layer", "Ernie3Embeddings"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["past_key_values", "memories"]  # they stay with their layers
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_flash_attn = False  # takes no bias for relative positions, and drops the memory's mask of a static cache
     _supports_attention_backend = False  # serving engines bring causal masks of their own
     _can_compile_fullgraph = True
-    _can_record_outputs = {"hidden_states": Ernie3Layer, "attentions": Ernie3Attention}
+    _can_record_outputs: Any = {"hidden_states": OutputRecorder(Ernie3Layer), "attentions": Ernie3Attention}
+    _can_record_outputs["hidden_states"].num_hidden_layers_key = "num_generation_layers"  # from 5.23 on; both stacks
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As in the host. The folder carries the code of every class that opens it, for `trust_remote_code=True`."""
@@ -414,6 +428,9 @@ class Ernie3Model(Ernie3PreTrainedModel):
         self.branches = nn.ModuleDict({name: Ernie3Branch(config) for name in names})
         self.gradient_checkpointing = False
         self.post_init()
+        absent = tuple(f"branches.{name}." for name in BRANCHES if name not in names)
+        # the host warns of rules that no layer follows
+        self._tp_plan = {rule: style for rule, style in (self._tp_plan or {}).items() if not rule.startswith(absent)}
 
     def get_input_embeddings(self) -> nn.Module:
         """The word embedding."""

@@ -23,11 +23,12 @@ from accelerate.utils import convert_file_size_to_int
 from transformers import ErnieConfig, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.accelerate import infer_auto_device_map
 
+from .configuration_ernie3 import Ernie3Config
 from .configuration_ernie_uie import ErnieUIEConfig
 from .configuration_ernie_utc import ErnieUTCConfig
 from .configuration_glm130b import Glm130bConfig
 from .planner_report import describe
-from .planner_sizes import Job, Transients, model_on_meta, module_bytes, reserve_cache, trace
+from .planner_sizes import Job, Transients, cache_sizes, model_on_meta, module_bytes, reserve_cache, trace
 from .quantization_weight_only import WeightOnlyConfig
 
 # Of each device, for what no count shows: the CUDA context with its libraries (0.3 to 0.5 GiB), what the card itself
@@ -50,8 +51,12 @@ PRESETS: dict[str, PreTrainedConfig] = {
         num_attention_heads=16,
         intermediate_size=4096,
     ),
+    "ernie3-10b": Ernie3Config.ernie3_10b(),
+    "ernie3-titan": Ernie3Config.titan(),
 }
-CONFIG_CLASSES = {known.model_type: known for known in (Glm130bConfig, ErnieConfig, ErnieUIEConfig, ErnieUTCConfig)}
+CONFIG_CLASSES = {
+    known.model_type: known for known in (Glm130bConfig, ErnieConfig, ErnieUIEConfig, ErnieUTCConfig, Ernie3Config)
+}
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 SIZE = r"(\d+(?:\.\d+)?)\s*(GB|GiB|MB|MiB|KB|KiB)"
 
@@ -68,7 +73,7 @@ class DevicePlan:
         capacity: Its memory; `None` for the disk.
         reserve: Set aside of it, see `RESERVE`.
         weights: Parameters and buffers.
-        cache: Keys and values at full context.
+        cache: Keys and values at full context; in ERNIE 3.0 with a memory before it, and that memory.
         activations: The most that is alive at one time beside these, with a prompt as long as the context.
         staging: Room for the largest weight that is brought here from memory or disk while it is used.
         modules: What lies here, keys of the device map.
@@ -160,7 +165,8 @@ def plan(
 
     Args:
         config: A config; a folder with config.json, or the file; or one of `PRESETS`: `"glm130b"` (as released),
-            `"ernie-3.0-base-zh"`, `"ernie-3.0-xbase-zh"`.
+            `"ernie-3.0-base-zh"`, `"ernie-3.0-xbase-zh"`, `"ernie3-10b"`, `"ernie3-titan"` (these two as
+            `Ernie3ForCausalLM`; a config's `architectures` name another class).
         devices: The accelerators: `"4x24GiB"`, `"8x40GB,2x24GiB"` (GB = 10^9, GiB = 2^30 bytes), or a sequence of
             sizes. `None`: the model runs on the CPU.
         bits: 4 or 8 for weights quantized with `WeightOnlyConfig(bits=...)`, one scale a row; `None`: as the config
@@ -359,7 +365,7 @@ def _cut_plan(job: Job, capacities: Sequence[int], reserve: int) -> Plan:
     model = model_on_meta(job)
     weights = module_bytes(model)[0][""]
     transients = trace(job)
-    cache = transients.cache_per_layer * job.config.num_hidden_layers
+    cache = sum(cache_sizes(model, transients).values())
     devices = [
         DevicePlan(name, capacity, reserve, weights, cache, transients.activations, modules=("",))
         for name, capacity in enumerate(capacities)
@@ -381,9 +387,9 @@ class _Placing:
         self.transients: Transients = trace(job)
         self.model: PreTrainedModel = model_on_meta(job)
         self.sizes, self.leaves = module_bytes(self.model)
-        self.cached = [name for name, module in self.model.named_modules() if hasattr(module, "layer_idx")]
+        self.caches = cache_sizes(self.model, self.transients)
         self.unsplit = set(self.model._no_split_modules or ()) | _classes_with_tensors_beside_children(self.model)
-        reserve_cache(self.model, self.transients.cache_per_layer)
+        reserve_cache(self.model, self.caches)
         with_cache = module_bytes(self.model)[0]
         layers = [name for name, module in self.model.named_modules() if type(module).__name__ in self.unsplit]
         self.total = with_cache[""]
@@ -435,8 +441,9 @@ class _Placing:
         return infer_auto_device_map(self.model, max_memory=dict(rooms), no_split_module_classes=self.unsplit)
 
     def _cache(self, module: str) -> int:
-        inside = [name for name in self.cached if not module or name == module or name.startswith(f"{module}.")]
-        return len(inside) * self.transients.cache_per_layer
+        return sum(
+            size for name, size in self.caches.items() if not module or name == module or name.startswith(f"{module}.")
+        )
 
     def _tally(self, device_map: DeviceMap) -> Plan:
         """Counts what a placement puts where."""

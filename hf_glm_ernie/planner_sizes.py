@@ -24,6 +24,18 @@ from torch.utils._pytree import tree_leaves
 from transformers import ErnieModel, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.accelerate import compute_module_sizes
 
+from .configuration_ernie3 import Ernie3Config
+from .memory_ernie3 import Ernie3Memories
+from .modeling_ernie3 import Ernie3Model
+from .modeling_ernie3_heads import (
+    Ernie3ForCausalLM,
+    Ernie3ForMaskedLM,
+    Ernie3ForMultipleChoice,
+    Ernie3ForQuestionAnswering,
+    Ernie3ForSequenceClassification,
+    Ernie3ForTokenClassification,
+)
+from .modeling_ernie3_pretraining import Ernie3ForPreTraining
 from .modeling_ernie_uie import ErnieForUIE
 from .modeling_ernie_utc import ErnieForUTC
 from .modeling_glm130b import Glm130bForCausalLM, Glm130bModel
@@ -31,15 +43,29 @@ from .quantization_weight_only import WeightOnlyConfig, WeightOnlyQuantizer
 from .weight_only_kernels import RELEASED, multiply
 from .weight_only_linear import WeightOnlyLinear
 
-# The second layer meets what all layers of a whole model meet: the output of one before it, and its cache.
+# The second layer meets what all layers of a whole model meet: the output of one before it, and its cache. Of each
+# stack.
 TRACED_LAYERS = 2
+STACKS = ("num_hidden_layers", "branch_num_hidden_layers")
+HEADS = ("num_attention_heads", "branch_num_attention_heads")
 
 MODEL_CLASSES: dict[str, type[PreTrainedModel]] = {
     "glm130b": Glm130bForCausalLM,
     "ernie": ErnieModel,
     "ernie_uie": ErnieForUIE,
     "ernie_utc": ErnieForUTC,
+    "ernie3": Ernie3ForCausalLM,
 }
+OTHER_CLASSES: tuple[type[PreTrainedModel], ...] = (
+    Glm130bModel,
+    Ernie3Model,
+    Ernie3ForMaskedLM,
+    Ernie3ForMultipleChoice,
+    Ernie3ForPreTraining,
+    Ernie3ForQuestionAnswering,
+    Ernie3ForSequenceClassification,
+    Ernie3ForTokenClassification,
+)
 
 
 @dataclass(frozen=True)
@@ -67,11 +93,14 @@ class Transients:
 
     Args:
         activations: The most that is alive at one time, the cache left out.
-        cache_per_layer: Keys and values of one layer for all rows and tokens; 0 without a cache.
+        cache_per_layer: Keys and values of one layer for all rows and tokens; 0 without a cache. In ERNIE 3.0 those
+            of the memory's columns too, and the memory itself; of a layer of the universal stack.
+        branch_cache_per_layer: The same of a layer of the branch, where there is one.
     """
 
     activations: int
     cache_per_layer: int
+    branch_cache_per_layer: int = 0
 
 
 def model_on_meta(job: Job) -> PreTrainedModel:
@@ -96,7 +125,7 @@ def model_on_meta(job: Job) -> PreTrainedModel:
 
 def model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The class that `config.architectures` names, or the usual one of the model type."""
-    ours = {known.__name__: known for known in (*MODEL_CLASSES.values(), Glm130bModel)}
+    ours = {known.__name__: known for known in (*MODEL_CLASSES.values(), *OTHER_CLASSES)}
     name = (getattr(config, "architectures", None) or [""])[0]
     named = ours.get(name) or getattr(transformers, name or "-", None)
     return named or MODEL_CLASSES[config.model_type]
@@ -116,7 +145,9 @@ def trace(job: Job) -> Transients:
     `eager`; quantized weights as the kernel that all devices have multiplies them, in blocks of rows.
     """
     config = copy.deepcopy(job.config)
-    config.num_hidden_layers = min(TRACED_LAYERS, config.num_hidden_layers)
+    for stack in STACKS:
+        if hasattr(config, stack):
+            setattr(config, stack, min(TRACED_LAYERS, getattr(config, stack)))
     model = model_on_meta(replace(job, config=config))
     for module in model.modules():
         if isinstance(module, WeightOnlyLinear):
@@ -126,30 +157,46 @@ def trace(job: Job) -> Transients:
     if config._attn_implementation == "eager":
         kernels = nullcontext()
     with torch.device("meta"), torch.no_grad(), kernels, live:
-        outputs = model(**_inputs(model, job))
+        inputs = _inputs(model, replace(job, config=config))
+        memories = inputs.get("memories")
+        outputs = model(**inputs)
     cache = getattr(outputs, "past_key_values", None)
-    cached = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)] if cache is not None else []
+    cached = [[layer.keys, layer.values] for layer in cache.layers] if cache is not None else []
+    for tensors, state in zip(cached, () if memories is None else memories.states, strict=False):
+        tensors.append(state)
+    per_layer = [sum(tensor.nbytes for tensor in tensors) for tensors in cached]
     return Transients(
-        activations=live.peak(without=cached),
-        cache_per_layer=sum(tensor.nbytes for tensor in cached) // config.num_hidden_layers,
+        activations=live.peak(without=itertools.chain.from_iterable(cached)),
+        cache_per_layer=per_layer[0] if per_layer else 0,
+        branch_cache_per_layer=per_layer[-1] if per_layer and isinstance(config, Ernie3Config) else 0,
     )
 
 
-def reserve_cache(model: PreTrainedModel, cache_per_layer: int) -> None:
+def cache_sizes(model: PreTrainedModel, transients: Transients) -> dict[str, int]:
+    """Bytes of cache by the name of the attention that fills it; of two branches only the generating one does."""
+    sizes = {}
+    for name, module in model.named_modules():
+        if hasattr(module, "layer_idx") and ".nlu." not in name:
+            in_branch = ".branches." in f".{name}"
+            sizes[name] = transients.branch_cache_per_layer if in_branch else transients.cache_per_layer
+    return {name: size for name, size in sizes.items() if size}
+
+
+def reserve_cache(model: PreTrainedModel, sizes: dict[str, int]) -> None:
     """Lets every layer of a model on the meta device hold its part of the cache, so that whoever places modules by
-    their size places the cache with them.
+    their size places the cache with them. `sizes` as from [`cache_sizes`].
     """
-    if cache_per_layer:
-        for module in list(model.modules()):
-            if hasattr(module, "layer_idx"):
-                room = torch.empty(cache_per_layer, dtype=torch.uint8, device="meta")
-                module.register_buffer("planned_cache", room, persistent=False)
+    for name, size in sizes.items():
+        room = torch.empty(size, dtype=torch.uint8, device="meta")
+        model.get_submodule(name).register_buffer("planned_cache", room, persistent=False)
 
 
 def _inputs(model: PreTrainedModel, job: Job) -> dict[str, Any]:
     """The forward's arguments on the meta device. What a model would read off the values of ids is given."""
     shape = (job.batch, job.context)
     ones = torch.ones(shape, dtype=torch.long)
+    if isinstance(job.config, Ernie3Config):
+        return _ernie3_inputs(model, job, job.config)
     if job.config.model_type != "glm130b":
         mask = torch.ones(job.batch, 1, job.context, job.context, dtype=torch.bool)
         inputs: dict[str, Any] = {
@@ -169,6 +216,33 @@ def _inputs(model: PreTrainedModel, job: Job) -> dict[str, Any]:
     return inputs | ({"logits_to_keep": 1} if isinstance(model, Glm130bForCausalLM) else {})  # as `generate` does
 
 
+def _ernie3_inputs(model: PreTrainedModel, job: Job, config: Ernie3Config) -> dict[str, Any]:
+    """Where the model generates: a text that goes on from memories. Embeddings, for ids are looked at."""
+    if isinstance(model, Ernie3ForMultipleChoice):
+        embeddings = torch.empty(job.batch, 1, job.context, config.hidden_size, dtype=job.dtype)
+        return {"inputs_embeds": embeddings}
+    embeddings = torch.empty(job.batch, job.context, config.hidden_size, dtype=job.dtype)
+    base: Any = model.base_model
+    generates = "nlg" in base.branches
+    memory = config.memory_length if generates else 0
+    inputs: dict[str, Any] = {
+        "inputs_embeds": embeddings,
+        "attention_mask": torch.ones(job.batch, 1, job.context, memory + job.context, dtype=torch.bool),
+    }
+    if not generates:
+        return inputs
+    inputs |= {"branch": "nlg", "use_cache": True, "return_memories": False}
+    if memory:
+        widths = [config.hidden_size] * config.num_hidden_layers
+        widths += [config.branch_hidden_size] * config.branch_num_hidden_layers
+        inputs["memories"] = Ernie3Memories(
+            states=tuple(torch.empty(job.batch, memory, width, dtype=job.dtype) for width in widths),
+            mask=torch.ones(job.batch, memory, dtype=torch.bool),
+            tokens_seen=torch.ones(job.batch, dtype=torch.long),
+        )
+    return inputs | ({"logits_to_keep": 1} if isinstance(model, Ernie3ForCausalLM) else {})
+
+
 def _forward_in_blocks(module: WeightOnlyLinear, x: torch.Tensor) -> torch.Tensor:
     """What a `WeightOnlyLinear` does on an accelerator; on meta tensors it would choose another kernel by itself."""
     y = multiply(x.flatten(0, -2), module.weight, module.weight_scale, module.bits, RELEASED, "blocks")
@@ -182,6 +256,8 @@ class _FusedAttention(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is nn.functional.scaled_dot_product_attention:
             query, value = args[0], args[2]
+            if query.shape[-1] != value.shape[-1]:  # ERNIE 3.0's keys that know their type: no fused kernel takes them
+                return function(*args, **(kwargs or {}))
             return query.new_empty(*query.shape[:-1], value.shape[-1])
         return function(*args, **(kwargs or {}))
 
@@ -231,11 +307,12 @@ def _cut(model: PreTrainedModel, ranks: int) -> None:
             f"{type(model).__name__} has no tensor-parallel plan (base_model_tp_plan in its config). Leave "
             "tensor_parallel out: its layers can be spread over the devices one by one."
         )
-    heads = model.config.num_attention_heads
-    if heads % ranks:
+    heads = [getattr(model.config, name) for name in HEADS if hasattr(model.config, name)]
+    if any(number % ranks for number in heads):
+        fitting = [str(n) for n in range(2, 17) if not any(number % n for number in heads)]
         raise ValueError(
-            f"{heads} attention heads cannot be shared out evenly among {ranks} devices. Tensor parallelism takes a "
-            f"number of devices that divides the heads: {', '.join(str(n) for n in range(2, 17) if heads % n == 0)}."
+            f"{' and '.join(map(str, heads))} attention heads cannot be shared out evenly among {ranks} devices. "
+            f"Tensor parallelism takes a number of devices that divides the heads: {', '.join(fitting)}."
         )
     styles = [(re.compile(name.replace(".", r"\.").replace("*", r"\d+")), style) for name, style in plan.items()]
     for name, module in list(model.named_modules()):
@@ -267,6 +344,7 @@ __all__ = [
     "MODEL_CLASSES",
     "Job",
     "Transients",
+    "cache_sizes",
     "model_class",
     "model_on_meta",
     "module_bytes",

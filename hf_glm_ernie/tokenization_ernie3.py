@@ -49,6 +49,9 @@ SPECIAL_TOKENS = {
 OPTIONAL_TOKENS = ("gend_token", "soft_prompt_token")
 """Those that a vocabulary may lack; the tokenizer does not have the attribute then."""
 
+REPLACEABLE_TOKENS = ("bos_token", "eos_token")
+"""Those that may be None or a token that the vocabulary lacks, which gets a new id, as in the host."""
+
 # Where the tokens of the 10B's own stand behind the pieces; the others there are reserved.
 OWN_TOKENS = {"[END]": 0, "<S>": 1, "[gEND]": 4, "[soft]": 5, "[UNK]": 20}
 NUM_OWN_IDS = 21
@@ -103,9 +106,10 @@ class Ernie3Tokenizer(TokenizersBackend):
         **kwargs: Any,
     ) -> None:
         named = kwargs.pop("model_specific_special_tokens", None) or {}
+        absent = [name for name in REPLACEABLE_TOKENS if kwargs.get(name, "") is None]
         given = {name: kwargs.pop(name, None) or named.pop(name, None) for name in SPECIAL_TOKENS}
         kwargs["model_specific_special_tokens"] = named
-        special_tokens = {name: given[name] or token for name, token in SPECIAL_TOKENS.items()}
+        special_tokens = {name: given[name] or token for name, token in SPECIAL_TOKENS.items() if name not in absent}
         backend = kwargs.pop("tokenizer_object", None)
         if backend is not None:
             backend = copy.deepcopy(backend)
@@ -119,7 +123,12 @@ class Ernie3Tokenizer(TokenizersBackend):
             if given[name] is None and special_tokens[name] not in vocabulary:
                 del special_tokens[name]
         contents = {name: str(token) for name, token in special_tokens.items()}
-        _check_special_tokens(vocabulary, contents, str(tokenizer_file or vocab_file or "the vocabulary"))
+        own = {
+            name: token
+            for name, token in contents.items()
+            if name not in REPLACEABLE_TOKENS or token == SPECIAL_TOKENS[name]
+        }
+        _check_special_tokens(vocabulary, own, str(tokenizer_file or vocab_file or "the vocabulary"))
         mark = contents["sentence_token"] if sentence_marks else None
         closing = "".join(char for char in FINAL + CLOSING if backend.model.token_to_id(char) is not None)
         backend.normalizer = build_normalizer(do_lower_case, mark, closing)

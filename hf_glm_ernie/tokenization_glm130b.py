@@ -102,6 +102,7 @@ class Glm130bTokenizer(TokenizersBackend):
     `linebreak`, `whitespaces` and `add_dummy_prefix` act in this class; `tokenizer.json` keeps their defaults.
     """
 
+    _auto_class = "AutoTokenizer"  # a saved folder carries the code, for `trust_remote_code=True` elsewhere
     vocab_files_names = {"vocab_file": "ice_text.model", "tokenizer_file": "tokenizer.json"}
     model_input_names = ["input_ids", "attention_mask"]
     padding_side = "left"

@@ -56,6 +56,17 @@ def tokenizer(tmp_path: Path) -> Ernie3Tokenizer:
     return small(tmp_path)
 
 
+def test_begin_and_end_may_be_others(tokenizer: Ernie3Tokenizer, tmp_path: Path) -> None:
+    """A new token gets a new id, as in the host, and survives saving; None takes the attribute away."""
+    tokenizer.save_pretrained(tmp_path / "own")
+    other = Ernie3Tokenizer.from_pretrained(tmp_path / "own", eos_token="[STOP]", bos_token=None)
+    assert (other.eos_token, other.eos_token_id, other.bos_token) == ("[STOP]", len(tokenizer), None)
+    other.save_pretrained(tmp_path / "other")
+    again = Ernie3Tokenizer.from_pretrained(tmp_path / "other")
+    assert again.eos_token_id == other.eos_token_id
+    assert again("今天好。")["input_ids"] == tokenizer("今天好。")["input_ids"]
+
+
 def lines_of(tokenizer: Ernie3Tokenizer) -> list[str]:
     return tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
 

@@ -20,7 +20,13 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 OURS = Path(__file__).resolve().parent
 WORK = REPOSITORY / ".conformance"
-OUR_TESTS = ("modeling_glm130b.py", "tokenization_glm130b.py", "tokenization_ernie.py")
+OUR_TESTS = (
+    "modeling_glm130b.py",
+    "modeling_ernie3.py",
+    "tokenization_glm130b.py",
+    "tokenization_ernie.py",
+    "tokenization_ernie3.py",
+)
 
 # Path in the host's tree -> the text that stands in for it where it is absent.
 STAND_INS = {

@@ -13,21 +13,30 @@ import pytest
 # Why a test is skipped -> pattern of "test name: the host's reason".
 EXPLANATIONS = {
     "needs a GPU or another accelerator": r"requires (accelerator|multiple accelerators|MPS)",
-    "flash attention, which is refused for this model: it would drop the prefix mask": r"requires Flash Attention",
+    "flash attention, which is refused: it would drop the mask of GLM-130B's prefix or of ERNIE 3.0's memory": (
+        r"requires Flash Attention"
+    ),
     "needs a package this project does not use": (
         r"requires (deepspeed|the kernels library|optimum-quanto|ExecuTorch|ONNXScript)"
     ),
     "slow; runs with RUN_SLOW=1": r"test is slow",
     "one text model without parts": (
-        r"not (a )?composite|No subconfigs|test_sdpa_can_dispatch_composite_models: Glm130bModel does not support SDPA"
+        r"not (a )?composite|No subconfigs|"
+        r"test_sdpa_can_dispatch_composite_models: (Glm130b|Ernie3)Model does not support SDPA"
     ),
     "decoder only": r"No sequence-to-sequence language modeling head",
+    "heads of the understanding branch, and a model with labels of several kinds: neither is a decoder alone": (
+        r"No decoder-only language modeling head to check"
+    ),
     "no mixture of experts": r"does not support grouped_mm|no sparse experts|no `output_router_logits`",
     "full attention in every layer": r"does not support sliding window mask|declares no recurrent layer types",
-    "rotary positions by the released table, which is not scaled": (
+    "no rotary positions, or those of the released table, which is not scaled": (
         r"does not support RoPE scaling|does not have RoPE|no axial RoPE|does not have position embeddings"
     ),
     "no module is kept in fp32": r"has no _keep_in_fp32_modules",
+    "relative positions: their biases over all heads are split by no tensor-parallel style of the host": (
+        r"Model does not have a TP plan"
+    ),
     "no checkpoint names are rewritten on loading (conversion is a command of its own)": r"No conversion found",
     "rows packed by restarting positions, which repeat for another reason here": (
         r"does not support new attention mask API"
