@@ -98,9 +98,7 @@ ROWS = (
         models={auto: name for auto, name in ERNIE3_CLASSES.items() if auto != "AutoConfig"},
         native=False,
         tokenizer=None,
-        auto_classes={
-            name.rpartition(".")[2]: auto for auto, name in ERNIE3_CLASSES.items() if auto != "AutoConfig"
-        },
+        auto_classes={name.rpartition(".")[2]: auto for auto, name in ERNIE3_CLASSES.items() if auto != "AutoConfig"},
         pipelines={
             "Ernie3Model": "feature-extraction",
             "Ernie3ForPreTraining": "fill-mask",

@@ -3,9 +3,10 @@
     python examples/distil_ernie3.py --teacher demo-output/ernie3/model --output demo-output/ernie3-students
 
 One student is an ERNIE 3.0 model, the other an encoder of the host library, as Baidu's released students are. In the
-same pass in which the teacher goes on training, the attention relations of its last layer teach both. Then the
-auxiliary layer is dropped, and each student is trained on masked words. What is printed beside it is the same student,
-from the same first weights, trained on masked words alone: as many steps, on the same texts.
+same pass in which the teacher goes on training, the attention relations of its last layer teach both, beside their own
+loss on masked words. Then the auxiliary layer is dropped, and the students go on with masked words. What is printed
+beside it is the same student, from the same first weights, trained on masked words alone: as many steps, on the same
+texts.
 """
 
 import argparse
@@ -142,7 +143,7 @@ def distil(arguments: argparse.Namespace) -> dict[str, tuple[float, float]]:
     students = build_students(teacher.config)
     untaught = {name: copy.deepcopy(student) for name, student in students.items()}
     trainer = Ernie3DistillationTrainer(
-        OnlineDistillation(teacher, students),
+        OnlineDistillation(teacher, students, student_loss_weight=1.0),
         settings(arguments.output, arguments.distillation_steps, arguments.distillation_rate, arguments.seed),
         train_dataset=taught,
         data_collator=collate,
