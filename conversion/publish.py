@@ -373,7 +373,7 @@ def trial_inputs(source: Source) -> dict[str, Any]:
     ids = [1 + 17 * i % (config["vocab_size"] // 2) for i in range(TRIAL_TOKENS)]
     marks = [config.get(name) for name in ("mask_token_id", "sop_token_id") if source.row.model_type == "glm130b"]
     ids += [mark for mark in marks if mark is not None]
-    row: list[Any] = [[ids, ids[::-1]]] if source.architecture == "ErnieForMultipleChoice" else [ids]
+    row: list[Any] = [[ids, ids[::-1]]] if source.architecture.endswith("ForMultipleChoice") else [ids]
     return {"input_ids": row} | dict(source.row.extra_inputs)
 
 

@@ -28,6 +28,7 @@ from hf_glm_ernie import ErnieUIEConfig, ErnieUTCConfig
 from tests.hub_stand_in import TOKEN, Hub, serve
 from tests.publishing import CODE, make_source
 from tests.strangers import stranger
+from tests.tiny_ernie3 import tiny_model as tiny_ernie3
 from tests.tiny_models import tiny_model
 
 CARD_CODE = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
@@ -273,6 +274,8 @@ def tiny_of(architecture: str) -> PreTrainedModel:
     if architecture.startswith("Glm130b"):
         model = tiny_model()
         return model if architecture == "Glm130bForCausalLM" else model.model
+    if architecture.startswith("Ernie3"):
+        return tiny_ernie3(getattr(hf_glm_ernie, architecture))
     sizes = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = {"ErnieForUIE": ErnieUIEConfig, "ErnieForUTC": ErnieUTCConfig}.get(architecture, ErnieConfig)
     made = getattr(hf_glm_ernie if config is not ErnieConfig else transformers, architecture)

@@ -15,6 +15,8 @@ from tests.hub_stand_in import TOKEN, Hub, serve
 from tests.publishing import CODE, make_source
 from tests.strangers import PREAMBLE, run_python
 
+pytestmark = pytest.mark.slow  # three checks of repositories in processes of their own
+
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "publish.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE, flags=re.DOTALL)
