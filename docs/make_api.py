@@ -139,7 +139,7 @@ def find(file: str, name: str) -> Definition:
         elif isinstance(node, ast.Assign | ast.AnnAssign) and _target(node) == name:
             behind = body[i + 1] if i + 1 < len(body) else None
             is_text = isinstance(behind, ast.Expr) and isinstance(behind.value, ast.Constant)
-            note = behind.value.value if is_text else _comment_before(file, node.lineno)  # type: ignore[union-attr]
+            note = behind.value.value if is_text else _comment_before(file, node.lineno)  # type: ignore[union-attr]  # is_text says so
             found = Definition(file, node, str(note))
         elif isinstance(node, ast.ImportFrom) and node.level == 1 and found is None:
             for alias in node.names:

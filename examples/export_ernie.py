@@ -67,7 +67,7 @@ class NamedOutputs(nn.Module):
 class NamedUtcOutputs(NamedOutputs):
     """The same for UTC, which takes more."""
 
-    def forward(  # type: ignore[override]
+    def forward(  # type: ignore[override]  # names its inputs, as exporters need
         self,
         input_ids: torch.Tensor,
         token_type_ids: torch.Tensor,

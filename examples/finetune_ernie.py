@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from loss_plot import plot_losses
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -276,25 +277,6 @@ def accuracy(prediction: Any) -> dict[str, float]:
     labels = prediction.label_ids
     right = np.argmax(prediction.predictions, axis=-1) == labels
     return {"accuracy": float(right[labels != IGNORED].mean())}
-
-
-def plot_losses(history: list[dict[str, float]], path: Path) -> None:
-    """Draws the losses that a trainer logged, where matplotlib is installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print(f"No {path.name}: pip install matplotlib. The numbers are in trainer_state.json.")
-        return
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    for name, label in (("loss", "training"), ("eval_loss", "evaluation")):
-        points = [(entry["step"], entry[name]) for entry in history if name in entry]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 3 else "")
-    axes.set(xlabel="step", ylabel="loss")
-    if axes.lines:
-        axes.legend()
-    figure.savefig(path)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from loss_plot import plot_losses
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -94,7 +95,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
-        plot_losses(trainer.state.log_history, Path(training.output_dir) / "loss.png")
+        plot_losses(trainer.state.log_history, Path(training.output_dir) / "loss.png", "loss, nats per scored token")
     return trainer
 
 
@@ -135,25 +136,6 @@ def rows_of(file: str, data: DataArguments, tokenizer: Any, seed: int) -> Any:
 def smoothing_of(training: TrainingArguments) -> Any:
     """The loss for `--label_smoothing_factor`; the `Trainer`'s own would compare with the wrong tokens."""
     return shifted_label_smoothing(training.label_smoothing_factor) if training.label_smoothing_factor else None
-
-
-def plot_losses(history: list[dict[str, float]], path: Path) -> None:
-    """Draws the losses that a trainer logged, where matplotlib is installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print(f"No {path.name}: pip install matplotlib. The numbers are in trainer_state.json.")
-        return
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.subplots()
-    for name, label in (("loss", "training"), ("eval_loss", "evaluation")):
-        points = [(entry["step"], entry[name]) for entry in history if name in entry]
-        if points:
-            axes.plot(*zip(*points, strict=True), label=label, marker="." if len(points) < 3 else "")
-    axes.set(xlabel="step", ylabel="loss, nats per scored token")
-    if axes.lines:
-        axes.legend()
-    figure.savefig(path)
 
 
 if __name__ == "__main__":

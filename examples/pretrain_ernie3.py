@@ -1,4 +1,4 @@
-"""Pre-trains a tiny ERNIE 3.0 Titan with every task of the papers, in two minutes on a CPU, then uses it.
+"""Pre-trains a tiny ERNIE 3.0 Titan with every task of the papers, in two minutes on two cores, then uses it.
 
     python examples/pretrain_ernie3.py --output demo-output/ernie3
 
@@ -7,7 +7,7 @@ pre-training tasks in one forward, and memories that go from segment to segment.
 (`ernie3_texts.py`): made-up stories in Chinese and English, and a small knowledge graph.
 
 What is printed at the end is about texts that training never saw: stories of people, places and things in other
-combinations, and triples whose facts were kept back. `distil_ernie3.py` goes on from here.
+combinations, and known facts in sentences that were kept back. `distil_ernie3.py` goes on from here.
 """
 
 import argparse

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loss_plot import plot_losses
 from transformers import AutoTokenizer, HfArgumentParser, Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -96,7 +97,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
-        plot_losses(trainer.state.log_history, Path(training.output_dir) / "loss.png")
+        plot_losses(trainer.state.log_history, Path(training.output_dir) / "loss.png", "loss, nats per scored token")
     return trainer
 
 
@@ -157,22 +158,6 @@ def make_rows(tokenizer: Any, options: PretrainingArguments, seed: int) -> Any:
         pairs = apply(InstructionPairs(tokenizer, max_length=options.context), read(options.instructions))
         rows = mix_instructions(rows, pairs, options.instruction_share, seed)
     return rows.map(Packing(options.context), batched=True, num_proc=options.workers)
-
-
-def plot_losses(history: list[dict[str, float]], path: Path) -> None:
-    """Draws the losses that a trainer logged, where matplotlib is installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print(f"No {path.name}: pip install matplotlib. The numbers are in trainer_state.json.")
-        return
-    points = [(entry["step"], entry["loss"]) for entry in history if "loss" in entry]
-    if points:
-        figure = Figure(figsize=(6, 4), layout="constrained")
-        axes = figure.subplots()
-        axes.plot(*zip(*points, strict=True), marker="." if len(points) < 3 else "")
-        axes.set(xlabel="step", ylabel="loss, nats per scored token")
-        figure.savefig(path)
 
 
 if __name__ == "__main__":

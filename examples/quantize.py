@@ -124,7 +124,7 @@ def refuse_what_the_fused_kernel_cannot(model: PreTrainedModel) -> None:
     """Stops where bitsandbytes would fail in the first forward: its 4-bit CPU kernel takes certain widths only."""
     for name, module in model.named_modules():
         fused = getattr(module, "support_avx512bf16_for_cpu", False) and module.weight.device.type == "cpu"
-        if fused and (module.in_features % 64 or module.out_features % 32):  # type: ignore[operator]
+        if fused and (module.in_features % 64 or module.out_features % 32):  # type: ignore[operator]  # both are numbers
             raise SystemExit(
                 f"{name} has {module.in_features} columns and {module.out_features} rows. On this CPU bitsandbytes "
                 "takes columns in multiples of 64 and rows in multiples of 32 only. Take --method weight-only-int4."

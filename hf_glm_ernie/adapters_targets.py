@@ -58,7 +58,7 @@ class _WaitForTables(importlib.abc.MetaPathFinder):
                 load(module)
                 add_default_targets(module)
 
-            spec.loader.exec_module = load_and_add  # type: ignore[method-assign]
+            spec.loader.exec_module = load_and_add  # type: ignore[method-assign]  # on this spec alone
         return spec
 
 

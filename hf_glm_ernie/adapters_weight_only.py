@@ -205,7 +205,7 @@ def load_adapter(model: nn.Module, folder: str | Path, trainable: bool = False) 
     if isinstance(config, LoraConfig):
         merging_into_integers(config, model)
     for of_adapter, of_model in SIZES_IN_FRONT.items() if config.is_prompt_learning else ():
-        sizes = getattr(config, of_adapter), getattr(model.config, of_model)  # type: ignore[union-attr]
+        sizes = getattr(config, of_adapter), getattr(model.config, of_model)  # type: ignore[union-attr]  # a model
         if sizes[0] != sizes[1]:
             raise ValueError(
                 f"{_another_model(folder, config, model)} Its {of_adapter} is {sizes[0]} and the model's {of_model} "

@@ -77,7 +77,7 @@ def add_auxiliary_layer(model: PreTrainedModel) -> nn.Module:
         model._init_weights(module)
         index = getattr(module, "layer_idx", None)
         if isinstance(index, int):
-            module.layer_idx = index + 1  # type: ignore[assignment]
+            module.layer_idx = index + 1  # type: ignore[assignment]  # a plain number
     layers.append(layer)
     return layer
 
@@ -434,7 +434,7 @@ def _check_vocabulary(teacher: PreTrainedModel, name: str, learner: PreTrainedMo
 
 def _heads_and_width(model: PreTrainedModel) -> tuple[int, int]:
     query, _, heads = last_query_and_key(model)
-    return heads, query.out_features  # type: ignore[return-value]
+    return heads, query.out_features  # type: ignore[return-value]  # torch types attributes loosely
 
 
 __all__ = [

@@ -75,7 +75,7 @@ class Ernie3DistillationTrainer(Ernie3PretrainingTrainer):
         self._model_sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "eval": {}}
         self._passes = {"train": 0, "eval": 0}
         super().__init__(model, *args, **kwargs)
-        self._signature_columns = [*dict.fromkeys((*COLUMNS, *LEARNER_INPUTS))]  # type: ignore[assignment]
+        self._signature_columns = [*dict.fromkeys((*COLUMNS, *LEARNER_INPUTS))]  # type: ignore[assignment]  # host: None
         if self.schedule is not None:
             self.remove_callback(ProgressiveDropout)
             self.add_callback(_TeacherDropout(self.schedule))

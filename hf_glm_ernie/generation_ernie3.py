@@ -66,7 +66,7 @@ class Ernie3GenerationMixin(GenerationMixin):
 
     def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]) -> Any:
         """Positions of the prompt, on from the tokens that the memories have seen."""
-        positions = super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)  # type: ignore[misc]
+        positions = super()._prepare_position_ids_for_generation(inputs_tensor, model_kwargs)  # type: ignore[misc]  # as above
         memories = model_kwargs.get("memories")
         if memories is None:
             return positions
@@ -79,7 +79,7 @@ class Ernie3GenerationMixin(GenerationMixin):
         if memories is not None and expand_size > 1:
             rows = torch.arange(memories.mask.shape[0], device=memories.mask.device)
             kwargs["memories"] = memories.select(rows.repeat_interleave(expand_size))
-        return super()._expand_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]
+        return super()._expand_inputs_for_generation(*args, **kwargs)  # type: ignore[misc]  # as above
 
     def _prepare_static_cache(self, *args: Any, **kwargs: Any) -> Any:
         """A static cache with room for the memory in front."""
@@ -92,7 +92,7 @@ class Ernie3GenerationMixin(GenerationMixin):
         memories = kwargs["model_kwargs"].get("memories")
         if memories is not None:
             kwargs["max_cache_len"] += memories.mask.shape[1]
-        return super()._prepare_static_cache(*args, **kwargs)  # type: ignore[misc]
+        return super()._prepare_static_cache(*args, **kwargs)  # type: ignore[misc]  # as above
 
     def _get_static_cache_init_shape(self) -> None:
         """No shape for all layers: the two stacks have different heads, and each cache layer learns its own."""

@@ -139,7 +139,8 @@ class Glm130bGenerationMixin(GenerationMixin):
     def _validate_model_kwargs(self, model_kwargs: dict[str, Any]) -> None:
         # PEFT's prompt tuning puts a function of its own in place of `prepare_inputs_for_generation`, and the host
         # reads the names it may pass from that one's signature.
-        super()._validate_model_kwargs({k: v for k, v in model_kwargs.items() if k not in PROMPT_LAYOUT})  # type: ignore[misc]
+        others = {name: value for name, value in model_kwargs.items() if name not in PROMPT_LAYOUT}
+        super()._validate_model_kwargs(others)  # type: ignore[misc]  # host: self is a model
 
     def _infer_padding(self, ids: torch.Tensor) -> torch.Tensor | None:
         """Takes pad ids for padding as the host does, ahead of it, so that positions and mask cannot disagree."""

@@ -87,7 +87,7 @@ class Ernie3PretrainingTrainer(Trainer):
         self._memories = {"train": MemoryBank(), "eval": MemoryBank()}
         self._sums: dict[str, dict[str, list[torch.Tensor]]] = {"train": {}, "eval": {}}
         super().__init__(*args, **kwargs)
-        self._signature_columns = COLUMNS  # type: ignore[assignment]
+        self._signature_columns = COLUMNS  # type: ignore[assignment]  # the host sets None first
         self.add_callback(_SaveMemories(self))
         if schedule is not None:
             peak = schedule.learning_rate[1]

@@ -43,7 +43,7 @@ def checked_triple(triple: Any) -> tuple[str, str, str]:
     for name, part in zip(PARTS, parts, strict=True):
         if not isinstance(part, str) or not part.strip():
             raise ValueError(f"malformed triple {triple!r}: its {name} is {part!r}, not a text.")
-    return parts  # type: ignore[return-value]
+    return parts  # type: ignore[return-value]  # three, see above
 
 
 def sentences_with(document: str, head: str, tail: str) -> list[str]:

@@ -522,7 +522,7 @@ def lm_loss(
                 windows=[-next(found)[0].log_prob for _ in part],
                 num_tokens=sum(len(row.targets[0]) for row in part),
                 num_words=len(text.strip().split(" ")) if is_text else None,  # type: ignore[union-attr]  # a str
-                num_bytes=len(text.encode()) if is_text else None,  # type: ignore[union-attr]
+                num_bytes=len(text.encode()) if is_text else None,  # type: ignore[union-attr]  # is_text says so
             )
         )
     return losses

@@ -1,7 +1,8 @@
 """Where the sentences of a Chinese or English text end.
 
-The marks are those after which the 10B's tokenizer puts `<S>` (。！？?!；; and …), and the full stop where white
-space or the end follows, so that "3.5" stays whole. Closing quotes and brackets belong to the sentence they end.
+The marks are those after which the 10B's tokenizer puts `<S>` (。！？?!；;), and two that it leaves alone: a single …,
+and the full stop where white space or the end follows, so that "3.5" stays whole. Closing quotes and brackets belong
+to the sentence they end.
 """
 
 import re
