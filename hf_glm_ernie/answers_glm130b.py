@@ -23,6 +23,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from .host_interface import CACHE_NAME
 from .scoring_glm130b import PromptRow, Text, fit_text, prompt_row, token_ids
 
 # A prompt counts for the length penalty as padded by the authors' collator.
@@ -184,8 +185,8 @@ def released_beam_search(
         scores = scores.new_tensor([score for score, _, _ in kept]).view(len(rows), beams)
         parents = input_ids.new_tensor([parent for _, parent, _ in kept])
         input_ids = torch.cat((input_ids[parents], input_ids.new_tensor([[token] for _, _, token in kept])), dim=1)
-        if model_kwargs.get("past_key_values") is not None:
-            model_kwargs["past_key_values"].reorder_cache(parents)
+        if model_kwargs.get(CACHE_NAME) is not None:
+            model_kwargs[CACHE_NAME].reorder_cache(parents)
     answers = input_ids[:, prompt_length:].view(len(rows), beams, -1).tolist()
     for index, row in enumerate(rows):
         row.finish(scores[index].tolist(), answers[index])

@@ -115,7 +115,7 @@ class Ernie3Config(PreTrainedConfig):
     """
 
     model_type = "ernie3"
-    keys_to_ignore_at_inference = ["past_key_values", "memories"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values", "memories"]
     base_model_tp_plan = {f"{layers}.{name}": style for layers in _LAYERS for name, style in _SPLIT.items()}
 
     vocab_size: int = 30000

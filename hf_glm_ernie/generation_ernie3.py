@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from transformers import GenerationMixin
 
+from .host_interface import check_arguments, given_cache, named_cache
 from .memory_ernie3 import MEMORY_OF_CACHE
 
 
@@ -42,6 +43,9 @@ class Ernie3GenerationMixin(GenerationMixin):
             ValueError: memories together with assisted decoding; with relative positions, a text longer than they
                 reach.
         """
+        cache = given_cache(kwargs.pop("cache", None), kwargs.pop("past_key_values", None))
+        if cache is not None:
+            kwargs |= named_cache(cache)
         if kwargs.get("memories") is not None:
             self._refuse_candidates(generation_config, kwargs)
             kwargs["return_memories"] = False
@@ -102,16 +106,18 @@ class Ernie3GenerationMixin(GenerationMixin):
         self,
         input_ids: Any,
         next_sequence_length: int | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         attention_mask: Any = None,
         inputs_embeds: torch.Tensor | None = None,
         is_first_iteration: bool | None = False,
         memories: Any = None,
+        past_key_values: Any = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """As in the host; memories come whole with the first call on a cache and without states later."""
-        filled = past_key_values is not None and (not is_first_iteration or bool(past_key_values.get_seq_length() > 0))
-        noted = getattr(past_key_values, MEMORY_OF_CACHE, 0)
+        cache = given_cache(cache, past_key_values)
+        filled = cache is not None and (not is_first_iteration or bool(cache.get_seq_length() > 0))
+        noted = getattr(cache, MEMORY_OF_CACHE, 0)
         if memories is not None and filled and noted:
             memories = memories.without_states()
             if is_first_iteration and next_sequence_length is not None:
@@ -123,11 +129,11 @@ class Ernie3GenerationMixin(GenerationMixin):
         return super().prepare_inputs_for_generation(  # type: ignore[misc]  # host: self is a model
             input_ids,
             next_sequence_length=next_sequence_length,
-            past_key_values=past_key_values,
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
             is_first_iteration=is_first_iteration,
             memories=memories,
+            **named_cache(cache),
             **kwargs,
         )
 
@@ -136,18 +142,25 @@ class Ernie3GenerationMixin(GenerationMixin):
         config: Any,
         inputs_embeds: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        past_key_values: Any,
-        *args: Any,
+        cache: Any = None,
+        position_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        is_first_iteration: bool | None = None,
+        past_key_values: Any = None,
         **kwargs: Any,
     ) -> Any:
         """With a static cache: the 2-D mask at the cache's length, so that every step has one shape.
 
         The mask in four dimensions is made in the forward, which knows the memory and counts relative distances.
+        Positions, types and whether it is the first step do not shape it; what the host may pass for other models
+        (`block_sequence_ids`, ..) is refused where it says something.
         """
+        check_arguments("create_masks_for_generate", kwargs)
+        cache = given_cache(cache, past_key_values)
         if attention_mask is None or attention_mask.ndim != 2:
             return attention_mask
-        noted = getattr(past_key_values, MEMORY_OF_CACHE, 0)
-        room = past_key_values.get_max_length() - noted - attention_mask.shape[1]
+        noted = getattr(cache, MEMORY_OF_CACHE, 0)
+        room = cache.get_max_length() - noted - attention_mask.shape[1]
         return F.pad(attention_mask, (0, max(room, 0)), value=1)
 
 

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 from transformers import GenerationMixin, StoppingCriteria, StoppingCriteriaList
 
+from .host_interface import check_arguments, given_cache, named_cache
 from .prefix_glm130b import (
     answer_positions_go_on,
     blank_position_ids,
@@ -60,6 +61,9 @@ class Glm130bGenerationMixin(GenerationMixin):
             ValueError: ids outside the vocabulary; a prompt that fills the context; a mode that reads a prompt in
                 pieces or causally.
         """
+        cache = given_cache(kwargs.pop("cache", None), kwargs.pop("past_key_values", None))
+        if cache is not None:
+            kwargs |= named_cache(cache)
         self._refuse_split_prompts(generation_config, kwargs)
         ids = inputs if inputs is not None else kwargs.get("input_ids")
         if ids is not None and (ids.ndim != 2 or ids.shape[1] == 0 or ids.is_floating_point()):
@@ -154,13 +158,14 @@ class Glm130bGenerationMixin(GenerationMixin):
         self,
         input_ids: Any,
         next_sequence_length: int | None = None,
-        past_key_values: Any = None,
+        cache: Any = None,
         attention_mask: Any = None,
         inputs_embeds: torch.Tensor | None = None,
         is_first_iteration: bool | None = False,
         prompt_token_type_ids: torch.Tensor | None = None,
         prompt_position_ids: torch.Tensor | None = None,
         answer_step: torch.Tensor | None = None,
+        past_key_values: Any = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """As in the host, with types and positions of every token so far in place of the host's count."""
@@ -176,10 +181,10 @@ class Glm130bGenerationMixin(GenerationMixin):
         return super().prepare_inputs_for_generation(  # type: ignore[misc]  # host: self is a model
             input_ids,
             next_sequence_length=next_sequence_length,
-            past_key_values=past_key_values,
             attention_mask=attention_mask,
             inputs_embeds=inputs_embeds,
             is_first_iteration=is_first_iteration,
+            **named_cache(given_cache(cache, past_key_values)),
             **kwargs,
         )
 
@@ -188,13 +193,21 @@ class Glm130bGenerationMixin(GenerationMixin):
         config: Any,
         inputs_embeds: torch.Tensor,
         attention_mask: torch.Tensor | None,
-        past_key_values: Any,
+        cache: Any = None,
         position_ids: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
+        is_first_iteration: bool | None = None,
+        past_key_values: Any = None,
         **kwargs: Any,
     ) -> Any:
-        """The mask of one step, made ahead of the forward where the cache is static."""
-        return prefix_attention_mask(config, inputs_embeds, attention_mask, past_key_values, token_type_ids)
+        """The mask of one step, made ahead of the forward where the cache is static.
+
+        Positions do not shape it, nor whether it is the first step; what the host may pass for other models
+        (`block_sequence_ids`, ..) is refused where it says something.
+        """
+        check_arguments("create_masks_for_generate", kwargs)
+        cache = given_cache(cache, past_key_values)
+        return prefix_attention_mask(config, inputs_embeds, attention_mask, cache, token_type_ids)
 
     def _refuse_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise ValueError(

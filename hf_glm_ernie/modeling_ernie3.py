@@ -33,9 +33,10 @@ from transformers.activations import ACT2FN
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -47,28 +48,25 @@ from .attention_ernie3 import (
     remember,
 )
 from .configuration_ernie3 import BRANCHES, HUB_CLASSES, Ernie3Config
+from .host_interface import CACHE_NAME, CACHE_NAMES, check_arguments, given_cache, named_cache
 from .memory_ernie3 import Ernie3Memories, KeyColumns, check_memories, key_columns
 from .quantization_weight_only import WeightOnlyQuantizer  # noqa: F401  # so that a Hub repository carries it
 
 
 @dataclass
-class Ernie3ModelOutput(ModelOutput):
+class Ernie3ModelOutput(BaseModelOutputWithPast):
     """What [`Ernie3Model`] returns.
 
     Args:
         last_hidden_state: (B, L, branch width), behind the branch's norm.
-        past_key_values: The cache, for the generation branch where one is used.
-        memories: What this segment hands to the next one, where asked for.
+        cache: The cache, for the generation branch where one is used; before transformers 5.24 `past_key_values`.
         hidden_states: The embedding's output, then every universal layer's, each (B, L, hidden), then every branch
             layer's, each (B, L, branch width); where asked for.
         attentions: Every layer's attention weights (B, heads, L, S), where asked for (eager attention).
+        memories: What this segment hands to the next one, where asked for.
     """
 
-    last_hidden_state: torch.Tensor | None = None
-    past_key_values: Cache | None = None
     memories: Ernie3Memories | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 def soft_prompt_rows(
@@ -225,12 +223,14 @@ class Ernie3Attention(nn.Module):
         hidden_states: torch.Tensor,
         attention_mask: Any = None,
         memory: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         relative_states: torch.Tensor | None = None,
         relative_index: torch.Tensor | None = None,
         type_states: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        cache = given_cache(cache, past_key_values)
         sources = hidden_states if memory is None else torch.cat((memory, hidden_states), dim=1)
         query = self._heads(self.q_proj(hidden_states))  # (B, heads, L, D)
         key = self._heads(self.k_proj(sources))  # (B, heads, M + L, D)
@@ -244,8 +244,8 @@ class Ernie3Attention(nn.Module):
                 types = self._heads(self.t_proj(type_states))
                 r_w_bias, r_t_bias = self._per_head(self.r_w_bias)[:, 0], self._per_head(self.r_t_bias)[:, 0]
                 query, key = add_types_to_keys(query, key, types, r_w_bias, r_t_bias)
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)  # (B, heads, S, D)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)  # (B, heads, S, D)
 
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -359,7 +359,7 @@ class Ernie3PreTrainedModel(PreTrainedModel):
     base_model_prefix = "ernie3"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Ernie3Layer", "Ernie3Embeddings"]
-    _skip_keys_device_placement = ["past_key_values", "memories"]  # they stay with their layers
+    _skip_keys_device_placement = [*CACHE_NAMES, "memories"]  # they stay with their layers
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_flash_attn = False  # takes no bias for relative positions, and drops the memory's mask of a static cache
@@ -452,10 +452,11 @@ class Ernie3Model(Ernie3PreTrainedModel):
         genre_ids: torch.Tensor | None = None,
         branch: str | None = None,
         memories: Ernie3Memories | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         return_memories: bool | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Ernie3ModelOutput:
         """Runs the universal stack and one branch.
@@ -473,23 +474,28 @@ class Ernie3Model(Ernie3PreTrainedModel):
             branch: `"nlu"` or `"nlg"`. Left out: `"nlu"` where the model has it.
             memories: What the segment before returned; `"nlg"` only. With a cache, the first call takes them whole
                 and puts them into the cache, later ones take `memories.without_states()`.
-            past_key_values: Cache of the earlier tokens of the same rows; `"nlg"` only.
+            cache: Cache of the earlier tokens of the same rows; `"nlg"` only.
             inputs_embeds: (B, L, hidden) in place of `input_ids`.
             use_cache: Whether to return a cache (`"nlg"`); default from the config.
             return_memories: Whether to return memories (`"nlg"`); left out, where memories came in. A call on a
                 filled cache returns none: it does not see the states of the tokens before.
-            **kwargs: Passed on to the layers and the attention implementation; `output_hidden_states` and
-                `output_attentions` too.
+            past_key_values: The name of `cache` before transformers 5.24.
+            **kwargs: `output_hidden_states` and `output_attentions`; more only where the attention implementation is
+                the user's own, which gets it.
 
         Returns:
-            `last_hidden_state` (B, L, branch width), `past_key_values`, `memories`, and what was asked for.
+            `last_hidden_state` (B, L, branch width), the cache under the host's name (`cache`, before transformers
+            5.24 `past_key_values`), `memories`, and what was asked for.
 
         Raises:
+            TypeError: an argument that nothing reads.
             ValueError: ids and embeddings both or neither; a branch that is not there; memories or a cache for
                 `"nlu"`; memories that do not fit; genres that do not fit; a mask too short; with relative positions
                 a text beyond the table.
         """
-        branch = self._choose_branch(branch, memories, past_key_values, return_memories)
+        check_arguments(type(self).__name__, kwargs, self.config._attn_implementation)
+        cache = given_cache(cache, past_key_values)
+        branch = self._choose_branch(branch, memories, cache, return_memories)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass either input_ids or inputs_embeds, and not both.")
         causal = branch == "nlg"
@@ -497,11 +503,9 @@ class Ernie3Model(Ernie3PreTrainedModel):
         assert tokens is not None
         if memories is not None:
             check_memories(self.config, memories, tokens.shape[0], tokens.device)
-        if causal and use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
-        columns = key_columns(
-            self.config, input_ids, tokens, attention_mask, memories, past_key_values, return_memories
-        )
+        if causal and use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
+        columns = key_columns(self.config, input_ids, tokens, attention_mask, memories, cache, return_memories)
         if input_ids is not None:
             words = self.embeddings.words(input_ids, genre_ids, columns.continues)
         elif genre_ids is None:
@@ -512,11 +516,9 @@ class Ernie3Model(Ernie3PreTrainedModel):
         if position_ids is None and not self.embeddings.relative:
             position_ids = columns.positions()
         hidden_states = self.embeddings(words, position_ids, types)
-        return self._run(hidden_states, branch, columns, types, memories, past_key_values, **kwargs)
+        return self._run(hidden_states, branch, columns, types, memories, cache, **kwargs)
 
-    def _choose_branch(
-        self, branch: str | None, memories: Any, past_key_values: Any, return_memories: bool | None
-    ) -> str:
+    def _choose_branch(self, branch: str | None, memories: Any, cache: Any, return_memories: bool | None) -> str:
         built = list(self.branches)
         if branch is None:
             branch = "nlu" if "nlu" in built else "nlg"
@@ -525,7 +527,7 @@ class Ernie3Model(Ernie3PreTrainedModel):
         if branch == "nlu":
             for name, value in (
                 ("memories", memories),
-                ("past_key_values", past_key_values),
+                (CACHE_NAME, cache),
                 ("return_memories", return_memories or None),
             ):
                 if value is not None:
@@ -565,7 +567,7 @@ class Ernie3Model(Ernie3PreTrainedModel):
         columns: KeyColumns,
         types: torch.Tensor | None,
         memories: Ernie3Memories | None,
-        past_key_values: Cache | None,
+        cache: Cache | None,
         **kwargs: Any,
     ) -> Ernie3ModelOutput:
         """Both stacks, from the embedding's output on."""
@@ -574,7 +576,7 @@ class Ernie3Model(Ernie3PreTrainedModel):
             mask = create_causal_mask(self.config, hidden_states, columns.mask, columns.sizes, position_ids=None)
         else:
             mask = create_bidirectional_mask(self.config, hidden_states, columns.mask)
-        settings: dict[str, Any] = {"attention_mask": mask, "past_key_values": past_key_values, "is_causal": causal}
+        settings: dict[str, Any] = {"attention_mask": mask, "is_causal": causal, **named_cache(cache)}
         if self.embeddings.relative:
             settings |= self._relative(columns, causal, types)
         settings |= kwargs
@@ -592,8 +594,8 @@ class Ernie3Model(Ernie3PreTrainedModel):
             )
         return Ernie3ModelOutput(
             last_hidden_state=stack.norm(hidden_states),
-            past_key_values=past_key_values if causal else None,
             memories=remembered,
+            **named_cache(cache if causal else None),
         )
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import Cache
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import (
+    CausalLMOutputWithPast,
     MaskedLMOutput,
     MultipleChoiceModelOutput,
     QuestionAnsweringModelOutput,
@@ -23,10 +24,11 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_ernie3 import Ernie3Config
 from .generation_ernie3 import Ernie3GenerationMixin
+from .host_interface import given_cache, named_cache, returned_cache
 from .memory_ernie3 import Ernie3Memories
 from .modeling_ernie3 import Ernie3Model, Ernie3PreTrainedModel
 
@@ -37,24 +39,19 @@ _NLG = [r"^ernie3\.branches\.nlg\.", r"^nlg_lm_head\."]
 
 
 @dataclass
-class Ernie3CausalLMOutput(ModelOutput):
+class Ernie3CausalLMOutput(CausalLMOutputWithPast):
     """What [`Ernie3ForCausalLM`] returns.
 
     Args:
         loss: Scalar, where labels were given.
         logits: (B, kept, V).
-        past_key_values: The cache.
-        memories: What this segment hands to the next one.
+        cache: The cache; before transformers 5.24 `past_key_values`.
         hidden_states: As in [`Ernie3ModelOutput`].
         attentions: Likewise.
+        memories: What this segment hands to the next one.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
     memories: Ernie3Memories | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class Ernie3LMHead(nn.Module):
@@ -155,12 +152,13 @@ class Ernie3ForCausalLM(Ernie3PreTrainedModel, Ernie3GenerationMixin):
         task_type_ids: torch.Tensor | None = None,
         genre_ids: torch.Tensor | None = None,
         memories: Ernie3Memories | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         return_memories: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Ernie3CausalLMOutput:
         """Runs the model and projects to the vocabulary; arguments as in [`Ernie3Model.forward`], and:
@@ -176,10 +174,11 @@ class Ernie3ForCausalLM(Ernie3PreTrainedModel, Ernie3GenerationMixin):
             task_type_ids: (B, L) int64.
             genre_ids: (B,) int64.
             memories: What the segment before returned.
-            past_key_values: Cache of the earlier tokens.
+            cache: Cache of the earlier tokens.
             inputs_embeds: (B, L, hidden) in place of `input_ids`.
             use_cache: Whether to return a cache.
             return_memories: Whether to return memories; left out, where memories came in.
+            past_key_values: The name of `cache` before transformers 5.24.
             **kwargs: For the model, and `num_items_in_batch` for the loss.
 
         Returns:
@@ -197,7 +196,7 @@ class Ernie3ForCausalLM(Ernie3PreTrainedModel, Ernie3GenerationMixin):
             genre_ids=genre_ids,
             branch=kwargs.pop("branch", "nlg"),  # type: ignore[typeddict-item]  # refused where it is another
             memories=memories,
-            past_key_values=past_key_values,
+            cache=given_cache(cache, past_key_values),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             return_memories=return_memories,
@@ -212,10 +211,10 @@ class Ernie3ForCausalLM(Ernie3PreTrainedModel, Ernie3GenerationMixin):
         return Ernie3CausalLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             memories=outputs.memories,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **named_cache(returned_cache(outputs)),
         )
 
 

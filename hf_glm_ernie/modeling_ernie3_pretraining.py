@@ -18,10 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
+from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_ernie3 import Ernie3Config
+from .host_interface import given_cache, named_cache, returned_cache
 from .memory_ernie3 import Ernie3Memories
 from .modeling_ernie3 import Ernie3Model, Ernie3ModelOutput, Ernie3PreTrainedModel
 from .modeling_ernie3_heads import Ernie3LMHead, Ernie3Pooler, check_labels
@@ -46,32 +48,27 @@ _ROW_HEADS = (
 
 
 @dataclass
-class Ernie3ForPreTrainingOutput(ModelOutput):
+class Ernie3ForPreTrainingOutput(CausalLMOutputWithPast):
     """What [`Ernie3ForPreTraining`] returns.
 
     Args:
         loss: Scalar, the sum of `losses`, in a mixed batch weighted.
-        losses: The scalar of each head that had labels, by task; in a mixed batch of each task.
         logits: (B, L, V) of the branch's language-model head.
+        cache: The cache; before transformers 5.24 `past_key_values`.
+        hidden_states: As in [`Ernie3ModelOutput`].
+        attentions: Likewise.
+        losses: The scalar of each head that had labels, by task; in a mixed batch of each task.
         reorder_logits: (B, C) of sentence reordering.
         distance_logits: (B, C) of sentence distance.
         credible_logits: (B, C) of the credible head.
-        past_key_values: The cache.
         memories: What the segment hands to the next one; in a mixed batch those of `"document_lm"`.
-        hidden_states: As in [`Ernie3ModelOutput`].
-        attentions: Likewise.
     """
 
-    loss: torch.Tensor | None = None
     losses: dict[str, torch.Tensor] | None = None
-    logits: torch.Tensor | None = None
     reorder_logits: torch.Tensor | None = None
     distance_logits: torch.Tensor | None = None
     credible_logits: torch.Tensor | None = None
-    past_key_values: Cache | None = None
     memories: Ernie3Memories | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 def mean_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -151,7 +148,7 @@ class Ernie3ForPreTraining(Ernie3PreTrainedModel):
         genre_ids: torch.Tensor | None = None,
         branch: str | None = None,
         memories: Ernie3Memories | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         reorder_labels: torch.Tensor | None = None,
@@ -161,6 +158,7 @@ class Ernie3ForPreTraining(Ernie3PreTrainedModel):
         return_memories: bool | None = None,
         batches: Mapping[str, Mapping[str, Any]] | None = None,
         task_weights: Mapping[str, float] | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Ernie3ForPreTrainingOutput:
         """Runs one branch and its heads, or with `batches` several; arguments as in [`Ernie3Model.forward`], and:
@@ -181,10 +179,11 @@ class Ernie3ForPreTraining(Ernie3PreTrainedModel):
             genre_ids: (B,) int64.
             branch: `"nlu"` (default) or `"nlg"`.
             memories: What the segment before returned.
-            past_key_values: Cache of the earlier tokens.
+            cache: Cache of the earlier tokens.
             inputs_embeds: (B, L, hidden) in place of `input_ids`.
             use_cache: Whether to return a cache.
             return_memories: Whether to return memories; left out, where memories came in.
+            past_key_values: The name of `cache` before transformers 5.24.
             **kwargs: For the model.
 
         Returns:
@@ -204,7 +203,7 @@ class Ernie3ForPreTraining(Ernie3PreTrainedModel):
             "genre_ids": genre_ids,
             "branch": branch,
             "memories": memories,
-            "past_key_values": past_key_values,
+            "cache": given_cache(cache, past_key_values),
             "inputs_embeds": inputs_embeds,
             "use_cache": use_cache,
             "return_memories": return_memories,
@@ -263,10 +262,10 @@ class Ernie3ForPreTraining(Ernie3PreTrainedModel):
         return Ernie3ForPreTrainingOutput(
             loss=torch.stack(list(losses.values())).sum() if losses else None,
             losses=losses or None,
-            past_key_values=outputs.past_key_values,
             memories=outputs.memories,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **named_cache(returned_cache(outputs)),
             **result,
         )
 

@@ -19,6 +19,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_ernie_uie import ErnieUIEConfig
+from .host_interface import check_arguments
 from .inputs_ernie import encoder_inputs
 from .quantization_weight_only import WeightOnlyQuantizer  # noqa: F401  # so that a Hub repository carries it
 
@@ -106,8 +107,10 @@ class ErnieForUIE(ErniePreTrainedModel):
             padding included, as in PaddleNLP's fine-tuning, taken from the logits in fp32.
 
         Raises:
+            TypeError: an argument that nothing reads.
             ValueError: only one of the two kinds of positions; not exactly one of ids and embeddings.
         """
+        check_arguments(type(self).__name__, kwargs, self.config._attn_implementation)
         inputs = encoder_inputs(
             self.get_input_embeddings(), self.config, input_ids, attention_mask, task_type_ids, inputs_embeds
         )

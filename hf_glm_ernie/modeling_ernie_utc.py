@@ -20,6 +20,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_ernie_utc import ErnieUTCConfig
+from .host_interface import check_arguments
 from .inputs_ernie import encoder_inputs
 from .quantization_weight_only import WeightOnlyQuantizer  # noqa: F401  # so that a Hub repository carries it
 
@@ -123,6 +124,7 @@ class ErnieForUTC(ErniePreTrainedModel):
             An [`ErnieUTCOutput`]; for `loss` see `tag_loss`.
 
         Raises:
+            TypeError: an argument that nothing reads.
             ValueError: positions of the options or of the text left out; not exactly one of ids and embeddings.
         """
         if omask_positions is None or cls_positions is None:
@@ -131,6 +133,7 @@ class ErnieForUTC(ErniePreTrainedModel):
                 f"{missing} is missing: the model scores the options at omask_positions (batch, options) against the "
                 "token at cls_positions (batch,)."
             )
+        check_arguments(type(self).__name__, kwargs, self.config._attn_implementation)
         inputs = encoder_inputs(
             self.get_input_embeddings(), self.config, input_ids, attention_mask, task_type_ids, inputs_embeds
         )

@@ -39,6 +39,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_glm130b import Glm130bConfig
 from .generation_glm130b import Glm130bGenerationMixin
+from .host_interface import CACHE_NAMES, check_arguments, given_cache, named_cache, returned_cache
 from .prefix_glm130b import (
     CAUSAL_SO_FAR,
     blank_position_ids,
@@ -199,9 +200,11 @@ class Glm130bAttention(nn.Module):
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
+        cache: Cache | None = None,
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        cache = given_cache(cache, past_key_values)
         shape = (*hidden_states.shape[:-1], -1, self.head_dim)
         query = self.q_proj(hidden_states).view(shape).transpose(1, 2)  # (B, H, L, D)
         key = self.k_proj(hidden_states).view(shape).transpose(1, 2)
@@ -210,8 +213,8 @@ class Glm130bAttention(nn.Module):
         cos, sin = position_embeddings
         query = query * cos + rotate_half(query) * sin
         key = key * cos + rotate_half(key) * sin
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)  # (B, H, S, D)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)  # (B, H, S, D)
 
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
@@ -249,15 +252,13 @@ class Glm130bDecoderLayer(GradientCheckpointingLayer):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs: Any,
+        **kwargs: Any,  # the cache among them, under the host's name: its gradient checkpointing takes it out
     ) -> torch.Tensor:
         attention_input = self.input_layernorm(hidden_states)
         attention_output, _ = self.self_attn(
             attention_input,
             position_embeddings=position_embeddings,
             attention_mask=attention_mask,
-            past_key_values=past_key_values,
             **kwargs,
         )
         hidden_states = self._residual(attention_input, attention_output)
@@ -277,7 +278,7 @@ class Glm130bPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Glm130bDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = CACHE_NAMES
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_flash_attn = False  # its mask function drops the prefix without a word
@@ -328,9 +329,10 @@ class Glm130bModel(Glm130bPreTrainedModel):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> BaseModelOutputWithPast:
         """Runs the layers.
@@ -341,33 +343,38 @@ class Glm130bModel(Glm130bPreTrainedModel):
                 place of the pattern.
             position_ids: (B, L) int64 in place of those that follow from the ids.
             token_type_ids: (B, L), 0 = context, 1 = after, in place of those that follow from the ids.
-            past_key_values: Cache of the earlier tokens of the same rows.
+            cache: Cache of the earlier tokens of the same rows.
             inputs_embeds: (B, L, hidden) in place of `input_ids`. `<sop>` and masks are recognised where they are
                 the rows of the embedding, bit for bit, as behind the virtual tokens of prompt tuning; else pass
                 `token_type_ids` and `position_ids` too, or every row is causal.
             use_cache: Whether to return a cache; default from the config.
-            **kwargs: Passed on to the layers and the attention implementation; `output_hidden_states` and
-                `output_attentions` too.
+            past_key_values: The name of `cache` before transformers 5.24.
+            **kwargs: `output_hidden_states` and `output_attentions`; more only where the attention implementation is
+                the user's own, which gets it.
 
         Returns:
-            `last_hidden_state` (B, L, hidden), `past_key_values`, and what was asked for.
+            `last_hidden_state` (B, L, hidden), the cache under the host's name (`cache`, before transformers 5.24
+            `past_key_values`), and what was asked for.
 
         Raises:
+            TypeError: an argument that nothing reads.
             ValueError: both or none of `input_ids` and `inputs_embeds`; ids outside the vocabulary (on CPU); a
                 `<sop>` whose context was cached as causal by an earlier call.
         """
+        check_arguments(type(self).__name__, kwargs, self.config._attn_implementation)
+        cache = given_cache(cache, past_key_values)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
         if input_ids is not None:
             inputs_embeds = self._embed(input_ids)
         assert inputs_embeds is not None
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
 
         token_type_ids, position_ids = self._types_and_positions(
-            input_ids, inputs_embeds, attention_mask, token_type_ids, position_ids, past_key_values
+            input_ids, inputs_embeds, attention_mask, token_type_ids, position_ids, cache
         )
-        mask = prefix_attention_mask(self.config, inputs_embeds, attention_mask, past_key_values, token_type_ids)
+        mask = prefix_attention_mask(self.config, inputs_embeds, attention_mask, cache, token_type_ids)
         position_embeddings = self.rotary_emb(position_ids, inputs_embeds.dtype)
         hidden_states = F.dropout(inputs_embeds, p=self.config.hidden_dropout) if self.training else inputs_embeds
         for layer in self.layers:
@@ -375,10 +382,10 @@ class Glm130bModel(Glm130bPreTrainedModel):
                 hidden_states,
                 attention_mask=mask,
                 position_embeddings=position_embeddings,
-                past_key_values=past_key_values,
+                **named_cache(cache),
                 **kwargs,
             )
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), past_key_values=past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **named_cache(cache))
 
     def _embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         """(B, L) ids -> (B, L, hidden), the gradient shrunk in training [P, 3.1]."""
@@ -413,19 +420,19 @@ class Glm130bModel(Glm130bPreTrainedModel):
         attention_mask: torch.Tensor | None,
         token_type_ids: torch.Tensor | None,
         position_ids: torch.Tensor | None,
-        past_key_values: Cache | None,
+        cache: Cache | None,
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Fills in what the caller left open: (B, L) types (`None` = causal) and (B, L) positions."""
         tracing = torch.compiler.is_compiling()
         explicit = token_type_ids is not None and position_ids is not None
         batch_size, length = inputs_embeds.shape[:2]
-        nothing_to_remember = tracing or past_key_values is None or length == 1
+        nothing_to_remember = tracing or cache is None or length == 1
         if token_type_ids is not None and position_ids is not None and nothing_to_remember:
             return token_type_ids, position_ids  # so that a decoding step of `generate` does nothing here
 
         padding = attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2 else None
-        past_length = 0 if past_key_values is None else past_key_values.get_seq_length()
-        rows = getattr(past_key_values, ROWS_OF_CACHE, None)
+        past_length = 0 if cache is None else cache.get_seq_length()
+        rows = getattr(cache, ROWS_OF_CACHE, None)
         continues = rows is not None and (tracing or bool(past_length > 0))
         if position_ids is None:
             positions = plain_position_ids(batch_size, length, padding, past_length, inputs_embeds.device)
@@ -451,13 +458,13 @@ class Glm130bModel(Glm130bPreTrainedModel):
             positions = blank_position_ids(
                 input_ids, token_type_ids, positions, self.config.mask_token_id, self.config.smask_token_id
             )
-        if past_key_values is not None and not tracing and not continues:
+        if cache is not None and not tracing and not continues:
             starts_answer = (token_type_ids == 0).any(-1, keepdim=True)
             if self.config.sop_token_id is not None:
                 starts_answer = starts_answer | (input_ids == self.config.sop_token_id).any(-1, keepdim=True)
             real = None if padding is None else padding[:, -length:]
             states = row_states(token_type_ids, positions, real, starts_answer)
-            setattr(past_key_values, ROWS_OF_CACHE, states[:, 0].tolist())
+            setattr(cache, ROWS_OF_CACHE, states[:, 0].tolist())
         return token_type_ids, positions
 
     def _continue_rows(
@@ -512,11 +519,12 @@ class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
         """Runs the model and projects to the vocabulary; arguments as in [`Glm130bModel.forward`], and:
@@ -529,9 +537,10 @@ class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
             attention_mask: (B, S), or (B, 1, L, S).
             position_ids: (B, L) int64.
             token_type_ids: (B, L), 0 = context, 1 = after.
-            past_key_values: Cache of the earlier tokens.
+            cache: Cache of the earlier tokens.
             inputs_embeds: (B, L, hidden) in place of `input_ids`.
             use_cache: Whether to return a cache.
+            past_key_values: The name of `cache` before transformers 5.24.
             **kwargs: For the model, and `num_items_in_batch` for the loss.
 
         Returns:
@@ -542,7 +551,7 @@ class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
             attention_mask=attention_mask,
             position_ids=position_ids,
             token_type_ids=token_type_ids,
-            past_key_values=past_key_values,
+            cache=given_cache(cache, past_key_values),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             **kwargs,
@@ -555,9 +564,9 @@ class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
+            **named_cache(returned_cache(outputs)),
         )
 
 

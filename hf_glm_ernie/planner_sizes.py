@@ -25,6 +25,7 @@ from transformers import ErnieModel, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.accelerate import compute_module_sizes
 
 from .configuration_ernie3 import Ernie3Config
+from .host_interface import returned_cache
 from .memory_ernie3 import Ernie3Memories
 from .modeling_ernie3 import Ernie3Model
 from .modeling_ernie3_heads import (
@@ -160,7 +161,7 @@ def trace(job: Job) -> Transients:
         inputs = _inputs(model, replace(job, config=config))
         memories = inputs.get("memories")
         outputs = model(**inputs)
-    cache = getattr(outputs, "past_key_values", None)
+    cache = returned_cache(outputs)
     cached = [[layer.keys, layer.values] for layer in cache.layers] if cache is not None else []
     for tensors, state in zip(cached, () if memories is None else memories.states, strict=False):
         tensors.append(state)

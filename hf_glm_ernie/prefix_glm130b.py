@@ -20,6 +20,7 @@ from transformers import Cache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_causal_mask
 
 from .configuration_glm130b import Glm130bConfig
+from .host_interface import named_cache
 
 
 def check_ids(input_ids: torch.Tensor, vocab_size: int) -> None:
@@ -146,7 +147,7 @@ def prefix_attention_mask(
     config: Glm130bConfig,
     inputs_embeds: torch.Tensor,
     attention_mask: torch.Tensor | None,
-    past_key_values: Cache | None,
+    cache: Cache | None,
     token_type_ids: torch.Tensor | None,
 ) -> Any:
     """Builds the mask of the current attention implementation: causal, and bidirectional among the tokens of type 0.
@@ -156,7 +157,7 @@ def prefix_attention_mask(
         inputs_embeds: (B, L, anything): only shape, dtype and device count.
         attention_mask: `None`; (B, S) with 0 = padding; or (B, 1, L, S), bool (True = may attend) or float (added to
             the scores), which replaces the whole pattern.
-        past_key_values: The cache, if any.
+        cache: The cache, if any.
         token_type_ids: (B, L), 0 = context, 1 = after; `None` = all causal.
 
     Returns:
@@ -166,7 +167,7 @@ def prefix_attention_mask(
         ValueError: an attention implementation that would drop the prefix, or a 4-D mask of another dtype.
     """
     implementation = config._attn_implementation
-    if implementation not in ALL_MASK_ATTENTION_FUNCTIONS._global_mapping or "flash" in implementation:
+    if implementation not in ALL_MASK_ATTENTION_FUNCTIONS or "flash" in implementation:
         raise ValueError(
             f"attn_implementation={implementation!r} ignores prefix masks and would answer wrongly for GLM-130B. "
             "Use 'sdpa', 'eager' or 'flex_attention' (or register a mask function for yours with "
@@ -181,20 +182,20 @@ def prefix_attention_mask(
         context = token_type_ids == 0
         if torch.compiler.is_compiling() or context.any():  # without context sdpa may take its faster causal kernel
             blocks = torch.where(context, 0, -1)
-    if blocks is not None and past_key_values is not None:
+    if blocks is not None and cache is not None:
         # Block ids are looked up by key index, and the host pads them on the right: shift them behind what is cached
         # (prefix tuning).
-        past_length = past_key_values.get_seq_length()
-        kv_length, _ = past_key_values.get_mask_sizes(length, 0)
+        past_length = cache.get_seq_length()
+        kv_length, _ = cache.get_mask_sizes(length, 0)
         columns = torch.arange(length, device=blocks.device) + past_length
         blocks = blocks.new_full((blocks.shape[0], kv_length), -1).index_copy(1, columns, blocks)
     return create_causal_mask(
         config=config,
         inputs_embeds=inputs_embeds,
         attention_mask=attention_mask,
-        past_key_values=past_key_values,
         position_ids=None,  # repeated positions would be taken for packed sequences
         block_sequence_ids=blocks,
+        **named_cache(cache),
     )
 
 

@@ -27,6 +27,8 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from .host_interface import named_cache
+
 logger = logging.get_logger(__name__)
 
 Text = str | Sequence[int]
@@ -344,8 +346,8 @@ def _batch_scores(model: Any, make_prefix: Any, rows: list[ScoredRow]) -> list[l
         position_ids=positions.to(device),
         token_type_ids=torch.ones_like(ids).to(device),
         attention_mask=visible.to(device),
-        past_key_values=prefix,
         use_cache=prefix is not None,
+        **named_cache(prefix),
     ).last_hidden_state
     wanted = [
         (i, place, target)

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "hf_glm_ernie"
 HUB_FILES = sorted(
     path
     for role in (
+        "host_interface",
         "configuration",
         "inputs",
         "prefix",
@@ -25,19 +26,32 @@ HUB_FILES = sorted(
         "weight",
         "quantization",
     )
-    for path in PACKAGE.glob(f"{role}_*.py")
+    for path in PACKAGE.glob(f"{role}*.py")
 )
-HUB_IMPORTS = {"torch", "transformers", "huggingface_hub", "tokenizers", "tqdm", "numpy", *sys.stdlib_module_names}
+HUB_IMPORTS = {
+    "torch",
+    "transformers",
+    "huggingface_hub",
+    "tokenizers",
+    "tqdm",
+    "numpy",
+    "packaging",
+    *sys.stdlib_module_names,
+}
 # What each role may import from beside it, lowest first.
-BELOW = {
+BELOW: dict[str, set[str]] = {
+    "host": set(),
     "configuration": set(),
     "inputs": set(),
-    "prefix": {"configuration"},
+    "prefix": {"host", "configuration"},
     "attention": {"configuration"},
     "memory": {"configuration", "attention"},
-    "generation": {"configuration", "prefix", "memory"},
-    "modeling": {"configuration", "inputs", "prefix", "attention", "memory", "generation", "modeling", "quantization"},
-    "tokenization": {"tokenization"},
+    "generation": {"host", "configuration", "prefix", "memory"},
+    "modeling": {
+        *("host", "configuration", "inputs", "prefix", "attention", "memory", "generation", "modeling"),
+        "quantization",
+    },
+    "tokenization": {"host", "tokenization"},
     "weight": {"weight"},
     "quantization": {"weight"},
 }

@@ -1,0 +1,123 @@
+"""What differs between the versions of transformers that this package runs on.
+
+- transformers 5.24 renamed `past_key_values` to `cache`, in `generate`, in every forward and in every output; engines
+  that people serve with pin older versions. Our forwards take both names ([`given_cache`]), and pass on and return the
+  host's own (`CACHE_NAME`).
+- A forward of the host ends in `**kwargs`, and what it does not know is dropped without a word: a mask, a cache or
+  positions under another name then change nothing but the numbers. Ours refuse it ([`check_arguments`]).
+- A Hub repository carries its code, but no pin of the host. [`warn_of_untested_host`] says once what was tested.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import fields
+from typing import Any
+
+import transformers
+from packaging.version import Version
+from transformers import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.utils import logging
+
+# The versions between which everything was tested: the floor of pyproject.toml and the pin of constraints.txt.
+OLDEST_TESTED, NEWEST_TESTED = "5.17.0", "5.24.0"
+
+# The host's own name of the cache, as an argument and in outputs.
+CACHE_NAME = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
+# Both names, for the host's lists of what it leaves where it is.
+CACHE_NAMES = ["cache", "past_key_values"]
+
+# What the host passes to every forward and means for itself: flags of the outputs, and the count for a mean loss.
+HOST_ARGUMENTS = frozenset({"output_hidden_states", "output_attentions", "return_dict", "num_items_in_batch"})
+# Attention implementations that drop arguments they do not know. One of the user's own may take more.
+HOST_ATTENTION = frozenset({"eager", "sdpa", "flex_attention"})
+
+
+def given_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
+    """The cache a caller passed under either of its names.
+
+    Args:
+        cache: The argument's name from transformers 5.24 on.
+        past_key_values: Its name before.
+
+    Returns:
+        The one that was given, or `None`.
+
+    Raises:
+        ValueError: two different ones.
+    """
+    if cache is None or past_key_values is None or cache is past_key_values:
+        return past_key_values if cache is None else cache
+    raise ValueError(
+        "cache and past_key_values are two names of one argument, but two different caches were passed. Pass one of "
+        f"them (this version of transformers, {transformers.__version__}, calls it {CACHE_NAME})."
+    )
+
+
+def named_cache(cache: Cache | None) -> dict[str, Any]:
+    """The cache as a keyword argument of the host: `host_function(**named_cache(cache))`."""
+    return {CACHE_NAME: cache}
+
+
+def returned_cache(output: Any) -> Cache | None:
+    """The cache in a `ModelOutput` of this host, or `None`."""
+    return getattr(output, CACHE_NAME, None)
+
+
+def check_arguments(
+    where: str, kwargs: Mapping[str, Any], implementation: str | None = None, known: Collection[str] = ()
+) -> None:
+    """Refuses what a forward would drop without a word.
+
+    Args:
+        where: The forward's class, for the message.
+        kwargs: What no parameter took. `None` says nothing and is let through.
+        implementation: The attention implementation that gets them; a user's own may take anything.
+        known: What the caller takes beside `HOST_ARGUMENTS`.
+
+    Raises:
+        TypeError: an argument that nothing reads.
+    """
+    if implementation is not None and implementation not in HOST_ATTENTION:
+        return
+    for name, value in kwargs.items():
+        if value is not None and name not in HOST_ARGUMENTS and name not in known:
+            raise TypeError(
+                f"{where} got an unexpected argument {name!r}: nothing reads it, so it would change nothing. Masks "
+                "are attention_mask, positions position_ids, a cache cache (or past_key_values)."
+            )
+
+
+def warn_of_untested_host(version: str = transformers.__version__) -> None:
+    """Says once in a process that this transformers is outside the versions tested.
+
+    Called where the package, or a Hub copy of it, is imported.
+
+    Args:
+        version: The host's version. A later patch of the newest tested minor is inside.
+    """
+    if (
+        Version(OLDEST_TESTED) <= Version(version)
+        and Version(version).release[:2] <= Version(NEWEST_TESTED).release[:2]
+    ):
+        return
+    # one logger and one message for every copy of this file, so that they are one warning
+    logging.get_logger("hf_glm_ernie").warning_once(
+        f"hf_glm_ernie was tested with transformers {OLDEST_TESTED} to {NEWEST_TESTED}, and this is {version}. Hosts "
+        "of other versions have computed other numbers without an error; `pip install "
+        f"'transformers>={OLDEST_TESTED},<={NEWEST_TESTED}'` is safe, or a newer hf_glm_ernie."
+    )
+
+
+warn_of_untested_host()
+
+__all__ = [
+    "CACHE_NAME",
+    "CACHE_NAMES",
+    "NEWEST_TESTED",
+    "OLDEST_TESTED",
+    "check_arguments",
+    "given_cache",
+    "named_cache",
+    "returned_cache",
+    "warn_of_untested_host",
+]
