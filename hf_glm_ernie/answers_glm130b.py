@@ -157,7 +157,7 @@ def released_beam_search(
     """
     beams = generation_config.num_beams
     prompt_length = input_ids.shape[1]
-    ends = set(generation_config._eos_token_tensor.tolist())
+    ends = set(torch.as_tensor(generation_config.eos_token_id).flatten().tolist())
     rows = [_RowSearch(beams, ends, generation_config.length_penalty, length) for length in penalty_lengths]
     scores = torch.zeros(len(rows), beams, device=input_ids.device)
     while input_ids.shape[1] < generation_config.max_length and not all(row.is_done for row in rows):

@@ -5,7 +5,8 @@
   host's own (`CACHE_NAME`).
 - A forward of the host ends in `**kwargs`, and what it does not know is dropped without a word: a mask, a cache or
   positions under another name then change nothing but the numbers. Ours refuse it ([`check_arguments`]).
-- A Hub repository carries its code, but no pin of the host. [`warn_of_untested_host`] says once what was tested.
+
+Which versions were tested, and the warning about others: `host_versions.py`, which needs no torch.
 """
 
 from collections.abc import Collection, Mapping
@@ -13,13 +14,10 @@ from dataclasses import fields
 from typing import Any
 
 import transformers
-from packaging.version import Version
 from transformers import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
-from transformers.utils import logging
 
-# The versions between which everything was tested: the floor of pyproject.toml and the pin of constraints.txt.
-OLDEST_TESTED, NEWEST_TESTED = "5.17.0", "5.24.0"
+from .host_versions import warn_of_untested_host  # noqa: F401  # it warns when it is imported
 
 # The host's own name of the cache, as an argument and in outputs.
 CACHE_NAME = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
@@ -87,37 +85,11 @@ def check_arguments(
             )
 
 
-def warn_of_untested_host(version: str = transformers.__version__) -> None:
-    """Says once in a process that this transformers is outside the versions tested.
-
-    Called where the package, or a Hub copy of it, is imported.
-
-    Args:
-        version: The host's version. A later patch of the newest tested minor is inside.
-    """
-    if (
-        Version(OLDEST_TESTED) <= Version(version)
-        and Version(version).release[:2] <= Version(NEWEST_TESTED).release[:2]
-    ):
-        return
-    # one logger and one message for every copy of this file, so that they are one warning
-    logging.get_logger("hf_glm_ernie").warning_once(
-        f"hf_glm_ernie was tested with transformers {OLDEST_TESTED} to {NEWEST_TESTED}, and this is {version}. Hosts "
-        "of other versions have computed other numbers without an error; `pip install "
-        f"'transformers>={OLDEST_TESTED},<={NEWEST_TESTED}'` is safe, or a newer hf_glm_ernie."
-    )
-
-
-warn_of_untested_host()
-
 __all__ = [
     "CACHE_NAME",
     "CACHE_NAMES",
-    "NEWEST_TESTED",
-    "OLDEST_TESTED",
     "check_arguments",
     "given_cache",
     "named_cache",
     "returned_cache",
-    "warn_of_untested_host",
 ]

@@ -332,10 +332,8 @@ def _cut_module(module: nn.Module, style: str, ranks: int) -> None:
         axis = -1 if by_columns else max(-2, -tensor.ndim)
         shape[axis] = -(-shape[axis] // ranks)
         part = torch.empty(shape, dtype=tensor.dtype, device="meta")
-        if name in module._parameters:
-            module._parameters[name] = nn.Parameter(part, requires_grad=False)
-        else:
-            module._buffers[name] = part
+        is_parameter = isinstance(tensor, nn.Parameter)
+        setattr(module, name, nn.Parameter(part, requires_grad=False) if is_parameter else part)
     for width in ("in_features",) if by_columns else ("out_features", "num_embeddings"):
         if hasattr(module, width):
             setattr(module, width, -(-getattr(module, width) // ranks))

@@ -19,6 +19,7 @@ from transformers import TokenizersBackend
 from transformers.tokenization_utils_base import BatchEncoding, TruncationStrategy
 from transformers.utils import PaddingStrategy, logging
 
+from .host_versions import warn_of_untested_host  # noqa: F401  # it warns when it is imported
 from .tokenization_ernie_offsets import Spans, kept_lengths, search_offsets
 from .tokenization_ernie_unicode import build_normalizer, build_pre_tokenizer
 from .tokenization_ernie_vocabulary import (

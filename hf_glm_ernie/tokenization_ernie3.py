@@ -25,6 +25,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, processors
 from transformers import TokenizersBackend
 from transformers.tokenization_utils_base import BatchEncoding
 
+from .host_versions import warn_of_untested_host  # noqa: F401  # it warns when it is imported
 from .tokenization_ernie3_sentences import CLOSING, FINAL, build_normalizer, build_pre_tokenizer
 from .tokenization_ernie_vocabulary import read_vocabulary, vocabulary_lines, without_holes
 

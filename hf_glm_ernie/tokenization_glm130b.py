@@ -21,6 +21,7 @@ from transformers import TokenizersBackend
 from transformers.tokenization_utils_base import BatchEncoding, TruncationStrategy
 from transformers.utils import PaddingStrategy, logging
 
+from .host_versions import warn_of_untested_host  # noqa: F401  # it warns when it is imported
 from .tokenization_icetext import (
     SENTENCEPIECE_ERROR,
     SPECIAL_TOKENS,

@@ -15,6 +15,7 @@ HUB_FILES = sorted(
     path
     for role in (
         "host_interface",
+        "host_versions",
         "configuration",
         "inputs",
         "prefix",
@@ -40,7 +41,7 @@ HUB_IMPORTS = {
 }
 # What each role may import from beside it, lowest first.
 BELOW: dict[str, set[str]] = {
-    "host": set(),
+    "host": {"host"},
     "configuration": set(),
     "inputs": set(),
     "prefix": {"host", "configuration"},
