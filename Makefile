@@ -1,9 +1,9 @@
-# The only definitions of these commands; CI calls the same ones.
+# The only definitions of these commands; CI calls the same ones. TESTS="tests/test_a.py .." narrows the last two.
 VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test test-slow test-oldest check format bench conformance conformance-oldest clean
+.PHONY: demo test test-slow test-oldest test-newest environments check format bench conformance conformance-oldest clean
 
 $(STAMP): pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
@@ -21,19 +21,47 @@ test: $(STAMP)  ## every test that runs on two cores, a process on each
 test-slow: $(STAMP)
 	$(PYTHON) -m pytest -m "slow and not gpu"
 
+# The two ends of what pyproject.toml allows of the host, and one between them.
 OLDEST = .venv-oldest
 OLDEST_STAMP = $(OLDEST)/.installed
+BETWEEN = .venv-between
+BETWEEN_STAMP = $(BETWEEN)/.installed
+NEWEST = .venv-newest
+# of this week: the host moves every week
+NEWEST_STAMP = $(NEWEST)/.installed-$(shell date +%G-%V)
 
-# The lowest transformers that pyproject.toml allows; all else as in constraints.txt.
+PIP_INSTALL = -m pip install --quiet --disable-pip-version-check
+
+# The lowest transformers; all else as in constraints.txt.
 $(OLDEST_STAMP): pyproject.toml constraints.txt
 	python3 -m venv --clear $(OLDEST)
 	grep -v '^transformers==' constraints.txt > $(OLDEST)/constraints.txt
-	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(OLDEST)/constraints.txt "torch==2.13.0"
-	$(OLDEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(OLDEST)/constraints.txt "transformers==5.17.0" --editable ".[test]"
+	$(OLDEST)/bin/python $(PIP_INSTALL) --constraint $(OLDEST)/constraints.txt "torch==2.13.0"
+	$(OLDEST)/bin/python $(PIP_INSTALL) --constraint $(OLDEST)/constraints.txt "transformers==5.17.0" --editable ".[test]"
 	touch $(OLDEST_STAMP)
 
+# Only what a published repository needs: no accelerate, no package of ours.
+$(BETWEEN_STAMP): constraints.txt
+	python3 -m venv --clear $(BETWEEN)
+	$(BETWEEN)/bin/python $(PIP_INSTALL) "torch==2.13.0" "transformers==5.20.0" "tokenizers==0.23.3" "numpy==2.4.6"
+	touch $(BETWEEN_STAMP)
+
+# The newest host libraries of the day, whatever constraints.txt says.
+MOVING = transformers tokenizers peft accelerate datasets
+$(NEWEST_STAMP): pyproject.toml constraints.txt
+	python3 -m venv --clear $(NEWEST)
+	grep -v -E "^($(subst $() $(),|,$(strip $(MOVING))))==" constraints.txt > $(NEWEST)/constraints.txt
+	$(NEWEST)/bin/python $(PIP_INSTALL) --constraint $(NEWEST)/constraints.txt "torch==2.13.0"
+	$(NEWEST)/bin/python $(PIP_INSTALL) --constraint $(NEWEST)/constraints.txt $(MOVING) --editable ".[test]"
+	touch $(NEWEST_STAMP)
+
 test-oldest: $(OLDEST_STAMP)  ## the tests with the oldest allowed transformers
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" $(TESTS)
+
+test-newest: $(NEWEST_STAMP)  ## the tests with the newest transformers, peft, accelerate, tokenizers and datasets there are
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" $(TESTS)
+
+environments: $(STAMP) $(OLDEST_STAMP) $(BETWEEN_STAMP)  ## so that `make test` opens published repositories on each of them
 
 conformance: $(STAMP)  ## the host library's own test suites; TRANSFORMERS_SRC=<checkout of its tag> adds generation
 	$(PYTHON) tests/conformance/run.py
@@ -68,4 +96,4 @@ format: $(STAMP)
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) .venv-oldest .conformance $(BENCH) demo-output build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(OLDEST) $(BETWEEN) $(NEWEST) .conformance $(BENCH) demo-output build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 from transformers import GenerationMixin, StoppingCriteria, StoppingCriteriaList
 
-from .host_interface import check_arguments, given_cache, named_cache
+from .host_interface import CACHE_NAME, check_arguments, given_cache, named_cache
 from .prefix_glm130b import (
     answer_positions_go_on,
     blank_position_ids,
@@ -178,7 +178,7 @@ class Glm130bGenerationMixin(GenerationMixin):
             kwargs["position_ids"] = torch.cat(
                 (prompt_position_ids, prompt_position_ids[:, -1:] + answer_step * steps), dim=-1
             )
-        return super().prepare_inputs_for_generation(  # type: ignore[misc]  # host: self is a model
+        inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]  # host: self is a model
             input_ids,
             next_sequence_length=next_sequence_length,
             attention_mask=attention_mask,
@@ -187,6 +187,11 @@ class Glm130bGenerationMixin(GenerationMixin):
             **named_cache(given_cache(cache, past_key_values)),
             **kwargs,
         )
+        if "prepare_inputs_for_generation" in vars(self) and CACHE_NAME in inputs:
+            # PEFT's prompt learning has put a function of its own in front of this one, which (up to PEFT 0.21) looks
+            # for the cache under its old name and else makes a second one
+            inputs["past_key_values"] = inputs.pop(CACHE_NAME)
+        return inputs
 
     @staticmethod
     def create_masks_for_generate(

@@ -8,6 +8,7 @@ because the host marks the class it opens as code to be saved with the model, an
 
 import transformers
 
+from .host_versions import warn_of_untested_host  # noqa: F401  # it warns when it is imported
 from .quantization_weight_only import WeightOnlyQuantizer  # noqa: F401  # so that a Hub repository carries it
 
 

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[1]
 GLM = ROOT / "examples" / "sample-glm130b"
 ERNIE = ROOT / "examples" / "sample-ernie"
 
+HOST_CODE = {"host_interface.py", "host_versions.py"}
 GLM_CODE = {
     "configuration_glm130b.py",
     "generation_glm130b.py",
@@ -46,19 +47,22 @@ ERNIE3_CODE = {
     "modeling_ernie3_pretraining.py",
 }
 CODE = {
-    "glm": GLM_CODE | QUANTIZER_CODE,
-    "glm_int4": GLM_CODE | QUANTIZER_CODE,
-    "glm_int8": GLM_CODE | QUANTIZER_CODE,
+    "glm": GLM_CODE | HOST_CODE | QUANTIZER_CODE,
+    "glm_int4": GLM_CODE | HOST_CODE | QUANTIZER_CODE,
+    "glm_int8": GLM_CODE | HOST_CODE | QUANTIZER_CODE,
     "uie": {"configuration_ernie_uie.py", "modeling_ernie_uie.py", "inputs_ernie.py"}
+    | HOST_CODE
     | ERNIE_TOKENIZER_CODE
     | QUANTIZER_CODE,
     "utc": {"configuration_ernie_utc.py", "modeling_ernie_utc.py", "inputs_ernie.py"}
+    | HOST_CODE
     | ERNIE_TOKENIZER_CODE
     | QUANTIZER_CODE,
-    "ernie3_int4": ERNIE3_CODE | QUANTIZER_CODE,
+    "ernie3_int4": ERNIE3_CODE | HOST_CODE | QUANTIZER_CODE,
     "encoder": set(),
-    "encoder_int4": {"modeling_ernie_quantized.py"} | QUANTIZER_CODE,
+    "encoder_int4": {"modeling_ernie_quantized.py", "host_versions.py"} | QUANTIZER_CODE,
     "uie_int8": {"configuration_ernie_uie.py", "modeling_ernie_uie.py", "inputs_ernie.py"}
+    | HOST_CODE
     | ERNIE_TOKENIZER_CODE
     | QUANTIZER_CODE,
 }

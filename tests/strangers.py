@@ -11,7 +11,13 @@ from conversion import publish_check
 
 ROOT = Path(__file__).parents[1]
 HIDDEN = ["hf_glm_ernie", "conversion", "tests", "accelerate", "sentencepiece", "peft", "bitsandbytes", "torchao"]
-PYTHONS = {"newest": ROOT / ".venv" / "bin" / "python", "oldest": ROOT / ".venv-oldest" / "bin" / "python"}
+# Environments with other versions of transformers, and what makes them.
+PYTHONS = {
+    "oldest": ROOT / ".venv-oldest" / "bin" / "python",
+    "between": ROOT / ".venv-between" / "bin" / "python",
+    "newest": ROOT / ".venv-newest" / "bin" / "python",
+}
+MADE_BY = {"oldest": "make environments", "between": "make environments", "newest": "make test-newest"}
 PREAMBLE = f"""
 import json, sys
 sys.path.insert(0, {str(Path(publish_check.__file__).parent)!r})

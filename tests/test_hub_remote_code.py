@@ -17,7 +17,7 @@ from conversion import publish as publishing
 from conversion.publish import plan_publication, publish
 from conversion.publish_classes import PUBLISHED
 from tests.publishing import CODE, make_source
-from tests.strangers import HIDDEN, PYTHONS, run_python, stranger
+from tests.strangers import HIDDEN, MADE_BY, PYTHONS, run_python, stranger
 
 BLANK, ANSWER = "An octopus has [MASK] and blue blood.", "three hearts"
 SENTENCE = "巴黎是法国的[MASK]都。"
@@ -122,19 +122,18 @@ print(json.dumps(seen))
 """
 
 
-@pytest.fixture(scope="module", params=["running", "other"])
+# The run in an environment of its own opens the repositories with that one's host only.
+OTHERS = [] if sys.executable in map(str, PYTHONS.values()) else list(PYTHONS)
+
+
+@pytest.fixture(scope="module", params=["running", *OTHERS])
 def seen(
     request: pytest.FixtureRequest, repositories: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
-    """Every repository opened in one process without the package, by this transformers and by the other one."""
-    python = sys.executable
-    if request.param == "other":
-        others = {name: path for name, path in PYTHONS.items() if str(path) != sys.executable}
-        python = str(next((path for path in reversed(others.values()) if path.is_file()), ""))
-        if not python:
-            pytest.skip(
-                f"needs an environment with the other supported transformers: {' or '.join(map(str, others.values()))}"
-            )
+    """Every repository opened in one process without the package, by this transformers and by older and newer ones."""
+    python = Path(sys.executable if request.param == "running" else PYTHONS[request.param])
+    if not python.is_file():
+        pytest.skip(f"needs {python}: {MADE_BY[request.param]}")
     scratch = tmp_path_factory.mktemp(request.param)
     return stranger(script(repositories), scratch, python=python) | {"scratch": scratch}
 
