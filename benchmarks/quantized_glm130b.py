@@ -127,6 +127,7 @@ def load_and_decode(folder: Path, device: str, threads: int, task: str) -> dict[
     from transformers import AutoModelForCausalLM
 
     import hf_glm_ernie  # noqa: F401  # registers the classes and the quantizer
+    from hf_glm_ernie.host_interface import returned_cache
     from hf_glm_ernie.quantization_weight_only import repack
 
     torch.set_num_threads(threads)
@@ -153,7 +154,7 @@ def load_and_decode(folder: Path, device: str, threads: int, task: str) -> dict[
         output = model(ids, use_cache=True)
         for _ in range(NEW):
             started = time.perf_counter()
-            output = model(torch.full_like(ids[:, :1], 7), past_key_values=output.past_key_values, use_cache=True)
+            output = model(torch.full_like(ids[:, :1], 7), cache=returned_cache(output), use_cache=True)
             output.logits[0, -1].argmax().item()  # waits for the device
             times.append(time.perf_counter() - started)
         if device == "cpu":
