@@ -12,13 +12,13 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 
 import hf_glm_ernie
-from hf_glm_ernie.configuration_ernie3 import Ernie3Config
+from hf_glm_ernie.configuration_ernie3 import HUB_CLASSES, Ernie3Config
 from hf_glm_ernie.tokenization_ernie3 import Ernie3Tokenizer
 from hf_glm_ernie.tokenization_ernie_vocabulary import read_vocabulary
 
 from .ernie3_names import BRANCHES
 from .ernie3_settings import CARRIED
-from .folder_files import RECORD, checksum_table, dtype_name, write_index, write_json
+from .folder_files import RECORD, checksum_table, dtype_name, write_code, write_index, write_json
 from .operations import SettingsError
 from .readers import CheckpointError
 from .writer import OutputFile
@@ -105,9 +105,11 @@ def check_vocabulary(tokenizer: Ernie3Tokenizer | None, vocab_size: int) -> list
 
 
 def write_first(folder: Path, config: Ernie3Config, dtype: torch.dtype, tokenizer: Ernie3Tokenizer | None) -> None:
-    """Writes config.json and the tokenizer's files."""
+    """Writes config.json, the tokenizer's files and the model's code (the tokenizer needs none)."""
     config.dtype = dtype
+    config.auto_map = dict(HUB_CLASSES)
     config.save_pretrained(folder)
+    write_code(folder, HUB_CLASSES.values())
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
 

@@ -13,13 +13,20 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import ErnieConfig
 
 import hf_glm_ernie
+from hf_glm_ernie import modeling_ernie_uie, modeling_ernie_utc
 from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
 
 from .ernie_names import LABELLED_TASKS, Task
 from .ernie_settings import CARRIED, CONFIG_CLASSES
-from .folder_files import RECORD, checksum_table, dtype_name, write_index, write_json
+from .folder_files import RECORD, checksum_table, dtype_name, write_code, write_index, write_json
 from .readers import CheckpointError
 from .writer import OutputFile
+
+OWN_CLASSES: Mapping[str, Mapping[str, str]] = {
+    "ernie_uie": modeling_ernie_uie.HUB_CLASSES,
+    "ernie_utc": modeling_ernie_utc.HUB_CLASSES,
+}
+"""Model type -> `auto_map` of config.json, where transformers has no class."""
 
 PADDLE_KEYS = (
     "vocab_size",
@@ -82,8 +89,11 @@ def read_origin(folder: Path) -> Origin | None:
 
 
 def write_first(folder: Path, config: ErnieConfig, dtype: torch.dtype, tokenizer: ErnieTokenizer | None) -> None:
-    """Writes config.json and the tokenizer's files."""
+    """Writes config.json, the tokenizer's files, and the code of a class that transformers does not have."""
     config.dtype = dtype
+    if config.model_type in OWN_CLASSES:
+        config.auto_map = dict(OWN_CLASSES[config.model_type])
+        write_code(folder, config.auto_map.values())
     config.save_pretrained(folder)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)

@@ -1,5 +1,6 @@
 """What every converted folder has beside its weights, whatever the model: index, record, checksums, main dtype."""
 
+import importlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.dynamic_module_utils import custom_object_save
 
 from .operations import TensorSpec
 from .state_map import Plan
@@ -21,6 +23,13 @@ INDEX = "model.safetensors.index.json"
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes readable JSON."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def write_code(folder: Path, classes: Iterable[str]) -> None:
+    """Copies the files of classes (`file.Class`, as in `auto_map`) and what they import, by the host's own rules."""
+    for reference in sorted(set(classes)):
+        file, _, name = reference.partition(".")
+        custom_object_save(getattr(importlib.import_module(f"hf_glm_ernie.{file}"), name), folder)
 
 
 def write_index(folder: Path, files: Sequence[OutputFile]) -> None:
@@ -72,4 +81,14 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-__all__ = ["INDEX", "RECORD", "checksum_table", "count", "dtype_name", "main_dtype", "write_index", "write_json"]
+__all__ = [
+    "INDEX",
+    "RECORD",
+    "checksum_table",
+    "count",
+    "dtype_name",
+    "main_dtype",
+    "write_code",
+    "write_index",
+    "write_json",
+]

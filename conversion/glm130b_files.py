@@ -13,9 +13,10 @@ from transformers import GenerationConfig
 
 import hf_glm_ernie
 from hf_glm_ernie.configuration_glm130b import Glm130bConfig
+from hf_glm_ernie.modeling_glm130b import HUB_CLASSES
 from hf_glm_ernie.tokenization_glm130b import PLAIN_TOKENIZER_NOTE, Glm130bTokenizer
 
-from .folder_files import RECORD, checksum_table, dtype_name, write_index, write_json
+from .folder_files import RECORD, checksum_table, dtype_name, write_code, write_index, write_json
 from .writer import OutputFile
 
 DEFAULT_ITERATION = "49300"
@@ -61,10 +62,14 @@ def read_record(folder: Path) -> Record | None:
 
 
 def write_first(folder: Path, config: Glm130bConfig, dtype: torch.dtype, tokenizer: Glm130bTokenizer | None) -> None:
-    """Writes config.json, generation_config.json and the tokenizer's files, `ice_text.model` among them."""
+    """Writes config.json, generation_config.json, the tokenizer's files, `ice_text.model` among them, and the code of
+    both, so that the folder opens with `trust_remote_code=True` alone.
+    """
     config.architectures = ["Glm130bForCausalLM"]
+    config.auto_map = dict(HUB_CLASSES)
     config.dtype = dtype
     config.save_pretrained(folder)
+    write_code(folder, HUB_CLASSES.values())
     GenerationConfig(
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,

@@ -10,7 +10,6 @@ for, push (`publish_hub`).
 """
 
 import hashlib
-import importlib
 import json
 import os
 import shutil
@@ -27,10 +26,9 @@ import psutil
 import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
-from transformers.dynamic_module_utils import custom_object_save
 
 from . import publish_check
-from .folder_files import count, write_json
+from .folder_files import count, write_code, write_json
 from .output_folder import refuse_existing
 from .publish_card import CardTexts, host_requirement, model_card
 from .publish_check import FULL, STRUCTURE
@@ -168,7 +166,8 @@ def publish(publication: Publication, show_progress: bool = True) -> dict[str, s
     building.mkdir(parents=True)
     try:
         _write_settings(publication, building)
-        _write_code(publication, building)
+        tokenizer = publication.tokenizer_class
+        write_code(building, [*publication.classes.values(), *([] if tokenizer is None else [tokenizer])])
         _place_weights(publication, building, show_progress)
         checks = _checked(publication, building, show_progress)
         sha256 = _checksums(publication, building, show_progress)
@@ -254,14 +253,6 @@ def _write_generation_config(source: Source, folder: Path) -> None:
     elif source.row.auto_classes[source.architecture] == "AutoModelForCausalLM":
         ids = {name: source.config.get(name) for name in ("eos_token_id", "pad_token_id")}
         write_json(path, {"do_sample": False} | {name: value for name, value in ids.items() if value is not None})
-
-
-def _write_code(publication: Publication, folder: Path) -> None:
-    """Copies the files of the classes, and those they import, by the host's own rules."""
-    references = {*publication.classes.values(), publication.tokenizer_class} - {None}
-    for reference in sorted(str(reference) for reference in references):
-        file, _, name = reference.partition(".")
-        custom_object_save(getattr(importlib.import_module(f"hf_glm_ernie.{file}"), name), folder)
 
 
 def _place_weights(publication: Publication, folder: Path, show_progress: bool) -> None:

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from conversion import publish as publishing
 from conversion.publish import plan_publication, publish
 from conversion.publish_classes import PUBLISHED
-from tests.publishing import CODE, make_source
+from tests.publishing import CODE, ERNIE_TOKENIZER_CODE, make_source
 from tests.strangers import HIDDEN, MADE_BY, PYTHONS, run_python, stranger
 
 BLANK, ANSWER = "An octopus has [MASK] and blue blood.", "three hearts"
@@ -167,14 +167,27 @@ def test_opens_without_the_package(seen: dict[str, Any], here: dict[str, Any], n
     assert there["ids"] == ours["ids"]
     assert there.get("text") == ours.get("text")
     assert there["quantized"] == ours["quantized"]
-    # The same code and torch, so the same numbers: 0 was seen under 5.17, 5.20 and 5.24. An environment of another torch
-    # may order a sum otherwise.
+    # The same code and torch, so the same numbers: 0 was seen under 5.17, 5.20 and 5.24. Another torch may order a sum
+    # otherwise.
     assert torch.allclose(torch.tensor(there["first"]), torch.tensor(ours["first"]), rtol=0, atol=1e-4)
     remote = CODE[name] != set()
     assert there["class"].startswith(PYTHON_FILES if remote else "transformers.models.ernie.")
     assert ours["class"].startswith("transformers." if "encoder" in name else "hf_glm_ernie.")
     own_tokenizer = "encoder" not in name and "ernie3" not in name  # theirs is tokenizer.json alone
     assert there["tokenizer"].startswith(PYTHON_FILES if own_tokenizer else "transformers.tokenization_utils")
+
+
+@pytest.mark.parametrize("name", ["glm", "uie"])
+def test_a_converted_folder_opens_without_the_package_too(
+    sources: dict[str, Path], here: dict[str, Any], tmp_path: Path, name: str
+) -> None:
+    """As the converter left it: with the code of its model, and of a tokenizer that tokenizer.json alone is not."""
+    own = CODE[name] if name == "glm" else CODE[name] - ERNIE_TOKENIZER_CODE
+    assert own == {path.name for path in sources[name].glob("*.py")}
+    there = stranger(f"{OPEN}print(json.dumps(look({str(sources[name])!r}, {CALLS[name]})))", tmp_path)
+    assert there["class"].startswith(PYTHON_FILES)
+    assert there["ids"] == here[name]["ids"]
+    assert torch.equal(torch.tensor(there["first"]), torch.tensor(here[name]["first"]))
 
 
 @pytest.mark.parametrize("name", ["glm", "glm_int4", "glm_int8"])
