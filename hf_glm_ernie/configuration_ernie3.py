@@ -180,6 +180,10 @@ class Ernie3Config(PreTrainedConfig):
         if self.position_embedding_type == "relative":
             # the biases of the scores are vectors over all heads, which no style of the host splits
             self.base_model_tp_plan = None  # type: ignore[misc, assignment]  # the host reads it from the instance
+        elif self.tie_word_embeddings:
+            # one parameter: the heads' projections to the vocabulary are cut along it, so the embedding is too
+            tied = {"embeddings.word_embeddings": "embedding_rowwise"}
+            self.base_model_tp_plan = type(self).base_model_tp_plan | tied  # type: ignore[misc]  # as above
         super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:
