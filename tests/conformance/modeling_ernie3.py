@@ -28,6 +28,8 @@ from hf_glm_ernie import (
     Ernie3Model,
 )
 
+from .cache_names import BothCacheNames
+
 # The suites look classes up by name to learn which of them take labels; out-of-tree names are unknown there.
 modeling_auto.MODEL_MAPPING_NAMES[Ernie3Config.model_type] = Ernie3Model.__name__
 modeling_auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES[Ernie3Config.model_type] = Ernie3ForPreTraining.__name__
@@ -124,7 +126,7 @@ NLG = {"branch": "nlg"}
 RELATIVE = {"position_embedding_type": "relative", "recurrence": "shift_down", "type_vocab_size": 2}
 
 
-class _Suites(ModelTesterMixin, TrainingTesterMixin):
+class _Suites(BothCacheNames, ModelTesterMixin, TrainingTesterMixin):
     """The suites that hold for every tester."""
 
     model_tester_class: Any

@@ -19,6 +19,8 @@ from transformers.testing_utils import torch_device
 from hf_glm_ernie import Glm130bConfig, Glm130bForCausalLM, Glm130bModel
 from hf_glm_ernie.prefix_glm130b import blank_position_ids, plain_position_ids, prefix_token_type_ids
 
+from .cache_names import BothCacheNames
+
 # The suites look classes up by name to learn which of them take labels; out-of-tree names are unknown there.
 modeling_auto.MODEL_MAPPING_NAMES[Glm130bConfig.model_type] = Glm130bModel.__name__
 modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[Glm130bConfig.model_type] = Glm130bForCausalLM.__name__
@@ -85,7 +87,9 @@ class Glm130bPrefixModelTester(Glm130bModelTester):
         return input_ids
 
 
-class Glm130bModelTest(ModelTesterMixin, GenerationTesterMixin, TrainingTesterMixin, unittest.TestCase):
+class Glm130bModelTest(
+    BothCacheNames, ModelTesterMixin, GenerationTesterMixin, TrainingTesterMixin, unittest.TestCase
+):
     model_tester: Glm130bModelTester
     all_model_classes = Glm130bModelTester.all_model_classes
     test_can_init_all_missing_weights_before_2023 = True  # our files carry no year that the suite could read

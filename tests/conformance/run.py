@@ -155,6 +155,7 @@ def add_our_files(tree: Path) -> None:
     (folder / "__init__.py").touch()
     for name in OUR_TESTS:
         shutil.copy(OURS / name, folder / f"test_{name}")
+    shutil.copy(OURS / "cache_names.py", folder)
     shutil.copy(OURS / "skip_report.py", tree / "conftest.py")
     (tree / "pytest.ini").write_text(PYTEST_INI, encoding="utf-8")
 
