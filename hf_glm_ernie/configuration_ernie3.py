@@ -116,7 +116,10 @@ class Ernie3Config(PreTrainedConfig):
 
     model_type = "ernie3"
     keys_to_ignore_at_inference = ["cache", "past_key_values", "memories"]
-    base_model_tp_plan = {f"{layers}.{name}": style for layers in _LAYERS for name, style in _SPLIT.items()}
+    base_model_tp_plan = {f"{layers}.{name}": style for layers in _LAYERS for name, style in _SPLIT.items()} | {
+        # along the vocabulary, as the heads' projections to it, which may be the same parameter
+        "embeddings.word_embeddings": "embedding_rowwise"
+    }
 
     vocab_size: int = 30000
     hidden_size: int = 4096
@@ -180,10 +183,6 @@ class Ernie3Config(PreTrainedConfig):
         if self.position_embedding_type == "relative":
             # the biases of the scores are vectors over all heads, which no style of the host splits
             self.base_model_tp_plan = None  # type: ignore[misc, assignment]  # the host reads it from the instance
-        elif self.tie_word_embeddings:
-            # one parameter: the heads' projections to the vocabulary are cut along it, so the embedding is too
-            tied = {"embeddings.word_embeddings": "embedding_rowwise"}
-            self.base_model_tp_plan = type(self).base_model_tp_plan | tied  # type: ignore[misc]  # as above
         super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:

@@ -41,6 +41,7 @@ ERNIE3_CODE = {
     "attention_ernie3.py",
     "configuration_ernie3.py",
     "generation_ernie3.py",
+    "inputs_ernie3.py",
     "memory_ernie3.py",
     "modeling_ernie3.py",
     "modeling_ernie3_heads.py",

@@ -43,7 +43,7 @@ HUB_IMPORTS = {
 BELOW: dict[str, set[str]] = {
     "host": {"host"},
     "configuration": set(),
-    "inputs": set(),
+    "inputs": {"configuration"},
     "prefix": {"host", "configuration"},
     "attention": {"configuration"},
     "memory": {"configuration", "attention"},

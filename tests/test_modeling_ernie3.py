@@ -12,6 +12,7 @@ import torch
 from transformers import DynamicCache, StaticCache
 
 from hf_glm_ernie.configuration_ernie3 import Ernie3Config
+from hf_glm_ernie.host_interface import CACHE_NAME
 from hf_glm_ernie.modeling_ernie3 import Ernie3Model
 from hf_glm_ernie.modeling_ernie3_heads import Ernie3ForCausalLM, Ernie3ForMaskedLM
 from hf_glm_ernie.modeling_ernie3_pretraining import Ernie3ForPreTraining
@@ -247,17 +248,18 @@ def test_positions_are_clamped() -> None:
 
 
 def test_tensor_parallel_plan() -> None:
-    """Every linear of every layer is split, and of nothing else; relative positions leave the layers whole."""
+    """Every linear of every layer is split, and the words along the vocabulary; relative positions leave all whole."""
     with torch.device("meta"):
         names = [
             name for name, module in Ernie3Model(tiny_config()).named_modules() if type(module) is torch.nn.Linear
         ]
     plan = tiny_config().base_model_tp_plan
     patterns = {re.sub(r"\.\d+\.", ".*.", name) for name in names} - {"task_projection"}
-    assert patterns == set(plan)
+    assert patterns | {"embeddings.word_embeddings"} == set(plan)
     rules = set(Ernie3ForCausalLM(tiny_config()).tp_plan)  # a class with one branch has no rules for the other
     assert rules == {f"ernie3.{name}" for name in plan if "nlu" not in name} | {"nlg_lm_head.decoder"}
     assert tiny_config(position_embedding_type="relative").base_model_tp_plan is None
+    assert not Ernie3ForCausalLM(tiny_config(position_embedding_type="relative")).tp_plan
     assert "base_model_tp_plan" not in tiny_config(position_embedding_type="relative").to_dict()
 
 
@@ -459,7 +461,8 @@ def test_tied_heads() -> None:
         (lambda m, ids: m(ids, branch="nlx"), r"branch='nlx' is not one of this model's branches \['nlu', 'nlg'\]"),
         (lambda m, ids: m(), "either input_ids or inputs_embeds"),
         (lambda m, ids: m(ids, inputs_embeds=torch.zeros(2, 5, 32)), "either input_ids or inputs_embeds"),
-        (lambda m, ids: m(ids, past_key_values=DynamicCache()), "past_key_values is for branch='nlg' only"),
+        (lambda m, ids: m(ids, past_key_values=DynamicCache()), f"{CACHE_NAME} is for branch='nlg' only"),
+        (lambda m, ids: m(ids, cache=DynamicCache()), f"{CACHE_NAME} is for branch='nlg' only"),
         (lambda m, ids: m(ids, genre_ids=torch.tensor([0, 0])), "num_soft_prompt_genres=0"),
         (lambda m, ids: m(ids, attention_mask=torch.ones(2, 3)), r"attention_mask has shape \(2, 3\)"),
         (lambda m, ids: m(ids, attention_mask=torch.ones(3, 5)), r"attention_mask has shape \(3, 5\)"),

@@ -13,15 +13,17 @@ class BothCacheNames:
 
     model_tester: Any
     all_model_classes: Any
+    _prepare_for_class: Any
 
     def test_bc_cache_name_forward(self) -> None:
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
         for model_class in self.all_model_classes:
             model = model_class(config).eval()
-            if returned_cache(model(**inputs)) is None:
+            rows = self._prepare_for_class(inputs, model_class)
+            if returned_cache(model(**rows)) is None:
                 continue  # it reads in both directions
             caches = [DynamicCache(config=config.get_text_config(decoder=True)) for _ in range(2)]
-            outputs = [model(**inputs, cache=caches[0]), model(**inputs, past_key_values=caches[1])]
+            outputs = [model(**rows, cache=caches[0]), model(**rows, past_key_values=caches[1])]
             for cache, output in zip(caches, outputs, strict=True):
                 assert returned_cache(output) is cache
             assert caches[0].get_seq_length() > 0
