@@ -27,8 +27,10 @@ QUANTIZER_CODE = {
     "quantization_weight_only.py",
     "weight_only.py",
     "weight_only_cpu.py",
+    "weight_only_adapters.py",
     "weight_only_kernels.py",
     "weight_only_linear.py",
+    "weight_only_lora.py",
 }
 ERNIE_TOKENIZER_CODE = {
     "tokenization_ernie.py",

@@ -106,9 +106,10 @@ def quantized(folder: Path, **settings: Any) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, quantization_config=WeightOnlyConfig(**settings)).eval()
 
 
-def with_lora(model: Any, name: str = "default", **settings: Any) -> Any:
+def with_lora(model: Any, name: str = "default", told: bool = True, **settings: Any) -> Any:
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "down_proj"], **settings)
-    merging_into_integers(config, model.get_base_model() if isinstance(model, peft.PeftModel) else model)
+    if told:
+        merging_into_integers(config, model.get_base_model() if isinstance(model, peft.PeftModel) else model)
     if isinstance(model, peft.PeftModel):
         model.add_adapter(name, config)
         return model
@@ -130,8 +131,9 @@ def integers(model: Any) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     "settings", [{"bits": 8}, {"bits": 4}, {"bits": 4, "group_size": 16}, {"bits": 8, "num_groups": {"down_proj": 3}}]
 )
-def test_merging_is_dequantize_add_quantize_and_unmerging_gives_every_bit_back(plain_folder, settings) -> None:
-    model = with_lora(quantized(plain_folder, **settings), lora_bias=True)
+@pytest.mark.parametrize("told", [True, False])
+def test_merging_is_dequantize_add_quantize_and_unmerging_gives_every_bit_back(plain_folder, settings, told) -> None:
+    model = with_lora(quantized(plain_folder, **settings), told=told, lora_bias=True)
     randomize(model)
     before, outputs = integers(model), logits(model)
     with model.disable_adapter():
@@ -222,9 +224,10 @@ def test_disabling_a_merged_adapter_unmerges_it(plain_folder) -> None:
     ("settings", "words"),
     [({"use_dora": True}, "DoraLinearVariant"), ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'")],
 )
-def test_variants_that_read_the_weight_are_refused(plain_folder, settings, words: str) -> None:
+@pytest.mark.parametrize("told", [True, False])
+def test_variants_that_read_the_weight_are_refused(plain_folder, settings, words: str, told: bool) -> None:
     with pytest.raises(ValueError, match=words):
-        with_lora(quantized(plain_folder, bits=8), **settings)
+        with_lora(quantized(plain_folder, bits=8), told=told, **settings)
 
 
 def test_a_broken_adapter_changes_nothing(plain_folder) -> None:
