@@ -160,7 +160,11 @@ def trace(job: Job) -> Transients:
         inputs = _inputs(model, replace(job, config=config))
         memories = inputs.get("memories")
         outputs = model(**inputs)
-    cache = getattr(outputs, "past_key_values", None)
+    # The host renames it in 5.24.
+    found = (getattr(outputs, name, None) for name in ("cache", "past_key_values"))
+    cache = next((one for one in found if one is not None), None)
+    if cache is None and inputs.get("use_cache"):
+        raise RuntimeError(f"{type(model).__name__} gave no cache where one was asked for, so none can be counted.")
     cached = [[layer.keys, layer.values] for layer in cache.layers] if cache is not None else []
     for tensors, state in zip(cached, () if memories is None else memories.states, strict=False):
         tensors.append(state)

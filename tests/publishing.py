@@ -15,6 +15,7 @@ GLM = ROOT / "examples" / "sample-glm130b"
 ERNIE = ROOT / "examples" / "sample-ernie"
 
 GLM_CODE = {
+    "configuration_arguments.py",
     "configuration_glm130b.py",
     "generation_glm130b.py",
     "modeling_glm130b.py",
@@ -40,6 +41,7 @@ ERNIE_TOKENIZER_CODE = {
 }
 ERNIE3_CODE = {
     "attention_ernie3.py",
+    "configuration_arguments.py",
     "configuration_ernie3.py",
     "generation_ernie3.py",
     "memory_ernie3.py",
@@ -51,10 +53,10 @@ CODE = {
     "glm": GLM_CODE | QUANTIZER_CODE,
     "glm_int4": GLM_CODE | QUANTIZER_CODE,
     "glm_int8": GLM_CODE | QUANTIZER_CODE,
-    "uie": {"configuration_ernie_uie.py", "modeling_ernie_uie.py", "inputs_ernie.py"}
+    "uie": {"configuration_arguments.py", "configuration_ernie_uie.py", "modeling_ernie_uie.py", "inputs_ernie.py"}
     | ERNIE_TOKENIZER_CODE
     | QUANTIZER_CODE,
-    "utc": {"configuration_ernie_utc.py", "modeling_ernie_utc.py", "inputs_ernie.py"}
+    "utc": {"configuration_arguments.py", "configuration_ernie_utc.py", "modeling_ernie_utc.py", "inputs_ernie.py"}
     | ERNIE_TOKENIZER_CODE
     | QUANTIZER_CODE,
     "ernie3_int4": ERNIE3_CODE | QUANTIZER_CODE,

@@ -30,7 +30,7 @@ HUB_FILES = sorted(
 HUB_IMPORTS = {"torch", "transformers", "huggingface_hub", "tokenizers", "tqdm", "numpy", *sys.stdlib_module_names}
 # What each role may import from beside it, lowest first.
 BELOW = {
-    "configuration": set(),
+    "configuration": {"configuration"},
     "inputs": set(),
     "prefix": {"configuration"},
     "attention": {"configuration"},
