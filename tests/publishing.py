@@ -62,7 +62,12 @@ CODE = {
     "ernie3_int4": ERNIE3_CODE | QUANTIZER_CODE,
     "encoder": set(),
     "encoder_int4": {"modeling_ernie_quantized.py"} | QUANTIZER_CODE,
-    "uie_int8": {"configuration_ernie_uie.py", "modeling_ernie_uie.py", "inputs_ernie.py"}
+    "uie_int8": {
+        "configuration_arguments.py",
+        "configuration_ernie_uie.py",
+        "modeling_ernie_uie.py",
+        "inputs_ernie.py",
+    }
     | ERNIE_TOKENIZER_CODE
     | QUANTIZER_CODE,
 }
