@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from ernie3_texts import Bigrams, Story, Texts
+from loss_plot import figure_for
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -199,10 +200,10 @@ def falls(log: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
 
 
 def plot_losses(log: list[dict[str, float]], path: Path) -> None:
-    """Draws every task's loss over the steps, as a share of its first value."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    """Draws every task's loss over the steps, as a share of its first value, where matplotlib is installed."""
+    figure = figure_for(path, "losses.csv", (8, 4.5))
+    if figure is None:
+        return
     axes = figure.subplots()
     for task in falls(log):
         losses = [row[f"{task}_loss"] for row in log]
@@ -369,15 +370,15 @@ def main() -> None:
     start = time.perf_counter()
     log = pretrain(model, mixture, schedule, arguments.output, arguments.steps)
     print(f"Pre-trained for {time.perf_counter() - start:.0f} s")
+    folder = arguments.output / "model"
+    model.save_pretrained(folder)
+    texts.tokenizer.save_pretrained(folder)
     show_falls(log)
     with open(arguments.output / "losses.csv", "w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, list(log[0]), extrasaction="ignore")
         table.writeheader()
         table.writerows(log)
     plot_losses(log, arguments.output / "losses.png")
-    folder = arguments.output / "model"
-    model.save_pretrained(folder)
-    texts.tokenizer.save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     show_answers(folder, tokenizer, texts.kept_back, texts.unseen)
     accuracy = classify(
