@@ -78,6 +78,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=74, help="rows per step, of all seven tasks together")
     parser.add_argument("--learning-rate", type=float, default=5e-3, help="peak")
     parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument("--overwrite_output_dir", action="store_true", help="write over what is in the folder")
     return parser.parse_args(arguments)
 
 
@@ -352,9 +353,12 @@ def show_answers(folder: Path, tokenizer: Any, triples: list[dict[str, str]], do
 def main() -> None:
     """Trains, prints, plots."""
     arguments = parse_arguments()
-    if arguments.output.exists():
-        raise SystemExit(f"{arguments.output} exists already. Name a folder that does not.")
-    arguments.output.mkdir(parents=True)
+    if arguments.output.exists() and not arguments.overwrite_output_dir:
+        raise SystemExit(
+            f"{arguments.output} exists already. Name a folder that does not, or pass --overwrite_output_dir to write "
+            "over what is there."
+        )
+    arguments.output.mkdir(parents=True, exist_ok=True)
     set_seed(arguments.seed)
     texts = Texts(arguments.documents, arguments.seed, arguments.output)
     model = build_model(texts.tokenizer)

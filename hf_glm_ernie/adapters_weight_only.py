@@ -8,6 +8,8 @@ from pathlib import Path
 
 from torch import nn
 
+from .adapters_virtual_tokens import name_the_cache
+
 try:
     from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model_state_dict
     from safetensors import safe_open
@@ -81,6 +83,8 @@ def load_adapter(model: nn.Module, folder: str | Path, trainable: bool = False) 
         )
     if isinstance(config, LoraConfig):
         merging_into_integers(config, model)
+    if config.is_prompt_learning:
+        name_the_cache(model)
     for of_adapter, of_model in SIZES_IN_FRONT.items() if config.is_prompt_learning else ():
         sizes = getattr(config, of_adapter), getattr(model.config, of_model)  # type: ignore[union-attr]  # a model
         if sizes[0] != sizes[1]:
