@@ -29,7 +29,7 @@ def prepare_folder(training: TrainingArguments, resume: bool, overwrite: bool) -
         ValueError: the folder holds a run and nothing was said about it; there is nothing to go on from; or options
             that contradict each other.
     """
-    folder = Path(training.output_dir)
+    folder = Path(str(training.output_dir))
     chosen = training.resume_from_checkpoint
     asked = [("--resume", resume), ("--resume_from_checkpoint", chosen), ("--overwrite_output_dir", overwrite)]
     if len(given := [name for name, value in asked if value]) > 1:

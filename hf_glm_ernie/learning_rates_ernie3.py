@@ -53,16 +53,17 @@ def encoder_depths(model: nn.Module) -> tuple[dict[str, int], int]:
     Raises:
         ValueError: there is no such list, or more than one.
     """
-    count = getattr(getattr(model, "config", None), "num_hidden_layers", None)
+    read_words: Any = getattr(model, "get_input_embeddings", None)
+    count: Any = getattr(getattr(model, "config", None), "num_hidden_layers", None)
     lists = [n for n, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == count]
     lists = [n for n in lists if not any(n.startswith(other + ".") for other in lists)]  # a layer's own lists
-    if len(lists) != 1 or not hasattr(model, "get_input_embeddings"):
+    if len(lists) != 1 or read_words is None:
         raise ValueError(
             f"{type(model).__name__} has {len(lists)} lists of num_hidden_layers={count} layers; layer-wise learning "
             "rates need one stack, as in ErnieModel or BertModel, or an ERNIE 3.0 model. Name the groups yourself for "
             "others."
         )
-    words = model.get_input_embeddings()
+    words = read_words()
     place = next(name for name, module in model.named_modules() if module is words)
     parent = place.rpartition(".")[0]
     embeddings = parent if parent.endswith("embeddings") else place

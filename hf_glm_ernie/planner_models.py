@@ -25,7 +25,7 @@ SIZES = {
 }
 FIRST = ("xbase", "base", "medium", "mini", "micro", "nano")
 WITHOUT_XBASE = FIRST[1:]
-CROSS = {"architectures": ["ErnieForSequenceClassification"]}
+CROSS: dict[str, Any] = {"architectures": ["ErnieForSequenceClassification"]}
 OLDER: dict[str, Any] = {
     "use_task_id": False,
     "max_position_embeddings": 512,
@@ -52,7 +52,7 @@ def _encoder(size: str, kind: type[ErnieConfig] = ErnieConfig, **changes: Any) -
 
 
 def _encoders() -> dict[str, PreTrainedConfig]:
-    found = {f"ernie-3.0-{size}-zh": _encoder(size) for size in FIRST}
+    found: dict[str, PreTrainedConfig] = {f"ernie-3.0-{size}-zh": _encoder(size) for size in FIRST}
     found |= {f"ernie-3.0-tiny-{size}-v1-zh": _encoder(size) for size in WITHOUT_XBASE}
     found |= {f"ernie-3.0-tiny-{size}-v2-zh": _encoder(size, use_task_id=False) for size in (*WITHOUT_XBASE, "pico")}
     found["ernie-3.0-tiny-mini-v2-en"] = _encoder(
