@@ -233,7 +233,7 @@ A universal stack of {layers} layers, hidden size {hidden}, {heads} heads; branc
 layers, hidden size {branch_hidden}, {branch_heads} heads; vocabulary {vocabulary}, {dtype}.
 
 ```python
-import hf_glm_ernie  # pip install hf-glm-ernie; registers the classes
+import hf_glm_ernie  # `pip install .` in a checkout of it; registers the classes
 from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
 folder = "path/to/this/folder"

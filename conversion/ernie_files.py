@@ -196,7 +196,7 @@ def model_card(config: ErnieConfig, origin: Origin, task: Task, has_tokenizer: b
     left_out = "\n".join(f"- `{name}`: {reason}" for name, reason in origin.dropped.items()) or "- nothing"
     pooler = "" if task.architecture in WITH_POOLER else POOLER_NOTE.format(architecture=task.architecture)
     return CARD.format(
-        plugin="" if task.is_native else "import hf_glm_ernie  # pip install hf-glm-ernie; registers the class\n",
+        plugin="" if task.is_native else PLUGIN,
         pipeline=PIPELINES[task.name],
         auto=AUTO_CLASSES[task.name],
         layers=config.num_hidden_layers,
@@ -252,6 +252,8 @@ PAD_NOTE = (
     "Always pass the tokenizer's `attention_mask`: without it transformers attends to padding, PaddleNLP does not. "
     "Hidden states at padded positions differ from PaddleNLP's, whose padding embedding is zero; others do not."
 )
+PLUGIN = "import hf_glm_ernie  # `pip install .` in a checkout of it; registers the class\n"
+
 POOLER_NOTE = """
 The file also holds the pooler, which PaddleNLP keeps in every checkpoint and {architecture} does not have: loading
 reports `pooler.dense` as unexpected, and `AutoModel` or `AutoModelForSequenceClassification` use it.

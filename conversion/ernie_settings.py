@@ -46,6 +46,9 @@ DEFAULTS: dict[str, Any] = {
 """What PaddleNLP takes where its configuration is silent (`ErnieConfig`); sizes are told by the tensors."""
 
 CARRIED = ("classifier_dropout", "id2label", "label2id", "num_choices", "problem_type")
+CARRIED_BESIDE = ("pool_act", "num_choices")
+"""What transformers' configuration does not read, and is kept for the way back."""
+
 SAME_ACTIVATIONS = ("gelu", "relu", "tanh", "silu", "sigmoid")
 """Activations that are the same function under the same name in Paddle and transformers."""
 
@@ -189,10 +192,13 @@ def build_config(settings: Settings, sizes: Sizes, task: Task, layer_norm_eps: f
     num_labels = told.pop("num_labels")
     if num_labels and task.name in LABELLED_TASKS and "id2label" not in values:
         values["num_labels"] = num_labels
+    beside = {key: values.pop(key) for key in CARRIED_BESIDE if key in values}
     try:
         config = CONFIG_CLASSES.get(task.name, ErnieConfig)(**(values | told), layer_norm_eps=layer_norm_eps)
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise SettingsError(f"{settings.path or 'the tensors'}: {error}") from error
+    for key, value in beside.items():
+        setattr(config, key, value)
     config.architectures = [task.architecture]
     return config, notices
 

@@ -190,7 +190,7 @@ vocabulary {vocabulary}, context {context} tokens, {numbers}. A bilingual (Engli
 `[MASK]` a short span, `[sMASK]` a sentence, `[gMASK]` text that goes on to the right.
 
 ```python
-import hf_glm_ernie  # pip install hf-glm-ernie; registers the classes
+import hf_glm_ernie  # `pip install .` in a checkout of it; registers the classes
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "path/to/this/folder"

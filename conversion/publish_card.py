@@ -14,6 +14,7 @@ from .folder_files import count
 from .publish_classes import AS_SOURCE, METHOD, License, Published
 
 PACKAGE = "hf-glm-ernie"
+INSTALL = "`pip install .` in a checkout of it"  # it is on no index
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def _example(repo: str, row: Published, architecture: str, carries_code: bool, h
             'print(tokenizer.decode(outputs[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))',
         ]
     elif row.extra_inputs or architecture == "ErnieForMultipleChoice":
-        lines += [f"help(model.forward)  # the inputs; `pip install {PACKAGE}` brings functions that make them"]
+        lines += [f"help(model.forward)  # the inputs; {PACKAGE} ({INSTALL}) has functions that make them"]
     else:
         lines += ['outputs = model(**tokenizer("巴黎是法国的首都。", return_tensors="pt"))']
     return f"from transformers import {auto}, AutoTokenizer\n\n" + "\n".join(lines)

@@ -54,6 +54,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="learning rate on masked words")
     parser.add_argument("--seed", type=int, default=3, help="of the texts, as in pretrain_ernie3.py")
     parser.add_argument("--student-seed", type=int, default=1, help="of the students' first weights")
+    parser.add_argument("--overwrite_output_dir", action="store_true", help="write over what is in the folder")
     return parser.parse_args(arguments)
 
 
@@ -168,9 +169,12 @@ def distil(arguments: argparse.Namespace) -> dict[str, tuple[float, float]]:
 def main() -> None:
     """Distils and prints."""
     arguments = parse_arguments()
-    if arguments.output.exists():
-        raise SystemExit(f"{arguments.output} exists already. Name a folder that does not.")
-    arguments.output.mkdir(parents=True)
+    if arguments.output.exists() and not arguments.overwrite_output_dir:
+        raise SystemExit(
+            f"{arguments.output} exists already. Name a folder that does not, or pass --overwrite_output_dir to write "
+            "over what is there."
+        )
+    arguments.output.mkdir(parents=True, exist_ok=True)
     for name, (distilled, alone) in distil(arguments).items():
         student = AutoModelForMaskedLM.from_pretrained(arguments.output / f"student-{name}")
         print(

@@ -10,8 +10,10 @@ The data is a .jsonl, .json, .csv or .parquet file, by task:
 - `uie`: `content`, `prompt` and `result_list`, whose entries have `start` and `end` in characters of the content, as
   PaddleNLP's own converter of annotations writes them.
 
-`--method` is `full`, `lora`, `qlora` or `ia3`. Every other option is one of transformers' `TrainingArguments`;
-`accelerate launch` runs it on several devices. A run that was stopped goes on with `--resume`.
+`--method` is `full`, `lora`, `qlora` or `ia3`; for classes `prefix`, `prompt` and `p-tuning`, too, and for tags
+`prefix`. Every other option is one of transformers' `TrainingArguments`; `accelerate launch` runs it on several
+devices. A run that was stopped goes on with `--resume`; a folder that holds one is refused without it, or
+`--overwrite_output_dir`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from loss_plot import plot_losses
+from training_folder import prepare_folder
 from transformers import (
     AutoConfig,
     AutoModel,
@@ -35,10 +38,9 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 import hf_glm_ernie  # noqa: F401  # registers UIE with the Auto classes
-from hf_glm_ernie.adapters_methods import AdapterArguments, adapt
+from hf_glm_ernie.adapters_methods import IN_FRONT, AdapterArguments, adapt
 
 FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 POSITIONS = ("start_positions", "end_positions")
@@ -73,6 +75,7 @@ class DataArguments:
     max_length: int = field(default=512, metadata={"help": "tokens of the longest row; longer texts are cut"})
     dtype: str = field(default="float32", metadata={"help": "of the weights: auto (as stored), float32, bfloat16"})
     resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint in the output folder"})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "begin anew in a folder that holds a run"})
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -97,6 +100,9 @@ def main(arguments: list[str] | None = None) -> Trainer:
     )
     parser.set_defaults(weight_decay=0.01, warmup_steps=0.1, report_to=["none"])
     data, adapter, training = parser.parse_args_into_dataclasses(arguments)
+    if (data.resume or training.resume_from_checkpoint) and adapter.method == "p-tuning":
+        raise ValueError("--resume cannot go on with p-tuning: PEFT saves what its encoder made, not the encoder.")
+    checkpoint = prepare_folder(training, data.resume, data.overwrite_output_dir)
     if data.task == "uie":
         if training.label_smoothing_factor:
             raise ValueError("UIE's loss has no labels to smooth: leave --label_smoothing_factor out.")
@@ -108,7 +114,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
         train = read_file(data.data, TASKS[data.task])
         evaluation = read_file(data.eval_data, TASKS[data.task]) if data.eval_data else None
         names = [] if data.task == "uie" else sorted(names_in(train, TASKS[data.task].columns[1]), key=str)
-        encode = encoder_of(data.task, tokenizer, data.max_length, names)
+        encode = encoder_of(data.task, tokenizer, longest_row(data, adapter), names)
         train = train.map(encode, batched=True, with_indices=True, remove_columns=train.column_names)
         if evaluation is not None:
             columns = evaluation.column_names
@@ -122,7 +128,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
         data_collator=collator_of(data.task, tokenizer),
         compute_metrics=None if data.task == "uie" else accuracy,
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(training.output_dir) if data.resume else None)
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
@@ -133,6 +139,12 @@ def main(arguments: list[str] | None = None) -> Trainer:
 def heads_of(data: DataArguments, adapter: AdapterArguments) -> list[str] | None:
     """The head is trained whole beside an adapter."""
     return None if adapter.method == "full" else list(TASKS[data.task].heads)
+
+
+def longest_row(data: DataArguments, adapter: AdapterArguments) -> int:
+    """Tokens of the longest row: as asked for, but no more than there are positions for behind virtual tokens."""
+    positions = AutoConfig.from_pretrained(data.model).max_position_embeddings
+    return min(data.max_length, positions - adapter.virtual_tokens * (adapter.method in IN_FRONT))
 
 
 def load_model(data: DataArguments, adapter: AdapterArguments, names: list[Any]) -> Any:

@@ -7,7 +7,8 @@ The data is a .jsonl, .json, .csv or .parquet file. Pairs: the columns that `--t
 default `prompt` and `answer`; the answer follows the prompt, or fills the `[MASK]` in it. Texts: `--text_column text`,
 and the model learns to fill blanks in them as in its pre-training. Every other option is one of transformers'
 `TrainingArguments`, with the published optimizer settings as defaults; `accelerate launch` with a file of
-`examples/configs` runs it on several devices. A run that was stopped goes on with `--resume`.
+`examples/configs` runs it on several devices. A run that was stopped goes on with `--resume`; a folder that
+holds one is refused without it, or `--overwrite_output_dir`.
 """
 
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from typing import Any
 
 import torch
 from loss_plot import plot_losses
+from training_folder import prepare_folder
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,7 +27,6 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import get_last_checkpoint
 
 import hf_glm_ernie  # noqa: F401  # registers GLM-130B with the Auto classes
 from hf_glm_ernie.adapters_methods import IN_FRONT, AdapterArguments, adapt
@@ -50,6 +51,7 @@ class DataArguments:
     dtype: str = field(default="auto", metadata={"help": "of the weights: auto (as stored), float32, bfloat16"})
     workers: int | None = field(default=None, metadata={"help": "processes that prepare the data"})
     resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint in the output folder"})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "begin anew in a folder that holds a run"})
 
 
 def main(arguments: list[str] | None = None) -> Trainer:
@@ -71,10 +73,11 @@ def main(arguments: list[str] | None = None) -> Trainer:
     defaults = published_arguments(learning_rate=1e-4, warmup_steps=0.03, report_to=["none"])
     parser.set_defaults(**defaults, prediction_loss_only=True)  # logits over 150,528 ids are not to be collected
     data, adapter, training = parser.parse_args_into_dataclasses(arguments)
+    if (data.resume or training.resume_from_checkpoint) and adapter.method == "p-tuning":
+        raise ValueError("--resume cannot go on with p-tuning: PEFT saves what its encoder made, not the encoder.")
+    checkpoint = prepare_folder(training, data.resume, data.overwrite_output_dir)
     if data.packing and adapter.method in IN_FRONT:
         raise ValueError(f"--packing needs positions of its own, which PEFT drops with --method {adapter.method}.")
-    if data.resume and adapter.method == "p-tuning":
-        raise ValueError("--resume cannot go on with p-tuning: PEFT saves what its encoder made, not the encoder.")
     set_seed(training.seed)
 
     tokenizer = AutoTokenizer.from_pretrained(data.model)
@@ -91,7 +94,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
         data_collator=Glm130bCollator(tokenizer.pad_token_id, layout=adapter.method not in IN_FRONT),
         compute_loss_func=smoothing_of(training),
     )
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(training.output_dir) if data.resume else None)
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():

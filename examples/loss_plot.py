@@ -1,6 +1,23 @@
-"""The plot of a training run's losses that the fine-tuning and pre-training scripts draw."""
+"""The plot of a training run's losses that the fine-tuning and pre-training scripts draw, once all else is saved."""
 
 from pathlib import Path
+from typing import Any
+
+
+def figure_for(path: Path, numbers: str, size: tuple[float, float]) -> Any:
+    """An empty `matplotlib.figure.Figure`; `None` where matplotlib is missing, which is said.
+
+    Args:
+        path: The picture that will be.
+        numbers: Where what would be drawn can be read.
+        size: In inches.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        print(f"No {path.name}: pip install matplotlib. The numbers are in {numbers}.")
+        return None
+    return Figure(figsize=size, layout="constrained")
 
 
 def plot_losses(history: list[dict[str, float]], path: Path, label: str = "loss") -> None:
@@ -11,12 +28,9 @@ def plot_losses(history: list[dict[str, float]], path: Path, label: str = "loss"
         path: The picture.
         label: Of the vertical axis.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        print(f"No {path.name}: pip install matplotlib. The numbers are in trainer_state.json.")
+    figure = figure_for(path, "trainer_state.json", (6, 4))
+    if figure is None:
         return
-    figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     for name, kind in (("loss", "training"), ("eval_loss", "evaluation")):
         points = [(entry["step"], entry[name]) for entry in history if name in entry]

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from ernie3_texts import Bigrams, Story, Texts
+from loss_plot import figure_for
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
@@ -77,6 +78,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=74, help="rows per step, of all seven tasks together")
     parser.add_argument("--learning-rate", type=float, default=5e-3, help="peak")
     parser.add_argument("--seed", type=int, default=3)
+    parser.add_argument("--overwrite_output_dir", action="store_true", help="write over what is in the folder")
     return parser.parse_args(arguments)
 
 
@@ -199,10 +201,10 @@ def falls(log: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
 
 
 def plot_losses(log: list[dict[str, float]], path: Path) -> None:
-    """Draws every task's loss over the steps, as a share of its first value."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    """Draws every task's loss over the steps, as a share of its first value, where matplotlib is installed."""
+    figure = figure_for(path, "losses.csv", (8, 4.5))
+    if figure is None:
+        return
     axes = figure.subplots()
     for task in falls(log):
         losses = [row[f"{task}_loss"] for row in log]
@@ -351,9 +353,12 @@ def show_answers(folder: Path, tokenizer: Any, triples: list[dict[str, str]], do
 def main() -> None:
     """Trains, prints, plots."""
     arguments = parse_arguments()
-    if arguments.output.exists():
-        raise SystemExit(f"{arguments.output} exists already. Name a folder that does not.")
-    arguments.output.mkdir(parents=True)
+    if arguments.output.exists() and not arguments.overwrite_output_dir:
+        raise SystemExit(
+            f"{arguments.output} exists already. Name a folder that does not, or pass --overwrite_output_dir to write "
+            "over what is there."
+        )
+    arguments.output.mkdir(parents=True, exist_ok=True)
     set_seed(arguments.seed)
     texts = Texts(arguments.documents, arguments.seed, arguments.output)
     model = build_model(texts.tokenizer)
@@ -369,15 +374,15 @@ def main() -> None:
     start = time.perf_counter()
     log = pretrain(model, mixture, schedule, arguments.output, arguments.steps)
     print(f"Pre-trained for {time.perf_counter() - start:.0f} s")
+    folder = arguments.output / "model"
+    model.save_pretrained(folder)
+    texts.tokenizer.save_pretrained(folder)
     show_falls(log)
     with open(arguments.output / "losses.csv", "w", encoding="utf-8", newline="") as file:
         table = csv.DictWriter(file, list(log[0]), extrasaction="ignore")
         table.writeheader()
         table.writerows(log)
     plot_losses(log, arguments.output / "losses.png")
-    folder = arguments.output / "model"
-    model.save_pretrained(folder)
-    texts.tokenizer.save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     show_answers(folder, tokenizer, texts.kept_back, texts.unseen)
     accuracy = classify(

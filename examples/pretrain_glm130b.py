@@ -12,7 +12,7 @@ packed to the full context. A model of some million weights learns faster with `
 The data is a .jsonl, .csv or .parquet file with the column `text`, or a .txt file with a text on each line.
 Instructions: columns `prompt` and `answer`. Every other option is one of transformers' `TrainingArguments`;
 `accelerate launch` with a file of `examples/configs` runs it on several devices. A run that was stopped goes on with
-`--resume`.
+`--resume`; a folder that holds one is refused without it, or `--overwrite_output_dir`.
 """
 
 from dataclasses import dataclass, field
@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from loss_plot import plot_losses
+from training_folder import prepare_folder
 from transformers import AutoTokenizer, HfArgumentParser, Trainer, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from hf_glm_ernie import Glm130bConfig, Glm130bForCausalLM
 from hf_glm_ernie.objectives_glm130b import (
@@ -58,6 +58,7 @@ class PretrainingArguments:
     embedding_gradient_shrink: float = 0.1
     workers: int | None = field(default=None, metadata={"help": "processes that prepare the data"})
     resume: bool = field(default=False, metadata={"help": "go on from the last checkpoint in the output folder"})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "begin anew in a folder that holds a run"})
 
 
 def main(arguments: list[str] | None = None) -> Trainer:
@@ -78,6 +79,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
     )
     parser.set_defaults(**published_arguments(report_to=["none"], num_train_epochs=1))
     options, training = parser.parse_args_into_dataclasses(arguments)
+    checkpoint = prepare_folder(training, options.resume, options.overwrite_output_dir)
     set_seed(training.seed)  # the initialisation is drawn too
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
     model = build_model(tokenizer, options)
@@ -93,7 +95,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
     if trainer.is_world_process_zero():
         tokens = sum(len(ids) for ids in rows["input_ids"])
         print(f"{model.num_parameters():,} parameters, {len(rows):,} rows of {tokens / len(rows):.0f} tokens")
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(training.output_dir) if options.resume else None)
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():

@@ -11,7 +11,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from .planner import DTYPES, PRESETS, RESERVE, plan
+from .planner import DTYPES, RESERVE, plan
+from .planner_models import IN_SHORT
 
 FITS, REFUSED, DOES_NOT_FIT = 0, 1, 3  # 2 is argparse's
 
@@ -65,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands.add_parser("lm-eval", help="lm-evaluation-harness with the model class glm130b; all options are its own")
     model = planner.add_mutually_exclusive_group(required=True)
-    model.add_argument("--model", help=f"{', '.join(PRESETS)}, or a folder with config.json")
+    model.add_argument("--model", help=f"{IN_SHORT}; or a folder with config.json")
     model.add_argument("--config", metavar="FILE", help="a config.json")
     planner.add_argument(
         "--devices", metavar="LIST", help="accelerators: 4x24GiB, or 8x40GB,2x24GiB (default: none, run on the CPU)"
@@ -79,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     planner.add_argument("--tensor-parallel", action="store_true", help="cut every weight among the devices")
     planner.add_argument(
         "--reserve",
-        default=str(RESERVE),
+        default=f"{RESERVE}B",
         metavar="SIZE",
         help="set aside on each device for the CUDA context, libraries and gaps (default: 1GiB)",
     )

@@ -10,7 +10,8 @@
 | `prompt` | embeddings in front of the text (prompt tuning) | the same |
 | `p-tuning` | an encoder that makes these embeddings (P-tuning v1) | the same |
 
-The last three are for causal language models. PEFT and bitsandbytes are optional and imported where they are used.
+The last three are for GLM-130B and for ERNIE's classifiers; of tags of tokens for `prefix` alone
+(`adapters_virtual_tokens.py`). PEFT and bitsandbytes are optional and imported where they are used.
 """
 
 from dataclasses import dataclass, field
@@ -21,11 +22,11 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from .adapters_targets import register_default_targets
+from .adapters_virtual_tokens import IN_FRONT, check_virtual_tokens, name_the_cache
 from .quantization_weight_only import WeightOnlyConfig
 
 METHODS = ("full", "lora", "qlora", "ia3", "prefix", "prompt", "p-tuning")
 WEIGHTS = ("stored", "int4", "int8", "nf4", "bnb-int8")
-IN_FRONT = ("prefix", "prompt", "p-tuning")
 
 
 @dataclass
@@ -54,6 +55,11 @@ class AdapterArguments:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(allowed)}.")
         if self.method == "qlora" and self.weights == "stored":
             self.weights = "int4"
+        if self.target_modules is not None and self.method in ("full", *IN_FRONT):
+            raise ValueError(
+                f"target_modules={self.target_modules!r} says where adapters go, and method={self.method!r} has none: "
+                "leave it out, or take lora, qlora or ia3."
+            )
         if self.weights != "stored" and self.method in ("full", "ia3"):
             raise ValueError(
                 f"method={self.method!r} changes the weights, or is merged into them, and weights={self.weights!r} "
@@ -91,14 +97,16 @@ def adapt(
         model: Loaded with `arguments.quantization_config(...)`.
         arguments: The choice.
         task_type: PEFT's: `"CAUSAL_LM"`, `"SEQ_CLS"`, `"TOKEN_CLS"`; `None` for others.
-        heads: Modules beside the adapters that are trained and saved whole, as new task heads are.
+        heads: Modules beside the adapters that are trained and saved whole, as new task heads are. Virtual tokens
+            leave this to PEFT, which trains a classifier's head.
 
     Returns:
         The model itself for `full`, else a `peft.PeftModel`.
 
     Raises:
         ImportError: no PEFT.
-        ValueError: all weights of a quantized model are to be trained, or tokens put in front of an encoder's text.
+        ValueError: all weights of a quantized model are to be trained, or virtual tokens put in front where there is
+            no place for them.
     """
     quantizer: Any = getattr(model, "hf_quantizer", None)
     if arguments.method == "full":
@@ -118,11 +126,9 @@ def adapt(
     if quantizer is not None and quantizer.quantization_config.quant_method != "weight_only_int":
         # bitsandbytes wants the rest in fp32. Our integers need nothing, and 130B's embedding is large.
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
-    if arguments.method in IN_FRONT and task_type != "CAUSAL_LM":
-        raise ValueError(
-            f"method={arguments.method!r} puts tokens in front of the text, which the ERNIE encoders have no place "
-            "for. Take lora, qlora, ia3 or full."
-        )
+    if arguments.method in IN_FRONT:
+        check_virtual_tokens(arguments.method, task_type)
+        name_the_cache(model)
     config = _adapter_config(peft, arguments, task_type, heads)
     if "lora" in arguments.method:
         config = merging_into_integers(config, model)

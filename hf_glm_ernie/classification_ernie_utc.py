@@ -39,7 +39,8 @@ def utc(
         tokenizer: Its tokenizer. Where it does not know `[O-MASK]`, the token is added to it.
         choices: At least two choices, or a dict with one entry that holds them.
         texts: One text or several; a pair is a text and a second one.
-        threshold: A choice holds where its probability is above this (`pred_threshold` in PaddleNLP).
+        threshold: A choice holds where its probability is above this, in [0, 1) (`pred_threshold` in PaddleNLP). Not
+            read where a single choice is asked for.
         single_label: Whether exactly one choice holds: the likeliest, its score from a softmax over the choices.
         batch_size: Texts per forward.
         max_length: Tokens per row, at most what the model has positions for. Longer texts are cut at their end; of
@@ -53,7 +54,7 @@ def utc(
     Raises:
         TypeError: texts or choices that are not strings.
         ValueError: fewer than two choices, an empty text, choices that leave no room for the text, a model without a
-            row for `[O-MASK]`.
+            row for `[O-MASK]`, a threshold outside [0, 1), a batch size below 1.
 
     ```python
     >>> from transformers import AutoModel, AutoTokenizer
@@ -66,6 +67,13 @@ def utc(
     """
     labels = _checked_choices(choices)
     pairs = _checked_texts(texts)
+    if not isinstance(threshold, int | float) or not 0 <= threshold < 1:
+        raise ValueError(
+            f"threshold={threshold!r} is no probability that a choice can exceed: give a number in [0, 1), as "
+            "the default 0.5 is."
+        )
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1.")
     omask = _option_id(model, tokenizer)
     max_length = min(max_length, model.config.max_position_embeddings)
     options = [[omask, *ids] for ids in _plain_ids(tokenizer, labels)]

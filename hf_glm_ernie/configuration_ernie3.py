@@ -18,6 +18,8 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .configuration_arguments import check_arguments
+
 # What a saved folder says about its code: every Auto class that opens it.
 HUB_CLASSES = {
     "AutoConfig": "configuration_ernie3.Ernie3Config",
@@ -104,7 +106,8 @@ class Ernie3Config(PreTrainedConfig):
         sentence_token_id: Id of `<S>`, which follows every sentence.
 
     Raises:
-        ValueError: sizes that do not fit each other or an unknown word where a choice is listed.
+        ValueError: sizes that do not fit each other, an unknown word where a choice is listed, or an argument that is
+            no setting.
 
     ```python
     >>> from hf_glm_ernie import Ernie3Config
@@ -180,6 +183,7 @@ class Ernie3Config(PreTrainedConfig):
         return cls(**(settings | overrides))
 
     def __post_init__(self, **kwargs: Any) -> None:
+        check_arguments(self, kwargs)
         if self.position_embedding_type == "relative":
             # the biases of the scores are vectors over all heads, which no style of the host splits
             self.base_model_tp_plan = None  # type: ignore[misc, assignment]  # the host reads it from the instance

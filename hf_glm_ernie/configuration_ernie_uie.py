@@ -5,8 +5,12 @@ The host's ERNIE settings and one more: `task_id`, the task type PaddleNLP gives
 Source: PaddleNLP 2.8.1, `paddlenlp/transformers/ernie/configuration.py`.
 """
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import ErnieConfig
+
+from .configuration_arguments import check_arguments
 
 
 @strict
@@ -17,6 +21,7 @@ class ErnieUIEConfig(ErnieConfig):
         task_id: Task type of every token where `task_type_ids` are not given; read where `use_task_id` is set.
 
     Raises:
+        ValueError: an argument that is no setting.
         StrictDataclassClassValidationError: (huggingface_hub) a `task_id` without a row in the task type embedding.
 
     ```python
@@ -30,6 +35,10 @@ class ErnieUIEConfig(ErnieConfig):
     model_type = "ernie_uie"
 
     task_id: int = 0
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        check_arguments(self, kwargs)
+        super().__post_init__(**kwargs)
 
     def validate_task_id(self) -> None:
         """Checks `task_id` against the task types there are (called by the host's `@strict` validation)."""

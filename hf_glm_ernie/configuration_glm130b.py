@@ -10,9 +10,12 @@ Source: GLM-130B, arXiv 2210.02414; `configs/model_glm_130b.sh` of the public re
 """
 
 from dataclasses import field
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+
+from .configuration_arguments import check_arguments
 
 ROTARY_DTYPES = ("float16", "float32")
 
@@ -51,7 +54,8 @@ class Glm130bConfig(PreTrainedConfig):
         bos_token_id: Not used by the released model.
 
     Raises:
-        ValueError: heads that do not divide the hidden size into an even head size, or an unknown `rotary_dtype`.
+        ValueError: heads that do not divide the hidden size into an even head size, an unknown `rotary_dtype`, or an
+            argument that is no setting.
 
     ```python
     >>> from hf_glm_ernie import Glm130bConfig
@@ -101,6 +105,10 @@ class Glm130bConfig(PreTrainedConfig):
     eos_token_id: int | list[int] | None = field(default_factory=lambda: [150005, 20002])
     pad_token_id: int | None = 20003
     bos_token_id: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        check_arguments(self, kwargs)
+        super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:
         """Checks what the types cannot (called by the host's `@strict` validation)."""

@@ -233,8 +233,11 @@ def _check_settings(
 ) -> None:
     if language not in LANGUAGES:
         raise ValueError(f"language={language!r} is not one of {LANGUAGES}.")
-    if not 0 <= threshold < 1:
-        raise ValueError(f"threshold={threshold} is no probability an answer can exceed; it must be in [0, 1).")
+    if not isinstance(threshold, int | float) or not 0 <= threshold < 1:
+        raise ValueError(
+            f"threshold={threshold!r} is no probability that an answer can exceed: give a number in [0, 1), such as "
+            "the default 0.5."
+        )
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
     if not getattr(tokenizer, "is_fast", False):

@@ -72,7 +72,7 @@ class Glm130bLM(TemplateLM):
         device_map: For `from_pretrained`, e.g. `auto` to spread the model over devices; goes before `device`.
         peft: Folder or repository of a PEFT adapter to put on the model.
         batch_size: Rows per forward.
-        max_batch_size: Not used: `batch_size` is a number.
+        max_batch_size: Must be left out: `batch_size` is a number. The harness names it.
         max_length: Tokens of a row; default: the model's context.
         generation_length: Tokens that a window of a rolling text scores; default: 256, or half a window.
         max_gen_toks: The most tokens of an answer where a task does not say.
@@ -82,7 +82,8 @@ class Glm130bLM(TemplateLM):
         trust_remote_code: For `from_pretrained`.
 
     Raises:
-        ValueError: another model, an unknown quantization, a batch size that is no number, chat templates.
+        ValueError: another model, an unknown quantization, a batch size that is no number, chat templates, or an
+            argument that acts while a model is loaded beside one that is loaded already.
     """
 
     backend = "causal"
@@ -109,13 +110,22 @@ class Glm130bLM(TemplateLM):
         super().__init__()
         if not str(batch_size or 1).isdecimal():
             raise ValueError(f"batch_size={batch_size!r} must be a number; this model does not try sizes out.")
+        if max_batch_size is not None:
+            raise ValueError(
+                f"max_batch_size={max_batch_size!r} is for trying sizes out, which this model does not do: give "
+                "batch_size as a number."
+            )
         source = {"revision": revision, "trust_remote_code": trust_remote_code}
         if isinstance(pretrained, str):
             self.model = _load(pretrained, dtype, quantization, device, device_map, source)
-        elif quantization is not None:
-            raise ValueError("quantization acts while a model is loaded: give pretrained as a folder.")
         else:
             self.model = pretrained
+            too_late = {"quantization": quantization, "device": device, "device_map": device_map, "revision": revision}
+            too_late["dtype"] = None if dtype == "auto" else dtype
+            if named := [name for name, value in too_late.items() if value is not None]:
+                raise ValueError(
+                    f"{', '.join(named)} acts while a model is loaded, and pretrained is one: give it as a folder."
+                )
         if tokenizer is None:
             tokenizer = pretrained if isinstance(pretrained, str) else self.model.name_or_path
         self.tokenizer = (
@@ -152,8 +162,17 @@ class Glm130bLM(TemplateLM):
             raise ValueError("GLM-130B knows no chat template: run without --apply_chat_template.")
         return None
 
-    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
-        """Ids of a context; a mask written in it is that token, nothing is added."""
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:
+        """Ids of a context; a mask written in it is that token, nothing is added.
+
+        Raises:
+            ValueError: special tokens are asked for.
+        """
+        if add_special_tokens:
+            raise ValueError(
+                "add_special_tokens=True: the model's tokens in front of and behind a context are added where a row "
+                "is made, not here."
+            )
         return token_ids(self.tokenizer, [string])[0]
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -177,7 +196,7 @@ class Glm130bLM(TemplateLM):
         return self._loglikelihood_tokens(pairs, disable_tqdm=disable_tqdm)
 
     def _loglikelihood_tokens(
-        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **kwargs: Any
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
         rows, members = self._rows(requests)
         scores = span_scores(self.model, rows, batch_size=self.batch_size, progress=not disable_tqdm)

@@ -27,6 +27,7 @@ from .configuration_ernie3 import Ernie3Config
 from .configuration_ernie_uie import ErnieUIEConfig
 from .configuration_ernie_utc import ErnieUTCConfig
 from .configuration_glm130b import Glm130bConfig
+from .planner_models import PRESETS, known_models, preset_of
 from .planner_report import describe
 from .planner_sizes import Job, Transients, cache_sizes, model_on_meta, module_bytes, reserve_cache, trace
 from .quantization_weight_only import WeightOnlyConfig
@@ -35,30 +36,12 @@ from .quantization_weight_only import WeightOnlyConfig
 # holds back of its nominal size (0.25 GiB), communication buffers, and gaps between allocations.
 RESERVE = 2**30
 
-PRESETS: dict[str, PreTrainedConfig] = {
-    "glm130b": Glm130bConfig(),
-    "ernie-3.0-base-zh": ErnieConfig(
-        vocab_size=40000, max_position_embeddings=2048, type_vocab_size=4, use_task_id=True, task_type_vocab_size=3
-    ),
-    "ernie-3.0-xbase-zh": ErnieConfig(
-        vocab_size=40000,
-        max_position_embeddings=2048,
-        type_vocab_size=4,
-        use_task_id=True,
-        task_type_vocab_size=16,
-        hidden_size=1024,
-        num_hidden_layers=20,
-        num_attention_heads=16,
-        intermediate_size=4096,
-    ),
-    "ernie3-10b": Ernie3Config.ernie3_10b(),
-    "ernie3-titan": Ernie3Config.titan(),
-}
 CONFIG_CLASSES = {
     known.model_type: known for known in (Glm130bConfig, ErnieConfig, ErnieUIEConfig, ErnieUTCConfig, Ernie3Config)
 }
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-SIZE = r"(\d+(?:\.\d+)?)\s*(GB|GiB|MB|MiB|KB|KiB)"
+SIZE = r"(\d+(?:\.\d+)?)\s*(GB|GiB|MB|MiB|KB|KiB|B)"
+LEAST_BYTES = 2**20  # below this a bare number has lost its unit
 
 Device = int | str
 DeviceMap = dict[str, Device]
@@ -164,8 +147,9 @@ def plan(
     """Computes where a model goes and what every device holds, without allocating anything.
 
     Args:
-        config: A config; a folder with config.json, or the file; or one of `PRESETS`: `"glm130b"` (as released),
-            `"ernie-3.0-base-zh"`, `"ernie-3.0-xbase-zh"`, `"ernie3-10b"`, `"ernie3-titan"` (these two as
+        config: A config; a folder with config.json, or the file; or the name of a released model, one of `PRESETS`:
+            `"glm130b"` or `"GLM-130B"`, every encoder by PaddleNLP's name (`"ernie-3.0-base-zh"`, `"uie-mini"`,
+            `"utc-base"`, `"rocketqa-zh-base-query-encoder"`...), `"ernie3-10b"`, `"ernie3-titan"` (these two as
             `Ernie3ForCausalLM`; a config's `architectures` name another class).
         devices: The accelerators: `"4x24GiB"`, `"8x40GB,2x24GiB"` (GB = 10^9, GiB = 2^30 bytes), or a sequence of
             sizes. `None`: the model runs on the CPU.
@@ -175,7 +159,8 @@ def plan(
             no more than 2048 by default.
         batch: Rows.
         dtype: Of activations and unquantized weights; default from the config, else float16.
-        cpu: Memory that may take offloaded modules, as `"128GiB"` or bytes; without `devices`, the memory to run in.
+        cpu: Memory that may take offloaded modules, as `"128GiB"`; without `devices`, the memory to run in. Here and
+            in `devices` and `reserve` text has a unit, and an `int` is in bytes, at least a MiB of them.
         disk: Whether what is left may be offloaded to disk.
         tensor_parallel: Cut every weight among the devices in place of giving each its layers.
         reserve: Set aside on every device that computes; see `RESERVE`.
@@ -221,12 +206,13 @@ def read_config(config: PreTrainedConfig | str | Path) -> PreTrainedConfig:
         if config.model_type not in CONFIG_CLASSES:
             raise _unknown_type(config.model_type, type(config).__name__)
         return copy.deepcopy(config)
-    if str(config) in PRESETS:
-        return copy.deepcopy(PRESETS[str(config)])
     path = Path(config)
+    name = str(config) if str(config) in PRESETS else None if path.exists() else preset_of(str(config))
+    if name is not None:
+        return copy.deepcopy(PRESETS[name])
     if not path.exists():
         raise ValueError(
-            f"{str(config)!r} is neither a folder or config.json here nor a known model. Known: {', '.join(PRESETS)}."
+            f"{str(config)!r} is neither a folder or config.json here nor a known model. {known_models(str(config))}"
         )
     file = path / "config.json" if path.is_dir() else path
     if not file.is_file():
@@ -264,26 +250,31 @@ def parse_devices(devices: str | Sequence[int | str] | None) -> list[int]:
 
 
 def parse_size(size: int | str, name: str) -> int:
-    """Bytes from `"24GiB"`, `"40GB"` or a number.
+    """Bytes from `"24GiB"`, `"40GB"`, or an `int` of bytes.
 
     Args:
         size: What was given.
         name: What a message calls it.
 
     Raises:
-        ValueError: neither, or not above 0 (a reserve may be 0).
+        ValueError: neither; a number without a unit, as text or as an `int` too small to be meant in bytes; or not
+            above 0 (a reserve may be 0).
     """
     text = str(size).strip()
-    if isinstance(size, str) and re.fullmatch(SIZE, text):
-        size = convert_file_size_to_int(text.replace(" ", ""))
-    elif text.isdigit():
-        size = int(text)
-    if isinstance(size, bool) or not isinstance(size, int) or size < (name != "reserve"):
-        raise ValueError(
-            f"{name}={text!r} is not an amount of memory. Write 24GiB (2^30 bytes each), 40GB (10^9 each), MiB or MB, "
-            "or a number of bytes."
-        )
-    return size
+    least = int(name != "reserve")
+    match = re.fullmatch(SIZE, text) if isinstance(size, str) else None
+    if text == "0" and not least:
+        return 0
+    if match is not None:
+        size = int(float(match[1])) if match[2] == "B" else convert_file_size_to_int(text.replace(" ", ""))
+        if size >= least:
+            return size
+    elif not isinstance(size, bool) and isinstance(size, int) and size >= LEAST_BYTES:
+        return size
+    what = "has no unit" if re.fullmatch(r"\d+(\.\d+)?", text) else "is not an amount of memory"
+    raise ValueError(
+        f"{name}={text!r} {what}. Write 24GiB (2^30 bytes each), 40GB (10^9 each), MiB or MB, or B for single bytes."
+    )
 
 
 def main_device(names: Sequence[Device]) -> Device:

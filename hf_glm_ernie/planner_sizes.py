@@ -162,6 +162,8 @@ def trace(job: Job) -> Transients:
         memories = inputs.get("memories")
         outputs = model(**inputs)
     cache = returned_cache(outputs)
+    if cache is None and inputs.get("use_cache"):
+        raise RuntimeError(f"{type(model).__name__} gave no cache where one was asked for, so none can be counted.")
     cached = [[layer.keys, layer.values] for layer in cache.layers] if cache is not None else []
     for tensors, state in zip(cached, () if memories is None else memories.states, strict=False):
         tensors.append(state)

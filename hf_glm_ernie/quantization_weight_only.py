@@ -12,6 +12,8 @@ The host checks loaded tensors against the model, but not in a quantized model i
 their values. So the quantizer does, after loading: shapes, dtypes, scales, and that nothing is missing.
 """
 
+import difflib
+import inspect
 from typing import Any
 
 import torch
@@ -57,10 +59,12 @@ class WeightOnlyConfig(QuantizationConfigMixin):
             their input.
         modules_to_not_convert: Modules to leave as they are beside those that always stay (see above); names, their
             beginnings or ends.
-        **kwargs: Not used; settings of versions to come.
+        quant_method: What the host writes into the saved dict, `"weight_only_int"`; no choice.
 
     Raises:
-        ValueError: bits that the format does not have, or groups that are not positive whole numbers.
+        TypeError: an argument that is none of these.
+        ValueError: bits that the format does not have, groups that are not positive whole numbers, or another
+            `quant_method`.
 
     ```python
     >>> from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
@@ -76,8 +80,10 @@ class WeightOnlyConfig(QuantizationConfigMixin):
         group_size: int | None = None,
         num_groups: dict[str, int] | None = None,
         modules_to_not_convert: list[str] | None = None,
-        **kwargs: Any,
+        quant_method: str = METHOD,
     ):
+        if quant_method != METHOD:
+            raise ValueError(f"quant_method={quant_method!r} is another format; this config is for {METHOD!r}.")
         self.quant_method = METHOD  # type: ignore[assignment]  # the host's own methods are members of an enum
         self.bits = bits
         self.group_size = group_size
@@ -93,6 +99,38 @@ class WeightOnlyConfig(QuantizationConfigMixin):
                 f"num_groups={num_groups!r} must map names of modules to positive whole numbers, such as "
                 "{'o_proj': 8, 'down_proj': 8}, or be None."
             )
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """A config from the dict that one was saved as.
+
+        Args:
+            config_dict: As `to_dict` gives it, or as the host reads it from config.json. What it holds beside the
+                known settings, as a later version may have written it, is kept with a warning and not used.
+            return_unused_kwargs: As in the host.
+            **kwargs: As in the host: replace settings; others are returned as unused.
+
+        Raises:
+            ValueError: a name that is close to a setting that is missing: a slip of the pen, no later version.
+        """
+        known = list(inspect.signature(cls).parameters)
+        unknown = {name: value for name, value in config_dict.items() if name not in known}
+        for name in unknown:
+            meant = difflib.get_close_matches(name, [one for one in known if one not in config_dict])
+            if meant:
+                raise ValueError(
+                    f"The quantization config has {name}={config_dict[name]!r} and no {meant[0]}. Its settings are "
+                    f"{', '.join(known)}: write {meant[0]}."
+                )
+        if unknown:
+            logger.warning(
+                f"The quantization config has settings that this version does not know and does not use: "
+                f"{', '.join(sorted(unknown))}. A later version may have written them; what it computes may differ."
+            )
+        config = cls(**{name: value for name, value in config_dict.items() if name in known})
+        vars(config).update(unknown)
+        unused = config.update(**kwargs)
+        return (config, unused) if return_unused_kwargs else config
 
     def groups_of(self, name: str, in_features: int) -> int:
         """Number of groups of a module.

@@ -17,8 +17,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from .weight_only import check_bits, check_groups, dequantize, from_storage, quantize, storage_shape, to_storage
+from .weight_only_adapters import look_at_base_layer
 from .weight_only_kernels import (
     FLOATS,
     RELEASED,
@@ -288,5 +290,8 @@ class WeightOnlyLinear(nn.Linear):
             f"bits={self.bits}, num_groups={self.num_groups}"
         )
 
+
+# Each copy of this file does so; looking twice changes nothing.
+register_module_module_registration_hook(look_at_base_layer)
 
 __all__ = ["WeightOnlyLinear", "choose_kernel"]

@@ -16,6 +16,7 @@ ERNIE = ROOT / "examples" / "sample-ernie"
 
 HOST_CODE = {"host_interface.py", "host_versions.py"}
 GLM_CODE = {
+    "configuration_arguments.py",
     "configuration_glm130b.py",
     "generation_glm130b.py",
     "modeling_glm130b.py",
@@ -28,8 +29,10 @@ QUANTIZER_CODE = {
     "quantization_weight_only.py",
     "weight_only.py",
     "weight_only_cpu.py",
+    "weight_only_adapters.py",
     "weight_only_kernels.py",
     "weight_only_linear.py",
+    "weight_only_lora.py",
 }
 ERNIE_TOKENIZER_CODE = {
     "tokenization_ernie.py",
@@ -39,6 +42,7 @@ ERNIE_TOKENIZER_CODE = {
 }
 ERNIE3_CODE = {
     "attention_ernie3.py",
+    "configuration_arguments.py",
     "configuration_ernie3.py",
     "generation_ernie3.py",
     "inputs_ernie3.py",
@@ -47,25 +51,18 @@ ERNIE3_CODE = {
     "modeling_ernie3_heads.py",
     "modeling_ernie3_pretraining.py",
 }
+UIE_CODE = {"configuration_arguments.py", "configuration_ernie_uie.py", "modeling_ernie_uie.py", "inputs_ernie.py"}
+UTC_CODE = {"configuration_arguments.py", "configuration_ernie_utc.py", "modeling_ernie_utc.py", "inputs_ernie.py"}
 CODE = {
     "glm": GLM_CODE | HOST_CODE | QUANTIZER_CODE,
     "glm_int4": GLM_CODE | HOST_CODE | QUANTIZER_CODE,
     "glm_int8": GLM_CODE | HOST_CODE | QUANTIZER_CODE,
-    "uie": {"configuration_ernie_uie.py", "modeling_ernie_uie.py", "inputs_ernie.py"}
-    | HOST_CODE
-    | ERNIE_TOKENIZER_CODE
-    | QUANTIZER_CODE,
-    "utc": {"configuration_ernie_utc.py", "modeling_ernie_utc.py", "inputs_ernie.py"}
-    | HOST_CODE
-    | ERNIE_TOKENIZER_CODE
-    | QUANTIZER_CODE,
+    "uie": UIE_CODE | HOST_CODE | ERNIE_TOKENIZER_CODE | QUANTIZER_CODE,
+    "utc": UTC_CODE | HOST_CODE | ERNIE_TOKENIZER_CODE | QUANTIZER_CODE,
     "ernie3_int4": ERNIE3_CODE | HOST_CODE | QUANTIZER_CODE,
     "encoder": set(),
     "encoder_int4": {"modeling_ernie_quantized.py", "host_versions.py"} | QUANTIZER_CODE,
-    "uie_int8": {"configuration_ernie_uie.py", "modeling_ernie_uie.py", "inputs_ernie.py"}
-    | HOST_CODE
-    | ERNIE_TOKENIZER_CODE
-    | QUANTIZER_CODE,
+    "uie_int8": UIE_CODE | HOST_CODE | ERNIE_TOKENIZER_CODE | QUANTIZER_CODE,
 }
 """Repository -> the exact set of code files it carries."""
 

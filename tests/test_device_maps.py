@@ -75,13 +75,8 @@ def test_generation_with_offload_gives_the_same_ids(bits: int | None, tmp_path: 
     quantized = {} if bits is None else {"quantization_config": WeightOnlyConfig(bits=bits)}
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "float", **quantized)
     model.save_pretrained(tmp_path / "model")
-    planned = plan(
-        tmp_path / "model",
-        cpu=int(compute_module_sizes(model)[0][""] * 0.8) + 60_000,
-        disk=True,
-        reserve=0,
-        context=16,
-    )
+    room = int(compute_module_sizes(model)[0][""] * 0.8) + 60_000
+    planned = plan(tmp_path / "model", cpu=f"{room}B", disk=True, reserve=0, context=16)
     assert planned.fits
     assert planned.offloaded
     spread = AutoModelForCausalLM.from_pretrained(
@@ -121,7 +116,7 @@ def test_the_planner_splits_no_layer(family: Any, share: float) -> None:
     model = family[2]()
     room = int(compute_module_sizes(model)[0][""] * share) + 100_000
     model.config.architectures = [type(model).__name__]
-    planned = plan(model.config, [room] * 3, cpu="1GiB", reserve=0, context=16)
+    planned = plan(model.config, [f"{room}B"] * 3, cpu="1GiB", reserve=0, context=16)
     assert planned.fits
     assert planned.device_map is not None
     check_layers_whole(model, planned.device_map)

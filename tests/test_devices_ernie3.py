@@ -82,7 +82,7 @@ def test_a_planned_device_map(bits: int | None, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "float", **quantized)
     model.save_pretrained(tmp_path / "model")
     room = int(compute_module_sizes(model)[0][""] * 0.7) + 60_000
-    planned = plan(tmp_path / "model", cpu=room, disk=True, reserve=0, context=16)
+    planned = plan(tmp_path / "model", cpu=f"{room}B", disk=True, reserve=0, context=16)
     assert planned.fits
     assert planned.offloaded
     spread = AutoModelForCausalLM.from_pretrained(
@@ -117,7 +117,7 @@ def test_no_layer_is_split(model_class: Any, settings: dict[str, Any], share: fl
     memory = dict.fromkeys(range(3), int(total * share)) | {"cpu": total // 3}
     check_layers_whole(model, infer_auto_device_map(model, memory, set(model._no_split_modules)))
     model.config.architectures = [model_class.__name__]
-    planned = plan(model.config, [int(total * share) + 150_000] * 3, cpu="1GiB", reserve=0, context=16)
+    planned = plan(model.config, [f"{int(total * share) + 150_000}B"] * 3, cpu="1GiB", reserve=0, context=16)
     assert planned.fits
     assert planned.device_map is not None
     check_layers_whole(model, planned.device_map)

@@ -1,13 +1,25 @@
 """The heads of ERNIE 3.0: tasks, their losses and labels, mixed batches, and layer-wise learning rates."""
 
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+from transformers import (
+    AlbertConfig,
+    AlbertModel,
+    BertConfig,
+    BertForSequenceClassification,
+    ErnieConfig,
+    ErnieForTokenClassification,
+    ErnieModel,
+)
 
+from hf_glm_ernie import ErnieForUIE, ErnieUIEConfig
 from hf_glm_ernie.configuration_ernie3 import Ernie3Config
 from hf_glm_ernie.learning_rates_ernie3 import layerwise_lr_groups, parameter_depth
 from hf_glm_ernie.modeling_ernie3 import Ernie3Model
@@ -343,3 +355,40 @@ def test_default_learning_rates_are_the_published_ones() -> None:
 def test_refused_decay(decay: float) -> None:
     with pytest.raises(ValueError, match="must be above 0 and at most 1"):
         layerwise_lr_groups(Ernie3Model(tiny_config()), 1e-3, decay=decay)
+
+
+TINY_ENCODER: dict[str, Any] = {
+    "vocab_size": 30,
+    "hidden_size": 16,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+}
+HOSTS = {
+    "bert": lambda: BertForSequenceClassification(BertConfig(**TINY_ENCODER)),
+    "ernie": lambda: ErnieForTokenClassification(ErnieConfig(**TINY_ENCODER, use_task_id=True)),
+    "encoder alone": lambda: ErnieModel(ErnieConfig(**TINY_ENCODER)),
+    "uie": lambda: ErnieForUIE(ErnieUIEConfig(**TINY_ENCODER)),
+}
+
+
+@pytest.mark.parametrize("kind", list(HOSTS))
+def test_learning_rate_groups_of_the_hosts_encoders(kind: str) -> None:
+    """Embeddings are 4 steps below the heads of a model of 3 layers, layer i 3 - i."""
+    model: Any = HOSTS[kind]()
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = layerwise_lr_groups(model, 1e-3, decay=0.5, weight_decay=0.1)
+    assert sorted(names[id(p)] for group in groups for p in group["params"]) == sorted(names.values())
+    for group in groups:
+        for name in (names[id(p)] for p in group["params"]):
+            layer = re.search(r"encoder\.layer\.(\d)\.", name)
+            steps = 4 if "embeddings." in name else 3 - int(layer[1]) if layer else 0
+            assert group["lr"] == 1e-3 * 0.5**steps, name
+            assert group["weight_decay"] == (0.0 if "LayerNorm" in name or name.endswith("bias") else 0.1), name
+    assert {group["lr"] for group in groups} == {1e-3 * 0.5**steps for steps in range(5)}
+
+
+@pytest.mark.parametrize("model", [nn.Linear(2, 2), AlbertModel(AlbertConfig(**TINY_ENCODER, embedding_size=8))])
+def test_models_without_a_stack_of_their_own_layers_are_refused(model: Any) -> None:
+    with pytest.raises(ValueError, match=f"{type(model).__name__} has 0 lists of num_hidden_layers="):
+        layerwise_lr_groups(model, 1e-3)

@@ -11,7 +11,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, ErnieConfig, ErnieForSequenceClassification
+from transformers import (
+    AutoModelForCausalLM,
+    ErnieConfig,
+    ErnieForSequenceClassification,
+    ErnieForTokenClassification,
+)
 
 from hf_glm_ernie import ErnieForUIE, ErnieForUTC, ErnieUIEConfig, ErnieUTCConfig
 from hf_glm_ernie.adapters_methods import AdapterArguments, adapt
@@ -55,6 +60,8 @@ def tiny_ernie(kind: str) -> nn.Module:
         return ErnieForUIE(ErnieUIEConfig(**sizes))
     if kind == "utc":
         return ErnieForUTC(ErnieUTCConfig(**sizes))
+    if kind == "tags":
+        return ErnieForTokenClassification(ErnieConfig(**sizes))
     return ErnieForSequenceClassification(ErnieConfig(**sizes))
 
 
@@ -106,9 +113,10 @@ def quantized(folder: Path, **settings: Any) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, quantization_config=WeightOnlyConfig(**settings)).eval()
 
 
-def with_lora(model: Any, name: str = "default", **settings: Any) -> Any:
+def with_lora(model: Any, name: str = "default", told: bool = True, **settings: Any) -> Any:
     config = peft.LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "down_proj"], **settings)
-    merging_into_integers(config, model.get_base_model() if isinstance(model, peft.PeftModel) else model)
+    if told:
+        merging_into_integers(config, model.get_base_model() if isinstance(model, peft.PeftModel) else model)
     if isinstance(model, peft.PeftModel):
         model.add_adapter(name, config)
         return model
@@ -130,8 +138,9 @@ def integers(model: Any) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     "settings", [{"bits": 8}, {"bits": 4}, {"bits": 4, "group_size": 16}, {"bits": 8, "num_groups": {"down_proj": 3}}]
 )
-def test_merging_is_dequantize_add_quantize_and_unmerging_gives_every_bit_back(plain_folder, settings) -> None:
-    model = with_lora(quantized(plain_folder, **settings), lora_bias=True)
+@pytest.mark.parametrize("told", [True, False])
+def test_merging_is_dequantize_add_quantize_and_unmerging_gives_every_bit_back(plain_folder, settings, told) -> None:
+    model = with_lora(quantized(plain_folder, **settings), told=told, lora_bias=True)
     randomize(model)
     before, outputs = integers(model), logits(model)
     with model.disable_adapter():
@@ -222,9 +231,10 @@ def test_disabling_a_merged_adapter_unmerges_it(plain_folder) -> None:
     ("settings", "words"),
     [({"use_dora": True}, "DoraLinearVariant"), ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'")],
 )
-def test_variants_that_read_the_weight_are_refused(plain_folder, settings, words: str) -> None:
+@pytest.mark.parametrize("told", [True, False])
+def test_variants_that_read_the_weight_are_refused(plain_folder, settings, words: str, told: bool) -> None:
     with pytest.raises(ValueError, match=words):
-        with_lora(quantized(plain_folder, bits=8), **settings)
+        with_lora(quantized(plain_folder, bits=8), told=told, **settings)
 
 
 def test_a_broken_adapter_changes_nothing(plain_folder) -> None:
@@ -290,6 +300,7 @@ def test_an_adapter_for_another_model_is_refused(plain_folder, tmp_path: Path) -
         ({"method": "bitfit"}, "method='bitfit' is not one of full, lora"),
         ({"weights": "int3"}, "weights='int3' is not one of"),
         ({"method": "full", "weights": "int4"}, "Take method='qlora'"),
+        ({"method": "prefix", "target_modules": ["q_proj"]}, "method='prefix' has none"),
     ],
 )
 def test_choices_that_make_no_sense(settings: dict[str, str], words: str) -> None:
@@ -300,8 +311,51 @@ def test_choices_that_make_no_sense(settings: dict[str, str], words: str) -> Non
 def test_choices_that_do_not_fit_the_model(plain_folder) -> None:
     with pytest.raises(ValueError, match="quantized weights, which cannot be trained"):
         adapt(quantized(plain_folder, bits=4), AdapterArguments(method="full"), "CAUSAL_LM")
-    with pytest.raises(ValueError, match="in front of the text"):
-        adapt(tiny_ernie("uie"), AdapterArguments(method="prefix"), None)
+    for model, method, task in (
+        (tiny_ernie("uie"), "prefix", None),
+        (tiny_ernie("tags"), "prompt", "TOKEN_CLS"),
+        (tiny_ernie("native"), "p-tuning", "QUESTION_ANS"),
+    ):
+        with pytest.raises(ValueError, match=f"has no place for with task_type={task!r}"):
+            adapt(model, AdapterArguments(method=method), task)
+
+
+# Tokens in front of an encoder's text.
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"), [("native", "prefix"), ("native", "prompt"), ("native", "p-tuning"), ("tags", "prefix")]
+)
+@pytest.mark.parametrize("weights", ["stored", "int8"])
+def test_virtual_tokens_on_classifiers_open_exactly(tmp_path: Path, kind: str, method: str, weights: str) -> None:
+    arguments = AdapterArguments(method=method, weights=weights, virtual_tokens=4)
+    task = {"native": "SEQ_CLS", "tags": "TOKEN_CLS"}[kind]
+    plain: Any = tiny_ernie(kind)
+    plain.save_pretrained(tmp_path / "base")
+
+    def base() -> Any:
+        config = arguments.quantization_config(torch.float32, ["pooler.dense", "classifier"])
+        return type(plain).from_pretrained(tmp_path / "base", quantization_config=config).eval()
+
+    ids = torch.tensor([[1, 5, 6, 7, 2, 0], [1, 5, 6, 7, 8, 2]])
+    inputs = {"input_ids": ids, "attention_mask": (ids != 0).long(), "token_type_ids": torch.zeros_like(ids)}
+    labels = torch.tensor([1, 1]) if kind == "native" else torch.where(ids == 0, -100, 1)
+    model: Any = adapt(base(), arguments, task)
+    randomize(model, std=0.3)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained
+    assert all("prompt_encoder" in name or "classifier" in name for name in trained)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    for _ in range(3):
+        model(**inputs, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    expected = logits(model, **inputs)
+    assert expected.shape[:-1] == (labels.shape)
+    assert (expected - logits(base(), **inputs)).abs().max() > 1e-2
+    model.save_pretrained(tmp_path / "adapter")
+    assert torch.equal(logits(load_adapter(base(), tmp_path / "adapter").eval(), **inputs), expected)
 
 
 def test_without_peft_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,6 +114,37 @@ def test_a_separable_task_is_learnt(folders, tmp_path, options: dict[str, Any]) 
     assert sum(name == row["label"] for name, row in zip(names, held_out, strict=True)) > 95
 
 
+@pytest.mark.parametrize(("method", "least"), [("prefix", 0.9), ("prompt", 0.75), ("p-tuning", 0.7)])
+def test_virtual_tokens_learn_and_open_exactly(folders, tmp_path, method: str, least: float) -> None:
+    """Fewer numbers are trained than in an adapter. Seen: 95%, 87% and 78% of held-out texts; a guess has half."""
+    train = write(tmp_path / "train.jsonl", sentences(320, seed=1))
+    test = write(tmp_path / "test.jsonl", sentences(200, seed=2))
+    options = {"method": method, "max_steps": 60, "learning_rate": 3e-2, "max_length": 128}
+    trainer = finetune("classification", folders["masked-lm"], train, tmp_path / "out", eval_data=test, **options)
+    assert trainer.evaluate()["eval_accuracy"] > least
+    names = {"id2label": {0: "bad", 1: "good"}, "label2id": {"bad": 0, "good": 1}}
+    base = AutoModelForSequenceClassification.from_pretrained(folders["masked-lm"], **names)
+    stored = base.state_dict()
+    for name, tensor in trainer.model.get_base_model().state_dict().items():  # only the new head was trained
+        assert "classifier" in name or torch.equal(tensor, stored[name])
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    inputs = tokenizer([row["text"] for row in sentences(20, seed=3)], padding=True, return_tensors="pt")
+    opened = load_adapter(base, tmp_path / "out").eval()
+    with torch.no_grad():
+        assert torch.equal(opened(**inputs).logits, trainer.model.eval()(**inputs).logits)
+
+
+def test_a_text_is_cut_to_the_positions_behind_virtual_tokens(folders, tmp_path) -> None:
+    rows = [{"text": "北京很好。" * 60, "label": label} for label in ("good", "bad")]
+    train = write(tmp_path / "train.jsonl", rows)
+    for method in ("prefix", "prompt", "full"):
+        trainer = finetune(
+            "classification", folders["masked-lm"], train, tmp_path / method, method=method, max_steps=1
+        )
+        longest = max(map(len, trainer.train_dataset["input_ids"]))
+        assert longest == 128 - (0 if method == "full" else 16)
+
+
 def test_tags_of_tokens_are_learnt(folders, tmp_path) -> None:
     def rows(count: int, seed: int) -> list[dict[str, Any]]:
         rng = random.Random(seed)
@@ -209,8 +240,11 @@ def test_rows_that_are_not_what_they_should_be(folders, tmp_path, task: str, row
 def test_options_that_do_not_go_together(folders, tmp_path) -> None:
     data = write(tmp_path / "train.jsonl", sentences(8, seed=1))
     uie_data = write(tmp_path / "uie.jsonl", [answers_in("北京很好", "话题", "北京")])
+    tags = write(tmp_path / "tags.jsonl", [{"tokens": ["北", "京"], "tags": ["B", "I"]}])
     for task, folder, file, options, words in (
-        ("classification", "masked-lm", data, {"method": "prefix"}, "ERNIE encoders have no place for"),
+        ("tokens", "masked-lm", tags, {"method": "prompt"}, "no place for with task_type='TOKEN_CLS'"),
+        ("uie", "uie", uie_data, {"method": "prefix"}, "no place for with task_type=None"),
+        ("classification", "masked-lm", data, {"method": "p-tuning", "resume": True}, "cannot go on with p-tuning"),
         ("uie", "uie", uie_data, {"label_smoothing_factor": 0.1}, "no labels to smooth"),
         ("regression", "masked-lm", data, {}, "task='regression' is not one of classification, tokens, uie"),
     ):

@@ -175,14 +175,43 @@ def test_beams_do_not_depend_on_padding_or_cache(model, static: bool) -> None:
     assert together == alone
 
 
+def sampled_by_hand(
+    model: Glm130bForCausalLM, prompt: list[int], rows: int, new: int, bidirectional: bool
+) -> list[list[int]]:
+    """Ids drawn from the reference's 20 likeliest, as the host draws; without the layout all is causal."""
+    ids, ended = [list(prompt) for _ in range(rows)], [False] * rows
+    for _ in range(new):
+        logits = []
+        for row in ids:
+            positions, visible = layout(row, SOP, MASK, SMASK)
+            if not bidirectional:
+                positions, visible = list(range(len(row))), torch.ones(len(row), len(row)).tril().bool()
+            logits.append(
+                naive_forward(
+                    model.state_dict(), row, positions, visible, LAYERS, HEADS, projection=model.lm_head.weight
+                )[-1]
+            )
+        scores = torch.stack(logits)
+        scores = scores.masked_fill(scores < scores.topk(20).values[:, -1:], -torch.inf)
+        drawn = torch.multinomial(scores.softmax(-1), 1)[:, 0].tolist()
+        for i, token in enumerate(drawn):
+            ids[i].append(PAD if ended[i] else token)
+            ended[i] = ended[i] or token in (EOP, EOS)
+    return ids
+
+
 def test_sampling_is_reproducible_and_uses_the_layout(model) -> None:
     model.set_attn_implementation("sdpa")
-    prompt = torch.tensor([PROMPTS[0]])
     settings = {"do_sample": True, "top_k": 20, "max_new_tokens": 8, "num_return_sequences": 3}
-    torch.manual_seed(1)
-    cached = model.generate(prompt, **settings)
-    torch.manual_seed(1)
-    assert torch.equal(cached, model.generate(prompt, **settings, use_cache=False))
+    for prompt in PROMPTS[:3]:
+        got = []
+        for cached in (True, False):
+            torch.manual_seed(1)
+            got.append(model.generate(torch.tensor([prompt]), **settings, use_cache=cached).tolist())
+        torch.manual_seed(1)
+        assert got[0] == got[1] == sampled_by_hand(model, prompt, 3, 8, bidirectional=True)
+        torch.manual_seed(1)
+        assert got[0] != sampled_by_hand(model, prompt, 3, 8, bidirectional=False)
 
 
 def test_scores_of_a_step_are_the_reference_logits(model) -> None:

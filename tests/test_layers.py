@@ -3,7 +3,10 @@ it.
 """
 
 import ast
+import importlib.util
+import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -42,7 +45,7 @@ HUB_IMPORTS = {
 # What each role may import from beside it, lowest first.
 BELOW: dict[str, set[str]] = {
     "host": {"host"},
-    "configuration": set(),
+    "configuration": {"configuration"},
     "inputs": {"configuration"},
     "prefix": {"host", "configuration"},
     "attention": {"configuration"},
@@ -143,3 +146,48 @@ def test_importing_the_package_registers_and_does_nothing_else() -> None:
         calls = [ast.unparse(child.func) for child in ast.walk(node) if isinstance(child, ast.Call)]
         assert all(call.startswith("Auto") and call.endswith(".register") for call in calls)
         assert isinstance(node, ast.Import | ast.ImportFrom | ast.Assign | ast.Expr)
+
+
+IMPORTED = """
+import json, sys
+for name in {before!r}:
+    __import__(name)
+import torch, transformers
+from torch.nn.modules import module
+try:
+    import six  # leaves a finder of its own, wherever the host comes to it
+except ImportError:
+    pass
+
+def state():
+    kinds = lambda hooks: [f"{{type(h).__module__}}.{{type(h).__name__}}" for h in hooks]
+    hooks = [getattr(module, name) for name in sorted(vars(module)) if name.startswith("_global_")]
+    named = [f"{{h.__module__}}.{{h.__qualname__}}" for one in hooks if isinstance(one, dict) for h in one.values()]
+    return {{"finders": kinds(sys.meta_path), "path hooks": len(sys.path_hooks), "torch": named,
+            "others": [sys.excepthook is sys.__excepthook__, str(sys.path), sys.gettrace() is None]}}
+
+before = state()
+import hf_glm_ernie
+after = state()
+for name in {behind!r}:
+    __import__(name)
+print(json.dumps([before, after, state()]))
+"""
+FINDER = "hf_glm_ernie.adapters_targets._WaitForTables"
+LOOK = "hf_glm_ernie.weight_only_adapters.look_at_base_layer"
+
+
+@pytest.mark.parametrize("peft", ["later", "before", "never"])
+def test_the_hooks_that_importing_leaves_are_the_two_there_are(peft: str) -> None:
+    """A finder that waits for PEFT's tables and leaves with them, and torch's look at what adapters are put on."""
+    if peft != "never" and importlib.util.find_spec("peft") is None:
+        pytest.skip("needs peft (the extra `peft`)")
+    code = IMPORTED.format(before=["peft"] if peft == "before" else [], behind=["peft"] if peft == "later" else [])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    before, after, behind = json.loads(done.stdout.splitlines()[-1])
+    assert FINDER not in before["finders"]
+    assert LOOK not in before["torch"]
+    expected = before | {"torch": [*before["torch"], LOOK]}
+    waiting = expected | {"finders": [FINDER, *before["finders"]]}
+    assert after == (expected if peft == "before" else waiting)
+    assert behind["finders"].count(FINDER) == (peft == "never")

@@ -239,7 +239,10 @@ def test_quantized_while_loaded(opened: Any) -> None:
     ("settings", "message"),
     [
         ({"batch_size": "auto"}, "batch_size='auto' must be a number"),
-        ({"quantization": "int8"}, "give pretrained as a folder"),
+        ({"max_batch_size": 8}, "max_batch_size=8 is for trying sizes out"),
+        ({"dtype": "float16"}, "dtype acts while a model is loaded, and pretrained is one"),
+        ({"device": "cpu", "device_map": "auto"}, "device, device_map acts while a model is loaded"),
+        ({"quantization": "int8"}, "quantization acts while a model is loaded.*give it as a folder"),
     ],
 )
 def test_arguments_that_cannot_be(opened: Any, settings: dict[str, Any], message: str) -> None:

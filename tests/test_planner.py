@@ -271,10 +271,10 @@ def needed(**options: Any) -> int:
 @pytest.mark.parametrize("bits", [None, 8, 4])
 def test_one_device_fits_to_the_byte(bits: int | None) -> None:
     options: dict[str, Any] = {"bits": bits, "reserve": 0, "dtype": "float32", "context": 64}
-    exact = plan(tiny_config(), [needed(bits=bits)], **options)
+    exact = plan(tiny_config(), [f"{needed(bits=bits)}B"], **options)
     assert exact.fits
     assert exact.devices[0].free == 0
-    short = plan(tiny_config(), [needed(bits=bits) - 1], **options)
+    short = plan(tiny_config(), [f"{needed(bits=bits) - 1}B"], **options)
     assert not short.fits
     assert short.device_map is None
     assert short.lacking == 1
@@ -290,18 +290,19 @@ def test_devices_of_different_size_and_the_reserve() -> None:
     total = needed()
     options: dict[str, Any] = {"reserve": 0, "dtype": "float32", "context": 64}
     sizes = [total * 3 // 4, total // 2, total // 2]
-    planned = plan(tiny_config(), sizes, **options)
+    planned = plan(tiny_config(), [f"{size}B" for size in sizes], **options)
     check_sums(planned)
     assert planned.fits
     assert [device.capacity for device in planned.devices] == sizes
-    reserved = plan(tiny_config(), sizes, **(options | {"reserve": total // 3}))
+    devices = [f"{size}B" for size in sizes]
+    reserved = plan(tiny_config(), devices, **(options | {"reserve": f"{total // 3}B"}))
     assert not reserved.fits
     assert all(device.reserve == total // 3 for device in reserved.devices)
 
 
 def test_disk_takes_what_memory_does_not() -> None:
     options: dict[str, Any] = {"reserve": 0, "dtype": "float32", "context": 64}
-    small, memory = needed() * 6 // 10, needed() // 3
+    small, memory = f"{needed() * 6 // 10}B", f"{needed() // 3}B"
     planned = plan(tiny_config(), [small], cpu=memory, disk=True, **options)
     assert planned.fits
     assert {"cpu", "disk"} >= set(planned.offloaded.values()) >= {"disk"}
@@ -379,14 +380,24 @@ def test_describe_says_where_everything_is() -> None:
 # Bad input -----------------------------------------------------------------------------------------------------------
 
 BAD = [
-    ({"config": "glm131b"}, "neither a folder .* known model.*glm130b, ernie-3.0-base-zh"),
+    ({"config": "glm131b"}, "neither a folder .* known model.*Did you mean glm130b"),
     ({"config": BertConfig()}, "type 'bert'.*glm130b, ernie"),
     ({"devices": "four"}, "'four' cannot be read.*4x24GiB"),
     ({"devices": "4x24"}, "'4x24' cannot be read"),
     ({"devices": "0x24GiB"}, "'0x24GiB' cannot be read"),
     ({"devices": "4x24GiB,"}, "'' cannot be read"),
     ({"devices": "-1x24GiB"}, "cannot be read"),
-    ({"devices": [0]}, r"devices\[0\]='0' is not an amount"),
+    ({"devices": [0]}, r"devices\[0\]='0' has no unit"),
+    ({"devices": [24, 24]}, r"devices\[0\]='24' has no unit"),
+    ({"devices": ["24"]}, r"devices\[0\]='24' has no unit"),
+    ({"devices": "4x26000000000"}, "'4x26000000000' cannot be read"),
+    ({"cpu": "10"}, r"cpu='10' has no unit\. Write 24GiB"),
+    ({"cpu": 10}, "cpu='10' has no unit"),
+    ({"cpu": "137438953472"}, "cpu='137438953472' has no unit"),
+    ({"cpu": True}, "cpu='True' is not an amount"),
+    ({"cpu": "0GiB"}, "cpu='0GiB' is not an amount"),
+    ({"reserve": "1"}, "reserve='1' has no unit"),
+    ({"reserve": 1}, "reserve='1' has no unit"),
     ({"devices": None}, "no device to plan for"),
     ({"bits": 3}, "bits=3 is not offered: 4 or 8"),
     ({"bits": 16}, "bits=16"),
@@ -450,7 +461,7 @@ def test_command_reports_errors_on_stderr(capsys: pytest.CaptureFixture[str]) ->
         ("4x24GiB", [24 * 2**30] * 4),
         ("8x40GB,2x24GiB", [40 * 10**9] * 8 + [24 * 2**30] * 2),
         (" 2 x 1.5 GiB , 512MiB", [3 * 2**29] * 2 + [2**29]),
-        (["1GB", 5], [10**9, 5]),
+        (["1GB", 5 * 2**20, "7B"], [10**9, 5 * 2**20, 7]),
         (None, []),
     ],
 )
@@ -459,8 +470,8 @@ def test_devices_are_read(text: Any, expected: list[int]) -> None:
 
 
 def test_sizes_are_read() -> None:
-    assert [parse_size(size, "cpu") for size in ("1KiB", "2MB", 7, "7")] == [1024, 2_000_000, 7, 7]
-    assert parse_size(0, "reserve") == 0
+    assert [parse_size(size, "cpu") for size in ("1KiB", "2MB", 2**20, "7B")] == [1024, 2_000_000, 2**20, 7]
+    assert parse_size(0, "reserve") == parse_size("0", "reserve") == parse_size("0B", "reserve") == 0
 
 
 def test_configs_are_not_changed() -> None:

@@ -1,102 +1,92 @@
 """The names people import, and that importing registers them; a change here is a change for users (CHANGELOG)."""
 
+import ast
+import importlib
+import inspect
+import re
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pytest
 import transformers
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
+from transformers.utils import ModelOutput
 
 import hf_glm_ernie
 
+ROOT = Path(__file__).parents[1]
+# The host's encoders once more, for folders of integer weights on the Hub: here people take the host's own.
+HUB_ONLY = "modeling_ernie_quantized"
 
-def test_public_names() -> None:
-    assert set(hf_glm_ernie.__all__) == {
-        "GENRES",
-        "SENTIMENTS",
-        "AdapterArguments",
-        "AdversarialTexts",
-        "BlankInfilling",
-        "ControllableLM",
-        "CredibleRows",
-        "DistantSupervision",
-        "DocumentStreams",
-        "DocumentTokens",
-        "Ernie3CausalLMOutput",
-        "Ernie3Config",
-        "Ernie3DistillationTrainer",
-        "Ernie3ForCausalLM",
-        "Ernie3ForMaskedLM",
-        "Ernie3ForMultipleChoice",
-        "Ernie3ForPreTraining",
-        "Ernie3ForPreTrainingOutput",
-        "Ernie3ForQuestionAnswering",
-        "Ernie3ForSequenceClassification",
-        "Ernie3ForTokenClassification",
-        "Ernie3Memories",
-        "Ernie3Model",
-        "Ernie3ModelOutput",
-        "Ernie3PreTrainedModel",
-        "Ernie3PretrainingCollator",
-        "Ernie3PretrainingMixture",
-        "Ernie3PretrainingTrainer",
-        "Ernie3Tokenizer",
-        "ErnieForUIE",
-        "ErnieForUTC",
-        "ErnieTokenizer",
-        "ErnieUIEConfig",
-        "ErnieUIEOutput",
-        "ErnieUTCConfig",
-        "ErnieUTCOutput",
-        "FilledText",
-        "Glm130bCollator",
-        "Glm130bConfig",
-        "Glm130bForCausalLM",
-        "Glm130bModel",
-        "Glm130bPreTrainedModel",
-        "Glm130bTokenizer",
-        "InstructionPairs",
-        "KnowledgeMasking",
-        "KnowledgeTextPrediction",
-        "Lexicon",
-        "MemoryBank",
-        "ModelContinuations",
-        "OnlineDistillation",
-        "Packing",
-        "ProgressiveSchedule",
-        "RankedText",
-        "SentenceDistance",
-        "SentenceReordering",
-        "WeightOnlyConfig",
-        "ZeroShotAnswer",
-        "adapt",
-        "add_auxiliary_layer",
-        "build_control_prompt",
-        "cond_log_probs",
-        "drop_auxiliary_layer",
-        "evaluate_task",
-        "fill_blanks",
-        "generate_answers",
-        "label_permutation",
-        "layerwise_lr_groups",
-        "lm_loss",
-        "load_adapter",
-        "merging_into_integers",
-        "mix_instructions",
-        "pair_scores",
-        "permutation_classes",
-        "permutation_label",
-        "published_arguments",
-        "register_default_targets",
-        "rerank",
-        "sentence_embeddings",
-        "sentences_with",
-        "split_sentences",
-        "uie",
-        "utc",
-        "zero_shot",
+
+def names_imported(source: str) -> set[str]:
+    """Names that Python text imports from the package itself."""
+    return {
+        alias.name
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) and node.module == "hf_glm_ernie" and not node.level
+        for alias in node.names
     }
-    assert all(hasattr(hf_glm_ernie, name) for name in hf_glm_ernie.__all__)
+
+
+def test_every_public_name_is_there_once_and_is_what_it_says() -> None:
+    names = hf_glm_ernie.__all__
+    assert len(set(names)) == len(names) > 80
+    for name in names:
+        found = getattr(hf_glm_ernie, name)
+        assert name in dir(hf_glm_ernie)
+        if inspect.isclass(found) or inspect.isfunction(found):
+            assert found.__name__ == name
+            assert found.__module__.startswith("hf_glm_ernie.")
+        else:
+            assert isinstance(found, Mapping | Sequence), f"{name} is {found!r}: neither code nor a table"
+
+
+@pytest.mark.parametrize("name", hf_glm_ernie.__all__)
+def test_every_public_name_is_explained_and_in_the_reference(name: str) -> None:
+    found = getattr(hf_glm_ernie, name)
+    reference = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    section = re.search(rf"^### {name}\n(.*?)(?=^##|\Z)", reference, flags=re.DOTALL | re.MULTILINE)
+    assert section is not None, f"docs/api.md has no section {name}: list it in docs/make_api.py"
+    assert f"`from hf_glm_ernie import {name}`" in section[1]
+    if not inspect.isclass(found) and not inspect.isfunction(found):
+        return
+    text = vars(found).get("__doc__") if inspect.isclass(found) else found.__doc__  # a class's own, not its parent's
+    assert text, f"{name} has no docstring"
+    first = text.strip().splitlines()[0]
+    assert first.endswith((".", ":")), f"{name}: the first line is no sentence: {first!r}"
+
+
+def test_nothing_public_is_left_out() -> None:
+    """What the package imports, what a file offers as a model, config or tokenizer, what pages and examples import."""
+    listed = set(hf_glm_ernie.__all__)
+    tree = ast.parse(Path(hf_glm_ernie.__file__).read_text(encoding="utf-8"))
+    imported = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.level == 1
+        for alias in node.names
+    }
+    assert imported == listed
+    for file in Path(hf_glm_ernie.__file__).parent.glob("*.py"):
+        role = file.stem.partition("_")[0]
+        if role not in ("configuration", "modeling", "tokenization") or file.stem == HUB_ONLY:
+            continue
+        module = importlib.import_module(f"hf_glm_ernie.{file.stem}")
+        kinds = (PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ModelOutput)
+        for name in getattr(module, "__all__", vars(module)):
+            offered = getattr(module, name)
+            if inspect.isclass(offered) and issubclass(offered, kinds) and offered.__module__ == module.__name__:
+                assert name in listed, f"{file.name} offers {name}"
+    pages = {*(ROOT / "docs").glob("*.md"), ROOT / "README.md"} - {ROOT / "docs" / "api.md"}  # signatures, not code
+    for page in pages:
+        for block in re.findall(r"^```python\n(.*?)^```$", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE):
+            assert names_imported(block) <= listed, page.name
+    for script in (ROOT / "examples").rglob("*.py"):
+        assert names_imported(script.read_text(encoding="utf-8")) <= listed, script.name
 
 
 def test_registered_with_the_auto_classes() -> None:

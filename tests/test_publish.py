@@ -238,6 +238,19 @@ def _card(folder: Path) -> str:
     return (folder / "README.md").read_text(encoding="utf-8")
 
 
+def test_cards_name_no_index_that_does_not_have_this_package(glm: Path, pushed: Path) -> None:
+    """The package is installed from a checkout; what else a card says to install comes from an index."""
+    conversion = Path(publishing.__file__).parent
+    texts = [file.read_text(encoding="utf-8") for file in conversion.glob("*.py")] + [_card(glm), _card(pushed)]
+    commands = [command for text in texts for command in re.findall(r"pip install ([^`]+)`", text)]
+    for command in commands:
+        for wanted in re.findall(r"[.{}\w-]+", re.sub(r"[<>=!~]=?[\d.,]+", "", command)):
+            assert wanted in (".", "{needed}", "transformers", "torch"), command
+    assert "." in commands
+    assert "`pip install .` in a checkout of it" in _card(glm)
+    assert not any("pip install hf" in text for text in texts)
+
+
 def test_released_sizes_get_the_model_licence() -> None:
     row = PUBLISHED["glm130b"]
     released = hf_glm_ernie.Glm130bConfig().to_dict()

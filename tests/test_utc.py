@@ -115,6 +115,10 @@ def test_the_option_token_is_added_where_it_is_missing(model: ErnieForUTC, tmp_p
         (["好", "不"], [("文", "文", "文")], {}, TypeError, r"texts\[0\] is neither"),
         (["好", "不"], [None], {}, TypeError, r"texts\[0\] is neither"),
         (["好", "不"], "文", {"max_length": 8}, ValueError, "leave no room"),
+        (["好", "不"], "文", {"threshold": 1.0}, ValueError, r"threshold=1\.0 is no probability .* in \[0, 1\)"),
+        (["好", "不"], "文", {"threshold": -0.1}, ValueError, r"threshold=-0\.1 is no probability"),
+        (["好", "不"], "文", {"threshold": "0.5"}, ValueError, r"threshold='0\.5' is no probability"),
+        (["好", "不"], "文", {"batch_size": 0}, ValueError, "batch_size=0 must be at least 1"),
         (["好" * 70, "不" * 70], "文", {}, ValueError, "in 128"),
     ],
 )
