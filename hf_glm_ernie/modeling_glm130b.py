@@ -39,6 +39,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_glm130b import Glm130bConfig
 from .generation_glm130b import Glm130bGenerationMixin
+from .inputs_glm130b import check_labels, labels_seen_first, refuse_joined_rows
 from .prefix_glm130b import (
     CAUSAL_SO_FAR,
     blank_position_ids,
@@ -354,10 +355,11 @@ class Glm130bModel(Glm130bPreTrainedModel):
 
         Raises:
             ValueError: both or none of `input_ids` and `inputs_embeds`; ids outside the vocabulary (on CPU); a
-                `<sop>` whose context was cached as causal by an earlier call.
+                `<sop>` whose context was cached as causal by an earlier call; rows joined by a collator.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
+        refuse_joined_rows(kwargs)
         if input_ids is not None:
             inputs_embeds = self._embed(input_ids)
         assert inputs_embeds is not None
@@ -505,6 +507,11 @@ class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "forward":
+            value = labels_seen_first(self, value, type(self).forward, self._check_labels)
+        super().__setattr__(name, value)
+
     @can_return_tuple
     def forward(  # type: ignore[misc]  # as above
         self,
@@ -523,7 +530,8 @@ class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
 
         Args:
             labels: (B, L) int64 ids, -100 where nothing is scored. They are shifted here: `labels[:, i]` is predicted
-                at `i - 1`. For a blank, context and `<sop>` carry -100 and the answer and `<eop>` their ids.
+                at `i - 1`. Context and `<sop>` carry -100, the answer and `<eop>` their ids; a row without `<sop>`
+                is causal and may carry labels everywhere.
             logits_to_keep: Number of last positions to project (0 = all), or a 1-D tensor of their indices.
             input_ids: (B, L) int64.
             attention_mask: (B, S), or (B, 1, L, S).
@@ -536,7 +544,12 @@ class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
 
         Returns:
             `logits` (B, kept, vocabulary), `loss` where labels were given, and what the model returns.
+
+        Raises:
+            ValueError: as the model; labels on context, unless `config.allow_context_labels`; several `<sop>` in a
+                row with labels and without `token_type_ids`.
         """
+        self._check_labels(labels, input_ids, token_type_ids, inputs_embeds)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -559,6 +572,23 @@ class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _check_labels(
+        self,
+        labels: torch.Tensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **others: Any,
+    ) -> None:
+        """Raises where labels would have the model learn what it sees; `others` is what else `forward` takes."""
+        if labels is None or self.config.allow_context_labels or (input_ids is None and inputs_embeds is None):
+            return
+        ids = None
+        if token_type_ids is None:
+            ids = self.model.marked_ids(inputs_embeds) if input_ids is None else input_ids
+            token_type_ids = prefix_token_type_ids(ids, self.config.sop_token_id)
+        check_labels(labels, token_type_ids, ids, self.config.sop_token_id)
 
 
 __all__ = ["Glm130bForCausalLM", "Glm130bModel", "Glm130bPreTrainedModel"]
