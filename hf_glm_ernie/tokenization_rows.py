@@ -15,14 +15,16 @@ from transformers.utils import PaddingStrategy
 
 @dataclass(slots=True)
 class Part:
-    """A stretch of one sequence: a text to be tokenized by itself, or a mask.
+    """A stretch of one sequence: a text to be tokenized by itself, or a mask or another token that is written in it.
 
     Attributes:
         text: The characters it stands for.
         start: Where they begin in the sequence (in the word, for sequences given as words).
         word: Index of the word, or None in a sequence given as one string (words are what stands between spaces).
         ids: Its ids; a mask's are known from the start.
-        is_mask: Whether it is a mask.
+        is_mask: Whether it is a mask, or another token.
+        opens: Whether its first token stands for its first character, too, where that is lost in tokenization: a
+            chat's mask for the loss is made from places.
     """
 
     text: str
@@ -30,6 +32,7 @@ class Part:
     word: int | None
     ids: list[int]
     is_mask: bool = False
+    opens: bool = False
 
 
 @dataclass(slots=True)
@@ -41,12 +44,14 @@ class Row:
         tail: Tokens put behind it: [gMASK], `</s>`, `<sop>`.
         second: The answer, where there is one.
         closing: Tokens put behind the answer.
+        laid_out: Whether the text itself has the layout written out, and all of it is in `first`.
     """
 
     first: list[Part]
     tail: tuple[str, ...] = ()
     second: list[Part] | None = None
     closing: tuple[str, ...] = ()
+    laid_out: bool = False
 
     def texts(self) -> list[Part]:
         """The parts that are to be tokenized."""
@@ -60,11 +65,13 @@ class Mode(NamedTuple):
         special: Whether the model's special tokens are recognised in a text.
         split: Whether special tokens that the user added are plain text.
         tail: Tokens put behind a text without a mask.
+        at_masks: Whether a text is cut at its masks and where a layout is written in it.
     """
 
     special: bool
     split: bool
     tail: tuple[str, ...]
+    at_masks: bool
 
 
 class LazyEncodings(Sequence[Encoding]):
@@ -203,6 +210,40 @@ def record(parts: list[Part], tokens: list[tuple[int, str, int, int, Part]]) -> 
     }
     encoding.__setstate__(json.dumps(state).encode())
     return encoding
+
+
+def check_kept(
+    row: Any, windows: list[Encoding], id_of: Callable[[str], int], closers: Sequence[str], truncation: str
+) -> None:
+    """Raises where truncation lost a token of the layout that was written in a text.
+
+    Args:
+        row: A string, or a `Row`.
+        windows: What truncation made of it.
+        id_of: The id of a token.
+        closers: Tokens that may be cut off: those behind an answer.
+        truncation: How it was truncated, for the message.
+
+    Raises:
+        ValueError: a mask or `<sop>` is missing from a window.
+    """
+    written = [] if isinstance(row, str) else [part.text for part in row.first if part.is_mask]
+    for token in dict.fromkeys(written):
+        if token not in closers and any(w.ids.count(id_of(token)) < written.count(token) for w in windows):
+            raise ValueError(
+                f"Truncation to {truncation} would cut {token} out of its text: shorten the text, raise max_length or "
+                "set tokenizer.truncation_side to the side away from it."
+            )
+
+
+def with_answer_types(encoding: Encoding, sop_id: int) -> Encoding:
+    """A copy of a record whose token types are 0 up to its first `<sop>` and 1 from there on."""
+    state = json.loads(encoding.__getstate__())
+    start = encoding.ids.index(sop_id) if sop_id in encoding.ids else len(encoding.ids)
+    state["type_ids"] = [int(index >= start) for index in range(len(encoding.ids))]
+    copy = Encoding()
+    copy.__setstate__(json.dumps(state).encode())
+    return copy
 
 
 def _words(parts: list[Part]) -> list[int | None]:

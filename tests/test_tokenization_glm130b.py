@@ -203,7 +203,8 @@ def test_random_texts_equal_sentencepiece(name: str, tmp_path: Path) -> None:
             assert tokenizer.decode(ids) == reference.decode(ids, special_tokens=special), text
     for text in texts:
         kinds = {mask for mask in ("[MASK]", "[gMASK]", "[sMASK]") if mask in text}
-        if len(kinds) < 2:
+        # A layout that is written out is read as one here (test_chat_glm130b.py); the original would not.
+        if len(kinds) < 2 and "MASK]<sop>" not in text and "</s><sop>" not in text:
             assert tokenizer(text)["input_ids"] == reference.prompt(text), text
 
 
