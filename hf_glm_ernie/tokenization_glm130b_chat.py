@@ -9,8 +9,9 @@ assistant turn can be an answer; everything before it is context:
   model was trained on none, and turns take turns.
 - A blank in the context (`[MASK]`, `[sMASK]`, `[gMASK]`) is what the answer fills, and then no `[gMASK]` is put behind
   the context. A blank that an earlier assistant turn filled is written filled.
-- The mask for `assistant_only_loss` covers the last assistant turn and its `<eop>`. To train on every assistant turn of
-  a chat, make a row of each: [`one_chat_an_answer`].
+- The mask for `assistant_only_loss` covers the last assistant turn and its `<eop>`. What comes after that turn cannot
+  be in its row and is left out. To train on every assistant turn of a chat, make a row of each:
+  [`one_chat_an_answer`].
 
 The template writes its text for [`Glm130bTokenizer`], which takes it apart again ([`written_layout`]), so that context
 and answer are tokenized each by itself, as everywhere. What a message holds beside masks is text: `<eop>` or `</s>`
@@ -25,25 +26,28 @@ from .tokenization_rows import Part, parts_at_masks
 
 MASK_PATTERN = re.compile(r"\[[sg]?MASK\]")
 
-# `content` of one message, checked; context of all turns so far in `context.text`.
+# Everything before message number `context.answer` is context; without an answer that is all of them.
 CHAT_TEMPLATE = """\
 {%- set masks = ['[MASK]', '[sMASK]', '[gMASK]'] -%}
-{%- set context = namespace(text='', mask='', at_end=false) -%}
-{%- set answered = messages[-1]['role'] == 'assistant' and not add_generation_prompt -%}
+{%- set context = namespace(text='', mask='', at_end=false, answer=messages|length) -%}
 {%- for message in messages -%}
   {%- if message['role'] not in ['system', 'user', 'assistant'] -%}
     {{- raise_exception("GLM-130B's chat template knows the roles system, user and assistant, and found "
         ~ message['role'] ~ ". Write what it says into one of these.") -}}
   {%- elif message['content'] is not string -%}
     {{- raise_exception("The content of a message must be a string for GLM-130B, which reads text only.") -}}
-  {%- elif not (answered and loop.last) -%}
-    {%- set context.mask = '' -%}
-    {%- for mask in masks if mask in context.text -%}{%- set context.mask = mask -%}{%- endfor -%}
-    {%- if message['role'] == 'assistant' and context.mask -%}
-      {%- set context.text = context.text.replace(context.mask, message['content'], 1) -%}
-    {%- else -%}
-      {%- set context.text = context.text ~ ('' if loop.first else '\\n') ~ message['content'] -%}
-    {%- endif -%}
+  {%- elif message['role'] == 'assistant' and not add_generation_prompt -%}
+    {%- set context.answer = loop.index0 -%}
+  {%- endif -%}
+{%- endfor -%}
+{%- set answered = context.answer < messages|length -%}
+{%- for message in messages[:context.answer] -%}
+  {%- set context.mask = '' -%}
+  {%- for mask in masks if mask in context.text -%}{%- set context.mask = mask -%}{%- endfor -%}
+  {%- if message['role'] == 'assistant' and context.mask -%}
+    {%- set context.text = context.text.replace(context.mask, message['content'], 1) -%}
+  {%- else -%}
+    {%- set context.text = context.text ~ ('' if loop.first else '\\n') ~ message['content'] -%}
   {%- endif -%}
 {%- endfor -%}
 {{- context.text -}}
@@ -57,7 +61,7 @@ CHAT_TEMPLATE = """\
   {{- '<sop>' -}}
 {%- endif -%}
 {%- if answered -%}
-  {%- generation -%}{{- messages[-1]['content'] ~ '<eop>' -}}{%- endgeneration -%}
+  {%- generation -%}{{- messages[context.answer]['content'] ~ '<eop>' -}}{%- endgeneration -%}
 {%- endif -%}
 """
 
