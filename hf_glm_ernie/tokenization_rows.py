@@ -279,13 +279,10 @@ def assemble(
         The row's record and, where it was truncated, one for each stretch that was cut off.
 
     Raises:
-        ValueError: there is no room for text.
+        ValueError: there is no room for text; the sequence that is to be cut is not there, or too short for it.
     """
-    if truncation is not None and truncation["max_length"] - len(tail) - len(closing) <= truncation["stride"]:
-        raise ValueError(
-            f"max_length={truncation['max_length']} with stride={truncation['stride']} leaves no room for text beside "
-            f"{[*tail, *closing]}: raise max_length."
-        )
+    if truncation is not None:
+        _check_truncation(truncation, len(first), None if second is None else len(second), [*tail, *closing])
     single = " ".join(["$A:0", *(f"{token}:{int(token == sop)}" for token in tail)])
     backend = Tokenizer(models.BPE())  # has no vocabulary: only its truncation and its template are used
     backend.post_processor = processors.TemplateProcessing(
@@ -297,3 +294,27 @@ def assemble(
         backend.enable_truncation(**truncation)
     made = backend.post_process(first, second)
     return [made, *made.overflowing]
+
+
+def _check_truncation(truncation: Mapping[str, Any], first: int, second: int | None, added: Sequence[str]) -> None:
+    """Raises where the library could not truncate sequences of these lengths (tokens); its own error is bare."""
+    length, strategy = truncation["max_length"], truncation["strategy"]
+    if length - len(added) <= truncation["stride"]:
+        raise ValueError(
+            f"max_length={length} with stride={truncation['stride']} leaves no room for text beside {added}: raise "
+            "max_length."
+        )
+    if strategy == "longest_first":
+        return
+    if strategy == "only_second" and second is None:
+        raise ValueError(
+            f"truncation='only_second' cuts the second text of a pair, and a single text was given, of {first} tokens "
+            f"with max_length={length}: pass truncation=True or 'only_first', or the answer as the second text."
+        )
+    cut, other = (first, second or 0) if strategy == "only_first" else (second or 0, first)
+    if other + len(added) >= length:
+        raise ValueError(
+            f"truncation={strategy!r} with max_length={length} leaves nothing of the text that it cuts: the other one "
+            f"has {other} tokens and {added} {'is' if len(added) == 1 else 'are'} added, and {cut} tokens stand there. "
+            "Raise max_length, or pass truncation=True, which cuts the longer one."
+        )
