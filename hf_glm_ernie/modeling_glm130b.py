@@ -39,7 +39,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_glm130b import Glm130bConfig
 from .generation_glm130b import Glm130bGenerationMixin
-from .inputs_glm130b import check_labels, labels_seen_first, refuse_joined_rows
+from .inputs_glm130b import check_training_batch, labels_seen_first, refuse_joined_rows
 from .prefix_glm130b import (
     CAUSAL_SO_FAR,
     blank_position_ids,
@@ -509,7 +509,7 @@ class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "forward":
-            value = labels_seen_first(self, value, type(self).forward, self._check_labels)
+            value = labels_seen_first(self, value, type(self).forward)
         super().__setattr__(name, value)
 
     @can_return_tuple
@@ -546,10 +546,10 @@ class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
             `logits` (B, kept, vocabulary), `loss` where labels were given, and what the model returns.
 
         Raises:
-            ValueError: as the model; labels on context, unless `config.allow_context_labels`; several `<sop>` in a
-                row with labels and without `token_type_ids`.
+            ValueError: as the model; labels on context, or rows joined into one without `token_type_ids`, unless
+                `config.allow_context_labels`.
         """
-        self._check_labels(labels, input_ids, token_type_ids, inputs_embeds)
+        check_training_batch(self, labels, input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -572,23 +572,6 @@ class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
-
-    def _check_labels(
-        self,
-        labels: torch.Tensor | None = None,
-        input_ids: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        **others: Any,
-    ) -> None:
-        """Raises where labels would have the model learn what it sees; `others` is what else `forward` takes."""
-        if labels is None or self.config.allow_context_labels or (input_ids is None and inputs_embeds is None):
-            return
-        ids = None
-        if token_type_ids is None:
-            ids = self.model.marked_ids(inputs_embeds) if input_ids is None else input_ids
-            token_type_ids = prefix_token_type_ids(ids, self.config.sop_token_id)
-        check_labels(labels, token_type_ids, ids, self.config.sop_token_id)
 
 
 __all__ = ["Glm130bForCausalLM", "Glm130bModel", "Glm130bPreTrainedModel"]

@@ -31,7 +31,7 @@ HUB_IMPORTS = {"torch", "transformers", "huggingface_hub", "tokenizers", "tqdm",
 # What each role may import from beside it, lowest first.
 BELOW = {
     "configuration": set(),
-    "inputs": set(),
+    "inputs": {"prefix"},
     "prefix": {"configuration"},
     "attention": {"configuration"},
     "memory": {"configuration", "attention"},
