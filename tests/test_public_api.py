@@ -54,6 +54,7 @@ def test_public_names() -> None:
         "Glm130bForCausalLM",
         "Glm130bModel",
         "Glm130bPreTrainedModel",
+        "Glm130bTextGenerationPipeline",
         "Glm130bTokenizer",
         "InstructionPairs",
         "KnowledgeMasking",

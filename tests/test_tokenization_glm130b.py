@@ -354,6 +354,19 @@ def test_truncation_keeps_what_the_model_needs(tokenizer: Glm130bTokenizer) -> N
         tokenizer("of the Work", truncation=True, max_length=2)
 
 
+def test_truncation_that_cannot_be_done_says_why(tokenizer: Glm130bTokenizer) -> None:
+    """The library's own errors are bare exceptions, also in the host's tokenizers."""
+    with pytest.raises(ValueError, match=r"'only_second' cuts the second text of a pair, and a single text.*only_first"):
+        tokenizer("of the Work", truncation="only_second", max_length=4)
+    assert tokenizer("of", truncation="only_second", max_length=4)["input_ids"] == tokenizer("of")["input_ids"]
+    with pytest.raises(ValueError, match=r"'only_first' with max_length=5 leaves nothing.*truncation=True"):
+        tokenizer("of", "of the Work of the Work", truncation="only_first", max_length=5)
+    with pytest.raises(ValueError, match=r"'only_second' with max_length=5 leaves nothing"):
+        tokenizer("of the Work of the Work", "of", truncation="only_second", max_length=5)
+    pair = tokenizer("of the", "of the Work of the Work", truncation="only_second", max_length=6)["input_ids"]
+    assert pair == tokenizer("of the", "of")["input_ids"]
+
+
 def test_overflowing_tokens(tokenizer: Glm130bTokenizer) -> None:
     ids = tokenizer("of the Work of the Work", add_special_tokens=False)["input_ids"]
     windows = tokenizer(
