@@ -1,8 +1,8 @@
 """GLM-130B and ERNIE 3.0 for Hugging Face transformers.
 
-Importing this package registers its classes with the Auto classes, GLM-130B's pipeline for text generation, and the
-model types with PEFT once it is there, and does nothing else. Registering again is harmless. What only training or evaluation needs is imported when it is
-first asked for: it brings the host's Trainer.
+Importing this package registers its classes with the Auto classes, GLM-130B's pipeline for text generation, and its
+model types with PEFT once it is there, and does nothing else. Registering again is harmless. What only training or
+evaluation needs is imported when it is first asked for: it brings the host's Trainer.
 """
 
 import importlib

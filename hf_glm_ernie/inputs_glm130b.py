@@ -26,8 +26,8 @@ JOINED_ROWS = ("cu_seq_lens_q", "cu_seq_lens_k")
 
 # Printed by a compiled graph, on CUDA devices by the kernel, which takes 256 characters.
 SAID_BY_A_GRAPH = (
-    "GLM-130B: labels on bidirectional context (before <sop>), or several rows joined into one without token_type_ids. "
-    "Run one step without torch.compile to see which."
+    "GLM-130B: labels on bidirectional context (before <sop>), or rows joined into one without token_type_ids. Run a "
+    "step without torch.compile to see which."
 )
 
 

@@ -79,8 +79,9 @@ class Glm130bTokenizer(ChatTemplateMixin, TokenizersBackend):
     """Tokenizer of GLM-130B, built from the original's `ice_text.model`.
 
     The text of a default call is tokenized as the original's generation does it: masks are recognised, every other
-    special token written in it is plain text. With `add_special_tokens=False` all eight special tokens are recognised,
-    and none with `split_special_tokens=True`, under which a default call, too, takes masks for plain text.
+    special token written in it is plain text. Only a whole row in it, `<sop>` right behind a mask, is read as one (see
+    the chat file). With `add_special_tokens=False` all eight special tokens are recognised, and none with
+    `split_special_tokens=True`, under which a default call, too, takes masks for plain text.
 
     A pair of texts is a prompt and its answer: prompt as above, up to `<sop>`, then the answer's ids and `<eop>`.
     `token_type_ids`, on request, are 0 for the context and 1 from `<sop>` on.

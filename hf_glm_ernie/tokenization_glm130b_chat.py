@@ -95,8 +95,8 @@ def written_layout(text: str, sop: str, eop: str, eos: str, strict: bool) -> tup
     if len(found) > 1 and strict:
         raise ValueError(
             f"The text has the layout of a row written out {len(found)} times, as {found[0][0]!r} at character "
-            f"{found[0].start()} and {found[1][0]!r} at {found[1].start()}: a row has one context and one answer. Take "
-            "it out of the messages, or pass split_special_tokens=True if it is not meant as layout."
+            f"{found[0].start()} and {found[1][0]!r} at {found[1].start()}: a row has one context and one answer. "
+            "Take it out of the messages, or pass split_special_tokens=True if it is not meant as layout."
         )
     if len(found) != 1:
         return None

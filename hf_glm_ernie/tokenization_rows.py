@@ -315,6 +315,6 @@ def _check_truncation(truncation: Mapping[str, Any], first: int, second: int | N
     if other + len(added) >= length:
         raise ValueError(
             f"truncation={strategy!r} with max_length={length} leaves nothing of the text that it cuts: the other one "
-            f"has {other} tokens and {added} {'is' if len(added) == 1 else 'are'} added, and {cut} tokens stand there. "
+            f"has {other} tokens, and {len(added)} are added behind them ({', '.join(added)}). It has {cut} itself. "
             "Raise max_length, or pass truncation=True, which cuts the longer one."
         )

@@ -1,5 +1,6 @@
 """TRL's SFTTrainer trains the rows of `InstructionPairs`, id for id and label for label, or stops with an error."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,10 @@ def test_messages_of_several_answers(glm, tmp_path) -> None:
     trainer = trainer_of(glm, tmp_path, [{"messages": rows} for rows in data], assistant_only_loss=True)
     tokenizer = AutoTokenizer.from_pretrained(glm)
     context = f"{first[0].replace('[MASK]', first[1])}\n{second[0]}"
-    assert [ids for ids, _ in made(trainer)] == [tokenizer(*first)["input_ids"], tokenizer(context, second[1])["input_ids"]]
+    assert [ids for ids, _ in made(trainer)] == [
+        tokenizer(*first)["input_ids"],
+        tokenizer(context, second[1])["input_ids"],
+    ]
 
 
 def test_what_trl_asks_of_a_template(glm) -> None:
@@ -191,3 +195,46 @@ def test_what_trl_asks_of_a_template(glm) -> None:
     tokenizer = AutoTokenizer.from_pretrained(glm)
     assert is_chat_template_stop_token_trained(tokenizer)
     assert get_training_chat_template(tokenizer) is None
+
+
+# The script ------------------------------------------------------------------------------------------------------
+
+
+def chats_of_two_facts() -> list[dict[str, Any]]:
+    """Every fact is the first turn of one chat and stands alone too, so that it is asked as `answered` asks."""
+    facts = list(FACTS.items())
+    chats = [messages(*fact) for fact in facts]
+    return [*chats[:-2], {"messages": chats[-2]["messages"] + chats[-1]["messages"]}, chats[-1]]
+
+
+SCRIPT_DATA = {
+    "messages": chats_of_two_facts,
+    "prompt and completion": lambda: [chat_pairs(*fact) for fact in FACTS.items()],
+    "pairs of texts": lambda: [text_pairs(*fact) for fact in FACTS.items()],
+}
+
+
+@pytest.mark.parametrize("kind", SCRIPT_DATA)
+def test_the_script_teaches_facts(glm, tmp_path, kind: str) -> None:
+    from examples import sft_glm130b
+
+    file = tmp_path / "data.jsonl"
+    file.write_text("\n".join(json.dumps(row) for row in SCRIPT_DATA[kind]()), encoding="utf-8")
+    settings = SETTINGS | {"model": glm, "data": file, "output_dir": tmp_path / "out", "dtype": "float32"}
+    settings |= {"method": "lora", "target_modules": "all-linear", "report_to": "none"}
+    words = [str(word) for name, value in settings.items() for word in (f"--{name}", value)]
+    with cache_in(tmp_path / "cache"):
+        trainer = sft_glm130b.main(words)
+    assert answered(trainer.model, glm) == len(FACTS)
+    assert any((tmp_path / "out").glob("adapter_model.safetensors"))
+
+
+def test_the_script_refuses_other_columns(glm, tmp_path) -> None:
+    from examples import sft_glm130b
+
+    file = tmp_path / "data.jsonl"
+    file.write_text(json.dumps({"question": "a", "answer": "b"}), encoding="utf-8")
+    with cache_in(tmp_path / "cache"), pytest.raises(ValueError, match=r"\['answer', 'question'\].*`prompt`"):
+        sft_glm130b.rows_of(str(file), None, 8)
+    with pytest.raises(ValueError, match=r"none of \.jsonl"):
+        sft_glm130b.rows_of("data.txt", None, 8)

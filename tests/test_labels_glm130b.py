@@ -82,7 +82,9 @@ def test_adapters_are_checked(model, method: str) -> None:
 
 
 def test_rows_joined_without_a_layout(model) -> None:
-    with pytest.raises(ValueError, match=r"At \[0, 7\] .* another answer, without token_type_ids.*Packing and Glm130b"):
+    with pytest.raises(
+        ValueError, match=r"At \[0, 7\] .* another answer, without token_type_ids.*Packing and Glm130b"
+    ):
         model(JOINED, labels=JOINED_LABELS)
     assert model(JOINED).loss is None  # what a model wrote, or is scored on elsewhere, may have several
     rows = [{"input_ids": JOINED[0, :5].tolist(), "labels": JOINED_LABELS[0, :5].tolist()}] * 2

@@ -356,7 +356,9 @@ def test_truncation_keeps_what_the_model_needs(tokenizer: Glm130bTokenizer) -> N
 
 def test_truncation_that_cannot_be_done_says_why(tokenizer: Glm130bTokenizer) -> None:
     """The library's own errors are bare exceptions, also in the host's tokenizers."""
-    with pytest.raises(ValueError, match=r"'only_second' cuts the second text of a pair, and a single text.*only_first"):
+    with pytest.raises(
+        ValueError, match=r"'only_second' cuts the second text of a pair, and a single text.*only_first"
+    ):
         tokenizer("of the Work", truncation="only_second", max_length=4)
     assert tokenizer("of", truncation="only_second", max_length=4)["input_ids"] == tokenizer("of")["input_ids"]
     with pytest.raises(ValueError, match=r"'only_first' with max_length=5 leaves nothing.*truncation=True"):
