@@ -50,6 +50,7 @@ from .quantization_weight_only import WeightOnlyConfig
 from .tokenization_ernie import ErnieTokenizer
 from .tokenization_ernie3 import Ernie3Tokenizer
 from .tokenization_glm130b import Glm130bTokenizer
+from .tokenization_glm130b_chat import one_chat_an_answer
 
 if TYPE_CHECKING:
     from .adapters_methods import AdapterArguments, adapt
@@ -233,6 +234,7 @@ __all__ = [
     "load_adapter",
     "merging_into_integers",
     "mix_instructions",
+    "one_chat_an_answer",
     "pair_scores",
     "permutation_classes",
     "permutation_label",

@@ -84,6 +84,7 @@ def test_public_names() -> None:
         "load_adapter",
         "merging_into_integers",
         "mix_instructions",
+        "one_chat_an_answer",
         "pair_scores",
         "permutation_classes",
         "permutation_label",
