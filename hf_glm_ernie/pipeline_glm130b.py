@@ -51,7 +51,9 @@ class Glm130bTextGenerationPipeline(TextGenerationPipeline):
             return super().__new__(cls)
         return TextGenerationPipeline(*args, **kwargs)
 
-    def postprocess(self, model_outputs: Any, return_type: Any = ReturnType.FULL_TEXT, **options: Any) -> Any:
+    def postprocess(  # type: ignore[override]  # the host's other arguments, which differ by version, are in `options`
+        self, model_outputs: Any, return_type: Any = ReturnType.FULL_TEXT, **options: Any
+    ) -> Any:
         """As in the host.
 
         Args:
