@@ -199,6 +199,8 @@ def _configure(
     tokenizer_model = _find_tokenizer_model(source, options.tokenizer_model)
     tokenizer = None if tokenizer_model is None else _load_tokenizer(tokenizer_model, settings.num_image_tokens)
     config, notices = build_config(sizes, ranks, settings, tokenizer)
+    if tokenizer is not None:
+        tokenizer.model_max_length = config.max_position_embeddings
     return config, tokenizer, [*settings.notices, *notices]
 
 

@@ -24,6 +24,7 @@ GROUPS = {
     "GLM-130B": (
         *("Glm130bConfig", "Glm130bTokenizer", "Glm130bModel", "Glm130bForCausalLM", "Glm130bPreTrainedModel"),
         *("generation_glm130b.Glm130bGenerationMixin", "fill_blanks", "FilledText"),
+        "Glm130bTextGenerationPipeline",
     ),
     "ERNIE's encoders": (
         *("ErnieTokenizer", "sentence_embeddings", "uie", "utc"),
@@ -58,7 +59,7 @@ GROUPS = {
     "Fine-tuning": (
         *("adapters_methods.AdapterArguments", "adapters_methods.adapt", "adapters_weight_only.load_adapter"),
         *("adapters_weight_only.merging_into_integers", "adapters_targets.register_default_targets"),
-        "objectives_glm130b.BlankInfilling",
+        *("objectives_glm130b.BlankInfilling", "one_chat_an_answer"),
         *("objectives_glm130b.InstructionPairs", "objectives_glm130b.Packing", "objectives_glm130b.mix_instructions"),
         *("objectives_glm130b.published_arguments", "objectives_glm130b_collator.Glm130bCollator"),
         *("objectives_glm130b_collator.shifted_label_smoothing", "objectives_glm130b_collator.packed_attention_mask"),

@@ -1,8 +1,8 @@
 """GLM-130B and ERNIE 3.0 for Hugging Face transformers.
 
-Importing this package registers its classes with the Auto classes, and its model types with PEFT once it is there,
-and does nothing else. Registering again is harmless. What only training or evaluation needs is imported when it is
-first asked for: it brings the host's Trainer.
+Importing this package registers its classes with the Auto classes, GLM-130B's pipeline for text generation, and its
+model types with PEFT once it is there, and does nothing else. Registering again is harmless. What only training or
+evaluation needs is imported when it is first asked for: it brings the host's Trainer.
 """
 
 import importlib
@@ -45,10 +45,12 @@ from .modeling_ernie3_pretraining import Ernie3ForPreTraining, Ernie3ForPreTrain
 from .modeling_ernie_uie import ErnieForUIE, ErnieUIEOutput
 from .modeling_ernie_utc import ErnieForUTC, ErnieUTCOutput
 from .modeling_glm130b import Glm130bForCausalLM, Glm130bModel, Glm130bPreTrainedModel
+from .pipeline_glm130b import Glm130bTextGenerationPipeline
 from .quantization_weight_only import WeightOnlyConfig
 from .tokenization_ernie import ErnieTokenizer
 from .tokenization_ernie3 import Ernie3Tokenizer
 from .tokenization_glm130b import Glm130bTokenizer
+from .tokenization_glm130b_chat import one_chat_an_answer
 
 if TYPE_CHECKING:
     from .adapters_methods import AdapterArguments, adapt
@@ -202,6 +204,7 @@ __all__ = [
     "Glm130bForCausalLM",
     "Glm130bModel",
     "Glm130bPreTrainedModel",
+    "Glm130bTextGenerationPipeline",
     "Glm130bTokenizer",
     "InstructionPairs",
     "KnowledgeMasking",
@@ -231,6 +234,7 @@ __all__ = [
     "load_adapter",
     "merging_into_integers",
     "mix_instructions",
+    "one_chat_an_answer",
     "pair_scores",
     "permutation_classes",
     "permutation_label",

@@ -41,6 +41,9 @@ class Glm130bConfig(PreTrainedConfig):
             the weights were trained. `"float32"`: exact tables, a different model beyond position 1000 or so.
         embedding_gradient_shrink: Factor on the gradient that reaches the embedding through the input in training
             (paper, 3.1); 1.0 turns it off. The forward value is unchanged.
+        allow_context_labels: Whether `forward` takes labels on bidirectional context. There a token sees the one it
+            is to predict, so a model trained on them unlearns everything else within a few steps: an error by
+            default.
         use_cache: Whether the model returns a key/value cache.
         tie_word_embeddings: Whether the output projection is the word embedding (released: yes).
         mask_token_id: Id of `[MASK]`, a short blank; `None` for a model without the token (so are the next three).
@@ -95,6 +98,7 @@ class Glm130bConfig(PreTrainedConfig):
     rope_theta: float | int = 10000.0
     rotary_dtype: str = "float16"
     embedding_gradient_shrink: float | int = 0.1
+    allow_context_labels: bool = False
     use_cache: bool = True
     tie_word_embeddings: bool = True
     mask_token_id: int | None = 150000

@@ -114,6 +114,9 @@ HOST_PRIVATE: tuple[HostName, ...] = (
     HostName(_GENERATION + "init_continuous_batching", "refused: it would read contexts causally"),
     HostName(_GENERATION + "continuous_batching_context_manager", "likewise"),
     HostName(_GENERATION + "generate_batch", "likewise"),
+    HostName("transformers.pipelines:PIPELINE_REGISTRY", "the pipeline whose full text is one text"),
+    HostName("transformers.pipelines:TextGenerationPipeline.postprocess", "joined prompt and answer as two texts"),
+    HostName("transformers.pipelines.text_generation:ReturnType", "what was asked of it"),
     # tokenizers
     HostName(_TOKENIZER + "_encode_plus", "rows are cut by the original's rules"),
     HostName(_TOKENIZER + "_add_tokens", "added tokens get the original's ids"),
@@ -150,6 +153,7 @@ HOST_PRIVATE: tuple[HostName, ...] = (
     HostName("torch:_weight_int8pack_mm", "INT8 products on CPUs"),
     HostName("torch:_weight_int4pack_mm_for_cpu", "INT4 products on CPUs"),
     HostName("torch:_convert_weight_to_int4pack_for_cpu", "their byte order"),
+    HostName("torch:_assert_async", "a check of labels in a compiled graph"),
     HostName("torch.nn:Module._apply", "integer weights stay integers under `.to(dtype)`", ("fn", "recurse")),
     HostName("torch.nn:Module._save_to_state_dict", "a weight and its scale", ("destination", "prefix", "keep_vars")),
     HostName("torch.nn:Module._load_from_state_dict", "likewise", ("state_dict", "prefix")),

@@ -159,7 +159,7 @@ class Glm130bLM(TemplateLM):
             ValueError: a template is asked for.
         """
         if chat_template:
-            raise ValueError("GLM-130B knows no chat template: run without --apply_chat_template.")
+            raise ValueError("GLM-130B is asked with no chat template here: run without --apply_chat_template.")
         return None
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:

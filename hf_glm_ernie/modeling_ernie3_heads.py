@@ -158,6 +158,7 @@ class Ernie3ForCausalLM(Ernie3PreTrainedModel, Ernie3GenerationMixin):
         use_cache: bool | None = None,
         return_memories: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        shift_labels: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Ernie3CausalLMOutput:
@@ -167,6 +168,7 @@ class Ernie3ForCausalLM(Ernie3PreTrainedModel, Ernie3GenerationMixin):
             labels: (B, L) int64 ids, -100 where nothing is scored. They are shifted here: `labels[:, i]` is predicted
                 at `i - 1`.
             logits_to_keep: Number of last positions to project (0 = all), or a 1-D tensor of their indices.
+            shift_labels: (B, L) int64 in place of `labels`, shifted already: `shift_labels[:, i]` is predicted at `i`.
             input_ids: (B, L) int64.
             attention_mask: (B, S), or (B, 1, L, M + S).
             position_ids: (B, L) int64.
@@ -202,12 +204,14 @@ class Ernie3ForCausalLM(Ernie3PreTrainedModel, Ernie3GenerationMixin):
             return_memories=return_memories,
             **kwargs,
         )
-        check_labels("labels", labels, tuple(outputs.last_hidden_state.shape[:2]))
+        for name, given in (("labels", labels), ("shift_labels", shift_labels)):
+            check_labels(name, given, tuple(outputs.last_hidden_state.shape[:2]))
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.nlg_lm_head(outputs.last_hidden_state[:, kept])
         loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        if labels is not None or shift_labels is not None:
+            targets = {"labels": labels, "shift_labels": shift_labels}
+            loss = self.loss_function(logits=logits, vocab_size=self.config.vocab_size, **targets, **kwargs)
         return Ernie3CausalLMOutput(
             loss=loss,
             logits=logits,

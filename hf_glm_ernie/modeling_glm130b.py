@@ -40,6 +40,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_glm130b import Glm130bConfig
 from .generation_glm130b import Glm130bGenerationMixin
 from .host_interface import CACHE_NAMES, check_arguments, given_cache, named_cache, returned_cache
+from .inputs_glm130b import check_training_batch, labels_seen_first, refuse_joined_rows
 from .prefix_glm130b import (
     CAUSAL_SO_FAR,
     blank_position_ids,
@@ -359,8 +360,9 @@ class Glm130bModel(Glm130bPreTrainedModel):
         Raises:
             TypeError: an argument that nothing reads.
             ValueError: both or none of `input_ids` and `inputs_embeds`; ids outside the vocabulary (on CPU); a
-                `<sop>` whose context was cached as causal by an earlier call.
+                `<sop>` whose context was cached as causal by an earlier call; rows joined by a collator.
         """
+        refuse_joined_rows(kwargs)
         check_arguments(type(self).__name__, kwargs, self.config._attn_implementation)
         cache = given_cache(cache, past_key_values)
         if (input_ids is None) == (inputs_embeds is None):
@@ -512,6 +514,11 @@ class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "forward":
+            value = labels_seen_first(self, value, type(self).forward)
+        super().__setattr__(name, value)
+
     @can_return_tuple
     def forward(  # type: ignore[misc]  # as above
         self,
@@ -524,6 +531,7 @@ class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        shift_labels: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
@@ -531,8 +539,10 @@ class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
 
         Args:
             labels: (B, L) int64 ids, -100 where nothing is scored. They are shifted here: `labels[:, i]` is predicted
-                at `i - 1`. For a blank, context and `<sop>` carry -100 and the answer and `<eop>` their ids.
+                at `i - 1`. Context and `<sop>` carry -100, the answer and `<eop>` their ids; a row without `<sop>`
+                is causal and may carry labels everywhere.
             logits_to_keep: Number of last positions to project (0 = all), or a 1-D tensor of their indices.
+            shift_labels: (B, L) int64 in place of `labels`, shifted already: `shift_labels[:, i]` is predicted at `i`.
             input_ids: (B, L) int64.
             attention_mask: (B, S), or (B, 1, L, S).
             position_ids: (B, L) int64.
@@ -545,7 +555,14 @@ class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
 
         Returns:
             `logits` (B, kept, vocabulary), `loss` where labels were given, and what the model returns.
+
+        Raises:
+            ValueError: as the model; labels on context, or rows joined into one without `token_type_ids`, unless
+                `config.allow_context_labels`.
         """
+        check_training_batch(
+            self, labels, input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, shift_labels
+        )
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -559,8 +576,9 @@ class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+        if labels is not None or shift_labels is not None:
+            targets = {"labels": labels, "shift_labels": shift_labels}
+            loss = self.loss_function(logits=logits, vocab_size=self.config.vocab_size, **targets, **kwargs)
         return CausalLMOutputWithPast(
             loss=loss,
             logits=logits,

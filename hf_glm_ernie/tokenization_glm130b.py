@@ -22,6 +22,13 @@ from transformers.tokenization_utils_base import BatchEncoding, TruncationStrate
 from transformers.utils import PaddingStrategy, logging
 
 from .host_versions import warn_of_untested_host  # noqa: F401  # it warns when it is imported
+from .tokenization_glm130b_chat import (
+    CHAT_TEMPLATE,
+    MASK_PATTERN,
+    ChatTemplateMixin,
+    parts_of_layout,
+    written_layout,
+)
 from .tokenization_icetext import (
     SENTENCEPIECE_ERROR,
     SPECIAL_TOKENS,
@@ -40,11 +47,13 @@ from .tokenization_rows import (
     Row,
     added_token_pattern,
     assemble,
+    check_kept,
     padded_length,
     parts_at_masks,
     read_input,
     record,
     whole_parts,
+    with_answer_types,
 )
 
 logger = logging.get_logger(__name__)
@@ -57,8 +66,6 @@ PLAIN_TOKENIZER_NOTE = (
     "[gMASK] and no <sop>: write them yourself."
 )
 
-MASK_PATTERN = re.compile(r"\[[sg]?MASK\]")
-
 # Named tokens of this model, by the attribute that holds them; their ids are `<attribute>_id`.
 NAMED_TOKENS = {
     "mask_token": "[MASK]",
@@ -69,12 +76,13 @@ NAMED_TOKENS = {
 }
 
 
-class Glm130bTokenizer(TokenizersBackend):
+class Glm130bTokenizer(ChatTemplateMixin, TokenizersBackend):
     """Tokenizer of GLM-130B, built from the original's `ice_text.model`.
 
     The text of a default call is tokenized as the original's generation does it: masks are recognised, every other
-    special token written in it is plain text. With `add_special_tokens=False` all eight special tokens are recognised,
-    and none with `split_special_tokens=True`, under which a default call, too, takes masks for plain text.
+    special token written in it is plain text. Only a whole row in it, `<sop>` right behind a mask, is read as one (see
+    the chat file). With `add_special_tokens=False` all eight special tokens are recognised, and none with
+    `split_special_tokens=True`, under which a default call, too, takes masks for plain text.
 
     A pair of texts is a prompt and its answer: prompt as above, up to `<sop>`, then the answer's ids and `<eop>`.
     `token_type_ids`, on request, are 0 for the context and 1 from `<sop>` on.
@@ -171,6 +179,8 @@ class Glm130bTokenizer(TokenizersBackend):
         kwargs.setdefault("padding_side", self.padding_side)
         kwargs.setdefault("model_input_names", list(self.model_input_names))
         kwargs.setdefault("model_max_length", 2048)
+        if kwargs.get("chat_template") is None:
+            kwargs["chat_template"] = CHAT_TEMPLATE
 
     def _check_encoder(self, rules: dict[str, bool]) -> None:
         """Makes sure that sentencepiece and the backend have one vocabulary, or says what is missing."""
@@ -231,9 +241,12 @@ class Glm130bTokenizer(TokenizersBackend):
         is_split_into_words: bool = False,
         return_overflowing_tokens: bool = False,
         split_special_tokens: bool | None = None,
+        chat: str | None = None,
         **options: Any,
     ) -> BatchEncoding:
-        """The host's one way to tokenization; arguments as for `__call__`, strategies as enums.
+        """The host's one way to tokenization; arguments as for `__call__`, strategies as enums, and `chat`.
+
+        `chat` is what `apply_chat_template` says about the text: "own" or "other", whose template rendered it.
 
         Raises:
             ValueError: the text is of no accepted type, holds two kinds of mask, or cannot be truncated as asked.
@@ -243,7 +256,8 @@ class Glm130bTokenizer(TokenizersBackend):
             return super()._encode_plus(text, None, add_special_tokens, max_length=max_length, **strategies, **options)
         split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
         tail = (self.gmask_token, self.sop_token) if add_special_tokens else ()
-        mode = Mode(special=not add_special_tokens and not split, split=split, tail=tail)
+        special = not add_special_tokens and not split and chat != "own"
+        mode = Mode(special, split, tail, at_masks=chat is not None or (add_special_tokens and not split))
         is_batched, given = read_input(text, text_pair, is_split_into_words)
         rows = [self._row(item, mode, is_split_into_words) for item in given]
         all_ids = self._tokenize(rows, mode)
@@ -268,7 +282,9 @@ class Glm130bTokenizer(TokenizersBackend):
         made = [self._records(row, mode, truncation if cut else None) for row, cut in zip(rows, too_long, strict=True)]
         if not return_overflowing_tokens:
             made = [windows[:1] for windows in made]
-        self._check_masks(rows, made, max_length)
+        closers = (str(self.eop_token), str(self.eos_token))
+        for row, windows in zip(rows, made, strict=True):
+            check_kept(row, windows, self._id, closers, f"max_length={max_length} on the {self.truncation_side}")
         flat = [window for windows in made for window in windows]
         length = padded_length(flat, padding_strategy, max_length, multiple)
         flat = [self._padded_record(window, length, options) for window in flat]
@@ -282,25 +298,33 @@ class Glm130bTokenizer(TokenizersBackend):
 
         A text in one part remains a string: a batch of many pays for each object that it makes.
         """
-        at_masks = bool(mode.tail) and not mode.split
         if isinstance(item, str):
-            if not at_masks or "MASK]" not in item:
+            if not mode.at_masks or "MASK]" not in item:
                 return item
             item = [item], None
         first, second = item
         answer = None if second is None else whole_parts(second, as_words)
         closing = (self.eop_token,) if mode.tail and second is not None else ()
-        if not at_masks:
+        layout = None
+        if mode.at_masks and second is None and not as_words:
+            names = str(self.sop_token), str(self.eop_token), str(self.eos_token)
+            layout = written_layout(first[0], *names, strict=not mode.special)
+        if layout is None and (not mode.at_masks or mode.special):
             return Row(whole_parts(first, as_words), mode.tail, answer, closing)
-        parts = parts_at_masks(first, as_words, MASK_PATTERN, self._ids_of_masks())
-        masks = {part.text for part in parts if part.is_mask}
+        if layout is None:
+            parts = parts_at_masks(first, as_words, MASK_PATTERN, self._ids_of_masks())
+        else:
+            parts = parts_of_layout(layout, names[0], {n: self._id(n) for n in names}, self._ids_of_masks())
+        masks = {part.text for part in parts if part.is_mask and MASK_PATTERN.fullmatch(part.text)}
         if len(masks) > 1:
             raise ValueError(
                 f"The text {' '.join(first)[:60]!r} holds two kinds of mask, {' and '.join(sorted(masks))}: GLM-130B "
                 "fills one kind at a time. Keep one kind in a text, or pass split_special_tokens=True if they are not "
                 "meant as masks."
             )
-        if not masks:
+        if layout is not None:
+            return Row(parts, laid_out=True)
+        if not masks or not mode.tail:
             return Row(parts, mode.tail, answer, closing)
         end = () if parts[-1].is_mask else (self.eos_token,)
         return Row(parts, (*end, self.sop_token), answer, closing)
@@ -432,29 +456,23 @@ class Glm130bTokenizer(TokenizersBackend):
         if isinstance(row, str):
             row = Row(whole_parts([row], as_words=False), mode.tail)
         first, tail = list(row.first), list(row.tail)
-        while truncation is not None and tail and first and first[-1].is_mask:
+        kept = bool(tail) or [part.text for part in first[-1:]] == [self.sop_token]
+        while truncation is not None and kept and first and first[-1].is_mask:
             tail.insert(0, first.pop().text)  # kept by the cut; it loses its place in the text
         made = []
         for parts in (first, row.second or []):
             tokens = []
             for part in parts:
                 mask = [Piece(part.ids[0], part.text, 0, len(part.text))] if part.is_mask else None
-                tokens += [(*piece, part) for piece in mask or self._pieces(part.text, mode.special, mode.split)]
+                pieces = mask or self._pieces(part.text, mode.special, mode.split)
+                if part.opens and pieces:
+                    pieces[0] = pieces[0]._replace(start=0, end=max(1, pieces[0].end))
+                tokens += [(*piece, part) for piece in pieces]
             made.append(record(parts, tokens))
         second = None if row.second is None else made[1]
         added = {token: self._id(token) for token in (*tail, *row.closing)}
-        return assemble(made[0], second, tail, row.closing, added, self.sop_token, truncation)
-
-    def _check_masks(self, rows: list[str | Row], made: list[list[Encoding]], max_length: int | None) -> None:
-        """Raises where truncation lost a mask."""
-        for row, windows in zip(rows, made, strict=True):
-            masks = [] if isinstance(row, str) else [part for part in row.first if part.is_mask]
-            if any(window.ids.count(masks[0].ids[0]) < len(masks) for window in windows if masks):
-                raise ValueError(
-                    f"Truncation to max_length={max_length} on the {self.truncation_side} would cut {masks[0].text} "
-                    "out of its text: shorten the text, raise max_length or set tokenizer.truncation_side to the side "
-                    "away from the mask."
-                )
+        windows = assemble(made[0], second, tail, row.closing, added, self.sop_token, truncation)
+        return [with_answer_types(w, self._id(self.sop_token)) for w in windows] if row.laid_out else windows
 
     def _padded(self, rows: list[list[int]], length: int | None, options: dict[str, Any]) -> dict[str, Any]:
         """Ids and attention mask, padded to `length`."""

@@ -15,14 +15,16 @@ from transformers.utils import PaddingStrategy
 
 @dataclass(slots=True)
 class Part:
-    """A stretch of one sequence: a text to be tokenized by itself, or a mask.
+    """A stretch of one sequence: a text to be tokenized by itself, or a mask or another token that is written in it.
 
     Attributes:
         text: The characters it stands for.
         start: Where they begin in the sequence (in the word, for sequences given as words).
         word: Index of the word, or None in a sequence given as one string (words are what stands between spaces).
         ids: Its ids; a mask's are known from the start.
-        is_mask: Whether it is a mask.
+        is_mask: Whether it is a mask, or another token.
+        opens: Whether its first token stands for its first character, too, where that is lost in tokenization: a
+            chat's mask for the loss is made from places.
     """
 
     text: str
@@ -30,6 +32,7 @@ class Part:
     word: int | None
     ids: list[int]
     is_mask: bool = False
+    opens: bool = False
 
 
 @dataclass(slots=True)
@@ -41,12 +44,14 @@ class Row:
         tail: Tokens put behind it: [gMASK], `</s>`, `<sop>`.
         second: The answer, where there is one.
         closing: Tokens put behind the answer.
+        laid_out: Whether the text itself has the layout written out, and all of it is in `first`.
     """
 
     first: list[Part]
     tail: tuple[str, ...] = ()
     second: list[Part] | None = None
     closing: tuple[str, ...] = ()
+    laid_out: bool = False
 
     def texts(self) -> list[Part]:
         """The parts that are to be tokenized."""
@@ -60,11 +65,13 @@ class Mode(NamedTuple):
         special: Whether the model's special tokens are recognised in a text.
         split: Whether special tokens that the user added are plain text.
         tail: Tokens put behind a text without a mask.
+        at_masks: Whether a text is cut at its masks and where a layout is written in it.
     """
 
     special: bool
     split: bool
     tail: tuple[str, ...]
+    at_masks: bool
 
 
 class LazyEncodings(Sequence[Encoding]):
@@ -205,6 +212,40 @@ def record(parts: list[Part], tokens: list[tuple[int, str, int, int, Part]]) -> 
     return encoding
 
 
+def check_kept(
+    row: Any, windows: list[Encoding], id_of: Callable[[str], int], closers: Sequence[str], truncation: str
+) -> None:
+    """Raises where truncation lost a token of the layout that was written in a text.
+
+    Args:
+        row: A string, or a `Row`.
+        windows: What truncation made of it.
+        id_of: The id of a token.
+        closers: Tokens that may be cut off: those behind an answer.
+        truncation: How it was truncated, for the message.
+
+    Raises:
+        ValueError: a mask or `<sop>` is missing from a window.
+    """
+    written = [] if isinstance(row, str) else [part.text for part in row.first if part.is_mask]
+    for token in dict.fromkeys(written):
+        if token not in closers and any(w.ids.count(id_of(token)) < written.count(token) for w in windows):
+            raise ValueError(
+                f"Truncation to {truncation} would cut {token} out of its text: shorten the text, raise max_length or "
+                "set tokenizer.truncation_side to the side away from it."
+            )
+
+
+def with_answer_types(encoding: Encoding, sop_id: int) -> Encoding:
+    """A copy of a record whose token types are 0 up to its first `<sop>` and 1 from there on."""
+    state = json.loads(encoding.__getstate__())
+    start = encoding.ids.index(sop_id) if sop_id in encoding.ids else len(encoding.ids)
+    state["type_ids"] = [int(index >= start) for index in range(len(encoding.ids))]
+    copy = Encoding()
+    copy.__setstate__(json.dumps(state).encode())
+    return copy
+
+
 def _words(parts: list[Part]) -> list[int | None]:
     """For each character of a sequence given as one string the index of its word; the last entry is for its end."""
     text = "".join(part.text for part in parts if part.word is None)
@@ -238,13 +279,10 @@ def assemble(
         The row's record and, where it was truncated, one for each stretch that was cut off.
 
     Raises:
-        ValueError: there is no room for text.
+        ValueError: there is no room for text; the sequence that is to be cut is not there, or too short for it.
     """
-    if truncation is not None and truncation["max_length"] - len(tail) - len(closing) <= truncation["stride"]:
-        raise ValueError(
-            f"max_length={truncation['max_length']} with stride={truncation['stride']} leaves no room for text beside "
-            f"{[*tail, *closing]}: raise max_length."
-        )
+    if truncation is not None:
+        _check_truncation(truncation, len(first), None if second is None else len(second), [*tail, *closing])
     single = " ".join(["$A:0", *(f"{token}:{int(token == sop)}" for token in tail)])
     backend = Tokenizer(models.BPE())  # has no vocabulary: only its truncation and its template are used
     backend.post_processor = processors.TemplateProcessing(
@@ -256,3 +294,27 @@ def assemble(
         backend.enable_truncation(**truncation)
     made = backend.post_process(first, second)
     return [made, *made.overflowing]
+
+
+def _check_truncation(truncation: Mapping[str, Any], first: int, second: int | None, added: Sequence[str]) -> None:
+    """Raises where the library could not truncate sequences of these lengths (tokens); its own error is bare."""
+    length, strategy = truncation["max_length"], truncation["strategy"]
+    if length - len(added) <= truncation["stride"]:
+        raise ValueError(
+            f"max_length={length} with stride={truncation['stride']} leaves no room for text beside {added}: raise "
+            "max_length."
+        )
+    if strategy == "longest_first":
+        return
+    if strategy == "only_second" and second is None:
+        raise ValueError(
+            f"truncation='only_second' cuts the second text of a pair, and a single text was given, of {first} tokens "
+            f"with max_length={length}: pass truncation=True or 'only_first', or the answer as the second text."
+        )
+    cut, other = (first, second or 0) if strategy == "only_first" else (second or 0, first)
+    if other + len(added) >= length:
+        raise ValueError(
+            f"truncation={strategy!r} with max_length={length} leaves nothing of the text that it cuts: the other one "
+            f"has {other} tokens, and {len(added)} are added behind them ({', '.join(added)}). It has {cut} itself. "
+            "Raise max_length, or pass truncation=True, which cuts the longer one."
+        )

@@ -19,9 +19,11 @@ GLM_CODE = {
     "configuration_arguments.py",
     "configuration_glm130b.py",
     "generation_glm130b.py",
+    "inputs_glm130b.py",
     "modeling_glm130b.py",
     "prefix_glm130b.py",
     "tokenization_glm130b.py",
+    "tokenization_glm130b_chat.py",
     "tokenization_icetext.py",
     "tokenization_rows.py",
 }

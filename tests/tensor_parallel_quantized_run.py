@@ -43,7 +43,7 @@ def compare(folder: str, expected_file: str, saved: str) -> None:
     logits = logits.full_tensor() if hasattr(logits, "full_tensor") else logits
     # Two partial sums in place of one: 1e-6 seen.
     assert (logits - expected["logits"]).abs().max() < 2e-5, (logits - expected["logits"]).abs().max()
-    model(expected["input_ids"], labels=expected["input_ids"]).loss.backward()
+    model(expected["input_ids"], labels=expected["labels"]).loss.backward()
     for name in ("layers.0.input_layernorm", "layers.1.post_attention_layernorm"):
         gradient = local(model.model.get_submodule(name).weight.grad)
         largest = expected[name].abs().max()

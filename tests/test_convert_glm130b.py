@@ -193,6 +193,7 @@ def test_the_tokenizer_decides_the_special_ids(tmp_path: Path) -> None:
     assert config["pad_token_id"] == 13
     assert GenerationConfig.from_pretrained(tmp_path / "out").eos_token_id == config["eos_token_id"]
     assert (tmp_path / "out" / "ice_text.model").read_bytes() == pieces.read_bytes()
+    assert tokenizer.model_max_length == config["max_position_embeddings"] == sizes.context
     ids = tokenizer("the lazy [MASK]")["input_ids"]
     assert ids[-1] == config["sop_token_id"]
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)

@@ -18,15 +18,18 @@ from hf_glm_ernie.adapters_methods import METHODS, AdapterArguments, adapt
 pytest.importorskip("datasets", reason="the training scripts need datasets")
 pytest.importorskip("peft", reason="adapters need peft (the extra `peft`)")
 
-from examples import finetune_ernie, finetune_glm130b, pretrain_glm130b  # need them
+pytest.importorskip("trl", reason="the page shows TRL's SFTTrainer")
 
-from .finetuning import cache_in, converted_sample, write_facts  # likewise
+from examples import finetune_ernie, finetune_glm130b, pretrain_glm130b, sft_glm130b  # need them
+
+from .finetuning import FACTS, cache_in, converted_sample, write_facts  # likewise
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "finetune.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE, flags=re.DOTALL)
 PROGRAMS = {
     "examples/finetune_glm130b.py": finetune_glm130b.main,
+    "examples/sft_glm130b.py": sft_glm130b.main,
     "examples/finetune_ernie.py": finetune_ernie.main,
     "examples/pretrain_glm130b.py": pretrain_glm130b.main,
 }
@@ -42,6 +45,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = ROOT / "examples" / "sample-ernie" / "masked-lm"
     assert conversion_main(["ernie", f"--source={source}", f"--output={folder / 'ernie-base'}"]) == 0
     write_facts(folder / "pairs.jsonl")
+    chats = [
+        {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]}
+        for prompt, answer in FACTS.items()
+    ]
+    (folder / "chats.jsonl").write_text("\n".join(json.dumps(row) for row in chats), encoding="utf-8")
     reviews = [
         {"text": f"{thing}{end}。", "label": end} for thing in ["北京", "法国", "月亮"] for end in ("很好", "很坏")
     ]
@@ -69,7 +77,7 @@ def test_the_page_runs_from_top_to_bottom(workplace, monkeypatch, capsys) -> Non
     assert ran == list(PROGRAMS)
     printed = capsys.readouterr().out.splitlines()
     assert "['Tobin']" in printed
-    for folder in ("glm-adapter", "ernie-adapter", "ernie-merged", "glm-130b-int8-merged", "small-glm"):
+    for folder in ("glm-adapter", "glm-chat", "ernie-adapter", "ernie-merged", "glm-130b-int8-merged", "small-glm"):
         assert any((workplace / folder).glob("*.safetensors")), folder
 
 

@@ -46,7 +46,7 @@ HUB_IMPORTS = {
 BELOW: dict[str, set[str]] = {
     "host": {"host"},
     "configuration": {"configuration"},
-    "inputs": {"configuration"},
+    "inputs": {"configuration", "prefix"},
     "prefix": {"host", "configuration"},
     "attention": {"configuration"},
     "memory": {"configuration", "attention"},

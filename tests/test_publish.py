@@ -83,7 +83,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
 
 def test_the_folder_holds_what_a_repository_needs(pushed: Path, glm: Path) -> None:
     others = {".gitattributes", "README.md", "config.json", "conversion.json", "generation_config.json"}
-    others |= {"ice_text.model", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    others |= {"chat_template.jinja", "ice_text.model", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
     assert {path.name for path in pushed.iterdir()} == CODE["glm_int4"] | others
     config = json.loads((pushed / "config.json").read_text())
     assert config["auto_map"] == {

@@ -35,6 +35,7 @@ from tests.tiny_models import EOP, GMASK, LAYERS, MASK, PAD, SOP, tiny_model
 
 ROOT = Path(__file__).parents[1]
 IDS = torch.tensor([[9, 8, MASK, 7, 6, SOP, 11, 12]])
+LABELS = torch.tensor([[-100] * 6 + [11, 12]])
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -338,8 +339,8 @@ def test_two_ranks_give_the_numbers_of_one(plain_folder: Path, tmp_path: Path) -
     ):
         folder = quantized_folder(tmp_path / str(index), plain_folder, **settings)
         model = load(folder)
-        model(IDS, labels=IDS).loss.backward()
-        expected = {"input_ids": IDS, "logits": logits(model)}
+        model(IDS, labels=LABELS).loss.backward()
+        expected = {"input_ids": IDS, "labels": LABELS, "logits": logits(model)}
         for name in ("layers.0.input_layernorm", "layers.1.post_attention_layernorm"):
             expected[name] = model.model.get_submodule(name).weight.grad
         torch.save(expected, tmp_path / f"{index}.pt")
@@ -397,7 +398,7 @@ def test_one_step_of_lora(plain_folder: Path, bits: int) -> None:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
     losses = []
     for _ in range(3):
-        loss = model(IDS, labels=IDS).loss
+        loss = model(IDS, labels=LABELS).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -434,7 +435,7 @@ def test_gradient_checkpointing_changes_no_gradient(plain_folder: Path) -> None:
                 module.attention_dropout = 0.0
         if checkpointing:
             model.gradient_checkpointing_enable()
-        model(IDS, labels=IDS).loss.backward()
+        model(IDS, labels=LABELS).loss.backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     assert "model.layers.0.input_layernorm.weight" in gradients[0]

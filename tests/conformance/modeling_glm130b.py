@@ -63,6 +63,7 @@ class Glm130bModelTester:
             eop_token_id=EOP,
             eos_token_id=[EOP, EOS],
             pad_token_id=PAD,
+            allow_context_labels=True,  # the suites label every token
         )
 
     def prepare_config_and_inputs_for_common(self) -> tuple[Glm130bConfig, dict[str, torch.Tensor]]:
