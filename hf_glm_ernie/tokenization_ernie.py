@@ -14,6 +14,7 @@ Source: PaddleNLP 2.8.1, `transformers/ernie/tokenizer.py` and the base classes 
 import copy
 import os
 import re
+from itertools import groupby
 from typing import Any
 
 from tokenizers import AddedToken, Encoding, Tokenizer, models, processors
@@ -57,6 +58,7 @@ class ErnieTokenizer(TokenizersBackend):
     - what is in the vocabulary is no added token, whatever its case; there `[MASK]`, added again, is a new `[mask]`;
     - a special token is found as typed only; there one in small letters, `<e1>`, is found in `<E1>`, too;
     - an `AddedToken` with `normalized=False` keeps its capital letters and matches as typed; there it does not;
+    - an added token that begins or ends with a blank is found beside another one, too;
     - ids without a token raise an error there. `convert_ids_to_tokens` gives None for them, `decode` leaves them out.
 
     `len(tokenizer)` and `vocab_size` count tokens, 39979, as PaddleNLP's do; the highest id is 39979, so a model needs
@@ -173,7 +175,10 @@ class ErnieTokenizer(TokenizersBackend):
 
     def _check_added_ids(self, added_tokens: dict[int, AddedToken]) -> None:
         """Compares the ids that the files give to added tokens with the ids that they got."""
-        found = {int(index): self.backend_tokenizer.token_to_id(str(token)) for index, token in added_tokens.items()}
+        found = {
+            int(index): self.backend_tokenizer.token_to_id(self._added_name(str(token)))
+            for index, token in added_tokens.items()
+        }
         moved = {str(added_tokens[index]): (index, now) for index, now in found.items() if index != now}
         if not moved:
             return
@@ -187,7 +192,8 @@ class ErnieTokenizer(TokenizersBackend):
             )
         logger.warning_once(
             f"PaddleNLP gave added tokens ids that other tokens have; they are moved by {holes}: {listed}. In a model "
-            "that was trained with them, copy the embedding rows from the old ids to the new ones, highest first."
+            "that was trained with them, the embedding rows must move along: the converter moves them; by hand, copy "
+            "the rows from the old ids to the new ones, highest first."
         )
 
     def _vocabulary(self) -> dict[str, int]:
@@ -205,22 +211,37 @@ class ErnieTokenizer(TokenizersBackend):
 
     def _add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
         known = self.get_vocab()
-        special, plain = [], []
+        tokens: list[AddedToken] = []
         for given in filter(str, new_tokens):
+            check_content(str(given))
             token = given if isinstance(given, AddedToken) else AddedToken(given, normalized=not special_tokens)
-            check_content(str(token))
             if special_tokens or token.special:
-                special.append(read_special(token))
-                continue
-            token = read_plain(token, self.do_lower_case)
-            if str(token) not in known and str(given) not in known:
-                plain.append(token)
-        if plain or any(str(token) not in known for token in special):
+                tokens.append(read_special(token))
+            elif str(given) not in known and str(token := read_plain(token, self.do_lower_case)) not in known:
+                tokens.append(token)
+        if any(str(token) not in known for token in tokens):
             _set_vocabulary(self.backend_tokenizer, without_holes(self._vocabulary()))
         before = len(self.get_vocab())
-        super()._add_tokens(special, special_tokens=True)
-        self._tokenizer = with_added_tokens(self.backend_tokenizer, self.do_lower_case, plain)
+        for special, group in groupby(tokens, key=lambda token: token.special):  # ids follow the order given
+            if special:
+                super()._add_tokens(list(group), special_tokens=True)
+            else:
+                self._tokenizer = with_added_tokens(self.backend_tokenizer, self.do_lower_case, list(group))
         return len(self.get_vocab()) - before
+
+    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+        """The id of a token, or of each of several; of an added one also by the name that it was added by."""
+        if isinstance(tokens, str):
+            return super().convert_tokens_to_ids(self._added_name(tokens))
+        return super().convert_tokens_to_ids(tokens and [self._added_name(one) for one in tokens])
+
+    def _added_name(self, token: str) -> str:
+        """The name of a token; an added one has small letters where text is lowercased."""
+        backend = self.backend_tokenizer
+        if not self.do_lower_case or backend.token_to_id(token) is not None:
+            return token
+        index = backend.token_to_id(token.lower())
+        return token.lower() if index in backend.get_added_tokens_decoder() else token
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
         """The token of an id, or of each of several; None where an id has none."""
