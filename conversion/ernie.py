@@ -200,8 +200,9 @@ def plan_reverse(source: Path, dtype: torch.dtype | None, expected: ExpectedShap
             "which this head does not use"
         )
     paddle_config = original_config(config, task, main, origin)
-    if tokenizer is not None and repeated is not None:
+    if tokenizer is not None and tokenizer.paddlenlp_ids():
         check_highest_id(tokenizer, config)
+    if tokenizer is not None and repeated is not None:
         paddle_config["vocab_size"] -= repeated.count
         notices.append(
             f"PaddleNLP gives one id to {shared_rows(tokenizer, repeated)}: of the two rows that of the second is kept"
