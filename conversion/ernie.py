@@ -12,8 +12,6 @@ from pathlib import Path
 import torch
 from transformers import ErnieConfig
 
-from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
-
 from .ernie_files import (
     Origin,
     original_config,
@@ -40,6 +38,14 @@ from .ernie_names import (
     with_prefix,
 )
 from .ernie_settings import LAYER_NORM_EPS, Settings, Sizes, build_config, read_settings
+from .ernie_vocabulary import (
+    check_highest_id,
+    check_vocabulary,
+    load_tokenizer,
+    repeated_rows,
+    shared_rows,
+    stated_ids,
+)
 from .folder_files import count, main_dtype
 from .job import Job
 from .operations import SameAs, SettingsError, Shape, Split, TensorSpec
@@ -54,8 +60,6 @@ ExpectedShapes = Callable[[Task, ErnieConfig], Mapping[str, Shape]]
 
 WHOLE = Split(ranks=1, heads=1)
 COMPARED_ROWS = 4096
-MAX_UNUSED_IDS = 0.01
-"""Ids without a token, as a part of the vocabulary; 20 of 40,000 in the released models."""
 
 
 @dataclass(frozen=True)
@@ -123,17 +127,24 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
     names = canonical_names([name for name in checkpoint.specs if not TRAINING_STATE.fullmatch(name)], source)
     task, notices = choose_task(names, settings, options.task, source)
     sizes = read_sizes({name: checkpoint.specs[in_file] for name, in_file in names.items()}, source)
-    config, config_notices = build_config(settings, sizes, task, options.layer_norm_eps)
+    tokenizer = load_tokenizer(checkpoint.folder, options.vocab)
+    repeated = repeated_rows(tokenizer, stated_ids(checkpoint.folder))
+    more_rows = repeated.count if repeated else 0
+    config, config_notices = build_config(settings, sizes, task, options.layer_norm_eps, more_rows)
     left_out = _left_out(names, task, config.num_hidden_layers, options.task is not None)
     names = with_prefix({name: n for name, n in names.items() if name not in left_out}, task)
     specs = {name: checkpoint.specs[in_file] for name, in_file in names.items()}
     files_by_name = RenamedFiles(checkpoint, names)
-    table = task.table(config.task_id if config.use_task_id else 0)
+    table = task.table(config.task_id if config.use_task_id else 0, repeated)
     plan = table.forward(specs, WHOLE, _with_pooler(expected(task, config), specs, config, task), options.dtype)
     if not options.headers_only:
         _check_second_copies(table, files_by_name, specs, source)
-    tokenizer = _load_tokenizer(checkpoint.folder, options.vocab)
-    notices += config_notices + _check_vocabulary(tokenizer, config)
+    notices += config_notices + check_vocabulary(tokenizer, config)
+    if tokenizer is not None and repeated is not None:
+        notices.append(
+            f"PaddleNLP gives one id to {shared_rows(tokenizer, repeated)}: each got its own, with a copy of the row, "
+            f"and the rows from {repeated.start + repeated.count} on moved by {repeated.count}"
+        )
     files = plan_shards(plan.tensors, options.max_shard_bytes, {"format": "pt"})
     dtype, dtype_notices = main_dtype(plan, specs.values())
     origin = Origin(checkpoint.kind, task.original, settings.values, dropped=_dropped(plan, left_out, checkpoint))
@@ -176,7 +187,9 @@ def plan_reverse(source: Path, dtype: torch.dtype | None, expected: ExpectedShap
         raise CheckpointError(f"{source}: a {architecture}, which PaddleNLP does not have; known are {known}")
     checkpoint = SafetensorsFolder(source)
     origin = read_origin(source)
-    table = task.table(getattr(config, "task_id", 0) if config.use_task_id else 0)
+    tokenizer = load_tokenizer(source, None)
+    repeated = repeated_rows(tokenizer, {})
+    table = task.table(getattr(config, "task_id", 0) if config.use_task_id else 0, repeated)
     specs = checkpoint.specs
     plan = table.reverse(specs, WHOLE, _with_pooler(expected(task, config), specs, config, task), dtype)
     archive = PaddleArchive("model_state.pdparams", plan.tensors)
@@ -187,6 +200,13 @@ def plan_reverse(source: Path, dtype: torch.dtype | None, expected: ExpectedShap
             "which this head does not use"
         )
     paddle_config = original_config(config, task, main, origin)
+    if tokenizer is not None and tokenizer.paddlenlp_ids():
+        check_highest_id(tokenizer, config)
+    if tokenizer is not None and repeated is not None:
+        paddle_config["vocab_size"] -= repeated.count
+        notices.append(
+            f"PaddleNLP gives one id to {shared_rows(tokenizer, repeated)}: of the two rows that of the second is kept"
+        )
 
     return Job(
         title=f"ERNIE {source} ({task.architecture}) -> PaddleNLP's format for {task.original}",
@@ -195,7 +215,7 @@ def plan_reverse(source: Path, dtype: torch.dtype | None, expected: ExpectedShap
         files=[archive],
         order=[(archive.name, position) for position in range(len(archive.tensors))],
         options={"task": task.name, "dtype": str(dtype), "reverse": "yes"},
-        write_first=lambda folder: write_original_files(folder, paddle_config, source),
+        write_first=lambda folder: write_original_files(folder, paddle_config, source, tokenizer),
         write_last=lambda folder, digests: None,
         reopen=lambda folder: _reopen(open_paddle_source(folder), plan, folder),
         notices=notices,
@@ -333,41 +353,6 @@ def _equal(source: TensorFiles, one: str, other: str, spec: TensorSpec) -> bool:
         source.release(0, one)
         source.release(0, other)
     return True
-
-
-def _load_tokenizer(folder: Path, given: Path | None) -> ErnieTokenizer | None:
-    if given is not None and not given.is_file():
-        raise SettingsError(f"--vocab {given}: no such file. It is the model's vocab.txt.")
-    if given is None and not (folder / "vocab.txt").is_file():
-        return None
-    try:
-        return ErnieTokenizer.from_pretrained(folder) if given is None else ErnieTokenizer(vocab_file=str(given))
-    except (ValueError, OSError, RuntimeError, KeyError, TypeError) as error:
-        raise SettingsError(f"{given or folder / 'vocab.txt'}: {error}") from error
-
-
-def _check_vocabulary(tokenizer: ErnieTokenizer | None, config: ErnieConfig) -> list[str]:
-    if tokenizer is None:
-        return ["no vocab.txt: the folder has no tokenizer. Pass --vocab to add it."]
-    highest = max(tokenizer.get_vocab().values())
-    if highest >= config.vocab_size:
-        raise SettingsError(
-            f"the vocabulary has ids up to {highest}, the model's embeddings end at {config.vocab_size - 1}. Pass the "
-            "model's own vocab.txt with --vocab."
-        )
-    unused = config.vocab_size - 1 - highest
-    if unused > max(100, MAX_UNUSED_IDS * config.vocab_size):
-        raise SettingsError(
-            f"the vocabulary ends at id {highest}, the model has embeddings up to {config.vocab_size - 1}: "
-            f"{unused} without a token, so it is another model's. Pass the model's own vocab.txt with --vocab."
-        )
-    pad = tokenizer.pad_token_id
-    if pad != config.pad_token_id:
-        raise SettingsError(
-            f"[PAD] is id {pad} of the vocabulary, the settings say pad_token_id {config.pad_token_id}. They belong "
-            "to different models."
-        )
-    return []
 
 
 def _dropped(plan: Plan, left_out: Mapping[str, str], checkpoint: PaddleFiles) -> dict[str, str]:

@@ -46,15 +46,6 @@ PADDLE_KEYS = (
 )
 """Settings that have the same name and meaning in both programs."""
 
-VOCABULARY_FILES = ("vocab.txt", "special_tokens_map.json", "added_tokens.json")
-SPECIAL_TOKENS = {
-    "unk_token": "[UNK]",
-    "sep_token": "[SEP]",
-    "pad_token": "[PAD]",
-    "cls_token": "[CLS]",
-    "mask_token": "[MASK]",
-}
-
 
 @dataclass(frozen=True)
 class Origin:
@@ -158,25 +149,25 @@ def original_config(config: ErnieConfig, task: Task, dtype: torch.dtype, origin:
     return dict(sorted(values.items()))
 
 
-def write_original_files(folder: Path, config: Mapping[str, Any], source: Path) -> None:
-    """Writes PaddleNLP's config.json and, where the source folder has a vocabulary, its tokenizer files."""
+def write_original_files(
+    folder: Path, config: Mapping[str, Any], source: Path, tokenizer: ErnieTokenizer | None
+) -> None:
+    """Writes PaddleNLP's config.json and its tokenizer's files, with the ids that it gives to added tokens."""
     write_json(folder / "config.json", config)
-    for name in VOCABULARY_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-    if not (source / "vocab.txt").is_file():
+    if tokenizer is None:
         return
-    if not (folder / "special_tokens_map.json").is_file():
-        write_json(folder / "special_tokens_map.json", SPECIAL_TOKENS)
-    tokenizer = {"tokenizer_class": "ErnieTokenizer", "do_lower_case": _lower_case(source)} | SPECIAL_TOKENS
-    write_json(folder / "tokenizer_config.json", tokenizer | {"model_max_length": config["max_position_embeddings"]})
-
-
-def _lower_case(source: Path) -> bool:
-    try:
-        return bool(json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))["do_lower_case"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return True
+    if (source / "vocab.txt").is_file():
+        shutil.copyfile(source / "vocab.txt", folder / "vocab.txt")
+    else:
+        tokenizer.save_vocabulary(str(folder))
+    if added := tokenizer.paddlenlp_ids():
+        write_json(folder / "added_tokens.json", added)
+    special: dict[str, Any] = {name: str(getattr(tokenizer, name)) for name in tokenizer.special_tokens_map}
+    if tokenizer.extra_special_tokens:
+        special["additional_special_tokens"] = [str(token) for token in tokenizer.extra_special_tokens]
+    write_json(folder / "special_tokens_map.json", special)
+    settings = {"tokenizer_class": "ErnieTokenizer", "do_lower_case": tokenizer.do_lower_case} | special
+    write_json(folder / "tokenizer_config.json", settings | {"model_max_length": config["max_position_embeddings"]})
 
 
 def model_card(config: ErnieConfig, origin: Origin, task: Task, has_tokenizer: bool) -> str:

@@ -11,7 +11,7 @@ A Linear of Paddle is [in, out] and is transposed; embeddings and the decoder ti
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .operations import DefaultRow, Operation, Replicated, SameAs, Tied, Transposed
 from .readers import CheckpointError
@@ -23,6 +23,7 @@ PREFIX = "ernie."
 WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
 TASK_EMBEDDINGS = "embeddings.task_type_embeddings.weight"
 DECODER = "cls.predictions.decoder"
+DECODER_BIAS = "cls.predictions.decoder_bias"
 
 
 @dataclass(frozen=True)
@@ -45,21 +46,28 @@ class Task:
     prefix: str = PREFIX
     is_native: bool = True
 
-    def table(self, default_task_type: int = 0) -> StateMap:
+    def table(self, default_task_type: int = 0, vocabulary: Operation | None = None) -> StateMap:
         """PaddleNLP's names <-> transformers'.
 
         Args:
             default_task_type: The task type PaddleNLP takes where none is given. transformers takes 0, so in a native
                 class another one is copied to row 0.
+            vocabulary: What becomes of the rows that belong to tokens; None if ids are the same on both sides.
         """
         task_operation: Operation = Replicated()
         if self.is_native and default_task_type:
             task_operation = DefaultRow(default_task_type)
-        backbone = tuple(
-            Row(self.prefix + source, (self.prefix + target,), operation)
-            for source, target, operation in (*BACKBONE, (TASK_EMBEDDINGS, TASK_EMBEDDINGS, task_operation))
+        rows = (
+            *(
+                Row(self.prefix + source, (self.prefix + target,), operation)
+                for source, target, operation in (*BACKBONE, (TASK_EMBEDDINGS, TASK_EMBEDDINGS, task_operation))
+            ),
+            *self.rows,
         )
-        return StateMap(f"PaddleNLP {self.original}", backbone + self.rows)
+        if vocabulary is not None:
+            of_tokens = (self.prefix + WORD_EMBEDDINGS, DECODER_BIAS)
+            rows = tuple(replace(row, operation=vocabulary) if row.source in of_tokens else row for row in rows)
+        return StateMap(f"PaddleNLP {self.original}", rows)
 
 
 def _linear(source: str, target: str) -> tuple[tuple[str, str, Operation], ...]:
@@ -99,10 +107,10 @@ _PREDICTIONS = (
         _linear("cls.predictions.transform", "cls.predictions.transform.dense"),
         _same("cls.predictions.layer_norm", "cls.predictions.transform.LayerNorm"),
     ),
-    Row("cls.predictions.decoder_bias", ("cls.predictions.bias",), Replicated()),
+    Row(DECODER_BIAS, ("cls.predictions.bias",), Replicated()),
     # PaddleNLP's files hold the tied decoder a second time.
     Row(f"{DECODER}.weight", (), SameAs(PREFIX + WORD_EMBEDDINGS)),
-    Row(f"{DECODER}.bias", (), SameAs("cls.predictions.decoder_bias")),
+    Row(f"{DECODER}.bias", (), SameAs(DECODER_BIAS)),
     Row(None, (f"{DECODER}.weight",), Tied(PREFIX + WORD_EMBEDDINGS)),
     Row(None, (f"{DECODER}.bias",), Tied("cls.predictions.bias")),
 )

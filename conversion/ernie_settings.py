@@ -149,7 +149,9 @@ def _flatten(raw: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], str | 
     return {key: value for key, value in inner[0].items() if key != "init_class"} | outer, original
 
 
-def build_config(settings: Settings, sizes: Sizes, task: Task, layer_norm_eps: float) -> tuple[ErnieConfig, list[str]]:
+def build_config(
+    settings: Settings, sizes: Sizes, task: Task, layer_norm_eps: float, more_rows: int = 0
+) -> tuple[ErnieConfig, list[str]]:
     """Puts settings and tensors together.
 
     Args:
@@ -157,6 +159,7 @@ def build_config(settings: Settings, sizes: Sizes, task: Task, layer_norm_eps: f
         sizes: What the tensors tell.
         task: The head.
         layer_norm_eps: For every LayerNorm.
+        more_rows: By how many rows the word embeddings grow.
 
     Returns:
         The configuration, and notices for the user. Its `num_hidden_layers` may be one less than the file has.
@@ -189,6 +192,7 @@ def build_config(settings: Settings, sizes: Sizes, task: Task, layer_norm_eps: f
             f"the default task type is {values['task_id']}, transformers' is always 0: row 0 of the task embeddings "
             f"became row {values['task_id']}'s copy, and task type 0 moved to {sizes.task_type_vocab_size}"
         )
+    told["vocab_size"] += more_rows
     num_labels = told.pop("num_labels")
     if num_labels and task.name in LABELLED_TASKS and "id2label" not in values:
         values["num_labels"] = num_labels

@@ -349,6 +349,38 @@ class DefaultRow(Operation):
 
 
 @dataclass(frozen=True)
+class RepeatedRows(Operation):
+    """Rows `start` to `start + count - 1` stand twice: where they were, and again behind, before all that followed.
+
+    For a table in which the original looks two tokens up in one row and the reader does not. Read backwards, of the
+    two copies the later one is kept. Of one rank.
+    """
+
+    start: int
+    count: int
+    replicated: ClassVar[bool] = True
+
+    def whole_shapes(self, part: Shape, split: Split) -> tuple[Shape, ...]:
+        """`count` rows more."""
+        if self.count < 1 or not 0 <= self.start <= part[0] - self.count:
+            raise SplitError(f"there are no rows {self.start} to {self.start + self.count - 1} in {part[0]} to repeat")
+        return ((part[0] + self.count, *part[1:]),)
+
+    def part_shape(self, wholes: Sequence[Shape], split: Split) -> Shape:
+        """`count` rows less."""
+        part = (wholes[0][0] - self.count, *wholes[0][1:])
+        self.whole_shapes(part, split)
+        return part
+
+    def moves(self, part: Shape, split: Split, rank: int) -> Iterator[Move]:
+        """The later copy is listed last, so that backwards it has the last word."""
+        rows, columns = matrix_shape(part)
+        behind = self.start + self.count
+        yield Move((0, 0), 0, (0, 0), (behind, columns))
+        yield Move((self.start, 0), 0, (behind, 0), (rows - self.start, columns))
+
+
+@dataclass(frozen=True)
 class SameAs(Operation):
     """A second copy, in the source format, of its tensor `of`. It is not carried over, and written again backwards."""
 
@@ -380,6 +412,7 @@ __all__ = [
     "Drop",
     "Move",
     "Operation",
+    "RepeatedRows",
     "Replicated",
     "SameAs",
     "SettingsError",

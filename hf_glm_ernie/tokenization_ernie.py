@@ -5,21 +5,31 @@ What is unusual about it:
 - Symbols are words of their own ("25℃" is 25 and ℃), unlike in BERT; unassigned characters vanish.
 - `[UNK]` is the last token of the vocabulary, 39979; `$` has two lines and the id of the later one, 18005, so that id
   12084 has no token.
-- `offset_mapping` is PaddleNLP's guess where a text has unknown words; `exact_offsets=True` gives the true places.
+- `offset_mapping` holds true places; PaddleNLP guesses those of unknown words, and `exact_offsets=False` gives its
+  guesses.
 
 Source: PaddleNLP 2.8.1, `transformers/ernie/tokenizer.py` and the base classes of its tokenizers.
 """
 
 import copy
 import os
+import re
+from itertools import groupby
 from typing import Any
 
-from tokenizers import AddedToken, Encoding, Tokenizer, decoders, models, processors
+from tokenizers import AddedToken, Encoding, Tokenizer, models, processors
 from transformers import TokenizersBackend
 from transformers.tokenization_utils_base import BatchEncoding, TruncationStrategy
 from transformers.utils import PaddingStrategy, logging
 
 from .host_versions import warn_of_untested_host  # noqa: F401  # it warns when it is imported
+from .tokenization_ernie_added import (
+    check_content,
+    read_plain,
+    read_special,
+    unmarked,
+    with_added_tokens,
+)
 from .tokenization_ernie_offsets import Spans, kept_lengths, search_offsets
 from .tokenization_ernie_unicode import build_normalizer, build_pre_tokenizer
 from .tokenization_ernie_vocabulary import (
@@ -32,6 +42,7 @@ from .tokenization_ernie_vocabulary import (
 
 logger = logging.get_logger(__name__)
 
+HALF_PAIRS = re.compile("[\ud800-\udfff]")
 MAX_CHARACTERS_PER_WORD = 100  # a longer word is unknown
 
 
@@ -45,21 +56,31 @@ class ErnieTokenizer(TokenizersBackend):
       not know;
     - its first added token gets the id 39979, which is `[UNK]`'s; here added tokens start at 39980. An
       `added_tokens.json` with such ids is read, with a warning that names the ids;
-    - added tokens that are not special match in the cleaned text, without accents; PaddleNLP looks into the lowercased
-      text with its accents;
+    - what is in the vocabulary is no added token, whatever its case; there `[MASK]`, added again, is a new `[mask]`;
+    - a special token is found as typed only; there one in small letters, `<e1>`, is found in `<E1>`, too;
+    - an `AddedToken` with `normalized=False` keeps its capital letters and matches as typed; there it does not;
+    - an added token that begins or ends with a blank is found beside another one, too;
     - ids without a token raise an error there. `convert_ids_to_tokens` gives None for them, `decode` leaves them out.
 
     `len(tokenizer)` and `vocab_size` count tokens, 39979, as PaddleNLP's do; the highest id is 39979, so a model needs
     39980 rows (the released ones have 40000). The first added token fills id 12084 with a token that no text holds:
     from then on `len(tokenizer)` is the highest id + 1, and right for `resize_token_embeddings`.
 
+    Special tokens match as they are typed. Other added tokens match in the lowercased text with its accents, and are
+    named in small letters: `add_tokens("Café")` makes `café` of "CAFÉ", not of "cafe". With `do_lower_case=False`
+    they, too, match as typed. `additional_special_tokens` of PaddleNLP's files are special, in `added_tokens.json` or
+    not.
+
+    Half a surrogate pair in a text is dropped.
+
     Truncation is PaddleNLP's: of a pair of equally long texts the second loses the odd token, and a text that would
     lose all its tokens stays as it is, longer than `max_length`, with an error in the log.
 
     A saved folder opens without this package, too: `AutoTokenizer` takes `tokenizer.json` then and gives the same ids
-    and places. Only there offsets of unknown words are the exact ones, pairs are truncated in the library's way, token
-    types of pairs without special tokens are 0 and 1, a second text that is empty counts only in a batch, and id 12084
-    is filled. `vocab.txt` is saved beside it for PaddleNLP.
+    and places. Only there pairs are truncated in the library's way, token types of pairs without special tokens are 0
+    and 1, a second text that is empty counts only in a batch, id 12084 is filled, half a surrogate pair is an error,
+    `convert_ids_to_tokens` names added tokens with capital letters with a word joiner, U+2060, behind, and offsets are
+    always the exact ones. `vocab.txt` is saved beside it for PaddleNLP.
 
     Args:
         vocab_file: Path of `vocab.txt`, one token a line or `token<tab>id`.
@@ -69,7 +90,8 @@ class ErnieTokenizer(TokenizersBackend):
         pad_token: Fills rows up.
         cls_token: Starts each row.
         mask_token: Stands for what a masked language model is to find.
-        exact_offsets: Whether `offset_mapping` holds the true places of unknown words instead of PaddleNLP's guesses.
+        exact_offsets: Whether `offset_mapping` holds the true places of unknown words. With False it holds PaddleNLP's
+            guesses, which may cover half the text, and move the known words behind an unknown one.
         tokenizer_file: Path of a `tokenizer.json` saved before; it is preferred to `vocab_file`.
         **kwargs: Passed to `TokenizersBackend`. `clean_up_tokenization_spaces` is True by default.
 
@@ -91,7 +113,7 @@ class ErnieTokenizer(TokenizersBackend):
         pad_token: str | AddedToken = "[PAD]",
         cls_token: str | AddedToken = "[CLS]",
         mask_token: str | AddedToken = "[MASK]",
-        exact_offsets: bool = False,
+        exact_offsets: bool = True,
         tokenizer_file: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -111,16 +133,17 @@ class ErnieTokenizer(TokenizersBackend):
             backend = _read_backend(tokenizer_file)
         else:
             backend = _backend_from_vocabulary(vocab_file, contents)
-        backend.normalizer = build_normalizer(do_lower_case)
+        backend = with_added_tokens(backend, do_lower_case)
         backend.pre_tokenizer = build_pre_tokenizer()
-        backend.decoder = decoders.WordPiece(prefix="##", cleanup=False)
         backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in contents.values()])
         backend.post_processor = _template(backend, contents["cls_token"], contents["sep_token"])
         vocabulary = with_holes(backend.get_vocab(with_added_tokens=False))
         if set(backend.get_added_tokens_decoder()) <= set(vocabulary.values()):
             _set_vocabulary(backend, vocabulary)
         self._tokenizer = backend
+        self._cleaner = build_normalizer(do_lower_case)
         self._cleaned: dict[str, str] = {}
+        self.do_lower_case = do_lower_case
         kwargs.setdefault("clean_up_tokenization_spaces", True)
         kwargs.setdefault("model_input_names", list(self.model_input_names))
         super().__init__(
@@ -130,18 +153,33 @@ class ErnieTokenizer(TokenizersBackend):
             **special_tokens,
             **kwargs,
         )
-        self.do_lower_case = do_lower_case
         self.exact_offsets = exact_offsets
         self._check_added_ids(kwargs.get("added_tokens_decoder") or {})
 
     @classmethod
     def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs: Any) -> dict[str, Any]:
-        """Hands the files to `__init__` as they are (the host would rebuild the backend from its vocabulary)."""
+        """Hands the files to `__init__` as they are (the host would rebuild the backend from its vocabulary).
+
+        But `additional_special_tokens`, which PaddleNLP's files have, are special in `added_tokens.json`, too.
+        """
+        further = kwargs.pop("additional_special_tokens", None) or []
+        special = [*(kwargs.get("extra_special_tokens") or []), *further]
+        special = [AddedToken(**one, special=True) if isinstance(one, dict) else one for one in special]
+        if special:
+            kwargs["extra_special_tokens"] = list({str(token): token for token in special}.values())
+        names = {str(token) for token in special}
+        added = kwargs.get("added_tokens_decoder") or {}
+        kwargs["added_tokens_decoder"] = {
+            index: read_special(token) if str(token) in names else token for index, token in added.items()
+        }
         return kwargs
 
     def _check_added_ids(self, added_tokens: dict[int, AddedToken]) -> None:
         """Compares the ids that the files give to added tokens with the ids that they got."""
-        found = {int(index): self.backend_tokenizer.token_to_id(str(token)) for index, token in added_tokens.items()}
+        found = {
+            int(index): self.backend_tokenizer.token_to_id(self._added_name(str(token)))
+            for index, token in added_tokens.items()
+        }
         moved = {str(added_tokens[index]): (index, now) for index, now in found.items() if index != now}
         if not moved:
             return
@@ -155,20 +193,70 @@ class ErnieTokenizer(TokenizersBackend):
             )
         logger.warning_once(
             f"PaddleNLP gave added tokens ids that other tokens have; they are moved by {holes}: {listed}. In a model "
-            "that was trained with them, copy the embedding rows from the old ids to the new ones, highest first."
+            "that was trained with them, the embedding rows must move along: the converter moves them; by hand, copy "
+            "the rows from the old ids to the new ones, highest first."
         )
 
     def _vocabulary(self) -> dict[str, int]:
         """The ids of the vocabulary file, without added tokens."""
         return with_holes(self.backend_tokenizer.get_vocab(with_added_tokens=False))
 
+    def paddlenlp_ids(self) -> dict[str, int]:
+        """The ids that PaddleNLP gives to the added tokens: it counts tokens, and takes the highest id for the last.
+
+        The first is 39979, as `[UNK]`, with the released vocabulary. Tokens of the vocabulary are not among them.
+        """
+        vocabulary = self._vocabulary()
+        holes = max(vocabulary.values()) + 1 - len(vocabulary)
+        return {token: index - holes for token, index in self.get_added_vocab().items() if token not in vocabulary}
+
     def _add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
         known = self.get_vocab()
-        if any(str(token) not in known for token in new_tokens):
+        tokens: list[AddedToken] = []
+        for given in filter(str, new_tokens):
+            check_content(str(given))
+            token = given if isinstance(given, AddedToken) else AddedToken(given, normalized=not special_tokens)
+            if special_tokens or token.special:
+                tokens.append(read_special(token))
+            elif str(given) not in known and str(token := read_plain(token, self.do_lower_case)) not in known:
+                tokens.append(token)
+        if any(str(token) not in known for token in tokens):
             _set_vocabulary(self.backend_tokenizer, without_holes(self._vocabulary()))
-        return super()._add_tokens(new_tokens, special_tokens=special_tokens)
+        before = len(self.get_vocab())
+        for special, group in groupby(tokens, key=lambda token: token.special):  # ids follow the order given
+            if special:
+                super()._add_tokens(list(group), special_tokens=True)
+            else:
+                self._tokenizer = with_added_tokens(self.backend_tokenizer, self.do_lower_case, list(group))
+        return len(self.get_vocab()) - before
+
+    def convert_tokens_to_ids(self, tokens: Any) -> Any:
+        """The id of a token, or of each of several; of an added one also by the name that it was added by."""
+        if isinstance(tokens, str):
+            return super().convert_tokens_to_ids(self._added_name(tokens))
+        return super().convert_tokens_to_ids(tokens and [self._added_name(one) for one in tokens])
+
+    def _added_name(self, token: str) -> str:
+        """The name of a token; an added one has small letters where text is lowercased."""
+        backend = self.backend_tokenizer
+        if not self.do_lower_case or backend.token_to_id(token) is not None:
+            return token
+        index = backend.token_to_id(token.lower())
+        return token.lower() if index in backend.get_added_tokens_decoder() else token
+
+    def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
+        """The token of an id, or of each of several; None where an id has none."""
+        found = super().convert_ids_to_tokens(ids, skip_special_tokens=skip_special_tokens)
+        return [_named(one) for one in found] if isinstance(found, list) else _named(found)
+
+    def tokenize(
+        self, text: str, pair: str | None = None, add_special_tokens: bool = False, **kwargs: Any
+    ) -> list[str]:
+        """The tokens of a text, or of two, without special tokens around them unless asked for."""
+        return [unmarked(name) for name in super().tokenize(text, pair, add_special_tokens, **kwargs)]
 
     def _encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> BatchEncoding:  # type: ignore[override]
+        text, text_pair = _without_half_pairs(text), _without_half_pairs(text_pair)
         split = options.get("is_split_into_words", False)
         if text_pair is None and not split and _are_pairs(text):
             text, text_pair = (list(side) for side in zip(*text, strict=True))
@@ -330,7 +418,7 @@ class ErnieTokenizer(TokenizersBackend):
                 whole = self.backend_tokenizer.encode(text, add_special_tokens=False)
                 at = list(range(len(whole)))
             names, marks = whole.tokens, _marks(whole)
-            tokens = [names[one] for one in at]
+            tokens = [unmarked(names[one]) for one in at]
             spans = search_offsets(text, tokens, self.all_special_tokens, self.do_lower_case, self._clean)
             if spans is None:
                 continue
@@ -344,7 +432,7 @@ class ErnieTokenizer(TokenizersBackend):
     def _clean(self, char: str) -> str:
         """What becomes of one character of a text before it is cut into words."""
         if char not in self._cleaned:
-            self._cleaned[char] = self.backend_tokenizer.normalizer.normalize_str(char)
+            self._cleaned[char] = self._cleaner.normalize_str(char)
         return self._cleaned[char]
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:  # type: ignore[override]
@@ -382,6 +470,17 @@ class ErnieTokenizer(TokenizersBackend):
         finally:
             _set_vocabulary(backend, vocabulary)
         return names + self.save_vocabulary(str(save_directory), filename_prefix)
+
+
+def _named(name: str | None) -> str | None:
+    return None if name is None else unmarked(name)
+
+
+def _without_half_pairs(text: Any) -> Any:
+    """A text, or texts however deep in lists, with U+FFFD, which cleaning drops, for each half surrogate pair."""
+    if isinstance(text, str):
+        return text if text.isascii() else HALF_PAIRS.sub("\ufffd", text)
+    return type(text)(map(_without_half_pairs, text)) if isinstance(text, list | tuple) else text
 
 
 def _set_vocabulary(backend: Tokenizer, vocabulary: dict[str, int]) -> None:

@@ -144,16 +144,19 @@ def character_class(*ranges: str) -> Regex:
 
 
 def build_normalizer(do_lower_case: bool) -> normalizers.Normalizer:
-    """Drops what cleaning drops; with `do_lower_case` also decomposes, drops accents and lowercases.
+    """Drops what cleaning drops; with `do_lower_case` also decomposes, drops accents and lowercases."""
+    clean = normalizers.Replace(character_class(REMOVED), "")
+    return normalizers.Sequence([clean, *lowering_steps()]) if do_lower_case else clean
+
+
+def lowering_steps() -> list[normalizers.Normalizer]:
+    """Decomposes, drops accents and lowercases cleaned text.
 
     Lowercase goes character by character, as PaddleNLP's: no sigma becomes a final one.
     """
-    clean = normalizers.Replace(character_class(REMOVED), "")
-    if not do_lower_case:
-        return clean
     strip = normalizers.Replace(character_class(ACCENTS), "")
     late = normalizers.Replace(*LATE_DECOMPOSITION)
-    return normalizers.Sequence([clean, late, normalizers.NFD(), strip, normalizers.Lowercase()])
+    return [late, normalizers.NFD(), strip, normalizers.Lowercase()]
 
 
 def build_pre_tokenizer() -> pre_tokenizers.PreTokenizer:
@@ -162,4 +165,13 @@ def build_pre_tokenizer() -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([alone, pre_tokenizers.WhitespaceSplit()])
 
 
-__all__ = ["ACCENTS", "HAN", "MARKS", "REMOVED", "build_normalizer", "build_pre_tokenizer", "character_class"]
+__all__ = [
+    "ACCENTS",
+    "HAN",
+    "MARKS",
+    "REMOVED",
+    "build_normalizer",
+    "build_pre_tokenizer",
+    "character_class",
+    "lowering_steps",
+]

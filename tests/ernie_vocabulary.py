@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tests.conftest import GOLDEN
 
@@ -19,3 +20,21 @@ def write_vocabulary(folder: Path, lines: list[str]) -> Path:
     path = folder / "vocab.txt"
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
     return path
+
+
+def paddle_folder(folder: Path, lines: list[str], config: dict[str, Any] | None = None, **settings: Any) -> Path:
+    """A tokenizer's folder as PaddleNLP saves it."""
+    folder.mkdir(exist_ok=True)
+    write_vocabulary(folder, lines)
+    special = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
+    settings = {
+        "do_lower_case": True,
+        **special,
+        "model_max_length": 2048,
+        "tokenizer_class": "ErnieTokenizer",
+    } | settings
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (folder / "special_tokens_map.json").write_text(json.dumps(special), encoding="utf-8")
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder

@@ -13,6 +13,7 @@ from conversion.operations import (
     DefaultRow,
     Drop,
     Operation,
+    RepeatedRows,
     Replicated,
     SameAs,
     Shape,
@@ -325,6 +326,28 @@ def test_default_row_moves_row_0_behind_the_last_and_back(row: int) -> None:
         back[move.part_start[0] : move.part_start[0] + move.size[0]] = copied
     assert back[0].equal(source[0])
     assert back[row].equal(source[row] + 100)
+
+
+def test_repeated_rows_move_what_follows_and_back() -> None:
+    """Of the two copies the later one counts backwards."""
+    source = torch.arange(10.0).view(5, 2)
+    whole = torch.full((7, 2), -1.0)
+    operation = RepeatedRows(start=1, count=2)
+    assert operation.whole_shapes((5, 2), Split(1, 1)) == ((7, 2),)
+    assert operation.part_shape([(7, 2)], Split(1, 1)) == (5, 2)
+    for move in operation.moves((5, 2), Split(1, 1), 0):
+        copied = source[move.part_start[0] : move.part_start[0] + move.size[0]]
+        whole[move.whole_start[0] : move.whole_start[0] + move.size[0]] = copied
+    assert whole.equal(source[[0, 1, 2, 1, 2, 3, 4]])
+    whole[1:3] -= 100
+    back = torch.full((5, 2), -1.0)
+    for move in operation.moves((5, 2), Split(1, 1), 0):
+        copied = whole[move.whole_start[0] : move.whole_start[0] + move.size[0]]
+        back[move.part_start[0] : move.part_start[0] + move.size[0]] = copied
+    assert back.equal(source)
+    for start, count in ((4, 2), (0, 0), (-1, 1)):
+        with pytest.raises(SplitError, match=f"there are no rows {start} to {start + count - 1} in 5"):
+            RepeatedRows(start, count).whole_shapes((5, 2), Split(1, 1))
 
 
 def test_second_copies_are_dropped_and_written_again() -> None:

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import pickle
 import subprocess
 import sys
 import time
@@ -12,21 +11,19 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import AddedToken
 from transformers import (
     AutoTokenizer,
     BertTokenizer,
     ErnieConfig,
     ErnieForMaskedLM,
     FillMaskPipeline,
-    TokenizersBackend,
 )
 
 from hf_glm_ernie.configuration_ernie_uie import ErnieUIEConfig
 from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
 from hf_glm_ernie.tokenization_ernie_offsets import kept_lengths
 from hf_glm_ernie.tokenization_ernie_vocabulary import read_vocabulary
-from tests.ernie_vocabulary import FULL, SMALL, released_lines, write_vocabulary
+from tests.ernie_vocabulary import FULL, SMALL, paddle_folder, released_lines, write_vocabulary
 from tests.reference.ernie_tokenizer import ErnieReference, random_texts, truncated_lengths
 
 
@@ -41,24 +38,6 @@ def full() -> Path:
 @pytest.fixture(scope="module")
 def lines() -> list[str]:
     return released_lines()
-
-
-def paddle_folder(folder: Path, lines: list[str], config: dict[str, Any] | None = None, **settings: Any) -> Path:
-    """A tokenizer's folder as PaddleNLP saves it."""
-    folder.mkdir(exist_ok=True)
-    write_vocabulary(folder, lines)
-    special = {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")}
-    settings = {
-        "do_lower_case": True,
-        **special,
-        "model_max_length": 2048,
-        "tokenizer_class": "ErnieTokenizer",
-    } | settings
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    (folder / "special_tokens_map.json").write_text(json.dumps(special), encoding="utf-8")
-    if config is not None:
-        (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    return folder
 
 
 @pytest.fixture
@@ -101,7 +80,8 @@ def check_single(tokenizer: ErnieTokenizer, row: dict[str, Any], pair: str | Non
 
 @pytest.mark.parametrize("lower", [True, False])
 def test_small_golden(lower: bool, tmp_path: Path) -> None:
-    tokenizer = ErnieTokenizer(write_vocabulary(tmp_path, SMALL["vocabulary"]), do_lower_case=lower)
+    path = write_vocabulary(tmp_path, SMALL["vocabulary"])
+    tokenizer = ErnieTokenizer(path, do_lower_case=lower, exact_offsets=False)
     rows = [row for row in SMALL["single"] if row["do_lower_case"] == lower]
     assert any("error" in row["offset_mapping"] for row in rows) == lower
     for row in rows:
@@ -110,7 +90,7 @@ def test_small_golden(lower: bool, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["single", "pairs", "cased"])
 def test_full_golden(name: str, full: Path) -> None:
-    tokenizer = ErnieTokenizer.from_pretrained(full, do_lower_case=name != "cased")
+    tokenizer = ErnieTokenizer.from_pretrained(full, do_lower_case=name != "cased", exact_offsets=False)
     for row in rows_of(full / f"{name}.jsonl"):
         check_single(tokenizer, row, row["text_pair"])
 
@@ -120,7 +100,7 @@ def test_small_golden_of_calls(tmp_path: Path) -> None:
     path = write_vocabulary(tmp_path, SMALL["vocabulary"])
     seen = set()
     for call in SMALL["calls"]:
-        tokenizer = ErnieTokenizer(path, **call["sides"])
+        tokenizer = ErnieTokenizer(path, exact_offsets=False, **call["sides"])
         found = tokenizer(call["texts"], call["pairs"], **call["options"])
         seen.add((call["options"]["truncation"], call["pairs"] is None, "offset_mapping" in call["out"]))
         for name, values in call["out"].items():
@@ -156,7 +136,7 @@ def test_full_golden_of_calls(full: Path) -> None:
     for row in rows_of(full / "batch.jsonl"):
         options, out = translated(row["kwargs"]), row["out"]
         sides = {name: options.pop(name) for name in ("padding_side", "truncation_side") if name in options}
-        tokenizer = ErnieTokenizer.from_pretrained(full, **sides)
+        tokenizer = ErnieTokenizer.from_pretrained(full, exact_offsets=False, **sides)
         if isinstance(out, list):
             found = windows(tokenizer, row["texts"], row["text_pairs"], options["max_length"], options["stride"])
             assert found["input_ids"] == [one["input_ids"] for one in out]
@@ -202,7 +182,7 @@ def windows(tokenizer: ErnieTokenizer, texts: list[str], pairs: list[str], max_l
 
 
 def test_small_golden_of_windows(tmp_path: Path) -> None:
-    tokenizer = ErnieTokenizer(write_vocabulary(tmp_path, SMALL["vocabulary"]))
+    tokenizer = ErnieTokenizer(write_vocabulary(tmp_path, SMALL["vocabulary"]), exact_offsets=False)
     for row in SMALL["windows"]:
         found = windows(tokenizer, row["texts"], row["pairs"], row["options"]["max_seq_len"], row["options"]["stride"])
         for name in ("input_ids", "token_type_ids", "attention_mask"):
@@ -239,25 +219,6 @@ def test_facts(full: Path) -> None:
     assert tokenizer.convert_ids_to_tokens(list(ids.values())) == list(ids)
     moved = [index + (index >= 39979) for index in added['encode("a新词ABCb[OMASK]")']]
     assert tokenizer.encode("a新词ABCb[OMASK]") == moved
-
-
-def test_exact_offsets(tmp_path: Path) -> None:
-    """The other kind of places: unknown words lie where they stand."""
-    path = write_vocabulary(tmp_path, SMALL["vocabulary"])
-    text = "今天 [MASK]한국어 각각 the"
-    tokenizer = ErnieTokenizer(path, exact_offsets=True)
-    found = tokenizer(text, return_offsets_mapping=True)
-    spans = dict(zip(found.tokens(), found["offset_mapping"], strict=True))
-    assert text[slice(*spans["the"])] == "the"
-    assert text[slice(*spans["[MASK]"])] == "[MASK]"
-    unknown = [span for token, span in zip(found.tokens(), found["offset_mapping"], strict=True) if token == "[UNK]"]
-    assert [text[slice(*span)] for span in unknown] == ["한국어", "각각"]
-    guessed = ErnieTokenizer(path)(text, return_offsets_mapping=True)
-    assert guessed["input_ids"] == found["input_ids"]
-    assert guessed["offset_mapping"] != found["offset_mapping"]
-    assert guessed.encodings[0].offsets == found["offset_mapping"]  # the library's record is always exact
-    tokenizer.save_pretrained(tmp_path)
-    assert ErnieTokenizer.from_pretrained(tmp_path).exact_offsets
 
 
 @pytest.mark.parametrize("strategy", ["longest_first", "only_first", "only_second"])
@@ -413,63 +374,6 @@ def test_special_tokens_by_other_names(tmp_path: Path) -> None:
     assert ErnieTokenizer.from_pretrained(tmp_path)("a <mask> b")["input_ids"] == [3, 5, 4, 0, 1]
 
 
-def test_added_tokens(tokenizer: ErnieTokenizer, tmp_path: Path) -> None:
-    """They follow [UNK], match whatever their case, and come back from a saved folder."""
-    size = len(SMALL["vocabulary"])
-    assert max(tokenizer.get_vocab().values()) == tokenizer.unk_token_id == size - 1
-    assert len(tokenizer) == size - 1
-    assert tokenizer.add_tokens(["新词abc", AddedToken("[S]", special=True)]) == 2
-    assert len(tokenizer) == max(tokenizer.get_vocab().values()) + 1 == size + 2  # the hole is filled
-    ids = tokenizer.encode("a新词ABCb [s][S]", add_special_tokens=False)
-    assert (ids[1], ids[-1]) == (size, size + 1)
-    assert tokenizer.encode("[UNK]", add_special_tokens=False) == [size - 1]
-    spans = tokenizer("ö新词ABCb", return_offsets_mapping=True)["offset_mapping"]
-    assert spans[2] == (1, 6)
-    tokenizer.save_pretrained(tmp_path)
-    assert read_vocabulary(tmp_path / "vocab.txt")[0] == {token: i for i, token in enumerate(SMALL["vocabulary"])}
-    for other in (ErnieTokenizer.from_pretrained(tmp_path), pickle.loads(pickle.dumps(tokenizer))):
-        assert other.encode("a新词ABCb [s][S]", add_special_tokens=False) == ids
-        assert len(other) == size + 2
-
-
-def test_omask_of_utc(tmp_path: Path) -> None:
-    """In the vocabulary, among the additional special tokens, or in `added_tokens.json`: one token behind [UNK]."""
-    lines = SMALL["vocabulary"]
-    size = len(lines)
-    folders = [
-        paddle_folder(tmp_path / "lines", [*lines, "[O-MASK]"], additional_special_tokens=["[O-MASK]"]),
-        paddle_folder(tmp_path / "config", lines, additional_special_tokens=["[O-MASK]"]),
-        paddle_folder(tmp_path / "both", lines, additional_special_tokens=["[O-MASK]"]),
-        paddle_folder(tmp_path / "added", lines),
-    ]
-    for folder in folders[2:]:
-        (folder / "added_tokens.json").write_text(json.dumps({"[O-MASK]": size}))
-    for folder in folders:
-        tokenizer = ErnieTokenizer.from_pretrained(folder)
-        expected = [1, lines.index("a"), size, lines.index("the"), 2]
-        assert tokenizer.encode("a[O-MASK]the") == expected, folder
-        tokenizer.save_pretrained(folder / "saved")
-        assert ErnieTokenizer.from_pretrained(folder / "saved").encode("a[O-MASK]the") == expected
-
-
-def test_paddlenlps_own_ids_of_added_tokens(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """PaddleNLP gives the first added token [UNK]'s id; it is moved behind, and the warning says so."""
-    size = len(SMALL["vocabulary"])
-    folder = paddle_folder(tmp_path, SMALL["vocabulary"])
-    (folder / "added_tokens.json").write_text(json.dumps({"[one]": size - 1, "[two]": size}))
-    logger = logging.getLogger("transformers")
-    logger.propagate = True
-    try:
-        tokenizer = ErnieTokenizer.from_pretrained(folder)
-    finally:
-        logger.propagate = False
-    assert tokenizer.encode("[two][one]", add_special_tokens=False) == [size + 1, size]
-    assert f"'[one]' {size - 1} -> {size}, '[two]' {size} -> {size + 1}" in caplog.text
-    (folder / "added_tokens.json").write_text(json.dumps({"[one]": size + 7}))
-    with pytest.raises(ValueError, match=rf"cannot be kept: '\[one\]' {size + 7} -> {size}"):
-        ErnieTokenizer.from_pretrained(folder)
-
-
 def test_saving(lines: list[str], tmp_path: Path) -> None:
     """Line for line the same vocabulary, also from a folder without one; `do_lower_case` survives."""
     path = write_vocabulary(tmp_path, lines)
@@ -510,7 +414,7 @@ def test_plain_auto_tokenizer(lines: list[str], tmp_path: Path) -> None:
 
     With or without a model's settings beside it, the host's own or ours.
     """
-    tokenizer = ErnieTokenizer(write_vocabulary(tmp_path, lines), exact_offsets=True)
+    tokenizer = ErnieTokenizer(write_vocabulary(tmp_path, lines))
     for folder, config in (("bare", None), ("native", {"model_type": "ernie"}), ("uie", {"model_type": "ernie_uie"})):
         tokenizer.save_pretrained(tmp_path / folder)
         if config is not None:
@@ -530,18 +434,6 @@ def test_plain_auto_tokenizer(lines: list[str], tmp_path: Path) -> None:
         assert decoded == tokenizer.decode(expected["input_ids"])
         assert row["attention_mask"] == [1, 1, 1, 0, 0]
         assert size == max(tokenizer.get_vocab().values()) + 1 == len(tokenizer) + 1  # the hole is filled in the file
-
-
-def test_tokens_added_without_this_package(tmp_path: Path) -> None:
-    """They get ids of their own, and keep them when that host saves and opens again."""
-    ErnieTokenizer(write_vocabulary(tmp_path, SMALL["vocabulary"])).save_pretrained(tmp_path)
-    plain = TokenizersBackend.from_pretrained(tmp_path)
-    plain.add_tokens(["new"])
-    plain.save_pretrained(tmp_path / "again")
-    size = len(SMALL["vocabulary"])
-    for tokenizer in (plain, TokenizersBackend.from_pretrained(tmp_path / "again")):
-        assert tokenizer.encode("new [UNK]") == [1, size, size - 1, 2]
-    assert ErnieTokenizer.from_pretrained(tmp_path / "again").encode("new [UNK]") == [1, size, size - 1, 2]
 
 
 def test_auto_tokenizer_with_this_package(tmp_path: Path) -> None:

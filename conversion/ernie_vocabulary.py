@@ -1,0 +1,135 @@
+"""The vocabulary of an ERNIE checkpoint: its tokenizer, held against the embeddings, and where added tokens' rows go.
+
+PaddleNLP counts tokens to find the id of an added one. In the released vocabulary an id has no token, so that the
+first added token gets `[UNK]`'s, 39979, and both are looked up in one row. The converted tokenizer gives each an id of
+its own, so that row is repeated and the rows behind move by one, in the embeddings and in the bias of the words'
+logits.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from transformers import ErnieConfig
+
+from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
+
+from .operations import RepeatedRows, SettingsError
+
+ADDED_TOKENS = "added_tokens.json"
+MAX_UNUSED_IDS = 0.01
+"""Ids without a token, as a part of the vocabulary; 20 of 40,000 in the released models."""
+
+
+def load_tokenizer(folder: Path, given: Path | None) -> ErnieTokenizer | None:
+    """The tokenizer of a folder, or of the file given with `--vocab`; None if there is neither.
+
+    Raises:
+        SettingsError: a file is missing or damaged, or the one given would leave the folder's added tokens out.
+    """
+    if given is not None and not given.is_file():
+        raise SettingsError(f"--vocab {given}: no such file. It is the model's vocab.txt.")
+    if given is not None and given.resolve() == (folder / "vocab.txt").resolve():
+        given = None
+    if given is None and not any((folder / name).is_file() for name in ("vocab.txt", "tokenizer.json")):
+        return None
+    if given is not None and (folder / ADDED_TOKENS).is_file():
+        raise SettingsError(
+            f"{folder / ADDED_TOKENS} adds tokens to a vocabulary that is not beside it, and --vocab {given} has only "
+            "its own. Copy vocab.txt, tokenizer_config.json and special_tokens_map.json into that folder and leave "
+            f"--vocab out, or take {ADDED_TOKENS} away if the model does not use its tokens."
+        )
+    try:
+        return ErnieTokenizer.from_pretrained(folder) if given is None else ErnieTokenizer(vocab_file=str(given))
+    except (ValueError, OSError, RuntimeError, KeyError, TypeError) as error:
+        raise SettingsError(f"{given or folder / 'vocab.txt'}: {error}") from error
+
+
+def check_vocabulary(tokenizer: ErnieTokenizer | None, config: ErnieConfig) -> list[str]:
+    """Holds a tokenizer against the converted model; returns notices.
+
+    Raises:
+        SettingsError: they are not of one model.
+    """
+    if tokenizer is None:
+        return ["no vocab.txt: the folder has no tokenizer. Pass --vocab to add it."]
+    highest = check_highest_id(tokenizer, config)
+    unused = config.vocab_size - 1 - highest
+    if unused > max(100, MAX_UNUSED_IDS * config.vocab_size):
+        raise SettingsError(
+            f"the vocabulary ends at id {highest}, the model has embeddings up to {config.vocab_size - 1}: "
+            f"{unused} without a token, so it is another model's. Pass the model's own vocab.txt with --vocab."
+        )
+    pad = tokenizer.pad_token_id
+    if pad != config.pad_token_id:
+        raise SettingsError(
+            f"[PAD] is id {pad} of the vocabulary, the settings say pad_token_id {config.pad_token_id}. They belong "
+            "to different models."
+        )
+    return []
+
+
+def check_highest_id(tokenizer: ErnieTokenizer, config: ErnieConfig) -> int:
+    """The highest id of a tokenizer, which must have a row in the embeddings.
+
+    Raises:
+        SettingsError: it has none.
+    """
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= config.vocab_size:
+        raise SettingsError(
+            f"the vocabulary has ids up to {highest}, the model's embeddings end at {config.vocab_size - 1}. Pass the "
+            "model's own vocab.txt with --vocab; if tokens were added to it, resize the model's embeddings."
+        )
+    return highest
+
+
+def repeated_rows(tokenizer: ErnieTokenizer | None, stated: Mapping[str, int]) -> RepeatedRows | None:
+    """What becomes of the rows of tokens, from PaddleNLP to transformers; None where ids stay.
+
+    Args:
+        tokenizer: The tokenizer.
+        stated: The ids that the source's `added_tokens.json` states; PaddleNLP counts where it states none.
+
+    Raises:
+        SettingsError: some added tokens have their own ids on both sides and others have not.
+    """
+    if tokenizer is None or not (counted := tokenizer.paddlenlp_ids()):
+        return None
+    ids = {tokenizer.convert_tokens_to_ids(token): index for token, index in (counted | dict(stated)).items()}
+    shifts = {index - original for index, original in ids.items()}
+    if shifts == {0}:
+        return None
+    count = max(index - counted[token] for token, index in tokenizer.get_added_vocab().items() if token in counted)
+    if shifts != {count}:
+        listed = ", ".join(f"{tokenizer.convert_ids_to_tokens(index)!r} {ids[index]}" for index in sorted(ids))
+        raise SettingsError(
+            f"the added tokens have the ids {listed}; PaddleNLP gives them by counting, from {min(counted.values())} "
+            f"on. Correct {ADDED_TOKENS}: which rows of the embeddings are theirs is not clear."
+        )
+    return RepeatedRows(min(counted.values()), count)
+
+
+def stated_ids(folder: Path) -> dict[str, int]:
+    """What a folder's `added_tokens.json` says; nothing if there is none.
+
+    Raises:
+        SettingsError: it cannot be read.
+    """
+    path = folder / ADDED_TOKENS
+    if not path.is_file():
+        return {}
+    try:
+        return {str(token): int(index) for token, index in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise SettingsError(f"{path}: not an object of tokens and ids ({error})") from error
+
+
+def shared_rows(tokenizer: ErnieTokenizer, rows: RepeatedRows) -> str:
+    """Which tokens PaddleNLP looks up in one row, in words."""
+    names = {index: token for token, index in tokenizer.get_vocab().items()}
+    pairs = ((names[index], names[index + rows.count]) for index in range(rows.start, rows.start + rows.count))
+    return "; ".join(f"{first!r} and {second!r}" for first, second in pairs)
+
+
+__all__ = ["check_highest_id", "check_vocabulary", "load_tokenizer", "repeated_rows", "shared_rows", "stated_ids"]
