@@ -19,6 +19,7 @@ GLM_CODE = {
     "generation_glm130b.py",
     "modeling_glm130b.py",
     "prefix_glm130b.py",
+    "rotary_glm130b.py",
     "tokenization_glm130b.py",
     "tokenization_icetext.py",
     "tokenization_rows.py",
