@@ -104,7 +104,9 @@ class Glm130bGenerationMixin(GenerationMixin):
 
     def _check_early_exit(self, generation_config: Any, kwargs: dict[str, Any]) -> None:
         sources = (kwargs, vars(generation_config or self.generation_config))
-        early_exit = next((s["assistant_early_exit"] for s in sources if s.get("assistant_early_exit") is not None), None)
+        early_exit = next(
+            (s["assistant_early_exit"] for s in sources if s.get("assistant_early_exit") is not None), None
+        )
         if early_exit is not None and not 0 < early_exit <= self.config.num_hidden_layers:
             raise ValueError(
                 f"assistant_early_exit={early_exit} is the layer whose output drafts: it must lie in 1 .. "
