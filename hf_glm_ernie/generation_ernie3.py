@@ -40,9 +40,10 @@ class Ernie3GenerationMixin(GenerationMixin):
             run it through the model.
 
         Raises:
-            ValueError: memories together with assisted decoding; with relative positions, a text longer than they
-                reach.
+            ValueError: memories together with assisted decoding; `assistant_early_exit`; with relative positions, a
+                text longer than they reach.
         """
+        self._refuse_early_exit(generation_config, kwargs)
         cache = given_cache(kwargs.pop("cache", None), kwargs.pop("past_key_values", None))
         if cache is not None:
             kwargs |= named_cache(cache)
@@ -58,6 +59,14 @@ class Ernie3GenerationMixin(GenerationMixin):
         settings = self.generation_config if generation_config is None else generation_config
         asked = kwargs.get("suppress_tokens", settings.suppress_tokens)
         return [*(asked or []), self.config.soft_prompt_token_id]
+
+    def _refuse_early_exit(self, generation_config: Any, kwargs: dict[str, Any]) -> None:
+        for source in (kwargs, vars(generation_config or self.generation_config)):
+            if (early_exit := source.get("assistant_early_exit")) is not None:
+                raise ValueError(
+                    f"assistant_early_exit={early_exit}: a branch reads what the whole universal stack hands it, so "
+                    "ERNIE 3.0 has no layer to exit at. Use assistant_model or prompt_lookup_num_tokens."
+                )
 
     def _refuse_candidates(self, generation_config: Any, kwargs: dict[str, Any]) -> None:
         for name in ("assistant_model", "prompt_lookup_num_tokens"):

@@ -24,6 +24,8 @@ from transformers import GenerationMixin, StoppingCriteria, StoppingCriteriaList
 
 from .host_interface import CACHE_NAME, check_arguments, given_cache, named_cache
 from .prefix_glm130b import (
+    CAUSAL_SO_FAR,
+    ROWS_OF_CACHE,
     answer_positions_go_on,
     blank_position_ids,
     check_ids,
@@ -59,12 +61,14 @@ class Glm130bGenerationMixin(GenerationMixin):
 
         Raises:
             ValueError: ids outside the vocabulary; a prompt that fills the context; a mode that reads a prompt in
-                pieces or causally.
+                pieces or causally; a cache that holds the beginning of a context as causal text; an
+                `assistant_early_exit` that is not one of the layers.
         """
         cache = given_cache(kwargs.pop("cache", None), kwargs.pop("past_key_values", None))
         if cache is not None:
             kwargs |= named_cache(cache)
         self._refuse_split_prompts(generation_config, kwargs)
+        self._check_early_exit(generation_config, kwargs)
         ids = inputs if inputs is not None else kwargs.get("input_ids")
         if ids is not None and (ids.ndim != 2 or ids.shape[1] == 0 or ids.is_floating_point()):
             ids = None  # embeddings, or nothing yet
@@ -72,7 +76,12 @@ class Glm130bGenerationMixin(GenerationMixin):
             check_ids(ids, self.config.vocab_size)
             self._check_room(ids, kwargs.get("attention_mask"))
         self._add_prompt_layout(ids, kwargs)
-        return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]  # host: self is a model
+        num_hidden_layers = self.config.num_hidden_layers
+        try:
+            return super().generate(inputs, generation_config, *args, **kwargs)  # type: ignore[misc]  # host: self is a model
+        finally:
+            # With `assistant_early_exit` the host lowers it while it drafts, and leaves it so where drafting fails.
+            self.config.num_hidden_layers = num_hidden_layers
 
     def _check_room(self, ids: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
         longest = ids.shape[1] if attention_mask is None else int(attention_mask.sum(-1).max())
@@ -96,6 +105,33 @@ class Glm130bGenerationMixin(GenerationMixin):
                         "its first token "
                         f"depends on its last. Leave {name} out; the prompt then goes through the model at once."
                     )
+
+    def _check_early_exit(self, generation_config: Any, kwargs: dict[str, Any]) -> None:
+        sources = (kwargs, vars(generation_config or self.generation_config))
+        early_exit = next(
+            (s["assistant_early_exit"] for s in sources if s.get("assistant_early_exit") is not None), None
+        )
+        if early_exit is not None and not 0 < early_exit <= self.config.num_hidden_layers:
+            raise ValueError(
+                f"assistant_early_exit={early_exit} is the layer whose output drafts: it must lie in 1 .. "
+                f"{self.config.num_hidden_layers} (config.num_hidden_layers)."
+            )
+
+    def _refuse_causal_prefix(self, types: torch.Tensor, mask: torch.Tensor | None, cache: Any) -> None:
+        """Refuses a cache that was filled with context as if it were causal, as `forward` does."""
+        rows = getattr(cache, ROWS_OF_CACHE, None)
+        cached = 0 if rows is None else int(cache.get_seq_length())
+        if rows is None or not cached:
+            return
+        context = (types == 0) if mask is None else (types == 0) & (mask != 0)
+        causal = torch.tensor([state == CAUSAL_SO_FAR for state in rows], device=types.device)
+        causal = causal if len(rows) == len(types) else causal.any()  # its rows were repeated or selected
+        if (context[:, :cached].any(-1) & causal).any():
+            raise ValueError(
+                f"The cache holds {cached} tokens of the prompt that were read as causal, but what stands before <sop> "
+                "is bidirectional context. Leave the cache out, or fill it with context and <sop> in one forward (a "
+                "prompt cannot be prefilled in pieces)."
+            )
 
     def _add_prompt_layout(self, ids: torch.Tensor | None, kwargs: dict[str, Any]) -> None:
         """Puts the layout of the prompt into `kwargs`, in place of explicit types and positions."""
@@ -127,6 +163,7 @@ class Glm130bGenerationMixin(GenerationMixin):
                 )
         assert types is not None
         assert positions is not None
+        self._refuse_causal_prefix(types, mask, kwargs.get(CACHE_NAME))
         positions = positions.expand(types.shape[0], -1)
         kwargs["prompt_token_type_ids"] = types
         kwargs["prompt_position_ids"] = positions

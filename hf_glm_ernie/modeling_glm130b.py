@@ -8,7 +8,8 @@ What is unusual about it, compared with a plain decoder:
 - DeepNorm as the released code lays it out: the residual branch is the *normalised* input times `(2 * num_layers) **
   0.5`.
 - GeGLU feed-forward; biases everywhere but in the output projection, which is the word embedding.
-- Rotary tables rounded to fp16 end to end, in any compute dtype. The weights were trained with them.
+- Rotary tables rounded to fp16 end to end, in any compute dtype (`rotary_glm130b.py`). The weights were trained with
+  them.
 - Attention scores of the 130B model overflow fp16. The eager path keeps the released remedy (divide the query by the
   layer's number, multiply back in fp32); the kernels behind `sdpa` and `flex_attention` hold scores in fp32.
 
@@ -43,6 +44,7 @@ from .host_interface import CACHE_NAMES, check_arguments, given_cache, named_cac
 from .inputs_glm130b import check_training_batch, labels_seen_first, refuse_joined_rows
 from .prefix_glm130b import (
     CAUSAL_SO_FAR,
+    ROWS_OF_CACHE,
     blank_position_ids,
     check_ids,
     plain_position_ids,
@@ -51,6 +53,7 @@ from .prefix_glm130b import (
     row_states,
 )
 from .quantization_weight_only import WeightOnlyQuantizer  # noqa: F401  # so that a Hub repository carries it
+from .rotary_glm130b import Glm130bRotaryEmbedding
 
 logger = logging.get_logger(__name__)
 
@@ -60,10 +63,6 @@ HUB_CLASSES = {
     "AutoModel": "modeling_glm130b.Glm130bModel",
     "AutoModelForCausalLM": "modeling_glm130b.Glm130bForCausalLM",
 }
-
-# The attribute of a cache that holds the `row_states` of what it was filled with. Plain integers: exporters take a
-# tensor on a cache for one of the model's outputs.
-ROWS_OF_CACHE = "glm130b_rows"
 
 
 def rotate_half(x: torch.Tensor) -> torch.Tensor:
@@ -109,48 +108,6 @@ def eager_attention_forward(
     weights = F.softmax(scores, dim=-1).to(query.dtype)
     weights = F.dropout(weights, p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
-
-
-class Glm130bRotaryEmbedding(nn.Module):
-    """Rotary tables as released: frequencies, angles, cos and sin all rounded to fp16 (config `rotary_dtype`)."""
-
-    inv_freq_bits: torch.Tensor  # (D / 2,) integers
-
-    def __init__(self, config: Glm130bConfig):
-        super().__init__()
-        self.config = config
-        self.dtype = getattr(torch, config.rotary_dtype)
-        # Kept as bit patterns: `model.to(torch.bfloat16)` rounds every floating-point buffer, and these values must
-        # not be. In 32 bits, for data parallelism broadcasts buffers and its backends know no integers of 16.
-        self.register_buffer("inv_freq_bits", self.compute_inv_freq_bits(), persistent=False)
-
-    def compute_inv_freq_bits(self) -> torch.Tensor:
-        """Returns the (D / 2,) inverse frequencies, rounded to the table's dtype, their bits as int32."""
-        exponents = torch.arange(0, self.config.head_dim, 2, dtype=torch.float32) / self.config.head_dim
-        inv_freq = (1.0 / (self.config.rope_theta**exponents)).to(self.dtype)
-        return inv_freq.view(self._same_width).to(torch.int32)
-
-    @property
-    def _same_width(self) -> torch.dtype:
-        return torch.int16 if self.dtype == torch.float16 else torch.int32
-
-    @torch.no_grad()
-    def forward(self, position_ids: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """Looks the angles up.
-
-        Args:
-            position_ids: (B, L) int64, below 65,505 (the largest fp16 position).
-            dtype: Compute dtype of the queries.
-
-        Returns:
-            cos and sin, (B, 1, L, D) in `dtype`.
-        """
-        inv_freq = self.inv_freq_bits.to(self._same_width).view(self.dtype)
-        angles = (
-            position_ids[:, None, :, None].to(self.dtype) * inv_freq
-        )  # (B, 1, L, D / 2), rounded to the table's dtype
-        cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
-        return torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1)
 
 
 def deepnorm_linear(in_features: int, out_features: int, gain: float) -> nn.Linear:
@@ -301,9 +258,8 @@ class Glm130bPreTrainedModel(PreTrainedModel):
             init.xavier_normal_(module.weight, gain=float(module.deepnorm_gain))  # type: ignore[arg-type]  # see there
             init.zeros_(module.bias)
         elif isinstance(module, Glm130bRotaryEmbedding):
-            init.copy_(
-                module.inv_freq_bits, module.compute_inv_freq_bits()
-            )  # `from_pretrained` builds on the meta device
+            for name, bits in module.compute_bits().items():  # `from_pretrained` builds on the meta device
+                init.copy_(getattr(module, name), bits)
         else:
             super()._init_weights(module)
 
@@ -379,7 +335,7 @@ class Glm130bModel(Glm130bPreTrainedModel):
         mask = prefix_attention_mask(self.config, inputs_embeds, attention_mask, cache, token_type_ids)
         position_embeddings = self.rotary_emb(position_ids, inputs_embeds.dtype)
         hidden_states = F.dropout(inputs_embeds, p=self.config.hidden_dropout) if self.training else inputs_embeds
-        for layer in self.layers:
+        for layer in self.layers[: self.config.num_hidden_layers]:  # fewer while `assistant_early_exit` drafts
             hidden_states = layer(
                 hidden_states,
                 attention_mask=mask,

@@ -228,6 +228,9 @@ def _explicit_mask(mask: torch.Tensor, dtype: torch.dtype, implementation: str) 
 # What a cache remembers of each row, besides keys and values; a value >= 0 is the position that the answer of the row
 # keeps.
 CAUSAL_SO_FAR, POSITIONS_GO_ON = -2, -1
+# The attribute of a cache that holds the `row_states` of what it was filled with. Plain integers: exporters take a
+# tensor on a cache for one of the model's outputs.
+ROWS_OF_CACHE = "glm130b_rows"
 
 
 def row_states(
@@ -255,6 +258,7 @@ def row_states(
 __all__ = [
     "CAUSAL_SO_FAR",
     "POSITIONS_GO_ON",
+    "ROWS_OF_CACHE",
     "answer_positions_go_on",
     "blank_position_ids",
     "check_ids",

@@ -22,6 +22,7 @@ GLM_CODE = {
     "inputs_glm130b.py",
     "modeling_glm130b.py",
     "prefix_glm130b.py",
+    "rotary_glm130b.py",
     "tokenization_glm130b.py",
     "tokenization_glm130b_chat.py",
     "tokenization_icetext.py",
