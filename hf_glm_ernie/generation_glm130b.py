@@ -128,9 +128,9 @@ class Glm130bGenerationMixin(GenerationMixin):
         causal = causal if len(rows) == len(types) else causal.any()  # its rows were repeated or selected
         if (context[:, :cached].any(-1) & causal).any():
             raise ValueError(
-                f"The cache holds {cached} tokens of the prompt that were read as causal, but what stands before <sop> "
-                "is bidirectional context. Leave the cache out, or fill it with context and <sop> in one forward (a "
-                "prompt cannot be prefilled in pieces)."
+                f"The cache holds {cached} tokens of the prompt that were read as causal, but what stands before "
+                "<sop> is bidirectional context. Leave the cache out, or fill it with context and <sop> in one "
+                "forward (a prompt cannot be prefilled in pieces)."
             )
 
     def _add_prompt_layout(self, ids: torch.Tensor | None, kwargs: dict[str, Any]) -> None:

@@ -83,7 +83,7 @@ class Glm130bRotaryEmbedding(nn.Module):
         return bits.to(self._same_width).view(self.dtype)
 
     def _cos_sin(self, position_ids: torch.Tensor, inv_freq: torch.Tensor) -> torch.Tensor:
-        """cos and sin of positions of any shape, (..., D) in the table's dtype, every step rounded to it."""
+        """Cos and sin of positions of any shape, (..., D) in the table's dtype, every step rounded to it."""
         positions = rounded(position_ids[..., None].float(), self.dtype)
         angles = rounded(positions.float() * inv_freq.float(), self.dtype)  # (..., D / 2)
         return rounded(torch.cat((angles.cos(), angles.sin()), dim=-1).float(), self.dtype)

@@ -260,3 +260,12 @@ def test_relative_positions_have_an_end() -> None:
         model.generate(ids, max_new_tokens=10, cache_implementation="static", **NO_END)
     with pytest.raises(ValueError, match="beyond the relative positions"):
         model.generate(ids, max_new_tokens=20, **NO_END)
+
+
+def test_early_exit_is_refused() -> None:
+    """A branch reads what the whole universal stack hands it; the host would cut both and leave the config cut."""
+    model = tiny_model(Ernie3ForCausalLM)
+    layers = model.config.num_hidden_layers
+    with pytest.raises(ValueError, match="no layer to exit at"):
+        model.generate(random_ids(1, 4), assistant_early_exit=1, max_new_tokens=2)
+    assert model.config.num_hidden_layers == layers

@@ -9,6 +9,7 @@ import torch
 from transformers import DynamicCache, GenerationConfig, TextStreamer
 
 from hf_glm_ernie import Glm130bForCausalLM, fill_blanks
+from hf_glm_ernie.host_interface import returned_cache
 from tests.reference.glm130b_naive import forward as naive_forward
 from tests.reference.glm130b_naive import layout
 from tests.tiny_models import EOP, EOS, GMASK, HEADS, LAYERS, MASK, PAD, SMASK, SOP, tiny_model
@@ -275,6 +276,51 @@ def test_continuing_a_cache_equals_one_run(model) -> None:
     cache = DynamicCache(config=model.config)
     first = model.generate(prompt, max_new_tokens=4, do_sample=False, past_key_values=cache)
     assert torch.equal(model.generate(first, max_new_tokens=4, do_sample=False, past_key_values=cache), whole)
+
+
+@pytest.mark.parametrize("length", [1, 3, 5], ids="{} tokens".format)
+def test_a_cache_that_read_context_as_causal_is_refused(model, length: int) -> None:
+    """As `forward` refuses it: the logits behind it would be others (by 2 and more)."""
+    prompt = torch.tensor([PROMPTS[0]])
+    for pieces in (prompt, prompt.repeat(2, 1)):
+        cache = returned_cache(model(pieces[:, :length], use_cache=True))
+        assert cache.get_seq_length() == length
+        with pytest.raises(ValueError, match=rf"holds {length} tokens of the prompt that were read as causal"):
+            model.generate(pieces, past_key_values=cache, max_new_tokens=2)
+
+
+def test_a_cache_of_a_causal_text_goes_on(model, expected) -> None:
+    """A prompt without context was rightly read as causal."""
+    prompt = torch.tensor([PROMPTS[3]])
+    cache = returned_cache(model(prompt[:, :3], use_cache=True))
+    output = model.generate(prompt, cache=cache, max_new_tokens=NEW)
+    assert answers(output, prompt.shape[1]) == [expected[3]]
+
+
+def test_early_exit_drafts_with_fewer_layers_and_leaves_the_config_alone(model, expected, monkeypatch) -> None:
+    ran: list[int] = []
+    layers = [layer.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, layer in enumerate(model.model.layers)]
+    for prompt, answer in zip(PROMPTS, expected, strict=True):
+        output = model.generate(torch.tensor([prompt]), assistant_early_exit=1, max_new_tokens=NEW)
+        assert answers(output, len(prompt)) == [answer]
+        assert model.config.num_hidden_layers == LAYERS
+    for hook in layers:
+        hook.remove()
+    assert ran.count(0) > ran.count(LAYERS - 1) > 0  # drafts ended at the first layer, checks went through all
+
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("no draft")
+
+    monkeypatch.setattr(model.model.layers[0], "forward", fail)
+    with pytest.raises(RuntimeError, match="no draft"):
+        model.generate(torch.tensor([PROMPTS[0]]), assistant_early_exit=1, max_new_tokens=2)
+    assert model.config.num_hidden_layers == LAYERS
+
+
+@pytest.mark.parametrize("layer", [0, LAYERS + 1])
+def test_an_early_exit_that_is_no_layer_is_refused(model, layer: int) -> None:
+    with pytest.raises(ValueError, match=f"assistant_early_exit={layer} .* must lie in 1 .. {LAYERS}"):
+        model.generate(torch.tensor([PROMPTS[0]]), assistant_early_exit=layer, max_new_tokens=2)
 
 
 def test_inputs_embeds_generate_with_an_explicit_layout(model, expected) -> None:
