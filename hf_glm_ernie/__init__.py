@@ -84,7 +84,7 @@ if TYPE_CHECKING:
     from .scoring_glm130b import cond_log_probs, lm_loss
     from .sentences_ernie3 import split_sentences
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # File -> what it gives when it is first asked for.
 _LATER = {

@@ -269,3 +269,11 @@ def test_early_exit_is_refused() -> None:
     with pytest.raises(ValueError, match="no layer to exit at"):
         model.generate(random_ids(1, 4), assistant_early_exit=1, max_new_tokens=2)
     assert model.config.num_hidden_layers == layers
+
+
+def test_assisted_decoding_is_greedy_decoding() -> None:
+    model, assistant = tiny_model(Ernie3ForCausalLM), tiny_model(Ernie3ForCausalLM, seed=1)
+    for ids in random_ids(3, 6).split(1):
+        settings = {"max_new_tokens": 8, "do_sample": False}
+        plain = model.generate(ids, **settings)
+        assert torch.equal(model.generate(ids, assistant_model=assistant, **settings), plain)
