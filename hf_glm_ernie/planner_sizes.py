@@ -161,7 +161,7 @@ def trace(job: Job) -> Transients:
         inputs = _inputs(model, replace(job, config=config))
         memories = inputs.get("memories")
         outputs = model(**inputs)
-    cache = returned_cache(outputs)
+    cache: Any = returned_cache(outputs)
     if cache is None and inputs.get("use_cache"):
         raise RuntimeError(f"{type(model).__name__} gave no cache where one was asked for, so none can be counted.")
     cached = [[layer.keys, layer.values] for layer in cache.layers] if cache is not None else []
