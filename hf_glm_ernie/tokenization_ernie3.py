@@ -76,7 +76,8 @@ class Ernie3Tokenizer(TokenizersBackend):
     blank between two Chinese sentences. `decode` leaves marks out with `skip_special_tokens=True`.
 
     A saved folder opens without this package, too: `AutoTokenizer` takes `tokenizer.json` and gives the same ids,
-    marks and places. Only options cannot be changed there: sentence marks and lowercase stay as saved.
+    marks and places. Only options cannot be changed there: sentence marks and lowercase stay as saved; and half
+    a surrogate pair is an error.
 
     Args:
         vocab_file: Path of `vocab.txt` with all tokens of this model, one a line or `token<tab>id`.
@@ -197,7 +198,7 @@ class Ernie3Tokenizer(TokenizersBackend):
 
     def _add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
         known = self.get_vocab()
-        tokens: list[AddedToken] = []
+        tokens: list[str | AddedToken] = []
         for given in new_tokens:
             check_content(str(given))
             token = given if isinstance(given, AddedToken) else AddedToken(given, special=special_tokens)
