@@ -241,6 +241,16 @@ class ErnieTokenizer(TokenizersBackend):
         index = backend.token_to_id(token.lower())
         return token.lower() if index in backend.get_added_tokens_decoder() else token
 
+    def train_new_from_iterator(self, *args: Any, **kwargs: Any) -> "ErnieTokenizer":
+        """The host's, on text without the marks of this tokenizer's added tokens, which the new one does not have."""
+        backend = self.backend_tokenizer
+        marking = backend.normalizer
+        backend.normalizer = self._cleaner
+        try:
+            return super().train_new_from_iterator(*args, **kwargs)
+        finally:
+            backend.normalizer = marking
+
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
         """The token of an id, or of each of several; None where an id has none."""
         found = super().convert_ids_to_tokens(ids, skip_special_tokens=skip_special_tokens)
