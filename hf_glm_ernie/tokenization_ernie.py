@@ -13,7 +13,6 @@ Source: PaddleNLP 2.8.1, `transformers/ernie/tokenizer.py` and the base classes 
 
 import copy
 import os
-import re
 from itertools import groupby
 from typing import Any
 
@@ -31,7 +30,7 @@ from .tokenization_ernie_added import (
     with_added_tokens,
 )
 from .tokenization_ernie_offsets import Spans, kept_lengths, search_offsets
-from .tokenization_ernie_unicode import build_normalizer, build_pre_tokenizer
+from .tokenization_ernie_unicode import build_normalizer, build_pre_tokenizer, without_half_pairs
 from .tokenization_ernie_vocabulary import (
     check_special_tokens,
     read_vocabulary,
@@ -42,7 +41,6 @@ from .tokenization_ernie_vocabulary import (
 
 logger = logging.get_logger(__name__)
 
-HALF_PAIRS = re.compile("[\ud800-\udfff]")
 MAX_CHARACTERS_PER_WORD = 100  # a longer word is unknown
 
 
@@ -244,6 +242,16 @@ class ErnieTokenizer(TokenizersBackend):
         index = backend.token_to_id(token.lower())
         return token.lower() if index in backend.get_added_tokens_decoder() else token
 
+    def train_new_from_iterator(self, *args: Any, **kwargs: Any) -> "ErnieTokenizer":
+        """The host's, on text without the marks of this tokenizer's added tokens, which the new one does not have."""
+        backend = self.backend_tokenizer
+        marking = backend.normalizer
+        backend.normalizer = self._cleaner
+        try:
+            return super().train_new_from_iterator(*args, **kwargs)
+        finally:
+            backend.normalizer = marking
+
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
         """The token of an id, or of each of several; None where an id has none."""
         found = super().convert_ids_to_tokens(ids, skip_special_tokens=skip_special_tokens)
@@ -256,7 +264,7 @@ class ErnieTokenizer(TokenizersBackend):
         return [unmarked(name) for name in super().tokenize(text, pair, add_special_tokens, **kwargs)]
 
     def _encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> BatchEncoding:  # type: ignore[override]
-        text, text_pair = _without_half_pairs(text), _without_half_pairs(text_pair)
+        text, text_pair = without_half_pairs(text), without_half_pairs(text_pair)
         split = options.get("is_split_into_words", False)
         if text_pair is None and not split and _are_pairs(text):
             text, text_pair = (list(side) for side in zip(*text, strict=True))
@@ -474,13 +482,6 @@ class ErnieTokenizer(TokenizersBackend):
 
 def _named(name: str | None) -> str | None:
     return None if name is None else unmarked(name)
-
-
-def _without_half_pairs(text: Any) -> Any:
-    """A text, or texts however deep in lists, with U+FFFD, which cleaning drops, for each half surrogate pair."""
-    if isinstance(text, str):
-        return text if text.isascii() else HALF_PAIRS.sub("\ufffd", text)
-    return type(text)(map(_without_half_pairs, text)) if isinstance(text, list | tuple) else text
 
 
 def _set_vocabulary(backend: Tokenizer, vocabulary: dict[str, int]) -> None:

@@ -27,6 +27,8 @@ from transformers.tokenization_utils_base import BatchEncoding
 
 from .host_versions import warn_of_untested_host  # noqa: F401  # it warns when it is imported
 from .tokenization_ernie3_sentences import CLOSING, FINAL, build_normalizer, build_pre_tokenizer
+from .tokenization_ernie_added import check_content, read_plain, read_special
+from .tokenization_ernie_unicode import without_half_pairs
 from .tokenization_ernie_vocabulary import read_vocabulary, vocabulary_lines, without_holes
 
 MAX_CHARACTERS_PER_WORD = 100  # a longer word is unknown
@@ -68,11 +70,15 @@ class Ernie3Tokenizer(TokenizersBackend):
     first text and 1 for the second. No `[END]` is added either: it is what the model writes last. Padding is on the
     left, as `generate()` needs it; the model counts positions from the first token and pools that.
 
+    Added tokens match as they are typed; a token of the vocabulary, added again, changes nothing. Half a surrogate
+    pair in a text is dropped.
+
     `offset_mapping` holds true places. A sentence mark has the place of the character it stands behind, or of the last
     blank between two Chinese sentences. `decode` leaves marks out with `skip_special_tokens=True`.
 
     A saved folder opens without this package, too: `AutoTokenizer` takes `tokenizer.json` and gives the same ids,
-    marks and places. Only options cannot be changed there: sentence marks and lowercase stay as saved.
+    marks and places. Only options cannot be changed there: sentence marks and lowercase stay as saved; and half
+    a surrogate pair is an error.
 
     Args:
         vocab_file: Path of `vocab.txt` with all tokens of this model, one a line or `token<tab>id`.
@@ -191,7 +197,20 @@ class Ernie3Tokenizer(TokenizersBackend):
         """Hands the files to `__init__` as they are (the host would rebuild the backend from its vocabulary)."""
         return kwargs
 
+    def _add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
+        known = self.get_vocab()
+        tokens: list[str | AddedToken] = []
+        for given in new_tokens:
+            check_content(str(given))
+            token = given if isinstance(given, AddedToken) else AddedToken(given, special=special_tokens)
+            if special_tokens or token.special:
+                tokens.append(read_special(token))
+            elif str(given) not in known:  # a piece of the vocabulary would be cut out of longer words
+                tokens.append(read_plain(token, lowered=False))
+        return super()._add_tokens(tokens)
+
     def _encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> BatchEncoding:  # type: ignore[override]
+        text, text_pair = without_half_pairs(text), without_half_pairs(text_pair)
         try:
             return super()._encode_plus(text, text_pair, **options)
         except TypeError as error:  # the library names neither the text nor what it found

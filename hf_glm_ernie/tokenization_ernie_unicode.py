@@ -9,6 +9,9 @@ tables. NFD and lowercase are the library's; they agree for every character of U
 Source: PaddleNLP 2.8.1, `transformers/bert/tokenizer.py` (BasicTokenizer) and `transformers/tokenizer_utils.py`.
 """
 
+import re
+from typing import Any
+
 from tokenizers import Regex, normalizers, pre_tokenizers
 
 # What cleaning drops: categories C* (unassigned in Unicode 14.0 among them) without tab and line ends, and U+FFFD.
@@ -131,6 +134,8 @@ FF3B-FF40 FF5B-FF65 FFE0-FFE6 FFE8-FFEE FFFC-FFFD 10100-10102 10137-1013F 10179-
 # Words of their own, too: what PaddleNLP counts as Chinese characters.
 HAN = "3400-4DBF 4E00-9FFF F900-FAFF 20000-2A6DF 2A700-2B73F 2B740-2B81F 2B820-2CEAF 2F800-2FA1F"
 
+HALF_PAIRS = re.compile("[\ud800-\udfff]")
+
 # Decomposed since Unicode 13 and unknown to the library's NFD.
 LATE_DECOMPOSITION = ("\U00011938", "\U00011935\U00011930")
 
@@ -141,6 +146,16 @@ def character_class(*ranges: str) -> Regex:
     return Regex(
         "[" + "".join(f"\\x{{{first}}}" + (f"-\\x{{{last}}}" if last else "") for first, _, last in bounds) + "]"
     )
+
+
+def without_half_pairs(text: Any) -> Any:
+    """A text, or texts however deep in lists, that the library can read: with U+FFFD for each half surrogate pair.
+
+    Python's texts may hold such halves, and PaddleNLP's cleaning drops them; ours drops U+FFFD.
+    """
+    if isinstance(text, str):
+        return text if text.isascii() else HALF_PAIRS.sub("\ufffd", text)
+    return type(text)(map(without_half_pairs, text)) if type(text) in (list, tuple) else text
 
 
 def build_normalizer(do_lower_case: bool) -> normalizers.Normalizer:
@@ -174,4 +189,5 @@ __all__ = [
     "build_pre_tokenizer",
     "character_class",
     "lowering_steps",
+    "without_half_pairs",
 ]

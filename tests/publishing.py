@@ -39,6 +39,7 @@ QUANTIZER_CODE = {
 }
 ERNIE_TOKENIZER_CODE = {
     "tokenization_ernie.py",
+    "tokenization_ernie_added.py",
     "tokenization_ernie_offsets.py",
     "tokenization_ernie_unicode.py",
     "tokenization_ernie_vocabulary.py",

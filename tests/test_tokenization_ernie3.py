@@ -307,6 +307,34 @@ def test_decoding(tokenizer: Ernie3Tokenizer) -> None:
     ]
 
 
+def test_added_tokens(tokenizer: Ernie3Tokenizer, tmp_path: Path) -> None:
+    """As typed, and nothing else: other words, accents and the vocabulary's own tokens stay as they were."""
+    before = tokenizer.encode("the unaffable 今天。我们 the")
+    assert tokenizer.add_tokens(["ā", "the", "新词", "[MASK]"]) == 2
+    assert tokenizer.encode("the unaffable 今天。我们 the") == before
+    assert tokenizer.tokenize("a ā 新词 [N]") == ["a", "ā", "新词", "[", "n", "]"]
+    assert tokenizer.add_special_tokens({"additional_special_tokens": ["[N]"]}) == 1
+    ids = tokenizer.encode("今[N]天 [n]")
+    assert tokenizer.convert_ids_to_tokens(ids) == ["[CLS]", "今", "[N]", "天", "[", "n", "]"]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "今 天 [ n ]"
+    tokenizer.save_pretrained(tmp_path / "saved")
+    for other in (
+        Ernie3Tokenizer.from_pretrained(tmp_path / "saved"),
+        TokenizersBackend.from_pretrained(tmp_path / "saved"),
+    ):
+        assert other.encode("今[N]天 [n]") == ids
+        assert other.decode(ids, skip_special_tokens=True) == "今 天 [ n ]"
+    with pytest.raises(ValueError, match="holds half a surrogate pair"):
+        tokenizer.add_tokens(["\udc00"])
+
+
+def test_half_surrogate_pairs_are_dropped(tokenizer: Ernie3Tokenizer) -> None:
+    found = tokenizer(["今\ud83d天", "\udc00"], return_offsets_mapping=True)
+    assert found["input_ids"] == [tokenizer.encode("今天"), tokenizer.encode("")]
+    assert found["offset_mapping"][0] == [(0, 0), (0, 1), (2, 3)]
+    assert tokenizer("a", "今\ud83d天")["input_ids"] == tokenizer("a", "今天")["input_ids"]
+
+
 def test_saving(tokenizer: Ernie3Tokenizer, tmp_path: Path) -> None:
     """Every file alone is enough; options survive and can be changed on opening."""
     text = "今天。Ày 我们！"
@@ -318,7 +346,7 @@ def test_saving(tokenizer: Ernie3Tokenizer, tmp_path: Path) -> None:
     assert again.get_vocab() == tokenizer.get_vocab()
     assert again.sentence_token_id == tokenizer.sentence_token_id
     for other in (again, pickle.loads(pickle.dumps(tokenizer))):
-        assert other.encode(text + "新词ABC") == tokenizer.encode(text + "新词ABC")
+        assert other.encode(text + "新词abc") == tokenizer.encode(text + "新词abc")
         assert (other.do_lower_case, other.sentence_marks, other.padding_side) == (True, True, "left")
     without = Ernie3Tokenizer.from_pretrained(saved, sentence_marks=False, padding_side="right")
     assert "<S>" not in without.tokenize(text)

@@ -253,6 +253,15 @@ def test_half_surrogate_pairs_are_dropped(tokenizer: ErnieTokenizer) -> None:
     assert found["offset_mapping"] == [(0, 0), (0, 1), (2, 3), (0, 0)]
 
 
+def test_training_a_vocabulary(tokenizer: ErnieTokenizer) -> None:
+    """Added tokens are not the new tokenizer's, and leave no mark in its vocabulary."""
+    tokenizer.add_tokens(["Café"])
+    trained = tokenizer.train_new_from_iterator([["Café 今天 café"] * 5], 60)
+    assert not any(MARK in token or "é" in token for token in trained.get_vocab())
+    assert "cafe" in trained.get_vocab()
+    assert tokenizer.tokenize("Café") == ["café"]
+
+
 def test_omask_of_utc(tmp_path: Path) -> None:
     """In the vocabulary, among the additional special tokens, or in `added_tokens.json`: one token behind [UNK]."""
     lines = SMALL["vocabulary"]
