@@ -158,7 +158,6 @@ class Ernie3ForCausalLM(Ernie3PreTrainedModel, Ernie3GenerationMixin):
         use_cache: bool | None = None,
         return_memories: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        shift_labels: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Ernie3CausalLMOutput:
@@ -168,7 +167,6 @@ class Ernie3ForCausalLM(Ernie3PreTrainedModel, Ernie3GenerationMixin):
             labels: (B, L) int64 ids, -100 where nothing is scored. They are shifted here: `labels[:, i]` is predicted
                 at `i - 1`.
             logits_to_keep: Number of last positions to project (0 = all), or a 1-D tensor of their indices.
-            shift_labels: (B, L) int64 in place of `labels`, shifted already: `shift_labels[:, i]` is predicted at `i`.
             input_ids: (B, L) int64.
             attention_mask: (B, S), or (B, 1, L, M + S).
             position_ids: (B, L) int64.
@@ -181,7 +179,8 @@ class Ernie3ForCausalLM(Ernie3PreTrainedModel, Ernie3GenerationMixin):
             use_cache: Whether to return a cache.
             return_memories: Whether to return memories; left out, where memories came in.
             past_key_values: The name of `cache` before transformers 5.24.
-            **kwargs: For the model, and `num_items_in_batch` for the loss.
+            **kwargs: For the model, `num_items_in_batch` for the loss, and `shift_labels`, (B, L) int64 in place of
+                `labels` and shifted already: `shift_labels[:, i]` is predicted at `i`.
 
         Returns:
             An [`Ernie3CausalLMOutput`].
@@ -189,6 +188,7 @@ class Ernie3ForCausalLM(Ernie3PreTrainedModel, Ernie3GenerationMixin):
         Raises:
             ValueError: labels of another shape, and what the model raises.
         """
+        shift_labels: Any = kwargs.pop("shift_labels", None)  # type: ignore[typeddict-item]  # as the host's models
         outputs = self.ernie3(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -487,7 +487,6 @@ class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
-        shift_labels: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CausalLMOutputWithPast:
@@ -498,7 +497,6 @@ class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
                 at `i - 1`. Context and `<sop>` carry -100, the answer and `<eop>` their ids; a row without `<sop>`
                 is causal and may carry labels everywhere.
             logits_to_keep: Number of last positions to project (0 = all), or a 1-D tensor of their indices.
-            shift_labels: (B, L) int64 in place of `labels`, shifted already: `shift_labels[:, i]` is predicted at `i`.
             input_ids: (B, L) int64.
             attention_mask: (B, S), or (B, 1, L, S).
             position_ids: (B, L) int64.
@@ -507,7 +505,9 @@ class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
             inputs_embeds: (B, L, hidden) in place of `input_ids`.
             use_cache: Whether to return a cache.
             past_key_values: The name of `cache` before transformers 5.24.
-            **kwargs: For the model, and `num_items_in_batch` for the loss.
+            **kwargs: For the model, `num_items_in_batch` for the loss, and `shift_labels`, (B, L) int64 in place of
+                `labels` and shifted already: `shift_labels[:, i]` is predicted at `i`. (No argument of its own: the
+                host's Trainer takes every one with `labels` in its name for one that a batch must have.)
 
         Returns:
             `logits` (B, kept, vocabulary), `loss` where labels were given, and what the model returns.
@@ -516,6 +516,7 @@ class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
             ValueError: as the model; labels on context, or rows joined into one without `token_type_ids`, unless
                 `config.allow_context_labels`.
         """
+        shift_labels: Any = kwargs.pop("shift_labels", None)  # type: ignore[typeddict-item]  # see above
         check_training_batch(
             self, labels, input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, shift_labels
         )

@@ -281,18 +281,25 @@ def test_a_new_head_is_reported_missing(converted: list[Ran]) -> None:
 
 
 def test_without_the_import(converted: list[Ran], workplace: Path) -> None:
+    without_code = workplace / "glm-130b-without-code"
+    without_code.mkdir()
+    config = json.loads((workplace / "glm-130b" / "config.json").read_text(encoding="utf-8"))
+    del config["auto_map"]
+    (without_code / "config.json").write_text(json.dumps(config), encoding="utf-8")
     code = """
 from transformers import AutoModelForCausalLM, AutoTokenizer
 messages = []
-for auto in (AutoModelForCausalLM, AutoTokenizer):
+opened = ((AutoModelForCausalLM, "-without-code"), (AutoModelForCausalLM, ""), (AutoTokenizer, ""))
+for auto, folder in opened:
     try:
-        auto.from_pretrained("glm-130b", trust_remote_code=False)
+        auto.from_pretrained("glm-130b" + folder, trust_remote_code=False)
     except ValueError as error:
         messages.append(str(error))
 print(json.dumps(messages))
 """
-    model, tokenizer = json.loads(run_python(PREAMBLE + code, workplace).stdout.splitlines()[-1])
-    assert "does not recognize this architecture" in model
+    old, model, tokenizer = json.loads(run_python(PREAMBLE + code, workplace).stdout.splitlines()[-1])
+    assert "does not recognize this architecture" in old
+    assert "contains custom code which must be executed" in model
     assert "contains custom code which must be executed" in tokenizer
 
 

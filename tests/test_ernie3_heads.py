@@ -79,6 +79,15 @@ def test_causal_loss() -> None:
 
 
 @torch.no_grad()
+def test_causal_loss_of_labels_shifted_already() -> None:
+    model, ids = tiny_model(Ernie3ForCausalLM), random_ids(2, 6)
+    shifted = torch.nn.functional.pad(ids[:, 1:], (0, 1), value=-100)
+    assert torch.equal(model(ids, shift_labels=shifted).loss, model(ids, labels=ids).loss)
+    with pytest.raises(ValueError, match="shift_labels has shape"):
+        model(ids, shift_labels=shifted[:, :3])
+
+
+@torch.no_grad()
 def test_masked_loss() -> None:
     model = tiny_model(Ernie3ForMaskedLM)
     output = model(IDS, labels=WORDS)

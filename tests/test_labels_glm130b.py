@@ -44,6 +44,16 @@ def test_labels_behind_the_context_and_without_one_are_free(model) -> None:
         model(causal, token_type_ids=torch.tensor([[1, 1, 0, 1, 1]]), labels=torch.full((1, 5), 8))
 
 
+def test_labels_shifted_already(model) -> None:
+    """`shift_labels`, which the host's Trainer passes where it cuts rows over devices, are scored and checked alike."""
+    shifted = torch.nn.functional.pad(ANSWER[:, 1:], (0, 1), value=-100)
+    loss = model(IDS, labels=ANSWER).loss
+    assert torch.equal(model(IDS, shift_labels=shifted).loss, loss)
+    assert torch.equal(model(IDS, labels=torch.full_like(IDS, 5), shift_labels=shifted).loss, loss)
+    with pytest.raises(ValueError, match=r"labels\[0, 1\] = 8 stands on context"):
+        model(IDS, shift_labels=torch.nn.functional.pad(CONTEXT_TOO[:, 1:], (0, 1), value=-100))
+
+
 def test_padding_on_the_left_is_no_context(model) -> None:
     ids = torch.tensor([[3, 3, 9, GMASK, SOP, 5, 6]])
     mask = torch.tensor([[0, 0, 1, 1, 1, 1, 1]])
@@ -116,7 +126,7 @@ def test_packed_rows_with_their_layout_pass(model) -> None:
     assert model(**batch).loss.item() == pytest.approx(alone.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("backend", ["eager", "inductor"])
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_a_compiled_model_stops_too(model, backend: str) -> None:
     torch._dynamo.reset()
     compiled = torch.compile(model.train(), backend=backend, fullgraph=True)
