@@ -45,7 +45,7 @@ def test_labels_behind_the_context_and_without_one_are_free(model) -> None:
 
 
 def test_labels_shifted_already(model) -> None:
-    """`shift_labels`, which the host's Trainer passes where it cuts rows over devices, are scored and checked alike."""
+    """`shift_labels`, which the host's Trainer passes where it cuts rows over devices: scored and checked alike."""
     shifted = torch.nn.functional.pad(ANSWER[:, 1:], (0, 1), value=-100)
     loss = model(IDS, labels=ANSWER).loss
     assert torch.equal(model(IDS, shift_labels=shifted).loss, loss)
