@@ -61,6 +61,7 @@ HOST_PRIVATE: tuple[HostName, ...] = (
     HostName(_MODEL + "_init_weights", "DeepNorm, tables kept as bits", ("module",)),
     HostName(_MODEL + "_from_config", "the planner builds models on the meta device", ("config",)),
     HostName(_MODEL + "_get_resized_lm_head", "the second branch's head follows the embedding", ("new_num_tokens",)),
+    HostName("transformers:PreTrainedConfig.__post_init__", "gets the arguments that are no field", ("kwargs",)),
     HostName("transformers:PreTrainedConfig._attn_implementation", "which masks the layers take"),
     HostName("transformers.initialization:copy_", "leaves loaded weights alone", ("tensor", "other")),
     HostName("transformers.modeling_layers:GradientCheckpointingLayer", "recomputes layers; takes the cache out"),
@@ -114,7 +115,7 @@ HOST_PRIVATE: tuple[HostName, ...] = (
     HostName(_GENERATION + "init_continuous_batching", "refused: it would read contexts causally"),
     HostName(_GENERATION + "continuous_batching_context_manager", "likewise"),
     HostName(_GENERATION + "generate_batch", "likewise"),
-    HostName("transformers.pipelines:PIPELINE_REGISTRY", "the pipeline whose full text is one text"),
+    HostName("transformers.pipelines:PIPELINE_REGISTRY.supported_tasks", "the pipeline whose full text is one text"),
     HostName("transformers.pipelines:TextGenerationPipeline.postprocess", "joined prompt and answer as two texts"),
     HostName("transformers.pipelines.text_generation:ReturnType", "what was asked of it"),
     # tokenizers
@@ -123,6 +124,7 @@ HOST_PRIVATE: tuple[HostName, ...] = (
     HostName(_TOKENIZER + "_decode", "blanks, tabs and newlines come back"),
     HostName(_TOKENIZER + "_encode_without_added_tokens", "control tokens in what users say", ("text",), since="5.20"),
     HostName(_TOKENIZER + "_save_pretrained", "the vocabulary file is saved too"),
+    HostName(_TOKENIZER + "backend_tokenizer", "remade with other flags of added tokens: it has no setter"),
     HostName(_TOKENIZER + "convert_to_native_format", "builds the tokenizer from a vocabulary file"),
     HostName(
         _TOKENIZER + "_convert_encoding",
@@ -174,7 +176,9 @@ HOST_PRIVATE: tuple[HostName, ...] = (
     HostName("transformers.trainer_utils:get_last_checkpoint", "resuming", ("folder",)),
     # adapters
     HostName("peft.tuners.lora:LoraConfig._register_custom_module", "LoRA on our linears", ("mapping",)),
-    HostName("peft.tuners.lora:Linear", "the layer that ours extends"),
+    HostName("peft.tuners.lora:Linear.merge", "merging into integers", ("safe_merge", "adapter_names")),
+    HostName("peft.tuners.lora:Linear.update_layer", "refuses what reads the weight", ("adapter_name", "config")),
+    HostName("peft.tuners.lora:Linear.resolve_lora_variant", "likewise"),
     HostName("peft.tuners.tuners_utils:check_adapters_to_merge", "which adapters to merge", ("adapter_names",)),
     # the Hub
     HostName("huggingface_hub.errors:HFValidationError", "a name that the Hub refuses"),
