@@ -267,12 +267,7 @@ def test_code_from_the_hub_merges_right_without_this_package(tmp_path: Path) -> 
 
     tiny_model().save_pretrained(tmp_path / "plain")
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "plain", quantization_config=WeightOnlyConfig(bits=8))
-    type(model).register_for_auto_class("AutoModelForCausalLM")
-    type(model.config).register_for_auto_class()
-    try:
-        model.save_pretrained(tmp_path / "folder")
-    finally:
-        type(model)._auto_class = type(model.config)._auto_class = None
+    model.save_pretrained(tmp_path / "folder")
     from_hub, lost = json.loads(run_python(WITHOUT_THE_PACKAGE, tmp_path).stdout.splitlines()[-1])
     assert from_hub
     assert lost < 0.05
