@@ -33,7 +33,7 @@ EXPLANATIONS = {
     "no rotary positions, or those of the released table, which is not scaled": (
         r"does not support RoPE scaling|does not have RoPE|no axial RoPE|does not have position embeddings"
     ),
-    "no module is kept in fp32": r"has no _keep_in_fp32_modules",
+    "no module is kept in fp32": r"has no _keep_in_fp32_modules|No `_keep_in_fp32_modules_strict` defined",
     "relative positions: their biases over all heads are split by no tensor-parallel style of the host": (
         r"Model does not have a TP plan"
     ),
