@@ -37,9 +37,9 @@ class AdapterArguments:
         ValueError: an unknown method or kind of weights, or the two do not go together.
     """
 
-    method: str = field(default="lora", metadata={"help": f"one of {', '.join(METHODS)}"})
+    method: str = field(default="lora", metadata={"help": "one of " + ", ".join(METHODS)})
     weights: str = field(
-        default="stored", metadata={"help": f"one of {', '.join(WEIGHTS)}; qlora takes int4 where none is given"}
+        default="stored", metadata={"help": "one of " + ", ".join(WEIGHTS) + "; qlora takes int4 where none is given"}
     )
     rank: int = field(default=8, metadata={"help": "of LoRA's matrices"})
     lora_alpha: int = field(default=16, metadata={"help": "LoRA's sum is scaled by this over the rank"})

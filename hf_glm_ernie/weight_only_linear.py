@@ -51,26 +51,7 @@ def _without_autocast(device_type: str) -> Any:
     return nullcontext()
 
 
-@torch.library.custom_op(
-    "weight_only_int::linear",
-    mutates_args=(),
-    schema="(Tensor x, Tensor weight, Tensor weight_scale, int bits, str layout) -> Tensor",
-)
-def _linear(x: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor, bits: int, layout: str) -> torch.Tensor:
-    return _run(x, weight, weight_scale, bits, layout)
-
-
-@_linear.register_fake
-def _(x: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor, bits: int, layout: str) -> torch.Tensor:
-    return x.new_empty(*x.shape[:-1], weight_scale.shape[0])
-
-
-@torch.library.custom_op(
-    "weight_only_int::linear_backward",
-    mutates_args=(),
-    schema="(Tensor grad, Tensor weight, Tensor weight_scale, int bits, str layout, int in_features) -> Tensor",
-)
-def _linear_backward(
+def _backward_product(
     grad: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor, bits: int, layout: str, in_features: int
 ) -> torch.Tensor:
     rows = grad.reshape(-1, grad.shape[-1])
@@ -78,13 +59,6 @@ def _linear_backward(
     with _without_autocast(grad.device.type):
         result = multiply_transposed(rows, weight.detach(), scale, bits, layout)
     return result.reshape(*grad.shape[:-1], in_features)
-
-
-@_linear_backward.register_fake
-def _(
-    grad: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor, bits: int, layout: str, in_features: int
-) -> torch.Tensor:
-    return grad.new_empty(*grad.shape[:-1], in_features)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -97,11 +71,36 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     weight, weight_scale = ctx.saved_tensors
     result = None
     if ctx.needs_input_grad[0]:
-        result = _linear_backward(grad, weight, weight_scale, ctx.bits, ctx.layout, ctx.in_features)
+        result = torch.ops.weight_only_int.linear_backward(
+            grad, weight, weight_scale, ctx.bits, ctx.layout, ctx.in_features
+        )
     return result, None, None, None, None
 
 
-_linear.register_autograd(_backward, setup_context=_setup_context)
+def _define_operators() -> None:
+    """Defines both operators, unless a copy of this file from a Hub repository has: defining one again frees the
+    first, under the feet of the copy that calls it.
+    """
+    if hasattr(torch.ops.weight_only_int, "linear"):
+        return
+    backward = torch.library.custom_op(
+        "weight_only_int::linear_backward",
+        _backward_product,
+        mutates_args=(),
+        schema="(Tensor grad, Tensor weight, Tensor weight_scale, int bits, str layout, int in_features) -> Tensor",
+    )
+    backward.register_fake(lambda grad, *others: grad.new_empty(*grad.shape[:-1], others[-1]))
+    forward = torch.library.custom_op(
+        "weight_only_int::linear",
+        _run,
+        mutates_args=(),
+        schema="(Tensor x, Tensor weight, Tensor weight_scale, int bits, str layout) -> Tensor",
+    )
+    forward.register_fake(lambda x, weight, scale, *_: x.new_empty(*x.shape[:-1], scale.shape[0]))
+    forward.register_autograd(_backward, setup_context=_setup_context)
+
+
+_define_operators()
 
 
 class WeightOnlyLinear(nn.Linear):
@@ -205,7 +204,8 @@ class WeightOnlyLinear(nn.Linear):
         self._check_input(input)
         arguments = (input, self.weight, self.weight_scale, self.bits, self.layout)
         plain = type(input) is torch.Tensor and not (torch.is_grad_enabled() and input.requires_grad)
-        y = _run(*arguments) if plain and not torch.compiler.is_compiling() else _linear(*arguments)
+        as_is = plain and not torch.compiler.is_compiling()
+        y = _run(*arguments) if as_is else torch.ops.weight_only_int.linear(*arguments)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
     def _check_input(self, x: torch.Tensor) -> None:

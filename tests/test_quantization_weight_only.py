@@ -257,7 +257,7 @@ def test_registering_again_is_harmless() -> None:
         assert AUTO_QUANTIZATION_CONFIG_MAPPING["weight_only_int"] is before
         linear = WeightOnlyLinear.from_linear(nn.Linear(16, 8))
         x = torch.randn(2, 16, requires_grad=True)
-        linear(x).sum().backward()  # through the operator, which the second copy has defined again
+        linear(x).sum().backward()  # through the operator, which the second copy must not define again
         assert x.grad is not None
     finally:
         for name in [name for name in sys.modules if name.split(".")[0] == package]:

@@ -17,6 +17,7 @@ from hf_glm_ernie.tokenization_ernie3 import NUM_PIECES, Ernie3Tokenizer
 from tests.ernie_vocabulary import SMALL, released_lines, write_vocabulary
 from tests.reference.ernie3_tokenizer import GONE, Ernie3Reference, random_paragraphs
 from tests.reference.ernie_tokenizer import random_texts
+from tests.test_tokenization_ernie_unicode import needs_unicode_14
 
 SMALL_LINES = [*SMALL["vocabulary"][:-1], "；", "’", "[UNK]"]
 NUM_SMALL = len(SMALL_LINES) - 1
@@ -79,6 +80,7 @@ def test_outputs_of_the_original(text: str, expected: str, tokenizer: Ernie3Toke
     assert without.tokenize(text) == expected.replace("<S>", "").split()
 
 
+@needs_unicode_14
 @pytest.mark.parametrize("lower", [True, False])
 def test_random_texts(lower: bool, tmp_path: Path) -> None:
     """Ids of texts and pairs, one by one and in batches, with marks and without, as the slow rules give them."""
@@ -104,6 +106,7 @@ def test_random_texts(lower: bool, tmp_path: Path) -> None:
 HAN_EDGES = (0x33FF, 0x3400, 0x4DFF, 0x4E00, 0x9FFF, 0xA000, 0xE000, 0xF900, 0xFEFF, 0x20000)
 
 
+@needs_unicode_14
 def test_every_character_between_sentences(tokenizer: Ernie3Tokenizer) -> None:
     """One character of each kind that Python and the library treat differently, where chunks and sentences meet."""
     reference = Ernie3Reference(lines_of(tokenizer))
