@@ -61,7 +61,7 @@ class Ernie3GenerationMixin(GenerationMixin):
         return [*(asked or []), self.config.soft_prompt_token_id]
 
     def _refuse_early_exit(self, generation_config: Any, kwargs: dict[str, Any]) -> None:
-        for source in (kwargs, vars(generation_config or self.generation_config)):
+        for source in (kwargs, vars(generation_config or self.generation_config), vars(self.generation_config)):
             if (early_exit := source.get("assistant_early_exit")) is not None:
                 raise ValueError(
                     f"assistant_early_exit={early_exit}: a branch reads what the whole universal stack hands it, so "

@@ -1,8 +1,8 @@
 """The rotary angles of GLM-130B, rounded as released, on every device and in compiled graphs.
 
 The weights were trained with frequencies, angles, cos and sin that are all rounded to fp16, so at position 1,000 an
-exact cos is off by up to 0.24. `torch.compile` makes exact ones of them: its default backend holds fp16 values in fp32
-and rounds only what it stores. So nothing here is left to a compiler: the values of the context are computed once and
+exact cos is off by up to 0.4. `torch.compile` leaves roundings out: its default backend holds fp16 values in fp32 and
+rounds only what it stores. So nothing here is left to a compiler: the values of the context are computed once and
 looked up as integers, and what has to be rounded in a graph is rounded by integer arithmetic.
 
 Source: SwissArmyTransformer 0.2.12, `model/official/glm130B_model.py`. Letters in shape comments: B batch, L query
@@ -83,7 +83,7 @@ class Glm130bRotaryEmbedding(nn.Module):
         return bits.to(self._same_width).view(self.dtype)
 
     def _cos_sin(self, position_ids: torch.Tensor, inv_freq: torch.Tensor) -> torch.Tensor:
-        """Cos and sin of positions of any shape, (..., D) in the table's dtype, every step rounded to it."""
+        """Returns cos and sin of positions of any shape, (..., D) in the table's dtype, every step rounded to it."""
         positions = rounded(position_ids[..., None].float(), self.dtype)
         angles = rounded(positions.float() * inv_freq.float(), self.dtype)  # (..., D / 2)
         return rounded(torch.cat((angles.cos(), angles.sin()), dim=-1).float(), self.dtype)

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 
 import hf_glm_ernie  # noqa: F401  (registers the classes)
+from hf_glm_ernie.rotary_glm130b import Glm130bRotaryEmbedding
 
 
 def main() -> None:
@@ -25,6 +26,8 @@ def main() -> None:
     local = model.model.layers[0].mlp.up_proj.weight
     local = local.to_local() if hasattr(local, "to_local") else local
     assert local.shape[0] * 2 == model.config.intermediate_size, local.shape
+    table = Glm130bRotaryEmbedding(model.config).cos_sin_bits
+    assert torch.equal(model.model.rotary_emb.cos_sin_bits, table)  # whole on every rank
     with torch.no_grad():
         logits = model(expected["input_ids"], attention_mask=expected["attention_mask"]).logits
         logits = logits.full_tensor() if hasattr(logits, "full_tensor") else logits

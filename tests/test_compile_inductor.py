@@ -222,7 +222,9 @@ def test_ernie3_forward(model_class: Any, dtype: torch.dtype) -> None:
     assert len(exact.argmax(-1).unique()) > 50
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)], ids=["fp32", "bf16"]
+)
 def test_ernie3_generates_from_a_static_cache(dtype: torch.dtype) -> None:
     ids = tiny_ernie3.random_ids(1, 2000)
     check_generation(ernie3(Ernie3ForCausalLM, dtype), input_ids=ids, eos_token_id=None)

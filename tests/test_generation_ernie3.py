@@ -268,6 +268,9 @@ def test_early_exit_is_refused() -> None:
     layers = model.config.num_hidden_layers
     with pytest.raises(ValueError, match="no layer to exit at"):
         model.generate(random_ids(1, 4), assistant_early_exit=1, max_new_tokens=2)
+    model.generation_config.assistant_early_exit = 1  # a default that the host merges into any settings
+    with pytest.raises(ValueError, match="no layer to exit at"):
+        model.generate(random_ids(1, 4), GenerationConfig(max_new_tokens=2))
     assert model.config.num_hidden_layers == layers
 
 

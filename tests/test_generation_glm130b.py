@@ -297,27 +297,63 @@ def test_a_cache_of_a_causal_text_goes_on(model, expected) -> None:
     assert answers(output, prompt.shape[1]) == [expected[3]]
 
 
-def test_early_exit_drafts_with_fewer_layers_and_leaves_the_config_alone(model, expected, monkeypatch) -> None:
+def test_a_cache_that_read_one_row_of_two_wrongly_is_refused(model) -> None:
+    """Also where it holds one row's keys repeated."""
+    rows = torch.tensor([[9, 8, 7, 6, 5], [9, 8, GMASK, SOP, 5]])
+    cache = returned_cache(model(rows[:, :2], use_cache=True))
+    with pytest.raises(ValueError, match="were read as causal"):
+        model.generate(rows, past_key_values=cache, max_new_tokens=2)
+    repeated = returned_cache(model(rows[1:, :2], use_cache=True))
+    repeated.batch_repeat_interleave(2)
+    with pytest.raises(ValueError, match="were read as causal"):
+        model.generate(rows[1:].repeat(2, 1), past_key_values=repeated, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("cached", [8, 9], ids=["to-sop", "behind-sop"])
+def test_a_cache_of_a_whole_context_goes_on(model, cached: int) -> None:
+    row = torch.tensor([[*PROMPTS[1], 5, 6]])
+    cache = returned_cache(model(row[:, :cached], use_cache=True))
+    found = model.generate(row, past_key_values=cache, max_new_tokens=4, do_sample=False)
+    assert torch.equal(found, model.generate(row, max_new_tokens=4, do_sample=False))
+
+
+def test_an_early_exit_keeps_the_residual_scale_of_the_whole_model(model) -> None:
+    """DeepNorm's alpha belongs to the weights: the first layer's output is what it is in the whole model."""
+    row = torch.tensor([PROMPTS[0]])
+    first = model(row, output_hidden_states=True).hidden_states[1]
+    model.config.num_hidden_layers = 1
+    try:
+        found = model(row).logits
+    finally:
+        model.config.num_hidden_layers = LAYERS
+    assert torch.equal(found, model.lm_head(model.model.norm(first)))
+
+
+@pytest.mark.parametrize("layer", range(1, LAYERS))
+def test_early_exit_drafts_with_fewer_layers_and_leaves_the_config_alone(
+    model, expected, monkeypatch, layer: int
+) -> None:
     ran: list[int] = []
     layers = [layer.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, layer in enumerate(model.model.layers)]
     for prompt, answer in zip(PROMPTS, expected, strict=True):
-        output = model.generate(torch.tensor([prompt]), assistant_early_exit=1, max_new_tokens=NEW)
+        output = model.generate(torch.tensor([prompt]), assistant_early_exit=layer, max_new_tokens=NEW)
         assert answers(output, len(prompt)) == [answer]
         assert model.config.num_hidden_layers == LAYERS
     for hook in layers:
         hook.remove()
-    assert ran.count(0) > ran.count(LAYERS - 1) > 0  # drafts ended at the first layer, checks went through all
+    assert ran.count(0) == ran.count(layer - 1) > ran.count(layer)  # drafts ended there, checks went through all
+    assert ran.count(layer) == ran.count(LAYERS - 1) > 0
 
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("no draft")
 
     monkeypatch.setattr(model.model.layers[0], "forward", fail)
     with pytest.raises(RuntimeError, match="no draft"):
-        model.generate(torch.tensor([PROMPTS[0]]), assistant_early_exit=1, max_new_tokens=2)
+        model.generate(torch.tensor([PROMPTS[0]]), assistant_early_exit=layer, max_new_tokens=2)
     assert model.config.num_hidden_layers == LAYERS
 
 
-@pytest.mark.parametrize("layer", [0, LAYERS + 1])
+@pytest.mark.parametrize("layer", [-1, 0, LAYERS + 1])
 def test_an_early_exit_that_is_no_layer_is_refused(model, layer: int) -> None:
     with pytest.raises(ValueError, match=f"assistant_early_exit={layer} .* must lie in 1 .. {LAYERS}"):
         model.generate(torch.tensor([PROMPTS[0]]), assistant_early_exit=layer, max_new_tokens=2)
