@@ -1,4 +1,5 @@
-# The only definitions of these commands; CI calls the same ones. TESTS="tests/test_a.py .." narrows the last two.
+# The only definitions of these commands; CI calls the same ones. TESTS="tests/test_a.py .." narrows test-oldest and
+# test-newest.
 VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 STAMP = $(VENV)/.installed
@@ -47,7 +48,8 @@ $(BETWEEN_STAMP): constraints.txt
 	touch $(BETWEEN_STAMP)
 
 # The newest host libraries of the day, whatever constraints.txt says.
-MOVING = transformers tokenizers peft accelerate datasets
+# (TRL too: a pinned one may hold the host back.)
+MOVING = transformers tokenizers peft accelerate datasets trl
 $(NEWEST_STAMP): pyproject.toml constraints.txt
 	python3 -m venv --clear $(NEWEST)
 	grep -v -E "^($(subst $() $(),|,$(strip $(MOVING))))==" constraints.txt > $(NEWEST)/constraints.txt

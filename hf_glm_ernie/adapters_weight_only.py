@@ -30,11 +30,10 @@ SIZES_IN_FRONT = {
 def merging_into_integers(config: LoraConfig, model: nn.Module) -> LoraConfig:
     """Tells a LoRA config which layer to put on the integers of a model; to be called before `get_peft_model`.
 
-    PEFT's own layer becomes this one by itself where it meets integers, so this only says it in so many words.
+    Not needed: PEFT's own layer becomes this one by itself where it meets integers. This says it in so many words.
 
     Args:
-        config: Changed in place. What it is told is not saved: an adapter that is opened needs it again
-            ([`load_adapter`] does it).
+        config: Changed in place. What it is told is not saved with an adapter.
         model: With or without quantized layers.
 
     Returns:

@@ -14,7 +14,13 @@ import torch
 import torch.nn.functional as F
 from transformers import GenerationMixin
 
-from .host_interface import check_arguments, given_cache, named_cache
+from .host_interface import (
+    check_arguments,
+    generation_setting,
+    given_cache,
+    name_cache_as_host,
+    named_cache,
+)
 from .memory_ernie3 import MEMORY_OF_CACHE
 
 
@@ -44,9 +50,7 @@ class Ernie3GenerationMixin(GenerationMixin):
                 text longer than they reach.
         """
         self._refuse_early_exit(generation_config, kwargs)
-        cache = given_cache(kwargs.pop("cache", None), kwargs.pop("past_key_values", None))
-        if cache is not None:
-            kwargs |= named_cache(cache)
+        name_cache_as_host(kwargs)
         if kwargs.get("memories") is not None:
             self._refuse_candidates(generation_config, kwargs)
             kwargs["return_memories"] = False
@@ -61,21 +65,20 @@ class Ernie3GenerationMixin(GenerationMixin):
         return [*(asked or []), self.config.soft_prompt_token_id]
 
     def _refuse_early_exit(self, generation_config: Any, kwargs: dict[str, Any]) -> None:
-        for source in (kwargs, vars(generation_config or self.generation_config), vars(self.generation_config)):
-            if (early_exit := source.get("assistant_early_exit")) is not None:
-                raise ValueError(
-                    f"assistant_early_exit={early_exit}: a branch reads what the whole universal stack hands it, so "
-                    "ERNIE 3.0 has no layer to exit at. Use assistant_model or prompt_lookup_num_tokens."
-                )
+        early_exit = generation_setting("assistant_early_exit", kwargs, generation_config, self.generation_config)
+        if early_exit is not None:
+            raise ValueError(
+                f"assistant_early_exit={early_exit}: a branch reads what the whole universal stack hands it, so "
+                "ERNIE 3.0 has no layer to exit at. Use assistant_model or prompt_lookup_num_tokens."
+            )
 
     def _refuse_candidates(self, generation_config: Any, kwargs: dict[str, Any]) -> None:
         for name in ("assistant_model", "prompt_lookup_num_tokens"):
-            for value in (kwargs.get(name), getattr(generation_config, name, None)):
-                if value is not None:
-                    raise ValueError(
-                        f"{name} and memories do not go together: the host checks candidates against a cache that "
-                        "begins with the prompt. Leave one of them out."
-                    )
+            if generation_setting(name, kwargs, generation_config, self.generation_config) is not None:
+                raise ValueError(
+                    f"{name} and memories do not go together: the host checks candidates against a cache that begins "
+                    "with the prompt. Leave one of them out."
+                )
 
     def _prepare_position_ids_for_generation(self, inputs_tensor: torch.Tensor, model_kwargs: dict[str, Any]) -> Any:
         """Positions of the prompt, on from the tokens that the memories have seen."""

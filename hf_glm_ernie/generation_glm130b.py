@@ -22,7 +22,14 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 from transformers import GenerationMixin, StoppingCriteria, StoppingCriteriaList
 
-from .host_interface import CACHE_NAME, check_arguments, given_cache, named_cache
+from .host_interface import (
+    CACHE_NAME,
+    check_arguments,
+    generation_setting,
+    given_cache,
+    name_cache_as_host,
+    named_cache,
+)
 from .prefix_glm130b import (
     CAUSAL_SO_FAR,
     ROWS_OF_CACHE,
@@ -64,9 +71,7 @@ class Glm130bGenerationMixin(GenerationMixin):
                 pieces or causally; a cache that holds the beginning of a context as causal text; an
                 `assistant_early_exit` that is not one of the layers.
         """
-        cache = given_cache(kwargs.pop("cache", None), kwargs.pop("past_key_values", None))
-        if cache is not None:
-            kwargs |= named_cache(cache)
+        name_cache_as_host(kwargs)
         self._refuse_split_prompts(generation_config, kwargs)
         self._check_early_exit(generation_config, kwargs)
         ids = inputs if inputs is not None else kwargs.get("input_ids")
@@ -94,23 +99,16 @@ class Glm130bGenerationMixin(GenerationMixin):
 
     def _refuse_split_prompts(self, generation_config: Any, kwargs: dict[str, Any]) -> None:
         for name, refused in (("prefill_chunk_size", None), ("cache_implementation", "paged")):
-            for source in (
-                kwargs.get(name),
-                getattr(generation_config, name, None),
-                getattr(self.generation_config, name, None),
-            ):
-                if source is not None and (refused is None or source == refused):
-                    raise ValueError(
-                        f"{name}={source!r} reads a prompt in pieces, but the context of GLM-130B is bidirectional: "
-                        "its first token "
-                        f"depends on its last. Leave {name} out; the prompt then goes through the model at once."
-                    )
+            value = generation_setting(name, kwargs, generation_config, self.generation_config)
+            if value is not None and (refused is None or value == refused):
+                raise ValueError(
+                    f"{name}={value!r} reads a prompt in pieces, but the context of GLM-130B is bidirectional: its "
+                    f"first token depends on its last. Leave {name} out; the prompt then goes through the model at "
+                    "once."
+                )
 
     def _check_early_exit(self, generation_config: Any, kwargs: dict[str, Any]) -> None:
-        sources = (kwargs, vars(generation_config or self.generation_config))
-        early_exit = next(
-            (s["assistant_early_exit"] for s in sources if s.get("assistant_early_exit") is not None), None
-        )
+        early_exit = generation_setting("assistant_early_exit", kwargs, generation_config, self.generation_config)
         if early_exit is not None and not 0 < early_exit <= self.config.num_hidden_layers:
             raise ValueError(
                 f"assistant_early_exit={early_exit} is the layer whose output drafts: it must lie in 1 .. "

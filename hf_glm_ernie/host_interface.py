@@ -61,6 +61,33 @@ def returned_cache(output: Any) -> Cache | None:
     return getattr(output, CACHE_NAME, None)
 
 
+def name_cache_as_host(kwargs: dict[str, Any]) -> None:
+    """Puts the cache among the arguments of `generate` under the host's own name, in place.
+
+    Raises:
+        ValueError: two different ones, under both names.
+    """
+    cache = given_cache(kwargs.pop("cache", None), kwargs.pop("past_key_values", None))
+    if cache is not None:
+        kwargs[CACHE_NAME] = cache
+
+
+def generation_setting(name: str, kwargs: Mapping[str, Any], given: Any, own: Any) -> Any:
+    """What `generate` will take for a setting, in the host's order.
+
+    Args:
+        name: Of the setting.
+        kwargs: Arguments of the call.
+        given: The `GenerationConfig` of the call, or `None`.
+        own: The model's, which fills in what the other two leave open.
+
+    Returns:
+        The first that says something, or `None`.
+    """
+    values = (kwargs.get(name), getattr(given, name, None), getattr(own, name, None))
+    return next((value for value in values if value is not None), None)
+
+
 def check_arguments(
     where: str, kwargs: Mapping[str, Any], implementation: str | None = None, known: Collection[str] = ()
 ) -> None:
@@ -89,7 +116,9 @@ __all__ = [
     "CACHE_NAME",
     "CACHE_NAMES",
     "check_arguments",
+    "generation_setting",
     "given_cache",
+    "name_cache_as_host",
     "named_cache",
     "returned_cache",
 ]

@@ -247,6 +247,10 @@ def test_refused_modes() -> None:
         model.generate(ids, memories=memories, prompt_lookup_num_tokens=2)
     with pytest.raises(ValueError, match="prompt_lookup_num_tokens and memories do not go together"):
         model.generate(ids, GenerationConfig(prompt_lookup_num_tokens=2), memories=memories)
+    model.generation_config.prompt_lookup_num_tokens = 2  # a default of the model, which the host fills in
+    with pytest.raises(ValueError, match="prompt_lookup_num_tokens and memories do not go together"):
+        model.generate(ids, GenerationConfig(max_new_tokens=2), memories=memories)
+    model.generation_config.prompt_lookup_num_tokens = None
     with pytest.raises(ValueError, match="assistant_model and memories do not go together"):
         model.generate(ids, memories=memories, assistant_model=model)
     with pytest.raises(ValueError, match="memories hold 2 rows and the input has 1"):

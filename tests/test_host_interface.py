@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, ErnieConfig
+from transformers import DynamicCache, ErnieConfig, GenerationConfig
 
 from hf_glm_ernie import (
     Ernie3ForCausalLM,
@@ -27,7 +27,7 @@ from hf_glm_ernie import (
     ErnieUTCConfig,
     Glm130bTokenizer,
 )
-from hf_glm_ernie.host_interface import CACHE_NAME, given_cache, returned_cache
+from hf_glm_ernie.host_interface import CACHE_NAME, generation_setting, given_cache, returned_cache
 from hf_glm_ernie.host_versions import NEWEST_TESTED, OLDEST_TESTED
 
 from . import tiny_ernie3
@@ -183,3 +183,11 @@ def test_copies_on_the_hub_warn_too(tmp_path: Path, auto: str) -> None:
     loop = f"for place in {places}: transformers.{auto}.from_pretrained(place, trust_remote_code=True)"
     error = run_python(f"{PREAMBLE}import transformers\n{loop}", tmp_path).stderr
     assert error.count("hf_glm_ernie was tested with transformers") == 1
+
+
+def test_a_setting_of_generate_is_read_in_the_host_s_order() -> None:
+    call, given, own = (GenerationConfig(num_beams=number) for number in (5, 3, 2))
+    assert generation_setting("num_beams", {"num_beams": call.num_beams}, given, own) == 5
+    assert generation_setting("num_beams", {"num_beams": None}, given, own) == 3
+    assert generation_setting("num_beams", {}, None, own) == 2
+    assert generation_setting("prefill_chunk_size", {}, given, own) is None
