@@ -55,20 +55,36 @@ GROUPS = {
         *("WeightOnlyConfig", "quantization_weight_only.repack"),
         *("weight_only_cpu.build_cpu_kernel", "weight_only_cpu.cpu_kernel_is_ready"),
     ),
-    "Planning devices": ("planner.plan", "planner.Plan", "planner.DevicePlan"),
+    "Planning devices": ("planner.devices.plan", "planner.devices.Plan", "planner.devices.DevicePlan"),
     "Fine-tuning": (
-        *("adapters_methods.AdapterArguments", "adapters_methods.adapt", "adapters_weight_only.load_adapter"),
-        *("adapters_weight_only.merging_into_integers", "adapters_targets.register_default_targets"),
-        *("objectives_glm130b.BlankInfilling", "one_chat_an_answer"),
-        *("objectives_glm130b.InstructionPairs", "objectives_glm130b.Packing", "objectives_glm130b.mix_instructions"),
-        *("objectives_glm130b.published_arguments", "objectives_glm130b_collator.Glm130bCollator"),
-        *("objectives_glm130b_collator.shifted_label_smoothing", "objectives_glm130b_collator.packed_attention_mask"),
+        *("finetuning.methods.AdapterArguments", "finetuning.methods.adapt", "finetuning.weight_only.load_adapter"),
+        *("finetuning.weight_only.merging_into_integers", "finetuning.targets.register_default_targets"),
+        *("finetuning.objectives.BlankInfilling", "one_chat_an_answer"),
+        *(
+            "finetuning.objectives.InstructionPairs",
+            "finetuning.objectives.Packing",
+            "finetuning.objectives.mix_instructions",
+        ),
+        *("finetuning.objectives.published_arguments", "finetuning.collator.Glm130bCollator"),
+        *("finetuning.collator.shifted_label_smoothing", "finetuning.collator.packed_attention_mask"),
     ),
     "Evaluation": (
-        *("evaluation_glm130b.cond_log_probs", "evaluation_glm130b.lm_loss", "evaluation_glm130b.TextLoss"),
-        *("evaluation_glm130b.generate_answers", "evaluation_glm130b.last_words", "evaluation_glm130b.evaluate_task"),
-        *("evaluation_glm130b.TaskResult", "evaluation_glm130b.FileResult", "evaluation_glm130b.summarize"),
-        "lm_eval_glm130b.Glm130bLM",
+        *(
+            "glm130b_evaluation.evaluate.cond_log_probs",
+            "glm130b_evaluation.evaluate.lm_loss",
+            "glm130b_evaluation.evaluate.TextLoss",
+        ),
+        *(
+            "glm130b_evaluation.evaluate.generate_answers",
+            "glm130b_evaluation.evaluate.last_words",
+            "glm130b_evaluation.evaluate.evaluate_task",
+        ),
+        *(
+            "glm130b_evaluation.evaluate.TaskResult",
+            "glm130b_evaluation.evaluate.FileResult",
+            "glm130b_evaluation.evaluate.summarize",
+        ),
+        "glm130b_evaluation.lm_eval.Glm130bLM",
     ),
 }
 
@@ -113,7 +129,7 @@ class Definition:
 @cache
 def tree_of(file: str) -> ast.Module:
     """The parsed file of the package."""
-    return ast.parse((PACKAGE / f"{file}.py").read_text(encoding="utf-8"))
+    return ast.parse((PACKAGE / (file.replace(".", "/") + ".py")).read_text(encoding="utf-8"))
 
 
 def public_names() -> dict[str, str]:
@@ -145,7 +161,7 @@ def find(file: str, name: str) -> Definition:
         elif isinstance(node, ast.ImportFrom) and node.level == 1 and found is None:
             for alias in node.names:
                 if (alias.asname or alias.name) == name:
-                    return find(str(node.module), alias.name)
+                    return find(f"{file.rpartition('.')[0]}.{node.module}".lstrip("."), alias.name)
     if found is None:
         raise KeyError(f"hf_glm_ernie/{file}.py does not define {name}")
     return found
@@ -157,7 +173,7 @@ def _target(node: ast.Assign | ast.AnnAssign) -> str | None:
 
 
 def _comment_before(file: str, line: int) -> str:
-    lines = (PACKAGE / f"{file}.py").read_text(encoding="utf-8").splitlines()
+    lines = (PACKAGE / (file.replace(".", "/") + ".py")).read_text(encoding="utf-8").splitlines()
     comment: list[str] = []
     while line >= 2 and lines[line - 2].startswith("#"):
         line -= 1
@@ -271,7 +287,8 @@ def entry(file: str, name: str, at_top: bool, anchors: dict[str, str]) -> str:
     """
     found = find(file, name)
     node = found.node
-    source = f"[{found.file}.py](../hf_glm_ernie/{found.file}.py)"
+    path = found.file.replace(".", "/") + ".py"
+    source = f"[{path}](../hf_glm_ernie/{path})"
     place = "hf_glm_ernie" if at_top else f"hf_glm_ernie.{file}"
     parts = [f"### {name}", f"`from {place} import {name}`, defined in {source}"]
     parts.append(f"```python\n{signature(node)}\n```")

@@ -16,7 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
 
 from hf_glm_ernie import WeightOnlyConfig
-from hf_glm_ernie.evaluation_glm130b import evaluate_task
+from hf_glm_ernie.glm130b_evaluation.evaluate import evaluate_task
 
 
 @dataclass

@@ -40,7 +40,7 @@ from transformers import (
 )
 
 import hf_glm_ernie  # noqa: F401  # registers UIE with the Auto classes
-from hf_glm_ernie.adapters_methods import IN_FRONT, AdapterArguments, adapt
+from hf_glm_ernie.finetuning.methods import IN_FRONT, AdapterArguments, adapt
 
 FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 POSITIONS = ("start_positions", "end_positions")

@@ -29,9 +29,9 @@ from transformers import (
 )
 
 import hf_glm_ernie  # noqa: F401  # registers GLM-130B with the Auto classes
-from hf_glm_ernie.adapters_methods import IN_FRONT, AdapterArguments, adapt
-from hf_glm_ernie.objectives_glm130b import BlankInfilling, InstructionPairs, Packing, published_arguments
-from hf_glm_ernie.objectives_glm130b_collator import Glm130bCollator, shifted_label_smoothing
+from hf_glm_ernie.finetuning.collator import Glm130bCollator, shifted_label_smoothing
+from hf_glm_ernie.finetuning.methods import IN_FRONT, AdapterArguments, adapt
+from hf_glm_ernie.finetuning.objectives import BlankInfilling, InstructionPairs, Packing, published_arguments
 
 FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 

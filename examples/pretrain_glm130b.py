@@ -24,14 +24,14 @@ from training_folder import prepare_folder
 from transformers import AutoTokenizer, HfArgumentParser, Trainer, TrainingArguments, set_seed
 
 from hf_glm_ernie import Glm130bConfig, Glm130bForCausalLM
-from hf_glm_ernie.objectives_glm130b import (
+from hf_glm_ernie.finetuning.collator import Glm130bCollator
+from hf_glm_ernie.finetuning.objectives import (
     BlankInfilling,
     InstructionPairs,
     Packing,
     mix_instructions,
     published_arguments,
 )
-from hf_glm_ernie.objectives_glm130b_collator import Glm130bCollator
 
 FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet", ".txt": "text"}
 # The embedding is padded to a multiple of this, as the released one is (150344 ids, 150528 rows).

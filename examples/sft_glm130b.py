@@ -16,8 +16,8 @@ from finetune_glm130b import FORMATS, load_model
 from transformers import AutoTokenizer, HfArgumentParser
 
 import hf_glm_ernie  # noqa: F401  # registers GLM-130B with the Auto classes
-from hf_glm_ernie.adapters_methods import AdapterArguments, adapt
-from hf_glm_ernie.objectives_glm130b import InstructionPairs
+from hf_glm_ernie.finetuning.methods import AdapterArguments, adapt
+from hf_glm_ernie.finetuning.objectives import InstructionPairs
 from hf_glm_ernie.tokenization_glm130b_chat import one_chat_an_answer
 
 

@@ -38,7 +38,7 @@ from transformers import (
 )
 
 from hf_glm_ernie import ErnieForUIE, ErnieTokenizer, ErnieUIEConfig, uie
-from hf_glm_ernie.schema_ernie_uie import read_schema
+from hf_glm_ernie.ernie_tasks.uie_schema import read_schema
 from hf_glm_ernie.tokenization_ernie_unicode import build_normalizer, build_pre_tokenizer
 
 REPOSITORY = Path(__file__).resolve().parent.parent

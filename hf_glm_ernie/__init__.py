@@ -21,15 +21,16 @@ from transformers import (
     AutoTokenizer,
 )
 
-from .adapters_targets import register_default_targets
-from .classification_ernie_utc import utc
 from .configuration_ernie3 import Ernie3Config
 from .configuration_ernie_uie import ErnieUIEConfig
 from .configuration_ernie_utc import ErnieUTCConfig
 from .configuration_glm130b import Glm130bConfig
-from .embedding_ernie import sentence_embeddings
-from .extraction_ernie_uie import uie
+from .ernie_tasks.embeddings import sentence_embeddings
+from .ernie_tasks.uie import uie
+from .ernie_tasks.utc import utc
+from .finetuning.targets import register_default_targets
 from .generation_glm130b import FilledText, fill_blanks
+from .inference.pipeline import Glm130bTextGenerationPipeline
 from .memory_ernie3 import Ernie3Memories
 from .modeling_ernie3 import Ernie3Model, Ernie3ModelOutput, Ernie3PreTrainedModel
 from .modeling_ernie3_heads import (
@@ -45,7 +46,6 @@ from .modeling_ernie3_pretraining import Ernie3ForPreTraining, Ernie3ForPreTrain
 from .modeling_ernie_uie import ErnieForUIE, ErnieUIEOutput
 from .modeling_ernie_utc import ErnieForUTC, ErnieUTCOutput
 from .modeling_glm130b import Glm130bForCausalLM, Glm130bModel, Glm130bPreTrainedModel
-from .pipeline_glm130b import Glm130bTextGenerationPipeline
 from .quantization_weight_only import WeightOnlyConfig
 from .tokenization_ernie import ErnieTokenizer
 from .tokenization_ernie3 import Ernie3Tokenizer
@@ -53,71 +53,77 @@ from .tokenization_glm130b import Glm130bTokenizer
 from .tokenization_glm130b_chat import one_chat_an_answer
 
 if TYPE_CHECKING:
-    from .adapters_methods import AdapterArguments, adapt
-    from .adapters_weight_only import load_adapter, merging_into_integers
-    from .answers_glm130b import generate_answers
-    from .distillation_ernie3 import OnlineDistillation, add_auxiliary_layer, drop_auxiliary_layer
-    from .distillation_ernie3_trainer import Ernie3DistillationTrainer
-    from .evaluation_glm130b import evaluate_task
-    from .learning_rates_ernie3 import layerwise_lr_groups
-    from .objectives_glm130b import BlankInfilling, InstructionPairs, Packing, mix_instructions, published_arguments
-    from .objectives_glm130b_collator import Glm130bCollator
-    from .pretraining_ernie3 import Ernie3PretrainingTrainer
-    from .pretraining_ernie3_collator import Ernie3PretrainingCollator
-    from .pretraining_ernie3_control import ControllableLM
-    from .pretraining_ernie3_credible import AdversarialTexts, CredibleRows, ModelContinuations
-    from .pretraining_ernie3_documents import DocumentStreams, DocumentTokens
-    from .pretraining_ernie3_knowledge import DistantSupervision, KnowledgeTextPrediction, sentences_with
-    from .pretraining_ernie3_masking import KnowledgeMasking, Lexicon
-    from .pretraining_ernie3_memories import MemoryBank
-    from .pretraining_ernie3_mixture import Ernie3PretrainingMixture
-    from .pretraining_ernie3_schedule import ProgressiveSchedule
-    from .pretraining_ernie3_sentences import (
+    from .ernie3_training.collator import Ernie3PretrainingCollator
+    from .ernie3_training.control import ControllableLM
+    from .ernie3_training.credible import AdversarialTexts, CredibleRows, ModelContinuations
+    from .ernie3_training.distillation import OnlineDistillation, add_auxiliary_layer, drop_auxiliary_layer
+    from .ernie3_training.distillation_trainer import Ernie3DistillationTrainer
+    from .ernie3_training.documents import DocumentStreams, DocumentTokens
+    from .ernie3_training.knowledge import DistantSupervision, KnowledgeTextPrediction, sentences_with
+    from .ernie3_training.learning_rates import layerwise_lr_groups
+    from .ernie3_training.masking import KnowledgeMasking, Lexicon
+    from .ernie3_training.memories import MemoryBank
+    from .ernie3_training.mixture import Ernie3PretrainingMixture
+    from .ernie3_training.schedule import ProgressiveSchedule
+    from .ernie3_training.splitting import split_sentences
+    from .ernie3_training.structure import (
         SentenceDistance,
         SentenceReordering,
         label_permutation,
         permutation_classes,
         permutation_label,
     )
-    from .prompts_ernie3 import GENRES, SENTIMENTS, build_control_prompt
-    from .scoring_ernie3 import RankedText, ZeroShotAnswer, pair_scores, rerank, zero_shot
-    from .scoring_glm130b import cond_log_probs, lm_loss
-    from .sentences_ernie3 import split_sentences
+    from .ernie3_training.trainer import Ernie3PretrainingTrainer
+    from .ernie_tasks.prompts import GENRES, SENTIMENTS, build_control_prompt
+    from .ernie_tasks.scoring import RankedText, ZeroShotAnswer, pair_scores, rerank, zero_shot
+    from .finetuning.collator import Glm130bCollator
+    from .finetuning.methods import AdapterArguments, adapt
+    from .finetuning.objectives import BlankInfilling, InstructionPairs, Packing, mix_instructions, published_arguments
+    from .finetuning.weight_only import load_adapter, merging_into_integers
+    from .glm130b_evaluation.answers import generate_answers
+    from .glm130b_evaluation.evaluate import evaluate_task
+    from .glm130b_evaluation.scoring import cond_log_probs, lm_loss
 
 __version__ = "0.2.0"
 
 # File -> what it gives when it is first asked for.
 _LATER = {
-    "adapters_methods": ["AdapterArguments", "adapt"],
-    "adapters_weight_only": ["load_adapter", "merging_into_integers"],
-    "answers_glm130b": ["generate_answers"],
-    "distillation_ernie3": ["OnlineDistillation", "add_auxiliary_layer", "drop_auxiliary_layer"],
-    "distillation_ernie3_trainer": ["Ernie3DistillationTrainer"],
-    "evaluation_glm130b": ["evaluate_task"],
-    "learning_rates_ernie3": ["layerwise_lr_groups"],
-    "objectives_glm130b": ["BlankInfilling", "InstructionPairs", "Packing", "mix_instructions", "published_arguments"],
-    "objectives_glm130b_collator": ["Glm130bCollator"],
-    "pretraining_ernie3": ["Ernie3PretrainingTrainer"],
-    "pretraining_ernie3_collator": ["Ernie3PretrainingCollator"],
-    "pretraining_ernie3_control": ["ControllableLM"],
-    "pretraining_ernie3_credible": ["AdversarialTexts", "CredibleRows", "ModelContinuations"],
-    "pretraining_ernie3_documents": ["DocumentStreams", "DocumentTokens"],
-    "pretraining_ernie3_knowledge": ["DistantSupervision", "KnowledgeTextPrediction", "sentences_with"],
-    "pretraining_ernie3_masking": ["KnowledgeMasking", "Lexicon"],
-    "pretraining_ernie3_memories": ["MemoryBank"],
-    "pretraining_ernie3_mixture": ["Ernie3PretrainingMixture"],
-    "pretraining_ernie3_schedule": ["ProgressiveSchedule"],
-    "pretraining_ernie3_sentences": [
+    "finetuning.methods": ["AdapterArguments", "adapt"],
+    "finetuning.weight_only": ["load_adapter", "merging_into_integers"],
+    "glm130b_evaluation.answers": ["generate_answers"],
+    "ernie3_training.distillation": ["OnlineDistillation", "add_auxiliary_layer", "drop_auxiliary_layer"],
+    "ernie3_training.distillation_trainer": ["Ernie3DistillationTrainer"],
+    "glm130b_evaluation.evaluate": ["evaluate_task"],
+    "ernie3_training.learning_rates": ["layerwise_lr_groups"],
+    "finetuning.objectives": [
+        "BlankInfilling",
+        "InstructionPairs",
+        "Packing",
+        "mix_instructions",
+        "published_arguments",
+    ],
+    "finetuning.collator": ["Glm130bCollator"],
+    "ernie3_training.trainer": ["Ernie3PretrainingTrainer"],
+    "ernie3_training.collator": ["Ernie3PretrainingCollator"],
+    "ernie3_training.control": ["ControllableLM"],
+    "ernie3_training.credible": ["AdversarialTexts", "CredibleRows", "ModelContinuations"],
+    "ernie3_training.documents": ["DocumentStreams", "DocumentTokens"],
+    "ernie3_training.knowledge": ["DistantSupervision", "KnowledgeTextPrediction", "sentences_with"],
+    "ernie3_training.masking": ["KnowledgeMasking", "Lexicon"],
+    "ernie3_training.memories": ["MemoryBank"],
+    "ernie3_training.mixture": ["Ernie3PretrainingMixture"],
+    "ernie3_training.schedule": ["ProgressiveSchedule"],
+    "ernie3_training.structure": [
         "SentenceDistance",
         "SentenceReordering",
         "label_permutation",
         "permutation_classes",
         "permutation_label",
     ],
-    "prompts_ernie3": ["GENRES", "SENTIMENTS", "build_control_prompt"],
-    "scoring_ernie3": ["RankedText", "ZeroShotAnswer", "pair_scores", "rerank", "zero_shot"],
-    "scoring_glm130b": ["cond_log_probs", "lm_loss"],
-    "sentences_ernie3": ["split_sentences"],
+    "ernie_tasks.prompts": ["GENRES", "SENTIMENTS", "build_control_prompt"],
+    "ernie_tasks.scoring": ["RankedText", "ZeroShotAnswer", "pair_scores", "rerank", "zero_shot"],
+    "glm130b_evaluation.scoring": ["cond_log_probs", "lm_loss"],
+    "ernie3_training.splitting": ["split_sentences"],
 }
 _FILE_OF = {name: file for file in _LATER for name in _LATER[file]}
 

@@ -11,8 +11,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from .planner import DTYPES, RESERVE, plan
-from .planner_models import IN_SHORT
+from .planner.devices import DTYPES, RESERVE, plan
+from .planner.models import IN_SHORT
 
 FITS, REFUSED, DOES_NOT_FIT = 0, 1, 3  # 2 is argparse's
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_lm_eval(arguments: list[str]) -> int:
     """Hands the rest of the command line to lm-evaluation-harness."""
     try:
-        command = importlib.import_module(".lm_eval_glm130b", __package__)
+        command = importlib.import_module(".glm130b_evaluation.lm_eval", __package__)
     except ImportError as error:
         sys.stderr.write(f"error: {error}\n")
         return REFUSED

@@ -15,9 +15,8 @@ from torch import nn
 from hf_glm_ernie.weight_only import dequantize, quantize
 from hf_glm_ernie.weight_only_adapters import ONLY_BIAS, ONLY_CALLS, look_at_base_layer
 from hf_glm_ernie.weight_only_linear import WeightOnlyLinear
-
-from .strangers import run_python
-from .tiny_models import tiny_model
+from tests.support.strangers import run_python
+from tests.support.tiny_models import tiny_model
 
 peft = pytest.importorskip("peft", reason="adapters need peft (the extra `peft`)")
 

@@ -17,9 +17,8 @@ from transformers import CompileConfig
 from hf_glm_ernie import Glm130bForCausalLM
 from hf_glm_ernie.modeling_ernie3_heads import Ernie3ForCausalLM, Ernie3ForMaskedLM
 from hf_glm_ernie.rotary_glm130b import Glm130bRotaryEmbedding, rounded
-
-from . import tiny_ernie3
-from .tiny_models import GMASK, MASK, PAD, SOP, tiny_config, tiny_model
+from tests.support import tiny_ernie3
+from tests.support.tiny_models import GMASK, MASK, PAD, SOP, tiny_config, tiny_model
 
 COMPILER = os.environ.get("CXX", "g++")
 pytestmark = pytest.mark.skipif(

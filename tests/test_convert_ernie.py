@@ -12,7 +12,7 @@ import torch
 from safetensors.numpy import save_file
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-from .converting_ernie import (
+from tests.support.converting_ernie import (
     arrays_of,
     convert,
     small_arrays,
@@ -21,8 +21,8 @@ from .converting_ernie import (
     weights,
     write_checkpoint,
 )
-from .ernie_goldens import SHARED, SMALL
-from .paddle_writing import lod_record, program, write_pdparams, write_sharded
+from tests.support.ernie_goldens import SHARED, SMALL
+from tests.support.paddle_writing import lod_record, program, write_pdparams, write_sharded
 
 SMALL_NAMES = sorted(path.parent.name for path in SMALL.glob("*/case.json"))
 SHARED_FOLDERS = sorted(path.parent for path in SHARED.glob("models/*/model_state.pdparams"))

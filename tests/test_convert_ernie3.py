@@ -18,9 +18,8 @@ from hf_glm_ernie.modeling_ernie3 import Ernie3Model
 from hf_glm_ernie.modeling_ernie3_heads import Ernie3ForCausalLM, Ernie3ForMaskedLM
 from hf_glm_ernie.modeling_ernie3_pretraining import Ernie3ForPreTraining
 from hf_glm_ernie.tokenization_ernie3 import Ernie3Tokenizer
-
-from .converting import listing, weights
-from .converting_ernie3 import (
+from tests.support.converting import listing, weights
+from tests.support.converting_ernie3 import (
     SIZES,
     Arrays,
     convert,
@@ -30,7 +29,8 @@ from .converting_ernie3 import (
     write_combined,
     write_static,
 )
-from .ernie_vocabulary import SMALL, write_vocabulary
+from tests.support.ernie_vocabulary import SMALL, write_vocabulary
+
 from .reference.ernie3_naive import Row, language_model_logits
 
 AutoConfig.register(Ernie3Config.model_type, Ernie3Config, exist_ok=True)  # as the package does

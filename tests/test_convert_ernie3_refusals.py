@@ -16,10 +16,9 @@ from conversion.paddle_lod import LodFile
 from conversion.readers import CheckpointError
 from conversion.state_map import PlannedTensor
 from conversion.verify import VerifyError, verify_file
-
-from .converting_ernie import small_arrays, static_arrays
-from .converting_ernie3 import SIZES, Arrays, convert, layout, random_arrays, write_static
-from .ernie_vocabulary import SMALL, write_vocabulary
+from tests.support.converting_ernie import small_arrays, static_arrays
+from tests.support.converting_ernie3 import SIZES, Arrays, convert, layout, random_arrays, write_static
+from tests.support.ernie_vocabulary import SMALL, write_vocabulary
 
 Settings = dict[str, Any]
 

@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, TokenizersBackend
 
 from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
+from tests.support.converting_ernie import arrays_of, convert, weights, write_checkpoint
+from tests.support.ernie_vocabulary import SMALL, write_vocabulary
 
 from .conftest import GOLDEN
-from .converting_ernie import arrays_of, convert, weights, write_checkpoint
-from .ernie_vocabulary import SMALL, write_vocabulary
 
 SOURCES = GOLDEN / "ernie_added_tokens"  # as PaddleNLP saved them
 SIZE = len(SMALL["vocabulary"])  # ids; [UNK] has the last one, and PaddleNLP gives it to [E1], too

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from .converting_ernie import convert, small_arrays, small_settings, static_arrays, write_checkpoint
-from .ernie_goldens import SMALL
-from .paddle_writing import write_pdparams
+from tests.support.converting_ernie import convert, small_arrays, small_settings, static_arrays, write_checkpoint
+from tests.support.ernie_goldens import SMALL
+from tests.support.paddle_writing import write_pdparams
 
 Arrays = dict[str, np.ndarray]
 Settings = dict[str, Any]

@@ -21,9 +21,8 @@ from conversion.state_map import Split, TensorSpec
 from conversion.verify import expected_shapes
 from conversion.writer import copy_peak_bytes
 from hf_glm_ernie import Glm130bConfig, Glm130bForCausalLM
-
-from .converting import SIZES, convert, listing, weights, write_settings
-from .tiny import (
+from tests.support.converting import SIZES, convert, listing, weights, write_settings
+from tests.support.tiny import (
     Sizes,
     State,
     change_rank,

@@ -29,9 +29,8 @@ from conversion.verify import expected_shapes
 from conversion.writer import COMPUTING_COPIES, copy_peak_bytes, row_blocks
 from hf_glm_ernie import Glm130bConfig, Glm130bForCausalLM
 from hf_glm_ernie.weight_only import quantize, to_storage
-
-from .converting import convert, listing, weights, write_settings
-from .quantized_tiny import (
+from tests.support.converting import convert, listing, weights, write_settings
+from tests.support.quantized_tiny import (
     LINEARS,
     WIDE,
     expected_quantized,
@@ -40,8 +39,7 @@ from .quantized_tiny import (
     whole_quantized,
     write_quantized,
 )
-from .test_convert_glm130b import kill_then_run
-from .tiny import (
+from tests.support.tiny import (
     Sizes,
     State,
     change_rank,
@@ -52,6 +50,8 @@ from .tiny import (
     whole_state,
     write_released,
 )
+
+from .test_convert_glm130b import kill_then_run
 
 BITS = [4, 8]
 DEGREES = [1, 2, 8]

@@ -13,9 +13,8 @@ import torch
 
 from conversion import writer
 from conversion.__main__ import parse_size
-
-from .converting import SIZES, convert, listing, write_settings
-from .tiny import (
+from tests.support.converting import SIZES, convert, listing, write_settings
+from tests.support.tiny import (
     Hostile,
     Sizes,
     change_rank,

@@ -12,7 +12,7 @@ from transformers.integrations.accelerate import compute_module_sizes, infer_aut
 from hf_glm_ernie import ErnieUIEConfig, ErnieUTCConfig
 from hf_glm_ernie.planner import plan
 from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
-from tests.tiny_models import GMASK, MASK, PAD, SOP, tiny_model
+from tests.support.tiny_models import GMASK, MASK, PAD, SOP, tiny_model
 
 ERNIE: dict[str, Any] = {
     "vocab_size": 120,

@@ -15,9 +15,9 @@ from hf_glm_ernie.modeling_ernie3_heads import Ernie3ForCausalLM, Ernie3ForSeque
 from hf_glm_ernie.modeling_ernie3_pretraining import Ernie3ForPreTraining
 from hf_glm_ernie.planner import plan
 from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
+from tests.support.tiny_ernie3 import random_ids, tiny_model
 
 from .test_device_maps import check_layers_whole
-from .tiny_ernie3 import random_ids, tiny_model
 
 INPUTS = {"input_ids": random_ids(2, 5), "attention_mask": torch.tensor([[1] * 5, [0, 0, 1, 1, 1]])}
 GREEDY: dict[str, Any] = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}
@@ -157,7 +157,7 @@ def test_two_ranks_give_the_numbers_of_one(tmp_path: Path) -> None:
         inner = {"": model.config.intermediate_size, "branch_": model.config.branch_intermediate_size}
         torch.save(INPUTS | two_segments(model) | {"inner": inner}, file)
         pairs += [str(folder), str(file)]
-    script = Path(__file__).with_name("tensor_parallel_ernie3_run.py")
+    script = Path(__file__).parent / "support" / "tensor_parallel_ernie3_run.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])}
     done = subprocess.run(

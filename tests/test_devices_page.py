@@ -19,7 +19,7 @@ from accelerate.utils.deepspeed import HfDeepSpeedConfig
 from accelerate.utils.launch import prepare_multi_gpu_env
 
 from hf_glm_ernie.planner import plan
-from tests.tiny_models import tiny_model
+from tests.support.tiny_models import tiny_model
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "examples" / "configs"

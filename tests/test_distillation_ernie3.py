@@ -11,13 +11,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from hf_glm_ernie.distillation_ernie3 import (
+from hf_glm_ernie.ernie3_training.distillation import (
     OnlineDistillation,
     add_auxiliary_layer,
     drop_auxiliary_layer,
     has_auxiliary_layer,
 )
-from hf_glm_ernie.distillation_ernie3_relations import (
+from hf_glm_ernie.ernie3_training.relations import (
     Relations,
     common_relation_heads,
     recorded_relations,
@@ -28,8 +28,8 @@ from hf_glm_ernie.distillation_ernie3_relations import (
 from hf_glm_ernie.modeling_ernie3 import Ernie3Model
 from hf_glm_ernie.modeling_ernie3_heads import Ernie3ForCausalLM, Ernie3ForMaskedLM
 from hf_glm_ernie.modeling_ernie3_pretraining import Ernie3ForPreTraining
-from tests.distillation_ernie3_tiny import VOCABULARY, encoder, padded, rows, unified
 from tests.reference import ernie3_distillation_naive as naive
+from tests.support.distillation_ernie3_tiny import VOCABULARY, encoder, padded, rows, unified
 
 
 def random_relations(width, heads, rows=3, tokens=6):

@@ -15,26 +15,26 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_glm_ernie.distillation_ernie3 import (
+from hf_glm_ernie.ernie3_training.distillation import (
     AUXILIARY_FILE,
     OnlineDistillation,
     add_auxiliary_layer,
     drop_auxiliary_layer,
     has_auxiliary_layer,
 )
-from hf_glm_ernie.distillation_ernie3_relations import (
+from hf_glm_ernie.ernie3_training.distillation_trainer import Ernie3DistillationTrainer
+from hf_glm_ernie.ernie3_training.mixture import Ernie3PretrainingMixture
+from hf_glm_ernie.ernie3_training.relations import (
     understanding_layers,
 )
-from hf_glm_ernie.distillation_ernie3_trainer import Ernie3DistillationTrainer
+from hf_glm_ernie.ernie3_training.schedule import ProgressiveSchedule
+from hf_glm_ernie.ernie3_training.trainer import Ernie3PretrainingTrainer
 from hf_glm_ernie.modeling_ernie3 import Ernie3Model
 from hf_glm_ernie.modeling_ernie3_heads import Ernie3ForMaskedLM
 from hf_glm_ernie.modeling_ernie3_pretraining import Ernie3ForPreTraining
-from hf_glm_ernie.pretraining_ernie3 import Ernie3PretrainingTrainer
-from hf_glm_ernie.pretraining_ernie3_mixture import Ernie3PretrainingMixture
-from hf_glm_ernie.pretraining_ernie3_schedule import ProgressiveSchedule
-from tests.distillation_ernie3_tiny import MASK, encoder, padded, rows, same_weights, unified
-from tests.ernie3_pretraining_tiny import every_task, tiny_model
-from tests.ernie3_rows import small_tokenizer
+from tests.support.distillation_ernie3_tiny import MASK, encoder, padded, rows, same_weights, unified
+from tests.support.ernie3_pretraining_tiny import every_task, tiny_model
+from tests.support.ernie3_rows import small_tokenizer
 
 
 def trainer(folder, module, kind=Ernie3DistillationTrainer, steps=6, data=None, arguments=None, **given):

@@ -28,9 +28,8 @@ from conversion import __main__ as command
 from docs import make_api
 from hf_glm_ernie import Ernie3Config, Ernie3ForPreTraining, Ernie3Tokenizer, fill_blanks
 from hf_glm_ernie.planner import plan
-
-from .converting_ernie3 import SIZES, layout, random_arrays, write_static
-from .strangers import PREAMBLE, run_python
+from tests.support.converting_ernie3 import SIZES, layout, random_arrays, write_static
+from tests.support.strangers import PREAMBLE, run_python
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

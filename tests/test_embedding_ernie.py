@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from hf_glm_ernie import ErnieTokenizer, sentence_embeddings
-from hf_glm_ernie.embedding_ernie import mean_of_tokens
+from hf_glm_ernie.ernie_tasks.embeddings import mean_of_tokens
 
 TEXTS = [
     "巴黎是法国的首都。",

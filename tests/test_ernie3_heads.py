@@ -21,7 +21,7 @@ from transformers import (
 
 from hf_glm_ernie import ErnieForUIE, ErnieUIEConfig
 from hf_glm_ernie.configuration_ernie3 import Ernie3Config
-from hf_glm_ernie.learning_rates_ernie3 import layerwise_lr_groups, parameter_depth
+from hf_glm_ernie.ernie3_training.learning_rates import layerwise_lr_groups, parameter_depth
 from hf_glm_ernie.modeling_ernie3 import Ernie3Model
 from hf_glm_ernie.modeling_ernie3_heads import (
     Ernie3ForCausalLM,
@@ -32,8 +32,7 @@ from hf_glm_ernie.modeling_ernie3_heads import (
     Ernie3ForTokenClassification,
 )
 from hf_glm_ernie.modeling_ernie3_pretraining import TASKS, Ernie3ForPreTraining, mean_cross_entropy
-
-from .tiny_ernie3 import PAD, VOCABULARY, left_padded, random_ids, tiny_config, tiny_model
+from tests.support.tiny_ernie3 import PAD, VOCABULARY, left_padded, random_ids, tiny_config, tiny_model
 
 UNDERSTANDING = (
     Ernie3ForMaskedLM,

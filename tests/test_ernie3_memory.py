@@ -10,9 +10,9 @@ from transformers import DynamicCache, StaticCache
 from hf_glm_ernie.attention_ernie3 import counted_positions, relative_rows, remember, remembered_columns
 from hf_glm_ernie.modeling_ernie3 import Ernie3Memories, Ernie3Model
 from hf_glm_ernie.modeling_ernie3_heads import Ernie3ForCausalLM
+from tests.support.tiny_ernie3 import MEMORY, PAD, left_padded, random_ids, tiny_model
 
 from .reference.ernie3_naive import Memory, Row
-from .tiny_ernie3 import MEMORY, PAD, left_padded, random_ids, tiny_model
 
 # fp32 against fp64; seen: 5.2e-6 on memory states, 3.0e-6 elsewhere
 EXACT = 1e-5

@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from conversion.__main__ import main as convert
-from hf_glm_ernie.answers_glm130b import answer_ids, generate_answers, last_word
-from hf_glm_ernie.scoring_glm130b import (
+from hf_glm_ernie.glm130b_evaluation.answers import answer_ids, generate_answers, last_word
+from hf_glm_ernie.glm130b_evaluation.scoring import (
     choice_row,
     cond_log_probs,
     fit_text,
@@ -25,7 +25,7 @@ from hf_glm_ernie.scoring_glm130b import (
 from tests.conftest import GOLDEN
 from tests.reference import evaluation_naive as naive
 from tests.reference.glm130b_naive import forward
-from tests.tiny_models import EOP, EOS, GMASK, HEADS, LAYERS, MASK, PAD, SMASK, SOP, tiny_model
+from tests.support.tiny_models import EOP, EOS, GMASK, HEADS, LAYERS, MASK, PAD, SMASK, SOP, tiny_model
 
 CASES = json.loads((GOLDEN / "glm130b_evaluation.json").read_text())
 TOKENS = CASES["tokens"]
@@ -262,7 +262,7 @@ def test_scoring_leaves_the_model_in_its_mode(tiny: Any) -> None:
 
 def test_a_mask_that_is_cut_off_is_reported(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr("hf_glm_ernie.scoring_glm130b.logger.warning", said.append)
+    monkeypatch.setattr("hf_glm_ernie.glm130b_evaluation.scoring.logger.warning", said.append)
     cond_log_probs(tiny, TINY, [[MASK, *range(5, 40)]], [[[5], [6]]], max_seq_length=16)
     assert said == [
         "contexts[0] has 36 tokens, of which the last 13 fit: its mask is cut off, and one behind the text takes its "

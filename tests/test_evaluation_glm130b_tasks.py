@@ -16,13 +16,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from examples import evaluate as example
-from hf_glm_ernie import metrics_glm130b as metrics
-from hf_glm_ernie.answers_glm130b import lambada_bans, last_words
-from hf_glm_ernie.evaluation_glm130b import cond_log_probs, evaluate_task
-from hf_glm_ernie.scoring_glm130b import token_ids
-from hf_glm_ernie.tasks_glm130b import GenerationTaskConfig, MultiChoiceTaskConfig, read_task
-from tests.evaluation_sample import CONTEXT, ROOT, converted_sample, slow_forward
+from hf_glm_ernie.__main__ import main as command
+from hf_glm_ernie.glm130b_evaluation import metrics
+from hf_glm_ernie.glm130b_evaluation.answers import lambada_bans, last_words
+from hf_glm_ernie.glm130b_evaluation.evaluate import cond_log_probs, evaluate_task
+from hf_glm_ernie.glm130b_evaluation.scoring import token_ids
+from hf_glm_ernie.glm130b_evaluation.tasks import GenerationTaskConfig, MultiChoiceTaskConfig, read_task
 from tests.reference import evaluation_naive as naive
+from tests.support.evaluation_sample import CONTEXT, ROOT, converted_sample, slow_forward
 
 PAGE = (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE, flags=re.DOTALL)
@@ -320,7 +321,7 @@ def test_the_example_writes_what_it_prints(folder: Path, tmp_path: Path) -> None
 
 def test_the_page_runs_as_printed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its commands and code, in a folder where its files lie under the names it uses."""
-    harness_model = pytest.importorskip("hf_glm_ernie.lm_eval_glm130b", reason="needs lm_eval", exc_type=ImportError)
+    pytest.importorskip("lm_eval", reason="needs lm_eval", exc_type=ImportError)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "glm-130b").symlink_to(folder)
@@ -340,7 +341,7 @@ def test_the_page_runs_as_printed(folder: Path, tmp_path: Path, monkeypatch: pyt
     ours, theirs = (shlex.split(body) for kind, body in BLOCKS if kind == "bash")
     assert ours[:2] == ["python", "examples/evaluate.py"]
     assert "group test Accuracy: max = 100.000" in printed(lambda: example.main([*ours[2:], "--device", "cpu"]))
-    assert theirs[:3] == ["python", "-m", harness_model.__name__]
-    monkeypatch.setattr(sys, "argv", theirs[2:])
-    assert "|facts|" in printed(harness_model.main).replace(" ", "")
+    assert theirs[:4] == ["python", "-m", "hf_glm_ernie", "lm-eval"]
+    monkeypatch.setattr(sys, "argv", theirs)  # which the command changes
+    assert "|facts|" in printed(lambda: command(theirs[3:])).replace(" ", "")
     assert {kind for kind, _ in BLOCKS} == {"python", "text", "yaml", "json", "bash"}

@@ -19,15 +19,14 @@ from transformers import (
 )
 
 from hf_glm_ernie import ErnieForUIE, ErnieForUTC, ErnieUIEConfig, ErnieUTCConfig
-from hf_glm_ernie.adapters_methods import AdapterArguments, adapt
+from hf_glm_ernie.finetuning.methods import AdapterArguments, adapt
 from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig, repack
 from hf_glm_ernie.weight_only import dequantize, from_storage, quantize
-
-from .tiny_models import EOP, EOS, GMASK, LAYERS, MASK, PAD, SMASK, SOP, tiny_model
+from tests.support.tiny_models import EOP, EOS, GMASK, LAYERS, MASK, PAD, SMASK, SOP, tiny_model
 
 peft = pytest.importorskip("peft", reason="adapters need peft (the extra `peft`)")
 
-from hf_glm_ernie.adapters_weight_only import load_adapter, merging_into_integers  # noqa: E402  # needs peft
+from hf_glm_ernie.finetuning.weight_only import load_adapter, merging_into_integers  # noqa: E402  # needs peft
 
 ROOT = Path(__file__).parents[1]
 IDS = torch.tensor([[9, 8, MASK, 7, 6, SOP, 11, 12]])
@@ -84,7 +83,7 @@ def test_default_targets(kind: str, method: str) -> None:
 
 @pytest.mark.parametrize("order", ["ours first", "peft first"])
 def test_targets_are_registered_in_either_order_and_peft_is_not_imported(order: str) -> None:
-    ours = "import sys, importlib, hf_glm_ernie.adapters_targets as ours\n"
+    ours = "import sys, importlib, hf_glm_ernie.finetuning.targets as ours\n"
     ours += "had = 'peft' in sys.modules\nimportlib.reload(ours)\n"
     theirs = "import peft\n"
     check = (

@@ -16,9 +16,8 @@ datasets = pytest.importorskip("datasets", reason="the training scripts need dat
 pytest.importorskip("peft", reason="adapters need peft (the extra `peft`)")
 
 from examples import finetune_ernie  # noqa: E402  # needs them
-from hf_glm_ernie.adapters_weight_only import load_adapter  # noqa: E402  # likewise
-
-from .finetuning import cache_in  # noqa: E402  # likewise
+from hf_glm_ernie.finetuning.weight_only import load_adapter  # noqa: E402  # likewise
+from tests.support.finetuning import cache_in  # noqa: E402  # likewise
 
 SAMPLE = Path(__file__).parents[1] / "examples" / "sample-ernie"
 NEAR = ["法国", "北京", "大熊猫", "竹子", "月亮", "海洋", "冬天", "面包", "音乐", "火车"]

@@ -15,7 +15,7 @@ from hf_glm_ernie import fill_blanks
 datasets = pytest.importorskip("datasets", reason="the training scripts need datasets")
 pytest.importorskip("peft", reason="adapters need peft (the extra `peft`)")
 
-from .finetuning import FACTS, SAMPLE, cache_in, converted_sample, finetune, write_facts  # noqa: E402  # needs them
+from tests.support.finetuning import FACTS, SAMPLE, cache_in, converted_sample, finetune, write_facts  # noqa: E402  # needs them
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:Token type ids", "ignore:Position ids")
 

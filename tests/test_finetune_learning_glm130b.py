@@ -15,9 +15,8 @@ from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
 datasets = pytest.importorskip("datasets", reason="the training scripts need datasets")
 pytest.importorskip("peft", reason="adapters need peft (the extra `peft`)")
 
-from hf_glm_ernie.adapters_weight_only import load_adapter  # noqa: E402  # needs peft
-
-from .finetuning import FACTS, answered, converted_sample, finetune, frozen, write_facts  # noqa: E402  # likewise
+from hf_glm_ernie.finetuning.weight_only import load_adapter  # noqa: E402  # needs peft
+from tests.support.finetuning import FACTS, answered, converted_sample, finetune, frozen, write_facts  # noqa: E402  # likewise
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:Token type ids", "ignore:Position ids")
 

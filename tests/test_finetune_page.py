@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from conversion.__main__ import main as conversion_main
 from hf_glm_ernie import Glm130bConfig, Glm130bForCausalLM
-from hf_glm_ernie.adapters_methods import METHODS, AdapterArguments, adapt
+from hf_glm_ernie.finetuning.methods import METHODS, AdapterArguments, adapt
 
 pytest.importorskip("datasets", reason="the training scripts need datasets")
 pytest.importorskip("peft", reason="adapters need peft (the extra `peft`)")
@@ -21,8 +21,7 @@ pytest.importorskip("peft", reason="adapters need peft (the extra `peft`)")
 pytest.importorskip("trl", reason="the page shows TRL's SFTTrainer")
 
 from examples import finetune_ernie, finetune_glm130b, pretrain_glm130b, sft_glm130b  # need them
-
-from .finetuning import FACTS, cache_in, converted_sample, write_facts  # likewise
+from tests.support.finetuning import FACTS, cache_in, converted_sample, write_facts  # likewise
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "finetune.md").read_text(encoding="utf-8")

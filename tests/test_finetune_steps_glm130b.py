@@ -10,16 +10,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainingArguments
 
 from examples import finetune_glm130b
-from hf_glm_ernie.adapters_methods import AdapterArguments, adapt
-from hf_glm_ernie.objectives_glm130b import BlankInfilling, Packing
-from hf_glm_ernie.objectives_glm130b_collator import Glm130bCollator, shifted_label_smoothing
-
-from .tiny_models import MASK, SOP, tiny_model
+from hf_glm_ernie.finetuning.collator import Glm130bCollator, shifted_label_smoothing
+from hf_glm_ernie.finetuning.methods import AdapterArguments, adapt
+from hf_glm_ernie.finetuning.objectives import BlankInfilling, Packing
+from tests.support.tiny_models import MASK, SOP, tiny_model
 
 datasets = pytest.importorskip("datasets", reason="the training scripts need datasets")
 pytest.importorskip("peft", reason="adapters need peft (the extra `peft`)")
 
-from .finetuning import SAMPLE, converted_sample  # noqa: E402  # needs them
+from tests.support.finetuning import SAMPLE, converted_sample  # noqa: E402  # needs them
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:Token type ids", "ignore:Position ids")
@@ -122,7 +121,7 @@ def test_fsdp2_and_ddp_steps_in_two_processes_are_the_single_one(tmp_path) -> No
     after = {name: p.detach().clone() for name, p in trained.items()}
     assert all((after[name] - start[name]).abs().max() > 1e-3 for name in start)
     torch.save({"batch": batch, "start": start, "after": after}, tmp_path / "expected.pt")
-    script = Path(__file__).with_name("fsdp_lora_run.py")
+    script = Path(__file__).parent / "support" / "fsdp_lora_run.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     done = subprocess.run(
         [*command, str(tmp_path / "model"), str(tmp_path / "expected.pt")],

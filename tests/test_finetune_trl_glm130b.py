@@ -14,7 +14,7 @@ datasets = pytest.importorskip("datasets", reason="the training scripts need dat
 peft = pytest.importorskip("peft", reason="adapters need peft (the extra `peft`)")
 trl = pytest.importorskip("trl", reason="SFTTrainer is TRL's: pip install trl")
 
-from .finetuning import FACTS, answered, cache_in, converted_sample  # noqa: E402  # needs datasets
+from tests.support.finetuning import FACTS, answered, cache_in, converted_sample  # noqa: E402  # needs datasets
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore:Token type ids")
 

@@ -9,9 +9,9 @@ from transformers import DynamicCache, GenerationConfig, StaticCache
 
 from hf_glm_ernie.modeling_ernie3 import Ernie3Memories
 from hf_glm_ernie.modeling_ernie3_heads import Ernie3ForCausalLM
+from tests.support.tiny_ernie3 import PAD, SOFT, random_ids, tiny_model
 
 from .reference.ernie3_naive import Row, language_model_logits
-from .tiny_ernie3 import PAD, SOFT, random_ids, tiny_model
 
 POSITIONS = ("absolute", "relative")
 NEW = 7

@@ -12,7 +12,7 @@ from hf_glm_ernie import Glm130bForCausalLM, fill_blanks
 from hf_glm_ernie.host_interface import returned_cache
 from tests.reference.glm130b_naive import forward as naive_forward
 from tests.reference.glm130b_naive import layout
-from tests.tiny_models import EOP, EOS, GMASK, HEADS, LAYERS, MASK, PAD, SMASK, SOP, tiny_model
+from tests.support.tiny_models import EOP, EOS, GMASK, HEADS, LAYERS, MASK, PAD, SMASK, SOP, tiny_model
 
 PROMPTS = [
     [9, 8, MASK, 7, 6, SOP],

@@ -15,8 +15,17 @@ import torch
 from transformers import AutoConfig, PreTrainedModel, pipeline
 
 from conversion.__main__ import main as convert
-
-from .ernie_goldens import AUTO_CLASSES, OWN, SHARED, SMALL, Golden, difference, goldens, native_inputs, run
+from tests.support.ernie_goldens import (
+    AUTO_CLASSES,
+    OWN,
+    SHARED,
+    SMALL,
+    Golden,
+    difference,
+    goldens,
+    native_inputs,
+    run,
+)
 
 # Another order of additions than Paddle's. The bounds are the project's for parity; seen: 1.8e-5 where all is
 # masked (-1e4 rounds the scores to steps of 1e-3), 3.6e-6 elsewhere, and 1.6e-5.

@@ -12,9 +12,9 @@ from hf_glm_ernie import Glm130bConfig, Glm130bForCausalLM
 from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
 from hf_glm_ernie.weight_only_linear import WeightOnlyLinear
 from tests.conftest import GOLDEN
-from tests.converting import weights
-from tests.quantized_tiny import values
-from tests.tiny import equal_bits, load_rank
+from tests.support.converting import weights
+from tests.support.quantized_tiny import values
+from tests.support.tiny import equal_bits, load_rank
 
 # Another order of additions than the original's: 8e-6 seen on logits of size 27. The bound is the project's.
 PARITY = 5e-5

@@ -29,11 +29,10 @@ from hf_glm_ernie import (
 )
 from hf_glm_ernie.host_interface import CACHE_NAME, generation_setting, given_cache, returned_cache
 from hf_glm_ernie.host_versions import NEWEST_TESTED, OLDEST_TESTED
-
-from . import tiny_ernie3
-from .strangers import PREAMBLE, run_python
-from .tiny import write_ice_text_model
-from .tiny_models import MASK, SOP, tiny_model
+from tests.support import tiny_ernie3
+from tests.support.strangers import PREAMBLE, run_python
+from tests.support.tiny import write_ice_text_model
+from tests.support.tiny_models import MASK, SOP, tiny_model
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("cache", "past_key_values")

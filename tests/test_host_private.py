@@ -15,11 +15,11 @@ import transformers
 from packaging.version import Version
 
 import hf_glm_ernie
-from hf_glm_ernie.host_private import HOST_PRIVATE, HostName
+from tests.support.host_private import HOST_PRIVATE, HostName
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [
-    path for folder in ("hf_glm_ernie", "conversion", "examples") for path in sorted((ROOT / folder).glob("*.py"))
+    path for folder in ("hf_glm_ernie", "conversion", "examples") for path in sorted((ROOT / folder).rglob("*.py"))
 ]
 HOSTS = ("transformers", "peft", "accelerate", "huggingface_hub", "torch")
 # Modules whose names are documented and have not moved.
@@ -98,10 +98,10 @@ def _host_bases(cls: type) -> Iterator[type]:
 
 def _our_classes() -> list[type]:
     found: set[type] = set()
-    for info in pkgutil.iter_modules(hf_glm_ernie.__path__):
-        if info.name in ("lm_eval_glm130b", "__main__"):  # the harness's class; a command
+    for info in pkgutil.walk_packages(hf_glm_ernie.__path__, "hf_glm_ernie."):
+        if info.name.split(".")[-1] in ("lm_eval", "__main__"):  # the harness's class; a command
             continue
-        module = importlib.import_module(f"hf_glm_ernie.{info.name}")
+        module = importlib.import_module(info.name)
         found |= {
             value
             for value in vars(module).values()

@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 from conversion import publish as publishing
 from conversion.publish import plan_publication, publish
 from conversion.publish_classes import PUBLISHED
-from tests.publishing import CODE, ERNIE_TOKENIZER_CODE, make_source
-from tests.strangers import HIDDEN, MADE_BY, PYTHONS, run_python, stranger
+from tests.support.publishing import CODE, ERNIE_TOKENIZER_CODE, make_source
+from tests.support.strangers import HIDDEN, MADE_BY, PYTHONS, run_python, stranger
 
 BLANK, ANSWER = "An octopus has [MASK] and blue blood.", "three hearts"
 SENTENCE = "巴黎是法国的[MASK]都。"

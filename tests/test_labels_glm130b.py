@@ -9,8 +9,7 @@ from transformers import AutoModelForCausalLM, DataCollatorForLanguageModeling, 
 
 from hf_glm_ernie import Glm130bCollator, Glm130bForCausalLM, Glm130bTokenizer, InstructionPairs, Packing
 from hf_glm_ernie.inputs_glm130b import check_labels, labels_seen_first
-
-from .tiny_models import GMASK, MASK, SOP, tiny_config
+from tests.support.tiny_models import GMASK, MASK, SOP, tiny_config
 
 IDS = torch.tensor([[9, 8, GMASK, SOP, 5, 6, 7], [9, MASK, 8, 7, SOP, 5, 6]])
 ANSWER = torch.where(torch.tensor([[False] * 4 + [True] * 3, [False] * 5 + [True] * 2]), IDS, -100)
@@ -191,7 +190,7 @@ def test_the_host_s_collator_for_causal_models(tokenizer, model_of_tokenizer) ->
 
 @pytest.fixture
 def tokenizer(tmp_path) -> Glm130bTokenizer:
-    from .tiny import write_ice_text_model
+    from tests.support.tiny import write_ice_text_model
 
     return Glm130bTokenizer.from_ice_text_model(write_ice_text_model(tmp_path / "ice_text.model"), 0)
 

@@ -15,14 +15,14 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hf_glm_ernie.answers_glm130b import answer_ids
-from hf_glm_ernie.scoring_glm130b import token_ids
-from tests.evaluation_sample import CONTEXT, ROOT, converted_sample, slow_forward
+from hf_glm_ernie.glm130b_evaluation.answers import answer_ids
+from hf_glm_ernie.glm130b_evaluation.scoring import token_ids
 from tests.reference import evaluation_naive as naive
+from tests.support.evaluation_sample import CONTEXT, ROOT, converted_sample, slow_forward
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs lm-eval: pip install 'hf-glm-ernie[lm-eval]'")
 TaskManager = importlib.import_module("lm_eval.tasks").TaskManager
-harness = importlib.import_module("hf_glm_ernie.lm_eval_glm130b")
+harness = importlib.import_module("hf_glm_ernie.glm130b_evaluation.lm_eval")
 Glm130bLM = harness.Glm130bLM
 
 # Sums of up to 30 log-probabilities in fp32, in another order of additions: 1e-5 seen.
@@ -101,7 +101,7 @@ def rolling_by_hand(opened: Any, text: str, size: int = CONTEXT, step: int = CON
 
 
 def test_its_own_tasks_over_local_rows_by_hand(opened: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also the numbers of the command `python -m hf_glm_ernie.lm_eval_glm130b`, run in a process of its own."""
+    """Also the numbers of the command, run in a process of its own."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     tasks = TaskManager(include_path=str(opened.folder.parent / "tasks"), include_defaults=False)
     arguments = {"pretrained": str(opened.folder), "dtype": "float32", "device": "cpu"}
@@ -134,7 +134,15 @@ def test_its_own_tasks_over_local_rows_by_hand(opened: Any, tmp_path: Path, monk
     assert rolling["word_perplexity,none"] == pytest.approx(math.exp(-sum(losses) / words), rel=1e-5)
     assert rolling["bits_per_byte,none"] == pytest.approx(-sum(losses) / size / math.log(2), rel=1e-5)
 
-    command = [sys.executable, "-m", "hf_glm_ernie.lm_eval_glm130b", "--model", "glm130b", "--tasks", *TASKS]
+    command = [
+        sys.executable,
+        "-m",
+        "hf_glm_ernie.glm130b_evaluation.lm_eval",
+        "--model",
+        "glm130b",
+        "--tasks",
+        *TASKS,
+    ]
     command += ["--model_args", f"pretrained={opened.folder},dtype=float32", "--device", "cpu", "--batch_size", "3"]
     command += ["--include_path", str(opened.folder.parent / "tasks"), "--output_path", str(tmp_path / "out.json")]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "HF_DATASETS_CACHE": str(tmp_path / "cache")}
@@ -274,6 +282,6 @@ def test_without_lm_eval_the_import_says_what_to_install(monkeypatch: pytest.Mon
     for name in [name for name in sys.modules if name.split(".")[0] == "lm_eval"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    monkeypatch.delitem(sys.modules, "hf_glm_ernie.lm_eval_glm130b")
+    monkeypatch.delitem(sys.modules, "hf_glm_ernie.glm130b_evaluation.lm_eval")
     with pytest.raises(ImportError, match=r"needs lm-evaluation-harness .*pip install 'hf-glm-ernie\[lm-eval\]'"):
-        importlib.import_module("hf_glm_ernie.lm_eval_glm130b")
+        importlib.import_module("hf_glm_ernie.glm130b_evaluation.lm_eval")

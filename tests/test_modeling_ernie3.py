@@ -16,9 +16,9 @@ from hf_glm_ernie.host_interface import CACHE_NAME
 from hf_glm_ernie.modeling_ernie3 import Ernie3Model
 from hf_glm_ernie.modeling_ernie3_heads import Ernie3ForCausalLM, Ernie3ForMaskedLM
 from hf_glm_ernie.modeling_ernie3_pretraining import Ernie3ForPreTraining
+from tests.support.tiny_ernie3 import PAD, SOFT, VOCABULARY, left_padded, random_ids, tiny_config, tiny_model
 
 from .reference.ernie3_naive import Row, language_model_logits
-from .tiny_ernie3 import PAD, SOFT, VOCABULARY, left_padded, random_ids, tiny_config, tiny_model
 
 # fp32 against fp64 over five layers; seen: 2.3e-6 on values of about 3.
 EXACT = 1e-5

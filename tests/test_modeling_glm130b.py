@@ -12,7 +12,7 @@ from hf_glm_ernie import Glm130bConfig, Glm130bForCausalLM, Glm130bModel
 from hf_glm_ernie.modeling_glm130b import eager_attention_forward
 from tests.reference.glm130b_naive import forward as naive_forward
 from tests.reference.glm130b_naive import layout
-from tests.tiny_models import EOP, GMASK, HEADS, LAYERS, MASK, SMASK, SOP, tiny_config, tiny_model
+from tests.support.tiny_models import EOP, GMASK, HEADS, LAYERS, MASK, SMASK, SOP, tiny_config, tiny_model
 
 ROWS = [
     [9, 8, MASK, 7, 6, SOP, 5, 4, 3],

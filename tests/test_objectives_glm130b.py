@@ -16,7 +16,13 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from hf_glm_ernie import Glm130bForCausalLM, Glm130bTokenizer
-from hf_glm_ernie.objectives_glm130b import (
+from hf_glm_ernie.finetuning.collator import (
+    Glm130bCollator,
+    packed_attention_mask,
+    packed_segments,
+    shifted_label_smoothing,
+)
+from hf_glm_ernie.finetuning.objectives import (
     COLUMNS,
     BlankInfilling,
     InstructionPairs,
@@ -29,15 +35,9 @@ from hf_glm_ernie.objectives_glm130b import (
     span_lengths,
     write_row,
 )
-from hf_glm_ernie.objectives_glm130b_collator import (
-    Glm130bCollator,
-    packed_attention_mask,
-    packed_segments,
-    shifted_label_smoothing,
-)
+from tests.support.tiny_models import HEADS, LAYERS, tiny_model
 
 from .reference.glm130b_naive import forward as naive_forward
-from .tiny_models import HEADS, LAYERS, tiny_model
 
 datasets = pytest.importorskip("datasets", reason="the data side of the objective needs datasets")
 

@@ -20,9 +20,9 @@ from conversion.paddle_lod import LodFile, open_lod_folder
 from conversion.paddle_pickle import PaddleArchive
 from conversion.readers import CheckpointError
 from conversion.state_map import Piece, PlannedTensor
+from tests.support.paddle_writing import lod_record, numbers, program, same, write_pdparams, write_sharded
 
 from .conftest import GOLDEN
-from .paddle_writing import lod_record, numbers, program, same, write_pdparams, write_sharded
 
 PADDLE = GOLDEN / "paddle_files"
 SHARED = Path(__file__).parents[2] / "shared" / "goldens" / "ernie"

@@ -21,9 +21,9 @@ from conversion.paddle_lod import (
 from conversion.readers import CheckpointError
 from conversion.state_map import PlannedTensor
 from conversion.writer import WriteError
+from tests.support.paddle_writing import as_torch, lod_record, numbers, program, same, varint
 
 from .conftest import GOLDEN
-from .paddle_writing import as_torch, lod_record, numbers, program, same, varint
 
 PADDLE = GOLDEN / "paddle_files"
 

@@ -19,10 +19,10 @@ from conversion.paddle_pickle import PaddleArchive, open_pdparams, read_structur
 from conversion.readers import CheckpointError
 from conversion.state_map import PlannedTensor
 from conversion.writer import WriteError
+from tests.support.paddle_writing import as_torch, numbers, python2_pickle, same, write_pdparams
+from tests.support.tiny import Hostile
 
 from .conftest import GOLDEN
-from .paddle_writing import as_torch, numbers, python2_pickle, same, write_pdparams
-from .tiny import Hostile
 
 PADDLE = GOLDEN / "paddle_files"
 SHARED = Path(__file__).parents[2] / "shared" / "goldens" / "ernie"

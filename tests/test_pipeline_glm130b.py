@@ -9,9 +9,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast, T
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from hf_glm_ernie import Glm130bTextGenerationPipeline
-from hf_glm_ernie.pipeline_glm130b import TASK, full_text, register_pipeline
-
-from .finetuning import converted_sample
+from hf_glm_ernie.inference.pipeline import TASK, full_text, register_pipeline
+from tests.support.finetuning import converted_sample
 
 
 @pytest.fixture(scope="module")

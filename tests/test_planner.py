@@ -27,10 +27,10 @@ from transformers import (
 
 from hf_glm_ernie import ErnieUIEConfig, ErnieUTCConfig, Glm130bConfig
 from hf_glm_ernie.__main__ import main
-from hf_glm_ernie.planner import PRESETS, Plan, parse_devices, parse_size, plan, read_config
-from hf_glm_ernie.planner_sizes import Job, model_class, model_on_meta, module_bytes, trace
+from hf_glm_ernie.planner.devices import PRESETS, Plan, parse_devices, parse_size, plan, read_config
+from hf_glm_ernie.planner.sizes import Job, model_class, model_on_meta, module_bytes, trace
 from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
-from tests.tiny_models import SOP, tiny_config, tiny_model
+from tests.support.tiny_models import SOP, tiny_config, tiny_model
 
 GIB = 2**30
 ERNIE = {
@@ -318,7 +318,7 @@ def test_disk_takes_what_memory_does_not() -> None:
 def test_tensor_parallel_counts_are_those_of_real_ranks(tmp_path: Path) -> None:
     """Two processes (gloo) load their parts; every rank holds what the plan says."""
     folder = saved(tiny_model(), tmp_path / "model")
-    script = Path(__file__).with_name("planner_ranks_run.py")
+    script = Path(__file__).parent / "support" / "planner_ranks_run.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])}
     subprocess.run(

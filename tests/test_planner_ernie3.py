@@ -20,11 +20,11 @@ from hf_glm_ernie import (
     Ernie3Model,
 )
 from hf_glm_ernie.__main__ import main
-from hf_glm_ernie.planner import PRESETS, plan
-from hf_glm_ernie.planner_sizes import model_on_meta, module_bytes
+from hf_glm_ernie.planner.devices import PRESETS, plan
+from hf_glm_ernie.planner.sizes import model_on_meta, module_bytes
 from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
+from tests.support import tiny_ernie3
 
-from . import tiny_ernie3
 from .test_planner import bytes_held, measured_peak, saved
 
 UNIFIED: tuple[Any, ...] = (

@@ -8,9 +8,9 @@ import pytest
 from transformers import ErnieConfig
 
 from hf_glm_ernie.__main__ import main
-from hf_glm_ernie.planner import plan, read_config
-from hf_glm_ernie.planner_models import PRESETS, preset_of
-from hf_glm_ernie.planner_sizes import model_class
+from hf_glm_ernie.planner.devices import plan, read_config
+from hf_glm_ernie.planner.models import PRESETS, preset_of
+from hf_glm_ernie.planner.sizes import model_class
 
 SETTINGS: dict[str, dict[str, Any]] = json.loads(
     (Path(__file__).parent / "golden" / "ernie_released_settings.json").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from hf_glm_ernie.prefix_glm130b import (
     prefix_token_type_ids,
 )
 from tests.reference.glm130b_naive import layout
-from tests.tiny_models import EOP, GMASK, MASK, SMASK, SOP, tiny_config
+from tests.support.tiny_models import EOP, GMASK, MASK, SMASK, SOP, tiny_config
 
 ROWS = {
     "short blank": [9, MASK, 8, 7, SOP, 5, 6],

@@ -5,11 +5,11 @@ from collections import Counter
 import pytest
 import torch
 
+from hf_glm_ernie.ernie3_training.credible import AdversarialTexts, CredibleRows, ModelContinuations, within
+from hf_glm_ernie.ernie3_training.splitting import split_sentences
 from hf_glm_ernie.modeling_ernie3_heads import Ernie3ForCausalLM
-from hf_glm_ernie.pretraining_ernie3_credible import AdversarialTexts, CredibleRows, ModelContinuations, within
-from hf_glm_ernie.sentences_ernie3 import split_sentences
-from tests.ernie3_pretraining_tiny import PARAGRAPHS, tiny_model
-from tests.ernie3_rows import small_tokenizer, within_three_sigma
+from tests.support.ernie3_pretraining_tiny import PARAGRAPHS, tiny_model
+from tests.support.ernie3_rows import small_tokenizer, within_three_sigma
 
 TEXT = "今天天气真好。我们去公园玩吧。百度是一个平台。北京市的大桥。"
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from hf_glm_ernie.pretraining_ernie3_documents import DocumentReader, DocumentStreams, DocumentTokens
-from tests.ernie3_rows import small_tokenizer
+from hf_glm_ernie.ernie3_training.documents import DocumentReader, DocumentStreams, DocumentTokens
+from tests.support.ernie3_rows import small_tokenizer
 
 # Documents whose tokens tell where they come from: 1000 * document + place.
 LENGTHS = [1, 2, 3, 7, 8, 9, 15, 16, 17, 40, 23, 5, 8]

@@ -4,13 +4,13 @@ from collections import Counter
 
 import pytest
 
-from hf_glm_ernie.pretraining_ernie3_knowledge import (
+from hf_glm_ernie.ernie3_training.knowledge import (
     DistantSupervision,
     KnowledgeTextPrediction,
     checked_triple,
     sentences_with,
 )
-from tests.ernie3_rows import small_tokenizer, within_three_sigma
+from tests.support.ernie3_rows import small_tokenizer, within_three_sigma
 
 ROW = {"head": "北京", "relation": "hello 价格", "tail": "公园", "sentence": "我们去北京的大公园玩吧。"}
 

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from hf_glm_ernie.pretraining_ernie3_builders import IGNORED, row_generator
-from hf_glm_ernie.pretraining_ernie3_masking import (
+from hf_glm_ernie.ernie3_training.builders import IGNORED, row_generator
+from hf_glm_ernie.ernie3_training.masking import (
     KnowledgeMasking,
     Lexicon,
     Span,
@@ -16,8 +16,8 @@ from hf_glm_ernie.pretraining_ernie3_masking import (
     units_of_tokens,
 )
 from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
-from tests.ernie3_rows import random_text, small_tokenizer, within_three_sigma
-from tests.ernie_vocabulary import SMALL, write_vocabulary
+from tests.support.ernie3_rows import random_text, small_tokenizer, within_three_sigma
+from tests.support.ernie_vocabulary import SMALL, write_vocabulary
 
 MASK = 3
 

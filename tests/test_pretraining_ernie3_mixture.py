@@ -7,16 +7,16 @@ import torch
 from torch.utils.data import DataLoader
 
 from hf_glm_ernie import modeling_ernie3_pretraining
+from hf_glm_ernie.ernie3_training.builders import TASK_BRANCHES
+from hf_glm_ernie.ernie3_training.collator import Ernie3PretrainingCollator, collate_rows
+from hf_glm_ernie.ernie3_training.masking import KnowledgeMasking
+from hf_glm_ernie.ernie3_training.memories import MemoryBank
+from hf_glm_ernie.ernie3_training.mixture import Ernie3PretrainingMixture, row_counts
+from hf_glm_ernie.ernie3_training.schedule import ProgressiveSchedule
+from hf_glm_ernie.ernie3_training.structure import SentenceReordering
 from hf_glm_ernie.memory_ernie3 import Ernie3Memories
-from hf_glm_ernie.pretraining_ernie3_builders import TASK_BRANCHES
-from hf_glm_ernie.pretraining_ernie3_collator import Ernie3PretrainingCollator, collate_rows
-from hf_glm_ernie.pretraining_ernie3_masking import KnowledgeMasking
-from hf_glm_ernie.pretraining_ernie3_memories import MemoryBank
-from hf_glm_ernie.pretraining_ernie3_mixture import Ernie3PretrainingMixture, row_counts
-from hf_glm_ernie.pretraining_ernie3_schedule import ProgressiveSchedule
-from hf_glm_ernie.pretraining_ernie3_sentences import SentenceReordering
-from tests.ernie3_pretraining_tiny import PARAGRAPHS, documents, every_task
-from tests.ernie3_rows import small_tokenizer
+from tests.support.ernie3_pretraining_tiny import PARAGRAPHS, documents, every_task
+from tests.support.ernie3_rows import small_tokenizer
 
 
 @pytest.fixture(scope="module")

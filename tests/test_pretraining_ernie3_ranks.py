@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.ernie3_pretraining_ranks_run import STEPS
+from tests.support.ernie3_pretraining_ranks_run import STEPS
 
 
 @pytest.mark.slow
 def test_two_ranks_train_one_model_on_separate_rows(tmp_path: Path) -> None:
-    script = Path(__file__).with_name("ernie3_pretraining_ranks_run.py")
+    script = Path(__file__).parent / "support" / "ernie3_pretraining_ranks_run.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])}
     done = subprocess.run(

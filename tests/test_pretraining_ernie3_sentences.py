@@ -6,15 +6,15 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from hf_glm_ernie.pretraining_ernie3_sentences import (
+from hf_glm_ernie.ernie3_training.splitting import complete_sentences, ends_a_sentence, split_sentences
+from hf_glm_ernie.ernie3_training.structure import (
     SentenceDistance,
     SentenceReordering,
     label_permutation,
     permutation_classes,
     permutation_label,
 )
-from hf_glm_ernie.sentences_ernie3 import complete_sentences, ends_a_sentence, split_sentences
-from tests.ernie3_rows import random_text, small_tokenizer, within_three_sigma
+from tests.support.ernie3_rows import random_text, small_tokenizer, within_three_sigma
 
 
 @pytest.fixture(scope="module")

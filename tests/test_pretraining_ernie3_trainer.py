@@ -6,15 +6,15 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from hf_glm_ernie.pretraining_ernie3 import Ernie3PretrainingTrainer
-from hf_glm_ernie.pretraining_ernie3_builders import TASK_BRANCHES
-from hf_glm_ernie.pretraining_ernie3_collator import Ernie3PretrainingCollator
-from hf_glm_ernie.pretraining_ernie3_documents import DocumentStreams
-from hf_glm_ernie.pretraining_ernie3_masking import KnowledgeMasking
-from hf_glm_ernie.pretraining_ernie3_mixture import Ernie3PretrainingMixture
-from hf_glm_ernie.pretraining_ernie3_schedule import ProgressiveSchedule
-from tests.ernie3_pretraining_tiny import PARAGRAPHS, documents, every_task, tiny_model
-from tests.ernie3_rows import small_tokenizer
+from hf_glm_ernie.ernie3_training.builders import TASK_BRANCHES
+from hf_glm_ernie.ernie3_training.collator import Ernie3PretrainingCollator
+from hf_glm_ernie.ernie3_training.documents import DocumentStreams
+from hf_glm_ernie.ernie3_training.masking import KnowledgeMasking
+from hf_glm_ernie.ernie3_training.mixture import Ernie3PretrainingMixture
+from hf_glm_ernie.ernie3_training.schedule import ProgressiveSchedule
+from hf_glm_ernie.ernie3_training.trainer import Ernie3PretrainingTrainer
+from tests.support.ernie3_pretraining_tiny import PARAGRAPHS, documents, every_task, tiny_model
+from tests.support.ernie3_rows import small_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_training_is_the_loop_written_out(tokenizer, tmp_path):
 def test_memories_matter_and_are_carried(tokenizer, tmp_path, monkeypatch):
     """The same run without carrying differs in the document loss, from the step on that has a memory."""
     carried = [log["document_lm_loss"] for log in train(tokenizer, tmp_path).state.log_history if "loss" in log]
-    monkeypatch.setattr("hf_glm_ernie.pretraining_ernie3_memories.MemoryBank.take", lambda self, ids, reset: None)
+    monkeypatch.setattr("hf_glm_ernie.ernie3_training.memories.MemoryBank.take", lambda self, ids, reset: None)
     dropped = [log["document_lm_loss"] for log in train(tokenizer, tmp_path).state.log_history if "loss" in log]
     assert carried[0] == dropped[0]
     assert all(abs(a - b) > 1e-4 for a, b in zip(carried[1:4], dropped[1:4], strict=True))

@@ -5,11 +5,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from hf_glm_ernie.pretraining_ernie3_control import ControllableLM
-from hf_glm_ernie.prompts_ernie3 import GENRES, SENTIMENTS, build_control_prompt
+from hf_glm_ernie.ernie3_training.control import ControllableLM
+from hf_glm_ernie.ernie_tasks.prompts import GENRES, SENTIMENTS, build_control_prompt
 from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
-from tests.ernie3_rows import small_tokenizer, within_three_sigma
-from tests.ernie_vocabulary import SMALL, write_vocabulary
+from tests.support.ernie3_rows import small_tokenizer, within_three_sigma
+from tests.support.ernie_vocabulary import SMALL, write_vocabulary
 
 ROW = {
     "text": "今天天气真好hello",

@@ -25,11 +25,11 @@ from conversion.publish import plan_publication, publish
 from conversion.publish_classes import PUBLISHED, remote_classes
 from conversion.publish_hub import push
 from hf_glm_ernie import ErnieUIEConfig, ErnieUTCConfig
-from tests.hub_stand_in import TOKEN, Hub, serve
-from tests.publishing import CODE, make_source
-from tests.strangers import stranger
-from tests.tiny_ernie3 import tiny_model as tiny_ernie3
-from tests.tiny_models import tiny_model
+from tests.support.hub_stand_in import TOKEN, Hub, serve
+from tests.support.publishing import CODE, make_source
+from tests.support.strangers import stranger
+from tests.support.tiny_ernie3 import tiny_model as tiny_ernie3
+from tests.support.tiny_models import tiny_model
 
 CARD_CODE = re.compile(r"```python\n(.*?)```", flags=re.DOTALL)
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from conversion.publish_classes import PUBLISHED, remote_classes
-from tests.hub_stand_in import TOKEN, Hub, serve
-from tests.publishing import CODE, make_source
-from tests.strangers import PREAMBLE, run_python
+from tests.support.hub_stand_in import TOKEN, Hub, serve
+from tests.support.publishing import CODE, make_source
+from tests.support.strangers import PREAMBLE, run_python
 
 pytestmark = pytest.mark.slow  # three checks of repositories in processes of their own
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from conversion import publish as publishing
 from conversion.__main__ import main
-from tests.publishing import make_source
+from tests.support.publishing import make_source
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -11,8 +11,7 @@ from transformers import AutoModelForCausalLM
 from transformers.quantizers.auto import AutoQuantizationConfig
 
 from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
-
-from .tiny_models import tiny_model
+from tests.support.tiny_models import tiny_model
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,7 @@ from hf_glm_ernie import ErnieForUIE, ErnieUIEConfig, Glm130bForCausalLM, fill_b
 from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
 from hf_glm_ernie.weight_only import dequantize
 from hf_glm_ernie.weight_only import quantize as to_integers
-
-from .tiny_models import LAYERS, MASK, SOP, tiny_model
+from tests.support.tiny_models import LAYERS, MASK, SOP, tiny_model
 
 ROOT = Path(__file__).parents[1]
 DOCUMENT = (ROOT / "docs" / "quantization.md").read_text(encoding="utf-8")

@@ -21,8 +21,7 @@ from conversion.readers import (
     open_safetensors_file,
     open_torch_file,
 )
-
-from .tiny import (
+from tests.support.tiny import (
     Hostile,
     Sizes,
     change_rank,

@@ -53,13 +53,17 @@ def test_make_targets_exist_and_files_are_where_the_map_says() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in set(re.findall(r"\bmake ([a-z-]+)", README)):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
-    files = next(body for kind, body in BLOCKS if kind == "text" and "configuration_glm130b.py" in body)
+    files = next(body for kind, body in BLOCKS if kind == "text" and "hf_glm_ernie/ " in body)
+    found: set[Path] = set()
     folder = ""
     for line in files.splitlines():
-        names = line.split("  ")[0] if not line.startswith("  ") else line.strip().split("  ")[0]
-        if not line.startswith("  "):
-            folder = names
-            assert (ROOT / folder).is_dir(), folder
-        else:
-            for name in names.split(", "):
-                assert (ROOT / folder / name).is_file(), f"{folder}{name}"
+        names = line.strip().split("  ")[0]
+        folder = folder if line.startswith("  ") else ""
+        for name in names.split(", "):
+            named = set(ROOT.glob(folder + name))
+            assert named, f"{folder}{name}"
+            found |= named
+        folder = folder or names
+    package = {path for path in (ROOT / "hf_glm_ernie").iterdir() if path.suffix == ".py" or path.is_dir()}
+    left_out = {path.name for path in package - found}
+    assert left_out == {"__init__.py", "__main__.py", "__pycache__", "configuration_arguments.py"} & left_out

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_glm_ernie import Glm130bConfig
 from hf_glm_ernie.rotary_glm130b import Glm130bRotaryEmbedding, rounded
-from tests.tiny_models import tiny_config, tiny_model
+from tests.support.tiny_models import tiny_config, tiny_model
 
 LAST = 65504  # the largest fp16 number, and so the last position the original can tell from the next
 

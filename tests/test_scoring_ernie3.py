@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from hf_glm_ernie.configuration_ernie3 import Ernie3Config
+from hf_glm_ernie.ernie_tasks.scoring import SCORES, pair_scores, rerank, zero_shot
 from hf_glm_ernie.modeling_ernie3_heads import Ernie3ForCausalLM, Ernie3ForMaskedLM
 from hf_glm_ernie.modeling_ernie3_pretraining import Ernie3ForPreTraining
-from hf_glm_ernie.scoring_ernie3 import SCORES, pair_scores, rerank, zero_shot
-from tests.ernie3_rows import small_tokenizer
 from tests.reference import ernie3_scoring_naive as naive
+from tests.support.ernie3_rows import small_tokenizer
 
 PAIRS = [
     ("今天天气真好。我们去", "公园玩吧"),

@@ -31,9 +31,8 @@ from conversion.operations import (
     matrix_shape,
 )
 from conversion.state_map import CoverageError, Plan, PlannedTensor, Row, StateMap
-
-from . import tiny
-from .tiny import Sizes, State, equal_bits, expected_state, rank_state, whole_state
+from tests.support import tiny
+from tests.support.tiny import Sizes, State, equal_bits, expected_state, rank_state, whole_state
 
 OPERATIONS: list[tuple[Operation, Shape]] = [
     (Replicated(), (7,)),

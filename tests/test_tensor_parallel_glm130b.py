@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tests.tiny_models import GMASK, MASK, PAD, SOP, tiny_model
+from tests.support.tiny_models import GMASK, MASK, PAD, SOP, tiny_model
 
 
 def test_two_ranks_give_the_numbers_of_one(tmp_path: Path) -> None:
@@ -25,7 +25,7 @@ def test_two_ranks_give_the_numbers_of_one(tmp_path: Path) -> None:
     torch.save(inputs | expected, tmp_path / "expected.pt")
     model.save_pretrained(tmp_path / "model")
 
-    script = Path(__file__).with_name("tensor_parallel_run.py")
+    script = Path(__file__).parent / "support" / "tensor_parallel_run.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])}
     done = subprocess.run(

@@ -23,8 +23,8 @@ from hf_glm_ernie.configuration_ernie_uie import ErnieUIEConfig
 from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
 from hf_glm_ernie.tokenization_ernie_offsets import kept_lengths
 from hf_glm_ernie.tokenization_ernie_vocabulary import read_vocabulary
-from tests.ernie_vocabulary import FULL, SMALL, paddle_folder, released_lines, write_vocabulary
 from tests.reference.ernie_tokenizer import ErnieReference, random_texts, truncated_lengths
+from tests.support.ernie_vocabulary import FULL, SMALL, paddle_folder, released_lines, write_vocabulary
 
 
 @pytest.fixture(scope="module")

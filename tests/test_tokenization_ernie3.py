@@ -14,9 +14,9 @@ from transformers import AutoTokenizer, TokenizersBackend
 from hf_glm_ernie.configuration_ernie3 import Ernie3Config
 from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
 from hf_glm_ernie.tokenization_ernie3 import NUM_PIECES, Ernie3Tokenizer
-from tests.ernie_vocabulary import SMALL, released_lines, write_vocabulary
 from tests.reference.ernie3_tokenizer import GONE, Ernie3Reference, random_paragraphs
 from tests.reference.ernie_tokenizer import random_texts
+from tests.support.ernie_vocabulary import SMALL, released_lines, write_vocabulary
 from tests.test_tokenization_ernie_unicode import needs_unicode_14
 
 SMALL_LINES = [*SMALL["vocabulary"][:-1], "；", "’", "[UNK]"]

@@ -22,8 +22,8 @@ from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
 from hf_glm_ernie.tokenization_ernie_added import MARK, build_marking_normalizer, has_case
 from hf_glm_ernie.tokenization_ernie_vocabulary import read_vocabulary
 from tests.conftest import GOLDEN
-from tests.ernie_vocabulary import FULL, SMALL, paddle_folder, released_lines, write_vocabulary
 from tests.reference.ernie_tokenizer import random_texts
+from tests.support.ernie_vocabulary import FULL, SMALL, paddle_folder, released_lines, write_vocabulary
 
 LINES = SMALL["vocabulary"]
 SIZE = len(LINES)

@@ -7,9 +7,9 @@ import pytest
 
 from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
 from hf_glm_ernie.tokenization_ernie_unicode import ACCENTS, HAN, MARKS, REMOVED
-from tests.ernie_vocabulary import released_lines, write_vocabulary
 from tests.reference import ernie_tokenizer as rules
 from tests.reference.ernie_tokenizer import ErnieReference, random_texts
+from tests.support.ernie_vocabulary import released_lines, write_vocabulary
 
 needs_unicode_14 = pytest.mark.skipif(
     unicodedata.unidata_version != "14.0.0",

@@ -15,8 +15,7 @@ datasets = pytest.importorskip("datasets", reason="the training scripts need dat
 pytest.importorskip("peft", reason="adapters need peft (the extra `peft`)")
 
 from examples import pretrain_glm130b  # noqa: E402  # needs them
-
-from .finetuning import cache_in, converted_sample, finetune, write_facts  # noqa: E402  # likewise
+from tests.support.finetuning import cache_in, converted_sample, finetune, write_facts  # noqa: E402  # likewise
 
 
 def used(folder: Path) -> Path:

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from hf_glm_ernie.configuration_ernie_uie import ErnieUIEConfig
-from hf_glm_ernie.extraction_ernie_uie import uie
+from hf_glm_ernie.ernie_tasks.uie import uie
+from hf_glm_ernie.ernie_tasks.uie_schema import SchemaNode, read_schema
+from hf_glm_ernie.ernie_tasks.uie_windows import cut_sentences, pair_spans
 from hf_glm_ernie.modeling_ernie_uie import ErnieForUIE
-from hf_glm_ernie.schema_ernie_uie import SchemaNode, read_schema
 from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
-from hf_glm_ernie.windows_ernie_uie import cut_sentences, pair_spans
 from tests.conftest import GOLDEN
 from tests.reference import uie_naive
 from tests.test_modeling_ernie_heads import converted, shared_ernie

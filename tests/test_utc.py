@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_glm_ernie.classification_ernie_utc import utc, utc_inputs
 from hf_glm_ernie.configuration_ernie_utc import ErnieUTCConfig
+from hf_glm_ernie.ernie_tasks.utc import utc, utc_inputs
 from hf_glm_ernie.modeling_ernie_utc import ErnieForUTC
 from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
 from tests.conftest import GOLDEN

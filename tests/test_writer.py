@@ -34,8 +34,7 @@ from conversion.writer import (
     copy_peak_bytes,
     plan_shards,
 )
-
-from .tiny import equal_bits
+from tests.support.tiny import equal_bits
 
 FP16, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32
 

@@ -1,7 +1,7 @@
 """Information extraction the slow way: one question, one window, one forward at a time, spans by two pointers.
 
 Written from what PaddleNLP's `Taskflow("information_extraction")` does, with the differences that
-`hf_glm_ernie/extraction_ernie_uie.py` names. Independent of the package.
+`hf_glm_ernie/ernie_tasks/uie.py` names. Independent of the package.
 """
 
 from typing import Any

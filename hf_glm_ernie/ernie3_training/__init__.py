@@ -1,0 +1,1 @@
+"""ERNIE 3.0's pre-training and distillation: rows, tasks, schedules, trainers."""

@@ -1,0 +1,205 @@
+"""Credible generation (self-supervised adversarial loss): natural paragraphs against ones that a model wrote.
+
+Two steps, because the first needs a large model and the second runs in every epoch:
+
+1. [`AdversarialTexts`] turns paragraphs into pairs: the paragraph itself (label 1), and its first one to three
+   sentences continued by a generator (label 0). Either is at most 512 tokens long; what overflows is cut and loses its
+   last, incomplete sentence. Natural paragraphs are cut in the same way, so that a cut does not give the class away.
+2. [`CredibleRows`] turns the texts into rows `[CLS] text`.
+
+Source: PT = arXiv 2112.12731, section 3.2.1.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.utils import logging
+
+from .builders import RowBuilder, checked_text, fitted, row_generator, special_id, text_ids
+from .splitting import complete_sentences, split_sentences
+
+logger = logging.get_logger(__name__)
+
+TASK = "credible"
+GENERATED, ORIGINAL = 0, 1
+MOST_PROMPT_SENTENCES = 3
+# Settings of the 10B's own program.
+SAMPLING = {"do_sample": True, "top_k": 4, "temperature": 0.9, "repetition_penalty": 1.1}
+# WordPiece is decoded with blanks between Chinese characters, which no natural text has.
+BLANKS_BESIDE_CHINESE = re.compile(r"(?<=[^\x00-\x7f])\s+|\s+(?=[^\x00-\x7f])")
+
+
+def within(tokenizer: Any, text: str, most: int) -> str:
+    """A text of at most so many tokens: a longer one is cut, and then loses its last, incomplete sentence.
+
+    Args:
+        tokenizer: A tokenizer on the `tokenizers` library, which knows where a token ends.
+        text: Any text.
+        most: Tokens, without special ones around the text.
+
+    Returns:
+        The text, or its first whole sentences; nothing where not even one fits.
+    """
+    encoding = tokenizer([text], add_special_tokens=False, verbose=False).encodings[0]
+    if len(encoding.ids) <= most:
+        return text
+    text = complete_sentences(text[: max((end for _, end in encoding.offsets[:most]), default=0)])
+    while text and len(text_ids(tokenizer, text)) > most:  # the mark behind its last sentence is one token more
+        text = "".join(split_sentences(text)[:-1])
+    return text
+
+
+class AdversarialTexts:
+    """A map function for `datasets`, `batched=True, with_indices=True`: paragraphs to original and generated texts.
+
+    Columns read: `text`. Columns made: `text`, `credible_labels` (1 original, 0 generated), two rows for every
+    paragraph; so pass `remove_columns=dataset.column_names`. A paragraph of which nothing is left within `max_length`,
+    or whose continuation has no whole sentence there, gives no rows; a warning counts them.
+
+    Args:
+        generate: Continues texts: a list of prompts to a list of continuations, without the prompts
+            ([`ModelContinuations`] makes one of a model).
+        tokenizer: Counts tokens.
+        max_length: Tokens of a text at most, `[CLS]` included.
+        seed: Decides how many sentences each prompt has, with the paragraph's index.
+    """
+
+    def __init__(
+        self, generate: Callable[[list[str]], list[str]], tokenizer: Any, *, max_length: int = 512, seed: int = 0
+    ) -> None:
+        self.generate, self.tokenizer = generate, tokenizer
+        self.max_length, self.seed = max_length, seed
+
+    def __call__(self, rows: Mapping[str, list[Any]], indices: Sequence[int]) -> dict[str, list[Any]]:
+        """Columns in, columns out.
+
+        Raises:
+            ValueError: an empty text, or a generator that returns another number of texts.
+        """
+        prompts = [self.prompt(text, index) for text, index in zip(rows["text"], indices, strict=True)]
+        continuations = self.generate(prompts)
+        if len(continuations) != len(prompts):
+            raise ValueError(f"{TASK}: the generator returned {len(continuations)} texts for {len(prompts)} prompts.")
+        made: dict[str, list[Any]] = {"text": [], "credible_labels": []}
+        for text, prompt, continuation in zip(rows["text"], prompts, continuations, strict=True):
+            original, generated = self._short(text), self._short(prompt + continuation)
+            if original and len(generated.rstrip()) > len(prompt.rstrip()):
+                made["text"] += [original, generated]
+                made["credible_labels"] += [ORIGINAL, GENERATED]
+        missing = len(prompts) - len(made["text"]) // 2
+        if missing:
+            logger.warning(
+                f"{missing} of {len(prompts)} paragraphs gave no rows: of the paragraph or of what the generator "
+                f"wrote no whole sentence fits into max_length={self.max_length} tokens."
+            )
+        return made
+
+    def prompt(self, text: str, index: int) -> str:
+        """The first one to three sentences of a paragraph, uniform among what leaves something to continue.
+
+        Args:
+            text: The paragraph.
+            index: Its place in the data.
+
+        Raises:
+            ValueError: an empty text.
+        """
+        try:
+            sentences = split_sentences(checked_text({"text": text}, "text"))
+        except ValueError as error:
+            raise ValueError(f"{TASK}, row {index}: {error}") from error
+        most = max(min(MOST_PROMPT_SENTENCES, len(sentences) - 1), 1)
+        count = int(row_generator(self.seed, TASK, 0, index).integers(1, most + 1))
+        return "".join(sentences[:count])
+
+    def _short(self, text: str) -> str:
+        return within(self.tokenizer, text, self.max_length - 1)
+
+
+class ModelContinuations:
+    """Continues texts with an `Ernie3ForCausalLM`: the generator that [`AdversarialTexts`] takes.
+
+    Sampling draws from PyTorch's global generator: `torch.manual_seed` or `transformers.set_seed` makes it repeat.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        max_length: Tokens of a prompt and its continuation at most, `[CLS]` included.
+        batch_size: Prompts per call of `generate`.
+        **settings: For `generate`, over the 10B's own (top 4, temperature 0.9, repetition penalty 1.1).
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Any, *, max_length: int = 512, batch_size: int = 8, **settings: Any
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.max_length, self.batch_size = max_length, batch_size
+        self.settings = SAMPLING | settings
+
+    def __call__(self, prompts: list[str]) -> list[str]:
+        """The continuation of each prompt; without its last, incomplete sentence where the length ended it.
+
+        Raises:
+            ValueError: a prompt that leaves no room.
+        """
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            texts = []
+            for start in range(0, len(prompts), self.batch_size):
+                texts += self._continue(prompts[start : start + self.batch_size])
+            return texts
+        finally:
+            self.model.train(was_training)
+
+    @torch.no_grad()
+    def _continue(self, prompts: list[str]) -> list[str]:
+        cls = special_id(self.tokenizer, "cls_token_id", "[CLS]")
+        end = special_id(self.tokenizer, "eos_token_id", "[END]")
+        pad = special_id(self.tokenizer, "pad_token_id", "[PAD]")
+        rows = [
+            [cls, *fitted(text_ids(self.tokenizer, one), self.max_length - 2, False, "a prompt")] for one in prompts
+        ]
+        width = max(map(len, rows))
+        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=self.model.device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.model.device)
+        settings = {"eos_token_id": end, "pad_token_id": pad, "max_new_tokens": self.max_length - width}
+        written = self.model.generate(ids, attention_mask=mask, **(settings | self.settings))[:, width:]
+        return [self._text(row.tolist(), end) for row in written]
+
+    def _text(self, ids: list[int], end: int) -> str:
+        finished = end in ids
+        ids = ids[: ids.index(end)] if finished else ids
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        text = BLANKS_BESIDE_CHINESE.sub("", text)
+        return text if finished else complete_sentences(text)
+
+
+@dataclasses.dataclass(frozen=True)
+class CredibleRows(RowBuilder):
+    """Rows of the credible task: `[CLS] text`, natural or not.
+
+    Columns read: `text`, `credible_labels` (1 original, 0 generated). Columns made: `input_ids`, `credible_labels`.
+    Arguments: those of [`RowBuilder`].
+    """
+
+    task = TASK
+
+    def build(self, row: Mapping[str, Any], generator: np.random.Generator, max_length: int) -> dict[str, Any]:
+        """`[CLS] text` and its label."""
+        ids = text_ids(self.tokenizer, checked_text(row, "text"))
+        label = row.get("credible_labels")
+        if label not in (GENERATED, ORIGINAL):
+            raise ValueError(f"credible_labels={label!r} must be {ORIGINAL} (original) or {GENERATED} (generated).")
+        cls = special_id(self.tokenizer, "cls_token_id", "[CLS]")
+        return {
+            "input_ids": [cls, *fitted(ids, max_length - 1, self.truncation, "the text")],
+            "credible_labels": int(label),
+        }
+
+
+__all__ = ["AdversarialTexts", "CredibleRows", "ModelContinuations", "within"]

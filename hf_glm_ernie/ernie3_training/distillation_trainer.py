@@ -1,0 +1,194 @@
+"""The Trainer for online distillation: the pre-training Trainer, with several models on their own terms.
+
+Every model has its own learning rate and its own gradient clipping: a norm taken over all of them would let the
+students' gradients shrink the teacher's step. Every loss is logged. A checkpoint holds every model in a folder that
+`AutoModel` opens, and training resumes from it.
+
+Source: ERNIE 3.0 Titan, arXiv 2112.12731.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer
+
+from .distillation import AUXILIARY_FILE, LEARNER_INPUTS, OnlineDistillation
+from .schedule import ProgressiveDropout
+from .trainer import COLUMNS, Ernie3PretrainingTrainer
+
+TRAINING_ARGUMENTS_FILE = "training_args.bin"  # as the host's Trainer names it
+
+
+class Ernie3DistillationTrainer(Ernie3PretrainingTrainer):
+    """Trains an [`OnlineDistillation`].
+
+    Data are what [`Ernie3PretrainingTrainer`] takes, mixed batches of all tasks of the teacher (memories, weights and
+    schedule work as there; the schedule's dropout is the teacher's), or rows of the understanding branch alone with
+    any collator. Logs hold every model's losses, as `teacher`, `assistant/distillation`, `<student>/distillation` and
+    `<name>/own`.
+
+    Args:
+        model: The module with teacher, assistant and students.
+        learning_rates: Model (`teacher`, `assistant`, a student's name) -> peak learning rate; whoever is not named
+            takes that of the arguments. The schedule scales all of them alike.
+        *args: Of `transformers.Trainer`.
+        **kwargs: Of [`Ernie3PretrainingTrainer`].
+
+    Raises:
+        TypeError: another model.
+        ValueError: a learning rate for a model that is not there, or an optimizer that makes its own groups.
+
+    ```python
+    >>> from transformers import TrainingArguments
+    >>> from hf_glm_ernie import Ernie3DistillationTrainer, OnlineDistillation
+
+    >>> together = OnlineDistillation(teacher, {"small": small, "tiny": tiny}, assistant=assistant)
+    >>> trainer = Ernie3DistillationTrainer(
+    ...     together,
+    ...     TrainingArguments("out"),
+    ...     data_collator=collator,
+    ...     train_dataset=rows,
+    ...     learning_rates={"tiny": 5e-4},
+    ... )
+    >>> trainer.train()
+    >>> trainer.save_model()  # out/teacher, out/assistant, out/student-small, out/student-tiny
+    ```
+    """
+
+    def __init__(
+        self,
+        model: OnlineDistillation,
+        *args: Any,
+        learning_rates: Mapping[str, float] | None = None,
+        **kwargs: Any,
+    ):
+        if not isinstance(model, OnlineDistillation):
+            raise TypeError(f"model is a {type(model).__name__}; pass an OnlineDistillation of teacher and students.")
+        unknown = set(learning_rates or {}) - set(model.models())
+        if unknown:
+            raise ValueError(f"learning_rates names {sorted(unknown)}; the models are {list(model.models())}.")
+        self.learning_rates = dict(learning_rates or {})
+        self._model_sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "eval": {}}
+        self._passes = {"train": 0, "eval": 0}
+        super().__init__(model, *args, **kwargs)
+        self._signature_columns = [*dict.fromkeys((*COLUMNS, *LEARNER_INPUTS))]  # type: ignore[assignment]  # host: None
+        if self.schedule is not None:
+            self.remove_callback(ProgressiveDropout)
+            self.add_callback(_TeacherDropout(self.schedule))
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """One optimizer with two groups a model: with and without weight decay."""
+        if self.optimizer is not None:
+            return self.optimizer
+        groups = []
+        for name, one in self._container().models().items():
+            decayed = set(self.get_decay_parameter_names(one))
+            for weight_decay, wanted in ((self.args.weight_decay, True), (0.0, False)):
+                parameters = [
+                    parameter
+                    for key, parameter in one.named_parameters()
+                    if parameter.requires_grad and (key in decayed) == wanted
+                ]
+                if parameters:
+                    learning_rate = self.learning_rates.get(name, self.args.learning_rate)
+                    groups.append({"params": parameters, "weight_decay": weight_decay, "lr": learning_rate})
+        optimizer_class, settings = self.optimizer_cls_and_kwargs or self.get_optimizer_cls_and_kwargs(self.args)
+        if not (isinstance(optimizer_class, type) and issubclass(optimizer_class, torch.optim.Optimizer)) or (
+            settings.keys() & {"params", "model", "optimizer_dict"}
+        ):
+            raise ValueError(
+                f"optim={self.args.optim} makes its own parameter groups; distillation needs one that takes groups, "
+                "such as adamw_torch."
+            )
+        self.optimizer = optimizer_class(groups, **settings)
+        return self.optimizer
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """The sum of all losses of a mixed batch, or of rows; its parts are kept for the log."""
+        if "batches" in inputs:
+            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        else:
+            loss, outputs = Trainer.compute_loss(self, model, inputs, True, num_items_in_batch)
+        phase = "train" if model.training else "eval"
+        sums = self._model_sums[phase]
+        for name, value in outputs["model_losses"].items():
+            sums[name] = sums.get(name, 0) + value.float()
+        self._passes[phase] += 1
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds every model's losses, their means since the last time, wherever the training loss is logged."""
+        if "loss" in logs:
+            logs = logs | self._model_means("train")
+        super().log(logs, start_time)
+
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
+        """As it was, with every model's losses among the metrics, e.g. `eval_tiny/distillation`."""
+        output = super().evaluation_loop(*args, **kwargs)
+        prefix = kwargs.get("metric_key_prefix", "eval")
+        output.metrics.update({f"{prefix}_{name}": value for name, value in self._model_means("eval").items()})
+        return output
+
+    def _model_means(self, phase: str) -> dict[str, float]:
+        """The mean of every loss over the passes of all processes since the last call."""
+        sums, passes = self._model_sums[phase], self._passes[phase]
+        self._model_sums[phase], self._passes[phase] = {}, 0
+        return {name: self.accelerator.reduce(sums[name] / passes, "mean").item() for name in sorted(sums)}
+
+    def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
+        """Each model's gradients by their own norm; the norm of all of them is returned."""
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            return super()._clip_grad_norm(model)
+        self.accelerator.unscale_gradients()
+        norms = [
+            nn.utils.clip_grad_norm_(one.parameters(), self.args.max_grad_norm)
+            for one in self._container().models().values()
+        ]
+        return torch.stack(norms).norm()
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """Every model in its folder, with the tokenizer."""
+        if not self.args.should_save:
+            return
+        directory = output_dir if output_dir is not None else self.args.output_dir
+        assert directory is not None
+        for folder in self._container().save_pretrained(directory, state_dict):
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(folder)
+        torch.save(self.args, os.path.join(directory, TRAINING_ARGUMENTS_FILE))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.is_fsdp_enabled or not (Path(resume_from_checkpoint) / AUXILIARY_FILE).is_file():
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        else:
+            self._container().load_pretrained(resume_from_checkpoint)
+
+    def _load_best_model(self) -> None:
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            super()._load_best_model()
+        else:
+            assert self.state.best_model_checkpoint is not None
+            self._container().load_pretrained(self.state.best_model_checkpoint)
+
+    def _container(self) -> OnlineDistillation:
+        return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+
+class _TeacherDropout(ProgressiveDropout):
+    """Sets the teacher's dropout."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_step_begin(args, state, control, model=kwargs["model"].teacher)
+
+
+__all__ = ["Ernie3DistillationTrainer"]

@@ -1,0 +1,222 @@
+"""Document language modelling: long texts as consecutive segments whose memory is carried along.
+
+A document is `[CLS] text [END]` (the 10B's rows start with `[CLS]` and have no `[SEP]`). It is cut into segments of
+one length; row r of a batch goes on where row r of the batch before stopped, and `memory_reset` marks the rows that
+begin another document. A document never begins inside a segment: the rest of a document's last segment is padding, so
+no token can see another document, neither through attention nor through the memory.
+
+Every token but `[CLS]` is predicted exactly once, also one that opens a segment: where a document goes on, the row has
+one more column behind the segment's tokens. It holds the token that comes next, with the attention mask 0: a label for
+the segment's last token, but nothing that is read, remembered or counted. (The model shifts labels itself, so without
+that column one prediction per segment would be lost.)
+
+Source: P10, section 3.2.3; recurrence as in ERNIE-Doc (arXiv 2012.15688).
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from .builders import IGNORED, checked_text, shuffled, special_id, text_ids
+from .collator import collate_rows
+from .streams import Shard, ShardedStream
+
+TASK = "document_lm"
+
+
+def document_ids(tokenizer: Any, row: Mapping[str, Any]) -> list[int]:
+    """`[CLS] text [END]`.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        row: Has the column `text`.
+
+    Raises:
+        ValueError: the text is missing or empty, or the tokenizer has no `[CLS]` or `[END]`.
+    """
+    cls = special_id(tokenizer, "cls_token_id", "[CLS]")
+    end = special_id(tokenizer, "eos_token_id", "[END]")
+    return [cls, *text_ids(tokenizer, checked_text(row, "text")), end]
+
+
+class DocumentTokens:
+    """A map function for `datasets`, `batched=True`: column `text` to column `input_ids`, `[CLS] text [END]`.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def __call__(self, rows: Mapping[str, list[Any]]) -> dict[str, list[list[int]]]:
+        """Columns in, columns out.
+
+        Raises:
+            ValueError: an empty text.
+        """
+        return {"input_ids": [document_ids(self.tokenizer, {"text": text}) for text in rows["text"]]}
+
+
+class DocumentReader:
+    """Cuts the documents of one shard into segments, for any number of rows side by side.
+
+    Every epoch reads all documents in an order of its own; the shards take turns in that order. A row that is through
+    with its document takes the next one that nobody has read.
+
+    Args:
+        documents: Rows with `input_ids`, or with `text` where a tokenizer is given.
+        tokenizer: Makes ids of texts; `None` for documents that have ids.
+        seed: Decides the orders.
+        index: This shard.
+        count: Of how many.
+        epochs: How often all documents are read; `None`: without end.
+
+    Raises:
+        ValueError: fewer documents than shards.
+    """
+
+    def __init__(
+        self,
+        documents: Sequence[Mapping[str, Any]],
+        tokenizer: Any | None,
+        *,
+        seed: int,
+        index: int = 0,
+        count: int = 1,
+        epochs: int | None = None,
+    ) -> None:
+        if len(documents) < count:
+            raise ValueError(
+                f"{len(documents)} documents cannot be shared by {count} shards (ranks times workers), one each at "
+                "least. Use fewer workers or split the documents."
+            )
+        self.documents, self.tokenizer, self.seed = documents, tokenizer, seed
+        rounds = itertools.count() if epochs is None else range(epochs)
+        self._order = (int(at) for epoch in rounds for at in shuffled(len(documents), seed, TASK, epoch)[index::count])
+        self._open: dict[int, tuple[list[int], int]] = {}  # row -> its document and how much of it was read
+
+    def read(self, rows: int, length: int) -> list[dict[str, Any]]:
+        """The next segment of each row.
+
+        Args:
+            rows: How many rows; those beyond wait where they are.
+            length: Columns of a row at most, at least 2. A segment whose document goes on has one token less.
+
+        Returns:
+            For each row that still has something to read: `input_ids`, `attention_mask`, `labels` (-100 for the first
+            token: the segment before predicted it), `memory_reset` (whether a document begins), `stream_ids` (the
+            row).
+
+        Raises:
+            ValueError: a document without tokens, or a length below 2.
+        """
+        if length < 2:
+            raise ValueError(f"length={length} must be at least 2: a token and the one that it predicts.")
+        segments = []
+        for row in range(rows):
+            ids, start = self._open.pop(row, ((), 0))
+            if not ids:
+                following = next(self._order, None)
+                if following is None:
+                    continue
+                ids = self._ids(following)
+            goes_on = start + length < len(ids)
+            end = start + length - 1 if goes_on else len(ids)
+            columns = list(ids[start : end + goes_on])
+            segments.append(
+                {
+                    "input_ids": columns,
+                    "attention_mask": [1] * (end - start) + [0] * goes_on,
+                    "labels": [IGNORED, *columns[1:]],
+                    "memory_reset": start == 0,
+                    "stream_ids": row,
+                }
+            )
+            if goes_on:
+                self._open[row] = (ids, end)
+        return segments
+
+    def _ids(self, at: int) -> list[int]:
+        document = self.documents[at]
+        try:
+            if "input_ids" in document:
+                if len(document["input_ids"]) == 0:
+                    raise ValueError("input_ids is empty; leave the document out.")
+                return list(document["input_ids"])
+            if self.tokenizer is None:
+                raise ValueError(f"no input_ids but {sorted(document)}, and no tokenizer was given to make them.")
+            return document_ids(self.tokenizer, document)
+        except ValueError as error:
+            raise ValueError(f"{TASK}, document {at}: {error}") from error
+
+
+class DocumentStreams(ShardedStream):
+    """Batches of document language modelling for one rank: as many documents side by side as there are rows.
+
+    The rows of a batch go on in this worker's next batch; `stream_ids` says which row of which worker each is, so that
+    whoever trains keeps the memories apart ([`MemoryBank`]). Arguments: those of [`ShardedStream`], and:
+
+    Args:
+        documents: Any sequence of rows with `input_ids` ([`DocumentTokens`] makes them), or with `text`.
+        tokenizer: For documents with `text`, and for its pad id.
+        rows: Rows per batch, or a function of the batch's number.
+        length: Columns per row at most, or a function of the batch's number.
+        epochs: How often all documents are read; `None`: without end. Towards an end rows run out one by one, and a
+            `DataLoader` with workers leaves out those that are through: resume endless streams only.
+        pad_to_multiple_of: Rows are padded up to a multiple of this.
+
+    Yields:
+        `input_ids`, `attention_mask`, `labels` (B, T) int64, `memory_reset` (B,) bool, `stream_ids` (B,) int64.
+
+    Raises:
+        ValueError: fewer documents than shards, an empty document, rows below 1 or a length below 2.
+    """
+
+    def __init__(
+        self,
+        documents: Sequence[Mapping[str, Any]],
+        tokenizer: Any,
+        *,
+        rows: int | Callable[[int], int] = 8,
+        length: int | Callable[[int], int] = 512,
+        epochs: int | None = None,
+        pad_to_multiple_of: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(**options)
+        self.documents, self.tokenizer = documents, tokenizer
+        self.rows, self.length, self.epochs = rows, length, epochs
+        self.pad_to_multiple_of = pad_to_multiple_of
+
+    def batches(self, shard: Shard) -> Iterator[dict[str, Any]]:
+        """All batches of one shard."""
+        reader = DocumentReader(
+            self.documents,
+            self.tokenizer,
+            seed=self.seed,
+            index=shard.index,
+            count=shard.count,
+            epochs=self.epochs,
+        )
+        pad = special_id(self.tokenizer, "pad_token_id", "[PAD]")
+        for number in itertools.count(shard.worker, shard.workers):
+            segments = reader.read(_at(self.rows, number, "rows"), _at(self.length, number, "length"))
+            if not segments:
+                return
+            yield collate_rows(stream_segments(segments, shard), pad, self.pad_to_multiple_of)
+
+
+def stream_segments(segments: list[dict[str, Any]], shard: Shard) -> list[dict[str, Any]]:
+    """Segments with `stream_ids` that no other worker of the rank uses, however many rows there come to be."""
+    return [segment | {"stream_ids": segment["stream_ids"] * shard.workers + shard.worker} for segment in segments]
+
+
+def _at(setting: int | Callable[[int], int], number: int, name: str) -> int:
+    value = setting(number) if callable(setting) else setting
+    if value < 1:
+        raise ValueError(f"{name}={value} at batch {number} must be at least 1.")
+    return value
+
+
+__all__ = ["DocumentReader", "DocumentStreams", "DocumentTokens", "document_ids", "stream_segments"]

@@ -1,0 +1,1 @@
+"""What people do with ERNIE: extraction, classification, embeddings, ranking, prompts."""

@@ -1,0 +1,154 @@
+"""Sentence embeddings: one vector for each text, from any encoder of the host library.
+
+What PaddleNLP takes as a text's vector depends on the program, so the pooling is an argument. Its RocketQA dual
+encoders (`ErnieDualEncoder`, also behind `Taskflow("feature_extraction")`) take `"cls"` and compare by plain dot
+product, its semantic search with in-batch negatives takes `"pooler"` and scales to length 1.
+
+Source: PaddleNLP 2.8.1, `paddlenlp/transformers/semantic_search/modeling.py` (`get_pooled_embedding`),
+`paddlenlp/taskflow/text_feature_extraction.py` (`mean_tokens`, `cls_token`); of the PaddleNLP repository,
+`applications/neural_search/recall/in_batch_negative/base_model.py` (`get_pooled_embedding`). Letters in shape
+comments: N texts, B batch, T tokens, H hidden size.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tqdm.auto import tqdm
+
+from hf_glm_ernie.inference.texts import checked_texts
+
+POOLINGS = ("mean", "cls", "pooler")
+FEW_BATCHES = 4  # a progress bar from so many batches on, unless told otherwise
+
+
+def sentence_embeddings(
+    model: Any,
+    tokenizer: Any,
+    texts: str | list[str],
+    *,
+    pooling: str = "mean",
+    normalize: bool = True,
+    batch_size: int = 32,
+    max_length: int | None = None,
+    show_progress: bool | None = None,
+) -> torch.Tensor:
+    """Turns texts into vectors.
+
+    A text's vector does not depend on the others: texts of like length share a batch, padding is masked.
+
+    Args:
+        model: An encoder, as `AutoModel.from_pretrained` gives it. The folder of a converted masked language model
+            serves as well: it keeps the pooler.
+        tokenizer: Its tokenizer.
+        texts: One text or several.
+        pooling: `"mean"`: mean of the last hidden states of all tokens, `[CLS]` and `[SEP]` among them; `"cls"`: that
+            of `[CLS]`, as PaddleNLP's RocketQA dual encoders take it (with `normalize=False`); `"pooler"`: that of
+            `[CLS]` after the pooler (a linear layer and tanh), as PaddleNLP's in-batch-negatives semantic search
+            takes it.
+        normalize: Whether vectors are scaled to length 1, so that their dot product is the cosine.
+        batch_size: Texts per forward.
+        max_length: Tokens per text, at most what the model has positions for; longer texts are cut at their end.
+            `None`: as many as the model and the tokenizer allow.
+        show_progress: Whether to show a progress bar; `None`: from a few batches on.
+
+    Returns:
+        (N, H) fp32 on the CPU, in the order of the texts; (0, H) without texts.
+
+    Raises:
+        TypeError: texts that are not strings, or a model that gives no hidden states (one with a head).
+        ValueError: an unknown pooling, a pooler asked of a model without one, a setting out of range.
+
+    ```python
+    >>> from transformers import AutoModel, AutoTokenizer
+    >>> from hf_glm_ernie import sentence_embeddings
+
+    >>> model = AutoModel.from_pretrained("ernie-3.0-base-converted")
+    >>> tokenizer = AutoTokenizer.from_pretrained("ernie-3.0-base-converted")
+    >>> first, second = sentence_embeddings(model, tokenizer, ["今天天气很好。", "天气真不错。"])
+    >>> similarity = first @ second
+    ```
+    """
+    texts = checked_texts(texts)
+    _check_settings(tokenizer, pooling, batch_size, max_length)
+    longest = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
+    limit = min(max_length or longest, longest, tokenizer.model_max_length)
+    encoded = _encode(tokenizer, texts, limit)
+    by_length = sorted(range(len(texts)), key=lambda i: -len(encoded[i]["input_ids"]))
+    batches = [by_length[i : i + batch_size] for i in range(0, len(texts), batch_size)]
+    hidden = len(batches) <= FEW_BATCHES if show_progress is None else not show_progress
+    embeddings = torch.zeros(len(texts), model.config.hidden_size)  # (N, H)
+    was_training = model.training
+    model.eval()
+    try:
+        for batch in tqdm(batches, desc="Embedding", unit="batch", disable=hidden):
+            # On the right, whatever the tokenizer prefers: [CLS] stays in front.
+            inputs = tokenizer.pad([encoded[i] for i in batch], padding_side="right", return_tensors="pt")
+            with torch.inference_mode():
+                pooled = _pool(model, inputs.to(model.device), pooling)
+            embeddings[batch] = pooled.cpu()
+    finally:
+        model.train(was_training)
+    return F.normalize(embeddings, dim=-1) if normalize else embeddings
+
+
+def mean_of_tokens(states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """The mean over the tokens that are no padding.
+
+    Args:
+        states: (B, T, H), of any floating point dtype.
+        attention_mask: (B, T), 1 = token, 0 = padding; at least one token a row.
+
+    Returns:
+        (B, H) fp32.
+    """
+    # Padded states are left out, not multiplied by 0: they may be anything, NaN as well.
+    kept = states.float().masked_fill(attention_mask[..., None] == 0, 0.0)
+    return kept.sum(1) / attention_mask.sum(1, keepdim=True)
+
+
+def _pool(model: Any, inputs: Any, pooling: str) -> torch.Tensor:
+    """One forward and the pooling. Returns (B, H) fp32."""
+    outputs = model(**inputs)
+    states = getattr(outputs, "last_hidden_state", None)
+    if states is None:
+        raise TypeError(
+            f"{type(model).__name__} gives no hidden states but the answers of a head. Pass the encoder: "
+            "model.base_model, or what AutoModel.from_pretrained opens."
+        )
+    if pooling == "mean":
+        return mean_of_tokens(states, inputs["attention_mask"])
+    if pooling == "cls":
+        return states[:, 0].float()
+    pooled = getattr(outputs, "pooler_output", None)
+    if pooled is None:
+        raise ValueError(
+            f"pooling='pooler', but this {type(model).__name__} has no pooler. Open it with "
+            "AutoModel.from_pretrained(folder, add_pooling_layer=True) where the folder holds one, or take 'mean' or "
+            "'cls'."
+        )
+    return pooled.float()
+
+
+def _encode(tokenizer: Any, texts: list[str], max_length: int) -> list[dict[str, list[int]]]:
+    """The model's inputs for every text, without padding."""
+    if not texts:
+        return []
+    rows = tokenizer(texts, truncation=True, max_length=max_length, return_attention_mask=True, verbose=False)
+    return [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
+
+
+def _check_settings(tokenizer: Any, pooling: str, batch_size: int, max_length: int | None) -> None:
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling={pooling!r} is not one of {POOLINGS}.")
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1.")
+    special = tokenizer.num_special_tokens_to_add()
+    if max_length is not None and max_length <= special:
+        raise ValueError(
+            f"max_length={max_length} leaves no room for text beside the {special} special tokens; it must be at "
+            f"least {special + 1}."
+        )
+
+
+__all__ = ["mean_of_tokens", "sentence_embeddings"]

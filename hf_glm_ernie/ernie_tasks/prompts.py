@@ -1,0 +1,165 @@
+"""Controllable prompts of ERNIE 3.0 Titan: what stands before a text and says how it is to be.
+
+    [CLS] [soft] x N  [t] topic [/t] [k] kw0, kw1 [/k] [senti] label [/senti] [w] About L words [/w]  text
+
+The genre is not written but learned: N placeholders stand for the first N of the genre's soft prompt vectors, and
+`genre_ids` tells the model which genre's. Every attribute may be absent. Marks that the vocabulary has as tokens are
+one token each, others are written in pieces.
+
+Source: PT = arXiv 2112.12731, section 3.2.2 (its example prints a genre "News", which is not in its list).
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from hf_glm_ernie.ernie3_training.builders import special_id, text_ids, token_id
+
+# The genres of PT; a genre's place in this list is its id.
+GENRES = (
+    "general",
+    "Web",
+    "QA",
+    "Knowledge",
+    "Finance",
+    "Law",
+    "Medical",
+    "Novel",
+    "Couplet",
+    "Poet",
+    "Machine Translation",
+)
+SENTIMENTS = ("positive", "negative", "neutral")
+ATTRIBUTES = ("genre", "topic", "keywords", "sentiment", "length")
+MAX_SOFT_PROMPTS = 64  # vectors per genre; a prompt takes 0..63 of them
+SOFT_PROMPT = "[soft]"
+MARKS = {name: (f"[{name}]", f"[/{name}]") for name in ("t", "k", "senti", "w")}
+
+
+class ControlPrompt(NamedTuple):
+    """A prompt: `input_ids` from `[CLS]` on, and the `genre_id` that its placeholders refer to (0 without any)."""
+
+    input_ids: list[int]
+    genre_id: int
+
+
+def build_control_prompt(
+    tokenizer: Any,
+    *,
+    genre: str | None = None,
+    num_soft_prompts: int | None = None,
+    topic: str | None = None,
+    keywords: Sequence[str] | None = None,
+    sentiment: str | None = None,
+    length: int | None = None,
+    soft_prompt_token_id: int | None = None,
+) -> ControlPrompt:
+    """Builds the prompt that a text is generated from, or trained on.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        genre: One of [`GENRES`].
+        num_soft_prompts: How many vectors of the genre stand in front, 0..64; `None`: 63 with a genre, the most that
+            training sees, and none without.
+        topic: In a few words.
+        keywords: What the text is to mention.
+        sentiment: One of [`SENTIMENTS`].
+        length: About how many tokens the text is to have.
+        soft_prompt_token_id: The placeholder's id, `config.soft_prompt_token_id`; `None`: the token `[soft]`.
+
+    Returns:
+        The ids, from `[CLS]` on, and the genre's id. For `generate`: `input_ids` = a row per prompt, padded on the
+        left, `genre_ids` = (B,).
+
+    Raises:
+        ValueError: an unknown genre or sentiment, an empty topic or keyword, one that holds a mark of the prompt, a
+            length below 1, soft prompts without a genre or too many of them.
+
+    ```python
+    >>> from hf_glm_ernie import build_control_prompt
+
+    >>> prompt = build_control_prompt(tokenizer, genre="Novel", topic="大海", sentiment="positive", length=200)
+    >>> ids = torch.tensor([prompt.input_ids])
+    >>> model.generate(ids, genre_ids=torch.tensor([prompt.genre_id]), max_new_tokens=256)
+    ```
+    """
+    ids = [special_id(tokenizer, "cls_token_id", "[CLS]")]
+    genre_id = 0
+    if genre is not None:
+        genre_id = place_of(genre, GENRES, "genre")
+        num_soft_prompts = MAX_SOFT_PROMPTS - 1 if num_soft_prompts is None else num_soft_prompts
+    if num_soft_prompts:
+        ids += _soft_prompts(tokenizer, genre, num_soft_prompts, soft_prompt_token_id)
+    if topic is not None:
+        ids += _marked(tokenizer, "t", _clean(topic, "topic"))
+    if keywords is not None:
+        if isinstance(keywords, str) or not keywords:
+            raise ValueError(f"keywords={keywords!r} must be a list of texts, at least one; None leaves them out.")
+        ids += _marked(tokenizer, "k", ", ".join(_clean(one, "keywords") for one in keywords))
+    if sentiment is not None:
+        place_of(sentiment, SENTIMENTS, "sentiment")
+        ids += _marked(tokenizer, "senti", sentiment)
+    if length is not None:
+        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+            raise ValueError(f"length={length!r} must be a whole number of tokens, at least 1.")
+        ids += _marked(tokenizer, "w", f"About {length} words")
+    return ControlPrompt(ids, genre_id)
+
+
+def _soft_prompts(tokenizer: Any, genre: str | None, count: int, placeholder: int | None) -> list[int]:
+    if genre is None:
+        raise ValueError(f"num_soft_prompts={count} needs a genre whose vectors they are; one of {', '.join(GENRES)}.")
+    if not 0 <= count <= MAX_SOFT_PROMPTS:
+        raise ValueError(f"num_soft_prompts={count} must be from 0 to {MAX_SOFT_PROMPTS}, the vectors of a genre.")
+    if placeholder is None:
+        placeholder = token_id(tokenizer, SOFT_PROMPT)
+    if placeholder is None:
+        raise ValueError(
+            f"The tokenizer has no token {SOFT_PROMPT!r} that could stand for a soft prompt. Pass "
+            "soft_prompt_token_id=model.config.soft_prompt_token_id."
+        )
+    return [placeholder] * count
+
+
+def _marked(tokenizer: Any, name: str, text: str) -> list[int]:
+    """A text between its two marks."""
+    opening, closing = (
+        [found] if (found := token_id(tokenizer, mark)) is not None else text_ids(tokenizer, mark)
+        for mark in MARKS[name]
+    )
+    return [*opening, *text_ids(tokenizer, text), *closing]
+
+
+def place_of(value: str, choices: tuple[str, ...], name: str) -> int:
+    """Where a value stands among those allowed.
+
+    Args:
+        value: What was given.
+        choices: What is allowed.
+        name: Of the setting, for the message.
+
+    Raises:
+        ValueError: it is not among them.
+    """
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is unknown; the choices are {', '.join(map(repr, choices))}.")
+    return choices.index(value)
+
+
+def _clean(text: Any, name: str) -> str:
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{name} holds {text!r}, which is no text; None leaves the attribute out.")
+    held = [mark for pair in MARKS.values() for mark in pair if mark in text] + [SOFT_PROMPT] * (SOFT_PROMPT in text)
+    if held:
+        raise ValueError(f"{name} holds {text!r}, with {held[0]!r}, a mark of the prompt itself; leave it out.")
+    return text
+
+
+__all__ = [
+    "ATTRIBUTES",
+    "GENRES",
+    "MAX_SOFT_PROMPTS",
+    "SENTIMENTS",
+    "ControlPrompt",
+    "build_control_prompt",
+    "place_of",
+]

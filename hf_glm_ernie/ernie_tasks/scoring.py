@@ -1,0 +1,487 @@
+"""Zero-shot answers by scoring, and the credible head as a re-ranker of generations.
+
+The papers answer without training by scoring every choice y for a text x and taking the best. Scores are named as they
+are there. All are natural logarithms; the rows are `[CLS] x y`, text and choice without anything between.
+
+- `"P(x,y)"`: log-probability of all tokens of x and y.
+- `"P(y|x)"`: the mean over the tokens of y (length-normalised), x given.
+- `"P(x|y)"`: log-probability of the tokens of x, y given.
+- `"P(y|x)/P(y)"`: log-probability of y given x minus that of y alone, the row `[CLS] y`.
+- `"P(True|x,y)"`: log-probability that the sentence-distance head calls x and y adjacent sentences, its class 0; the
+  row is `[CLS] x [SEP] y`.
+
+The first four come in two directions. `"uni"` is the generation branch, every token given those before it; there
+`"P(x|y)"` reads the row `[CLS] y x`. `"bi"` is the understanding branch: a token's log-probability is that under one
+`[MASK]` in its place with all other tokens in sight, and sums of these (pseudo-log-likelihoods) stand for the
+log-probability of several; so a row costs a forward for every token scored.
+
+A text may say where the choice stands, by `{}`; else it stands at the end. Choices for several blanks of one passage
+can be assigned one to one, as the papers do for ChID.
+
+Source: P10 = arXiv 2107.02137 and PT = arXiv 2112.12731 (zero-shot learning; credible generation for the re-ranking);
+pseudo-log-likelihood: arXiv 1910.14659. Choices where the papers are silent: the rows, and that only P(y|x) is
+normalised. Letters in shape comments: N rows, B batch, T tokens, K tokens scored in a batch, V vocabulary, C choices.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from hf_glm_ernie.inference.texts import checked_texts
+
+SCORES = ("P(x,y)", "P(y|x)", "P(x|y)", "P(y|x)/P(y)", "P(True|x,y)")
+DIRECTIONS = {"uni": "nlg", "bi": "nlu"}  # and the branch of each
+BLANK = "{}"
+ADJACENT = 0  # class of the sentence-distance head
+ORIGINAL = 1  # class of the credible head
+FEW_BATCHES = 4  # a progress bar from so many batches on, unless told otherwise
+
+
+@dataclass(frozen=True)
+class ZeroShotAnswer:
+    """What was chosen for one text.
+
+    Attributes:
+        label: The choice, or its label where the choices were given as label -> words.
+        index: Its place among the choices.
+        scores: (C,) fp32, natural logarithms, in the order of the choices.
+    """
+
+    label: str
+    index: int
+    scores: torch.Tensor
+
+
+@dataclass(frozen=True)
+class RankedText:
+    """One generation and how credible it is.
+
+    Attributes:
+        text: The generation.
+        probability: That it is original text and not generated, by the credible head.
+        index: Its place among the generations that were passed.
+    """
+
+    text: str
+    probability: float
+    index: int
+
+
+@dataclass(frozen=True)
+class _Row:
+    """Ids of one row and the places of the tokens that are scored."""
+
+    ids: tuple[int, ...]
+    scored: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A text cut at the place where the choice stands."""
+
+    before: list[int]
+    after: list[int]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """How rows are run."""
+
+    model: Any
+    tokenizer: Any
+    batch_size: int
+    show_progress: bool | None
+
+
+def zero_shot(
+    model: Any,
+    tokenizer: Any,
+    texts: str | Sequence[str],
+    choices: Sequence[str] | Mapping[str, str] | Sequence[Sequence[str]],
+    *,
+    score: str = "P(y|x)",
+    direction: str | None = None,
+    assignment: bool = False,
+    batch_size: int = 16,
+    max_length: int = 512,
+    show_progress: bool | None = None,
+) -> list[ZeroShotAnswer]:
+    """Chooses for every text the choice with the highest score.
+
+    Args:
+        model: As for [`pair_scores`].
+        tokenizer: Its tokenizer.
+        texts: One text or several; `{}` in a text is where the choice stands, without it the end.
+        choices: The choices, the same for every text: words, or label -> words. Or a list of choices for every text.
+        score: One of `SCORES`.
+        direction: `"uni"` or `"bi"`; `None`: `"uni"` where the model can.
+        assignment: Whether every choice is taken once at most: the texts are the blanks of one passage, and the sum
+            of scores is made as high as possible (Hungarian matching; needs scipy).
+        batch_size: Rows per forward.
+        max_length: Tokens per row. A longer text keeps what is nearest to the choice; all its choices see the same.
+        show_progress: Whether to show a progress bar; `None`: from a few batches on.
+
+    Returns:
+        An answer for every text.
+
+    Raises:
+        ImportError: `assignment` without scipy.
+        TypeError: texts or choices that are not strings.
+        ValueError: no choices, one without tokens, fewer choices than texts or lists of their own where they are to
+            be assigned, and what [`pair_scores`] raises.
+
+    ```python
+    >>> from hf_glm_ernie import Ernie3ForCausalLM, Ernie3Tokenizer, zero_shot
+
+    >>> answers = zero_shot(model, tokenizer, ["这家店的菜很好吃。总之很"], {"good": "满意", "bad": "失望"})
+    >>> answers[0].label
+    'good'
+    ```
+    """
+    texts = checked_texts(texts)
+    labels, words = _choices_of_texts(choices, len(texts))
+    if assignment:
+        _check_assignment(choices, len(texts), words)
+    run = _Run(model, tokenizer, batch_size, show_progress)
+    direction = _check_settings(run, score, direction, max_length)
+    places = [(i, word) for i, own in enumerate(words) for word in own]
+    choice_ids = _plain_ids(tokenizer, [word for _, word in places])
+    longest = [0] * len(texts)
+    for (i, _), ids in zip(places, choice_ids, strict=True):
+        longest[i] = max(longest[i], len(ids))
+    cut = _cut_texts(run, texts, [_room(run, score, max_length, length) for length in longest])
+    pairs = [(cut[i], ids) for (i, _), ids in zip(places, choice_ids, strict=True)]
+    scores = _score(run, pairs, score, direction).split([len(own) for own in words])
+    best = _assigned(scores) if assignment else [int(one.argmax()) for one in scores]
+    return [
+        ZeroShotAnswer(label=own[index], index=index, scores=one)
+        for own, index, one in zip(labels, best, scores, strict=True)
+    ]
+
+
+def pair_scores(
+    model: Any,
+    tokenizer: Any,
+    pairs: Iterable[tuple[str, str]],
+    score: str = "P(y|x)",
+    *,
+    direction: str | None = None,
+    batch_size: int = 16,
+    max_length: int = 512,
+    show_progress: bool | None = None,
+) -> torch.Tensor:
+    """Scores pairs of a text and a choice.
+
+    A pair's score does not depend on the others: rows of like length share a batch, padding is masked, and rows that
+    occur twice are run once.
+
+    Args:
+        model: `Ernie3ForPreTraining`; `Ernie3ForCausalLM` for the direction `"uni"`, `Ernie3ForMaskedLM` for `"bi"`.
+        tokenizer: Its tokenizer.
+        pairs: (x, y) of texts; `{}` in x is where y stands, without it the end.
+        score: One of `SCORES`.
+        direction: `"uni"` or `"bi"`; `None`: `"uni"` where the model can. `"P(True|x,y)"` has but one.
+        batch_size: Rows per forward.
+        max_length: Tokens per row. A longer x keeps what is nearest to y; y is never cut.
+        show_progress: Whether to show a progress bar; `None`: from a few batches on.
+
+    Returns:
+        (N,) fp32 on the CPU: natural logarithms.
+
+    Raises:
+        TypeError: pairs that are no pairs of strings.
+        ValueError: an unknown score or direction, a model without the head for it, a y without tokens or too long, an
+            x without tokens or with a blank where the score allows none, a setting out of range.
+    """
+    pairs = list(pairs)
+    for i, pair in enumerate(pairs):
+        if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+            raise TypeError(f"pairs[{i}] is no pair of strings: {pair!r}.")
+    run = _Run(model, tokenizer, batch_size, show_progress)
+    direction = _check_settings(run, score, direction, max_length)
+    choices = _plain_ids(tokenizer, [y for _, y in pairs])
+    rooms = [_room(run, score, max_length, len(ids)) for ids in choices]
+    texts = _cut_texts(run, [x for x, _ in pairs], rooms)
+    return _score(run, list(zip(texts, choices, strict=True)), score, direction)
+
+
+def rerank(
+    model: Any,
+    tokenizer: Any,
+    generations: Sequence[str],
+    *,
+    batch_size: int = 16,
+    max_length: int = 512,
+    show_progress: bool | None = None,
+) -> list[RankedText]:
+    """Sorts generations by how credible they are: the credible head's probability of "original text", class 1.
+
+    Args:
+        model: An `Ernie3ForPreTraining` with a credible head (`config.num_credible_labels`).
+        tokenizer: Its tokenizer.
+        generations: Texts, each with the prompt it continues: the head was trained on whole paragraphs.
+        batch_size: Rows per forward.
+        max_length: Tokens per row; longer texts are cut at their end.
+        show_progress: Whether to show a progress bar; `None`: from a few batches on.
+
+    Returns:
+        The texts, the most credible first; of equal ones the earlier.
+
+    Raises:
+        TypeError: generations that are not strings.
+        ValueError: a model without a credible head, a text without tokens, a setting out of range.
+    """
+    texts = checked_texts(generations)
+    run = _Run(model, tokenizer, batch_size, show_progress)
+    most = _check_lengths(run, max_length)
+    _check_head(model, "credible_head", "Ernie3ForPreTraining with config.num_credible_labels=2")
+    encoded = _plain_ids(tokenizer, texts)
+    for i, ids in enumerate(encoded):
+        if not ids:
+            raise ValueError(f"Generation {i} has no tokens: {texts[i]!r}. Leave it out.")
+    rows = [(tokenizer.cls_token_id, *ids[: most - 1]) for ids in encoded]
+    probabilities = _class_log_probabilities(run, rows, "credible_head")[:, ORIGINAL].exp()
+    order = sorted(range(len(texts)), key=lambda i: -probabilities[i].item())
+    return [RankedText(text=texts[i], probability=probabilities[i].item(), index=i) for i in order]
+
+
+def _score(run: _Run, pairs: list[tuple[_Text, list[int]]], score: str, direction: str) -> torch.Tensor:
+    """The scores of pairs that fit. Returns (N,) fp32."""
+    _check_pairs(pairs, score, direction)
+    cls = run.tokenizer.cls_token_id
+    if score == "P(True|x,y)":
+        rows = [(cls, *x.before, run.tokenizer.sep_token_id, *y) for x, y in pairs]
+        return _class_log_probabilities(run, rows, "distance_head")[:, ADJACENT]
+    if score == "P(x|y)" and direction == "uni":
+        return _log_probabilities(run, [_row(cls, _Text(y, []), x.before) for x, y in pairs], direction)
+    whole = [_row(cls, x, y) for x, y in pairs]
+    if score == "P(x,y)":
+        return _log_probabilities(run, [_Row(row.ids, tuple(range(1, len(row.ids)))) for row in whole], direction)
+    if score == "P(x|y)":
+        others = [tuple(t for t in range(1, len(row.ids)) if t not in set(row.scored)) for row in whole]
+        return _log_probabilities(run, [_Row(r.ids, o) for r, o in zip(whole, others, strict=True)], direction)
+    if score == "P(y|x)":
+        lengths = torch.tensor([len(y) for _, y in pairs], dtype=torch.float32)
+        return _log_probabilities(run, whole, direction) / lengths
+    alone = [_row(cls, _Text([], []), y) for _, y in pairs]
+    both = _log_probabilities(run, whole + alone, direction)  # in one go: rows of either kind share batches
+    return both[: len(pairs)] - both[len(pairs) :]
+
+
+def _row(cls: int, text: _Text, scored: list[int]) -> _Row:
+    """`[CLS] before scored after`."""
+    start = 1 + len(text.before)
+    return _Row((cls, *text.before, *scored, *text.after), tuple(range(start, start + len(scored))))
+
+
+def _log_probabilities(run: _Run, rows: list[_Row], direction: str) -> torch.Tensor:
+    """Sum of the log-probabilities of the scored tokens of every row. Returns (N,) fp32."""
+    unique = {row: i for i, row in enumerate(dict.fromkeys(rows))}
+    # A job is a row and the place that is masked in it, if any.
+    jobs: list[tuple[_Row, int | None]] = []
+    for row in unique:
+        jobs += [(row, None)] if direction == "uni" else [(row, place) for place in row.scored]
+    jobs.sort(key=lambda job: -len(job[0].ids))
+    sums = torch.zeros(len(unique), dtype=torch.float64)  # of hundreds of terms
+    branch = DIRECTIONS[direction]
+    head = getattr(run.model, f"{branch}_lm_head")
+    with _in_batches(run, jobs) as batches:
+        for batch in batches:
+            ids = [
+                row.ids if place is None else (*row.ids[:place], run.tokenizer.mask_token_id, *row.ids[place + 1 :])
+                for row, place in batch
+            ]
+            states, _ = _states(run, ids, branch)
+            # The token at a place is read at the place before, or where it is masked at the place itself.
+            where = [
+                (i, t - 1 if place is None else t, row.ids[t])
+                for i, (row, place) in enumerate(batch)
+                for t in (row.scored if place is None else (place,))
+            ]
+            i, read, target = torch.tensor(where, device=states.device).T  # (K,) each
+            logits = head(states[i, read]).float()  # (K, V)
+            found = logits.log_softmax(-1).gather(-1, target[:, None].to(logits.device))[:, 0].cpu()
+            sums.index_add_(0, torch.tensor([unique[batch[k][0]] for k in i.tolist()]), found.double())
+    return sums[[unique[row] for row in rows]].float()
+
+
+def _class_log_probabilities(run: _Run, rows: list[tuple[int, ...]], head: str) -> torch.Tensor:
+    """Log-probabilities of a head on the pooled first token. Returns (N, classes) fp32."""
+    found = torch.zeros(len(rows), getattr(run.model, head).out_features)
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    with _in_batches(run, order) as batches:
+        for batch in batches:
+            states, inputs = _states(run, [rows[i] for i in batch], "nlu")
+            pooled = run.model.pooler(states, inputs["input_ids"], inputs["attention_mask"])
+            found[batch] = getattr(run.model, head)(pooled).float().log_softmax(-1).cpu()
+    return found
+
+
+@contextmanager
+def _in_batches(run: _Run, jobs: list[Any]) -> Iterator[Iterable[list[Any]]]:
+    """The jobs batch by batch under a progress bar; inside, there is no gradient and no dropout."""
+    batches = [jobs[i : i + run.batch_size] for i in range(0, len(jobs), run.batch_size)]
+    hidden = len(batches) <= FEW_BATCHES if run.show_progress is None else not run.show_progress
+    was_training = run.model.training
+    run.model.eval()
+    try:
+        with torch.inference_mode():
+            yield tqdm(batches, desc="Scoring", unit="batch", disable=hidden)
+    finally:
+        run.model.train(was_training)
+
+
+def _states(run: _Run, rows: Sequence[tuple[int, ...]], branch: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The branch's last hidden states (B, T, W) of padded rows, and the inputs."""
+    width, pad = max(map(len, rows)), run.tokenizer.pad_token_id
+    inputs = {
+        "input_ids": torch.tensor([[*row, *[pad] * (width - len(row))] for row in rows]),
+        "attention_mask": torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows]),
+    }
+    inputs = {name: tensor.to(run.model.device) for name, tensor in inputs.items()}
+    return run.model.base_model(**inputs, branch=branch, use_cache=False).last_hidden_state, inputs
+
+
+def _cut_texts(run: _Run, texts: list[str], rooms: list[int]) -> list[_Text]:
+    """Ids on both sides of each text's blank, at most so many: those nearest to it."""
+    parts = []
+    for i, text in enumerate(texts):
+        if text.count(BLANK) > 1:
+            raise ValueError(
+                f"Text {i} has {text.count(BLANK)} blanks {BLANK!r}; a text has one at most. Make one text for each "
+                "blank, the others left open or filled."
+            )
+        parts += [*text.partition(BLANK)[::2]]
+    ids = _plain_ids(run.tokenizer, parts)
+    cut = []
+    for before, after, room in zip(ids[::2], ids[1::2], rooms, strict=True):
+        right = min(len(after), max(room // 2, room - len(before)))
+        left = min(len(before), room - right)
+        cut.append(_Text(before[len(before) - left :], after[:right]))
+    return cut
+
+
+def _room(run: _Run, score: str, max_length: int, choice: int) -> int:
+    """How many tokens of the text fit beside a choice of this length."""
+    most = _check_lengths(run, max_length)
+    special = 2 if score == "P(True|x,y)" else 1
+    if choice + special > most:
+        raise ValueError(
+            f"A choice has {choice} tokens, but a row has room for {most - special} (max_length={max_length}, at most "
+            f"the model's {run.model.config.max_position_embeddings} positions). Shorten it or raise max_length."
+        )
+    return most - special - choice
+
+
+def _assigned(scores: Sequence[torch.Tensor]) -> list[int]:
+    """One choice for each text, none twice, the sum of scores the highest."""
+    linear_sum_assignment = _matching()
+    _, columns = linear_sum_assignment(torch.stack(list(scores)).numpy(), maximize=True)
+    return [int(column) for column in columns]
+
+
+def _matching() -> Any:
+    try:
+        from scipy.optimize import linear_sum_assignment
+    except ImportError as error:
+        raise ImportError(
+            "assignment=True needs scipy (scipy.optimize.linear_sum_assignment), which cannot be imported: "
+            f"{error}. Install it: pip install scipy."
+        ) from error
+    return linear_sum_assignment
+
+
+def _plain_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    if not texts:
+        return []
+    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+
+
+def _choices_of_texts(choices: Any, count: int) -> tuple[list[list[str]], list[list[str]]]:
+    """Labels and words of every text's choices."""
+    if isinstance(choices, str) or not isinstance(choices, Mapping | Sequence):
+        raise TypeError(f"choices must be a list of strings, label -> words, or a list of lists: {choices!r}.")
+    if isinstance(choices, Mapping):
+        labels, words = [list(choices)] * count, [_checked_words(list(choices.values()), "choices")] * count
+    elif choices and not isinstance(choices[0], str) and isinstance(choices[0], Sequence):
+        if len(choices) != count:
+            raise ValueError(f"There are {len(choices)} lists of choices for {count} texts; pass one for each text.")
+        labels = words = [_checked_words(own, f"choices[{i}]") for i, own in enumerate(choices)]
+    else:
+        labels = words = [_checked_words(choices, "choices")] * count
+    for i, own in enumerate(words):
+        if not own:
+            raise ValueError(f"There are no choices for text {i}; pass at least one.")
+    return labels, words
+
+
+def _check_assignment(choices: Any, count: int, words: list[list[str]]) -> None:
+    _matching()
+    if count and any(own != words[0] for own in words):
+        raise ValueError("assignment=True shares one list of choices out among the texts; pass a single list.")
+    if count and len(words[0]) < count:
+        raise ValueError(
+            f"assignment=True takes every choice once at most, but there are {len(words[0])} for {count} texts."
+        )
+
+
+def _check_pairs(pairs: list[tuple[_Text, list[int]]], score: str, direction: str) -> None:
+    no_blank = score == "P(True|x,y)" or (direction == "uni" and score in ("P(y|x)", "P(x|y)", "P(y|x)/P(y)"))
+    needs_x = score in ("P(x|y)", "P(True|x,y)")
+    for i, (x, y) in enumerate(pairs):
+        if not y:
+            raise ValueError(f"The choice of pair {i} has no tokens; there is nothing to score.")
+        if x.after and no_blank:
+            raise ValueError(
+                f"Pair {i} has text behind its blank, which {score} in the direction {direction!r} would not see. "
+                'Take "P(x,y)", or direction="bi".'
+            )
+        if needs_x and not x.before and not x.after:
+            raise ValueError(f"The text of pair {i} has no tokens; {score} needs one.")
+
+
+def _check_settings(run: _Run, score: str, direction: str | None, max_length: int) -> str:
+    """Returns the direction."""
+    _check_lengths(run, max_length)
+    if score not in SCORES:
+        raise ValueError(f"score={score!r} is not one of {SCORES}.")
+    if direction is not None and direction not in DIRECTIONS:
+        raise ValueError(f"direction={direction!r} is not one of {tuple(DIRECTIONS)}.")
+    if score == "P(True|x,y)":
+        _check_head(run.model, "distance_head", "Ernie3ForPreTraining")
+        return "bi"
+    if direction is None:
+        direction = "uni" if hasattr(run.model, "nlg_lm_head") else "bi"
+    alone = {"uni": "Ernie3ForCausalLM", "bi": "Ernie3ForMaskedLM"}[direction]
+    _check_head(run.model, f"{DIRECTIONS[direction]}_lm_head", f"{alone} or Ernie3ForPreTraining")
+    return direction
+
+
+def _check_head(model: Any, head: str, classes: str) -> None:
+    if not hasattr(model, head):
+        raise ValueError(f"{type(model).__name__} has no {head}, which this score is read from. Use {classes}.")
+
+
+def _check_lengths(run: _Run, max_length: int) -> int:
+    """Returns how many tokens a row may have."""
+    if run.batch_size < 1:
+        raise ValueError(f"batch_size={run.batch_size} must be at least 1.")
+    if max_length < 3:
+        raise ValueError(f"max_length={max_length} leaves no room for a text; it must be at least 3.")
+    return min(max_length, run.model.config.max_position_embeddings)
+
+
+def _checked_words(words: Any, name: str) -> list[str]:
+    if isinstance(words, str):
+        raise TypeError(f"{name} must be a list of strings, not one string: {words!r}.")
+    for i, word in enumerate(words):
+        if not isinstance(word, str):
+            raise TypeError(f"{name}[{i}] is a {type(word).__name__}, not a string: {word!r}.")
+    return list(words)
+
+
+__all__ = ["RankedText", "ZeroShotAnswer", "pair_scores", "rerank", "zero_shot"]

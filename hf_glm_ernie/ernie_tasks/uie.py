@@ -1,0 +1,258 @@
+"""Information extraction with UIE: texts and a schema in, answers with offsets and probabilities out.
+
+The schema is asked level by level. All questions of a level, over all texts and names, go through the model together:
+equal questions to one text once, windows of like length in one batch.
+
+Answers are those of PaddleNLP's `Taskflow("information_extraction")`, but where that goes wrong:
+
+- A span that begins or ends at a special token or at padding is no answer (there: an empty text or one cut wrongly).
+- Whether a name asks for an option is read off the name; an answer inside the prompt counts there only. (There the
+  first answer of the whole batch decides for every text, and the other texts' answers are lost or mixed up.)
+- Of several options above the threshold the likeliest is taken (there: one in the order of a hash).
+- Answers are sorted by position (there: in the order of a hash).
+- Each question's windows are as wide as its own prompt allows. (There the width follows from the prompt that sorts
+  last, so answers depend on the other texts, and what does not fit is cut off.) A window with more tokens than
+  characters is cut again rather than truncated.
+- Offsets are where tokens really stand (there: where a search finds them, a guess for unknown words).
+- With `split_sentences`, offsets count the line breaks that separate sentences.
+- White space at the end of a prompt does not shift the option read from it.
+- A name that stands twice in one place of the schema is asked once (there its relations end up at other answers).
+
+Source: PaddleNLP 2.8.1, `paddlenlp/taskflow/information_extraction.py` (`UIETask`).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers.utils import logging
+
+from hf_glm_ernie.inference.texts import checked_texts
+
+from .uie_schema import LANGUAGES, SchemaNode, read_schema
+from .uie_windows import (
+    SPECIAL_TOKENS,
+    EncodedWindow,
+    Span,
+    Window,
+    cut_windows,
+    elect_option,
+    encode_windows,
+    window_spans,
+)
+
+logger = logging.get_logger(__name__)
+
+# Windows encoded ahead, in batches: enough to sort by length, little enough to hold.
+BATCHES_AHEAD = 64
+# A progress bar from so many batches on, unless told otherwise.
+FEW_BATCHES = 4
+
+
+@dataclass
+class _Question:
+    """What is asked of one text: a schema name, at the top or about an earlier answer."""
+
+    text: int
+    node: SchemaNode
+    prompt: str
+    about: dict[str, Any] | None
+
+
+def uie(
+    model: Any,
+    tokenizer: Any,
+    schema: Any,
+    texts: str | list[str],
+    *,
+    threshold: float = 0.5,
+    batch_size: int = 16,
+    max_length: int = 512,
+    split_sentences: bool = False,
+    language: str = "zh",
+    show_progress: bool | None = None,
+) -> list[dict[str, list[dict[str, Any]]]]:
+    """Extracts what a schema names from texts.
+
+    Args:
+        model: An [`ErnieForUIE`].
+        tokenizer: Its tokenizer, one of the `tokenizers` library (it gives the offsets).
+        schema: Names, relations, events and options, nested to any depth: `["时间", "选手"]`, `"情感倾向[正向,负向]"`,
+            `{"歌曲名称": ["歌手", "专辑"]}`, `[{"评价维度": ["观点词", "情感倾向[正向,负向]"]}]`.
+        texts: One text or several.
+        threshold: An answer starts and ends where the probability is above this (`position_prob` in PaddleNLP).
+        batch_size: Windows per forward.
+        max_length: Tokens per window with its prompt, at most what the model has positions for.
+        split_sentences: Whether every sentence is read alone.
+        language: `"zh"` asks `subject的name`, `"en"` asks `name of subject`.
+        show_progress: Whether to show a progress bar; `None`: from a few batches on.
+
+    Returns:
+        For each text a dict from the schema's names to answers, names without an answer left out. An answer is a dict
+        of `text`, `start` and `end` (characters of the text as given, end excluded), `probability`, and `relations`
+        where something was found about it. An option chosen from the prompt has no `start` and `end`.
+
+    Raises:
+        TypeError: texts that are not strings, a schema of something else than names, lists and dicts.
+        ValueError: an empty schema or name, unclosed options, a name that leaves no room for text, a setting out of
+            range, a tokenizer without offsets.
+
+    ```python
+    >>> from transformers import AutoModel, AutoTokenizer
+    >>> from hf_glm_ernie import uie
+
+    >>> model = AutoModel.from_pretrained("uie-base-converted")
+    >>> tokenizer = AutoTokenizer.from_pretrained("uie-base-converted")
+    >>> uie(model, tokenizer, {"歌曲名称": ["歌手"]}, "《告别了》是孙耀威在专辑爱的故事里面的歌曲")
+    ```
+    """
+    nodes = read_schema(schema)
+    texts = checked_texts(texts)
+    max_length = min(max_length, model.config.max_position_embeddings)
+    _check_settings(tokenizer, nodes, threshold, batch_size, max_length, language)
+    results: list[dict[str, list[dict[str, Any]]]] = [{} for _ in texts]
+    level = [_Question(i, node, node.prompt(), None) for node in nodes for i in range(len(texts))]
+    was_training = model.training
+    model.eval()
+    try:
+        while level:
+            reader = _Reader(model, tokenizer, threshold, batch_size, max_length, split_sentences, show_progress)
+            answers = reader.answer(level, texts)
+            below: list[_Question] = []
+            for question, found in zip(level, answers, strict=True):
+                if not found:
+                    continue
+                into = results[question.text] if question.about is None else question.about.setdefault("relations", {})
+                into[question.node.name] = found
+                below += [
+                    _Question(question.text, child, child.prompt(answer["text"], language), answer)
+                    for child in question.node.children
+                    for answer in found
+                ]
+            level = below
+    finally:
+        model.train(was_training)
+    return results
+
+
+class _Reader:
+    """Puts the questions of a level to the model."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        threshold: float,
+        batch_size: int,
+        max_length: int,
+        split_sentences: bool,
+        show_progress: bool | None,
+    ):
+        self.model, self.tokenizer = model, tokenizer
+        self.threshold, self.batch_size, self.max_length = threshold, batch_size, max_length
+        self.split_sentences, self.show_progress = split_sentences, show_progress
+
+    def answer(self, questions: list[_Question], texts: list[str]) -> list[list[dict[str, Any]]]:
+        """Returns the answers to each question, in the order of the text."""
+        windows: list[Window] = []
+        first_like: dict[tuple[int, str], int] = {}
+        for i, question in enumerate(questions):
+            if first_like.setdefault((question.text, question.prompt), i) == i:
+                windows += self._windows(i, question, texts[question.text])
+        spans: dict[int, list[list[Span]]] = {}
+        for question_index, of_window in self._read(windows):
+            spans.setdefault(question_index, []).append(of_window)
+        answers = []
+        for question in questions:
+            found = spans.get(first_like[question.text, question.prompt], [])
+            answers.append(_answers(question, texts[question.text], found))
+        return answers
+
+    def _windows(self, index: int, question: _Question, text: str) -> Iterator[Window]:
+        if len(question.prompt) + SPECIAL_TOKENS >= self.max_length:
+            logger.warning(
+                f"The prompt {question.prompt[:40]!r}... of {len(question.prompt)} characters leaves no room for the "
+                f"text in {self.max_length} tokens: nothing is asked about that answer."
+            )
+            return iter(())
+        return cut_windows(index, question.prompt, text, self.max_length, self.split_sentences)
+
+    def _read(self, windows: list[Window]) -> Iterator[tuple[int, list[Span]]]:
+        """Yields (question, spans) of every window; those of one text in order."""
+        ahead = self.batch_size * BATCHES_AHEAD
+        few = len(windows) <= FEW_BATCHES * self.batch_size
+        hidden = few if self.show_progress is None else not self.show_progress
+        with tqdm(total=len(windows), desc="Extracting", unit="window", disable=hidden) as progress:
+            for begin in range(0, len(windows), ahead):
+                encoded = encode_windows(self.tokenizer, windows[begin : begin + ahead], self.max_length)
+                by_length = sorted(range(len(encoded)), key=lambda i: -len(encoded[i].input_ids))
+                spans: list[list[Span]] = [[] for _ in encoded]
+                for i in range(0, len(encoded), self.batch_size):
+                    batch = by_length[i : i + self.batch_size]
+                    for j, found in zip(batch, self._spans([encoded[j] for j in batch]), strict=True):
+                        spans[j] = found
+                    progress.update(len(batch))
+                yield from ((one.window.question, found) for one, found in zip(encoded, spans, strict=True))
+
+    def _spans(self, batch: list[EncodedWindow]) -> Iterator[list[Span]]:
+        """One forward, and the spans of every window in it."""
+        width = max(len(one.input_ids) for one in batch)
+        shape = (len(batch), width)
+        ids, types, mask = np.full(shape, self.tokenizer.pad_token_id), np.zeros(shape, int), np.zeros(shape, int)
+        for row, one in enumerate(batch):
+            length = len(one.input_ids)
+            ids[row, :length], types[row, :length], mask[row, :length] = one.input_ids, one.token_type_ids, 1
+        arrays = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
+        inputs = {name: torch.from_numpy(array).to(self.model.device) for name, array in arrays.items()}
+        with torch.inference_mode():
+            outputs = self.model(**inputs)
+        start = outputs.start_prob.double().cpu().numpy()
+        end = outputs.end_prob.double().cpu().numpy()
+        for row, one in enumerate(batch):
+            length = len(one.input_ids)
+            yield window_spans(one, start[row, :length], end[row, :length], self.threshold)
+
+
+def _answers(question: _Question, text: str, windows: list[list[Span]]) -> list[dict[str, Any]]:
+    """The answers to one question, from the spans of its windows."""
+    if question.node.offers_options:
+        elected = elect_option(question.prompt, windows)
+        if elected is not None:
+            return [elected]
+    found = sorted((span for spans in windows for span in spans if not span.in_prompt), key=lambda s: (s.start, s.end))
+    return [
+        {"text": text[span.start : span.end], "start": span.start, "end": span.end, "probability": span.probability}
+        for span in found
+    ]
+
+
+def _check_settings(
+    tokenizer: Any, nodes: list[SchemaNode], threshold: float, batch_size: int, max_length: int, language: str
+) -> None:
+    if language not in LANGUAGES:
+        raise ValueError(f"language={language!r} is not one of {LANGUAGES}.")
+    if not isinstance(threshold, int | float) or not 0 <= threshold < 1:
+        raise ValueError(
+            f"threshold={threshold!r} is no probability that an answer can exceed: give a number in [0, 1), such as "
+            "the default 0.5."
+        )
+    if batch_size < 1:
+        raise ValueError(f"batch_size={batch_size} must be at least 1.")
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"{type(tokenizer).__name__} gives no character offsets. Load the tokenizer with AutoTokenizer (one of "
+            "the `tokenizers` library, as ErnieTokenizer)."
+        )
+    for node in nodes:
+        if len(node.prompt()) + SPECIAL_TOKENS >= max_length:
+            raise ValueError(
+                f"The schema's name {node.name[:40]!r} has {len(node.name)} characters and leaves no room for text in "
+                f"max_length={max_length} tokens (the model has at most that many positions). Shorten the name or "
+                "raise max_length."
+            )
+
+
+__all__ = ["uie"]

@@ -1,0 +1,1 @@
+"""GLM-130B's own evaluation, and its model for lm-eval."""

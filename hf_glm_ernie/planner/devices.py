@@ -1,0 +1,500 @@
+"""Where a model fits: bytes of weights, cache and activations on every device, from the config alone.
+
+Two ways of using several devices. Layer by layer: every layer lies on one device and a row passes through them in
+turn; the result is a `device_map`, and what does not fit can be offloaded to memory or disk. Tensor parallelism: every
+device holds a part of every weight.
+
+The sizes come from the model's own code on the meta device (`planner/sizes.py`); the placement from the functions
+behind `device_map="auto"`. Of every device a reserve is set aside, see `RESERVE`.
+"""
+
+import copy
+import itertools
+import json
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from accelerate.utils import convert_file_size_to_int
+from transformers import ErnieConfig, PreTrainedConfig, PreTrainedModel
+from transformers.integrations.accelerate import infer_auto_device_map
+
+from hf_glm_ernie.configuration_ernie3 import Ernie3Config
+from hf_glm_ernie.configuration_ernie_uie import ErnieUIEConfig
+from hf_glm_ernie.configuration_ernie_utc import ErnieUTCConfig
+from hf_glm_ernie.configuration_glm130b import Glm130bConfig
+from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
+
+from .models import PRESETS, known_models, preset_of
+from .report import describe
+from .sizes import Job, Transients, cache_sizes, model_on_meta, module_bytes, reserve_cache, trace
+
+# Of each device, for what no count shows: the CUDA context with its libraries (0.3 to 0.5 GiB), what the card itself
+# holds back of its nominal size (0.25 GiB), communication buffers, and gaps between allocations.
+RESERVE = 2**30
+
+CONFIG_CLASSES = {
+    known.model_type: known for known in (Glm130bConfig, ErnieConfig, ErnieUIEConfig, ErnieUTCConfig, Ernie3Config)
+}
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+SIZE = r"(\d+(?:\.\d+)?)\s*(GB|GiB|MB|MiB|KB|KiB|B)"
+LEAST_BYTES = 2**20  # below this a bare number has lost its unit
+
+Device = int | str
+DeviceMap = dict[str, Device]
+
+
+@dataclass(frozen=True)
+class DevicePlan:
+    """What one device holds, in bytes.
+
+    Args:
+        name: Number of the accelerator, `"cpu"` or `"disk"`: a value of the device map.
+        capacity: Its memory; `None` for the disk.
+        reserve: Set aside of it, see `RESERVE`.
+        weights: Parameters and buffers.
+        cache: Keys and values at full context; in ERNIE 3.0 with a memory before it, and that memory.
+        activations: The most that is alive at one time beside these, with a prompt as long as the context.
+        staging: Room for the largest weight that is brought here from memory or disk while it is used.
+        modules: What lies here, keys of the device map.
+    """
+
+    name: Device
+    capacity: int | None
+    reserve: int = 0
+    weights: int = 0
+    cache: int = 0
+    activations: int = 0
+    staging: int = 0
+    modules: tuple[str, ...] = ()
+
+    @property
+    def used(self) -> int:
+        """All of it, the reserve too."""
+        return self.reserve + self.weights + self.cache + self.activations + self.staging
+
+    @property
+    def free(self) -> int | None:
+        """What is left, negative where it does not fit; `None` for the disk."""
+        return None if self.capacity is None else self.capacity - self.used
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where a model goes; made by [`plan`].
+
+    Args:
+        job: What is run: config, dtype, context, batch, ranks.
+        devices: The accelerators in order, then memory and disk where they are used.
+        device_map: For `from_pretrained`; `None` where the model does not fit, and for tensor parallelism (there:
+            `distributed_config=DistributedConfig(tp_size=..., tp_plan="auto")` under `torchrun`).
+        missing: Modules without a place, with their bytes; empty where the model fits.
+    """
+
+    job: Job
+    devices: tuple[DevicePlan, ...]
+    device_map: DeviceMap | None
+    missing: Mapping[str, int]
+
+    @property
+    def tensor_parallel(self) -> bool:
+        """Whether every weight is cut among the devices."""
+        return self.job.ranks > 1
+
+    @property
+    def fits(self) -> bool:
+        """Whether everything has a place, offloaded modules included."""
+        return not self.missing and not self.lacking
+
+    @property
+    def lacking(self) -> int:
+        """Bytes too little: of what has no place, and of devices that would be overfull."""
+        over = sum(-device.free for device in self.devices if device.free is not None and device.free < 0)
+        return sum(self.missing.values()) + over
+
+    @property
+    def offloaded(self) -> DeviceMap:
+        """The modules that lie in memory or on disk and are brought to a device for every use."""
+        main = main_device([device.name for device in self.devices])
+        return {
+            module: device.name
+            for device in self.devices
+            if device.name != main and isinstance(device.name, str)
+            for module in device.modules
+        }
+
+    def describe(self) -> str:
+        """The plan as text: a table of the devices, what is offloaded, and what to pass to `from_pretrained`."""
+        return describe(self)
+
+
+def plan(
+    config: PreTrainedConfig | str | Path,
+    devices: str | Sequence[int | str] | None = None,
+    bits: int | None = None,
+    *,
+    context: int | None = None,
+    batch: int = 1,
+    dtype: torch.dtype | str | None = None,
+    cpu: int | str | None = None,
+    disk: bool = False,
+    tensor_parallel: bool = False,
+    reserve: int | str = RESERVE,
+) -> Plan:
+    """Computes where a model goes and what every device holds, without allocating anything.
+
+    Args:
+        config: A config; a folder with config.json, or the file; or the name of a released model, one of `PRESETS`:
+            `"glm130b"` or `"GLM-130B"`, every encoder by PaddleNLP's name (`"ernie-3.0-base-zh"`, `"uie-mini"`,
+            `"utc-base"`, `"rocketqa-zh-base-query-encoder"`...), `"ernie3-10b"`, `"ernie3-titan"` (these two as
+            `Ernie3ForCausalLM`; a config's `architectures` name another class).
+        devices: The accelerators: `"4x24GiB"`, `"8x40GB,2x24GiB"` (GB = 10^9, GiB = 2^30 bytes), or a sequence of
+            sizes. `None`: the model runs on the CPU.
+        bits: 4 or 8 for weights quantized with `WeightOnlyConfig(bits=...)`, one scale a row; `None`: as the config
+            says, usually not quantized.
+        context: Tokens of a row, prompt and answer together; at most, and by default, what the positions allow, but
+            no more than 2048 by default.
+        batch: Rows.
+        dtype: Of activations and unquantized weights; default from the config, else float16.
+        cpu: Memory that may take offloaded modules, as `"128GiB"`; without `devices`, the memory to run in. Here and
+            in `devices` and `reserve` text has a unit, and an `int` is in bytes, at least a MiB of them.
+        disk: Whether what is left may be offloaded to disk.
+        tensor_parallel: Cut every weight among the devices in place of giving each its layers.
+        reserve: Set aside on every device that computes; see `RESERVE`.
+
+    Returns:
+        The plan. A model that does not fit is no error: `fits` is false then and `missing` says what has no place.
+
+    Raises:
+        ValueError: an unknown preset, a size that cannot be read, bits, batch, context or dtype out of range, a model
+            type that is not known here, a quantization other than `weight_only_int`, tensor parallelism on one device,
+            together with offload, or for a model without a plan for it.
+        FileNotFoundError: no config.json where one is expected.
+
+    ```python
+    >>> from hf_glm_ernie.planner import plan
+
+    >>> plan("glm130b", "4x24GiB", bits=4).fits
+    True
+    ```
+    """
+    config = _quantized(read_config(config), bits)
+    capacities = parse_devices(devices)
+    memory = None if cpu is None else parse_size(cpu, "cpu")
+    kept = parse_size(reserve, "reserve")
+    ranks = _ranks(capacities, memory is not None or disk) if tensor_parallel else 1
+    job = Job(config, _dtype(config, dtype), _context(config, context), _positive("batch", batch), ranks)
+    if tensor_parallel:
+        return _cut_plan(job, capacities, kept)
+    if not capacities and memory is None:
+        raise ValueError("There is no device to plan for: pass devices='4x24GiB' or the like, or cpu='64GiB'.")
+    with _quiet():
+        return _Placing(job, capacities, memory, disk, kept).best()
+
+
+def read_config(config: PreTrainedConfig | str | Path) -> PreTrainedConfig:
+    """A config from a preset's name, a folder, a file or itself (a copy).
+
+    Raises:
+        ValueError: an unknown name, a model type that is not known here, a file that is not a config.
+        FileNotFoundError: a folder without config.json.
+    """
+    if isinstance(config, PreTrainedConfig):
+        if config.model_type not in CONFIG_CLASSES:
+            raise _unknown_type(config.model_type, type(config).__name__)
+        return copy.deepcopy(config)
+    path = Path(config)
+    name = str(config) if str(config) in PRESETS else None if path.exists() else preset_of(str(config))
+    if name is not None:
+        return copy.deepcopy(PRESETS[name])
+    if not path.exists():
+        raise ValueError(
+            f"{str(config)!r} is neither a folder or config.json here nor a known model. {known_models(str(config))}"
+        )
+    file = path / "config.json" if path.is_dir() else path
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} has no config.json. Pass the folder of a converted model.")
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+        model_type = settings.get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{file} is not a model's config.json: {error}") from None
+    if model_type not in CONFIG_CLASSES:
+        raise _unknown_type(model_type, str(file))
+    return CONFIG_CLASSES[model_type].from_dict(settings)
+
+
+def parse_devices(devices: str | Sequence[int | str] | None) -> list[int]:
+    """Bytes of every accelerator from `"8x40GB,2x24GiB"`, a sequence of sizes, or `None`.
+
+    Raises:
+        ValueError: what cannot be read; the message quotes it.
+    """
+    if devices is None:
+        return []
+    if not isinstance(devices, str):
+        return [parse_size(size, f"devices[{i}]") for i, size in enumerate(devices)]
+    capacities: list[int] = []
+    for part in devices.split(","):
+        match = re.fullmatch(rf"\s*(?:(\d+)\s*[xX*]\s*)?({SIZE})\s*", part)
+        if match is None or match.group(1) == "0":
+            raise ValueError(
+                f"devices={devices!r}: {part.strip()!r} cannot be read. Write number x memory, parts separated by "
+                "commas: 4x24GiB, or 8x40GB,2x24GiB (GB = 10^9 bytes, GiB = 2^30)."
+            )
+        capacities += [parse_size(match.group(2), "devices")] * int(match.group(1) or 1)
+    return capacities
+
+
+def parse_size(size: int | str, name: str) -> int:
+    """Bytes from `"24GiB"`, `"40GB"`, or an `int` of bytes.
+
+    Args:
+        size: What was given.
+        name: What a message calls it.
+
+    Raises:
+        ValueError: neither; a number without a unit, as text or as an `int` too small to be meant in bytes; or not
+            above 0 (a reserve may be 0).
+    """
+    text = str(size).strip()
+    least = int(name != "reserve")
+    match = re.fullmatch(SIZE, text) if isinstance(size, str) else None
+    if text == "0" and not least:
+        return 0
+    if match is not None:
+        size = int(float(match[1])) if match[2] == "B" else convert_file_size_to_int(text.replace(" ", ""))
+        if size >= least:
+            return size
+    elif not isinstance(size, bool) and isinstance(size, int) and size >= LEAST_BYTES:
+        return size
+    what = "has no unit" if re.fullmatch(r"\d+(\.\d+)?", text) else "is not an amount of memory"
+    raise ValueError(
+        f"{name}={text!r} {what}. Write 24GiB (2^30 bytes each), 40GB (10^9 each), MiB or MB, or B for single bytes."
+    )
+
+
+def main_device(names: Sequence[Device]) -> Device:
+    """The device that computes what is offloaded: the first accelerator, or the CPU where there is none."""
+    return next((name for name in names if isinstance(name, int)), "cpu")
+
+
+def _unknown_type(model_type: object, where: str) -> ValueError:
+    return ValueError(
+        f"{where} describes a model of type {model_type!r}, which the planner does not know. It plans for "
+        f"{', '.join(CONFIG_CLASSES)}."
+    )
+
+
+def _quantized(config: PreTrainedConfig, bits: int | None) -> PreTrainedConfig:
+    """The config with the quantization that is asked for, or its own."""
+    own = getattr(config, "quantization_config", None)
+    if own is not None:
+        own = WeightOnlyConfig.from_dict(own) if _is_weight_only(own) else own
+        if not isinstance(own, WeightOnlyConfig):
+            raise ValueError(
+                f"The config is quantized by {_method(own)!r}; the planner counts weight_only_int only. Plan for the "
+                "unquantized model, or quantize it with WeightOnlyConfig."
+            )
+        if bits is not None and bits != own.bits:
+            raise ValueError(f"bits={bits}, but the config says its weights have {own.bits}. Leave bits out.")
+        config.quantization_config = own
+    elif bits is not None:
+        if bits not in (4, 8):
+            raise ValueError(f"bits={bits} is not offered: 4 or 8, or leave it out for unquantized weights.")
+        config.quantization_config = WeightOnlyConfig(bits=bits)
+    return config
+
+
+def _method(quantization: object) -> object:
+    return quantization.get("quant_method") if isinstance(quantization, dict) else type(quantization).__name__
+
+
+def _is_weight_only(quantization: object) -> bool:
+    return isinstance(quantization, dict) and _method(quantization) == "weight_only_int"
+
+
+def _dtype(config: PreTrainedConfig, dtype: torch.dtype | str | None) -> torch.dtype:
+    chosen = dtype or getattr(config, "dtype", None) or torch.float16
+    found = next((known for name, known in DTYPES.items() if chosen in (name, known)), None)
+    if found is None:
+        raise ValueError(f"dtype={str(dtype)!r} is not one of {', '.join(DTYPES)}.")
+    return found
+
+
+def _context(config: PreTrainedConfig, context: int | None) -> int:
+    largest = config.max_position_embeddings
+    if context is None:
+        return min(2048, largest)
+    if _positive("context", context) > largest:
+        raise ValueError(f"context={context} is above the {largest} positions of the model (max_position_embeddings).")
+    return context
+
+
+def _positive(name: str, number: int) -> int:
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1:
+        raise ValueError(f"{name}={number!r} must be a whole number of at least 1.")
+    return number
+
+
+def _ranks(capacities: Sequence[int], offload: bool) -> int:
+    if offload:
+        raise ValueError(
+            "Tensor parallelism cannot offload: every device computes its part of every weight at once. Leave out cpu "
+            "and disk, or tensor_parallel."
+        )
+    if len(capacities) < 2:
+        raise ValueError(f"Tensor parallelism takes at least two devices, got {len(capacities)}.")
+    return len(capacities)
+
+
+def _cut_plan(job: Job, capacities: Sequence[int], reserve: int) -> Plan:
+    """Every device holds one rank's part."""
+    model = model_on_meta(job)
+    weights = module_bytes(model)[0][""]
+    transients = trace(job)
+    cache = sum(cache_sizes(model, transients).values())
+    devices = [
+        DevicePlan(name, capacity, reserve, weights, cache, transients.activations, modules=("",))
+        for name, capacity in enumerate(capacities)
+    ]
+    return Plan(job, tuple(devices), None, {})
+
+
+class _Placing:
+    """Tries the host's placements until one fits."""
+
+    def __init__(self, job: Job, capacities: Sequence[int], memory: int | None, disk: bool, reserve: int) -> None:
+        self.job = job
+        self.disk = disk
+        self.reserve = reserve
+        self.capacities: dict[Device, int] = dict(enumerate(capacities))
+        if memory is not None:
+            self.capacities["cpu"] = memory
+        self.main = main_device(list(self.capacities))
+        self.transients: Transients = trace(job)
+        self.model: PreTrainedModel = model_on_meta(job)
+        self.sizes, self.leaves = module_bytes(self.model)
+        self.caches = cache_sizes(self.model, self.transients)
+        self.unsplit = set(self.model._no_split_modules or ()) | _classes_with_tensors_beside_children(self.model)
+        reserve_cache(self.model, self.caches)
+        with_cache = module_bytes(self.model)[0]
+        layers = [name for name, module in self.model.named_modules() if type(module).__name__ in self.unsplit]
+        self.total = with_cache[""]
+        self.largest_layer = max((with_cache[name] for name in layers), default=0)
+
+    def best(self) -> Plan:
+        """The first placement that fits: on the devices, evenly if possible; then with offload. Else the one that
+        lacks least.
+        """
+        tried: list[Plan] = []
+        for rooms in itertools.chain(self._rooms_without_offload(), self._rooms_with_offload(tried)):
+            tried.append(self._tally(self._infer(rooms)))
+            if tried[-1].fits:
+                return tried[-1]
+        return min(tried, key=lambda plan: plan.lacking)
+
+    def _computes(self, name: Device) -> bool:
+        return name == self.main or isinstance(name, int)
+
+    def _room(self, name: Device) -> int:
+        """What modules and cache may take on a device."""
+        held = self.reserve + self.transients.activations if self._computes(name) else 0
+        return max(0, self.capacities[name] - held)
+
+    def _rooms_without_offload(self) -> Iterator[dict[Device, int]]:
+        rooms = {name: self._room(name) for name in self.capacities if self._computes(name)}
+        # Even shares with a layer's room to spare. The host's own balance differs between its versions, and beside a
+        # large embedding it can leave the last device nearly empty.
+        share = self.total // len(rooms) + self.largest_layer
+        even = {name: min(room, share) for name, room in rooms.items()}
+        # The host keeps room for an offloaded layer on the main device. Here none is offloaded; but it may also put a
+        # layer into that room which does not fit beside the rest.
+        for candidate in (even, rooms):
+            yield candidate | {self.main: candidate[self.main] + self.largest_layer}
+        yield rooms
+
+    def _rooms_with_offload(self, tried: list[Plan]) -> Iterator[dict[Device, int]]:
+        """Rooms on all devices, less and less on the main one, until the cache of the offloaded layers fits there."""
+        if not self.disk and all(self._computes(name) for name in self.capacities):
+            return
+        moved, away = -1, 0
+        while moved < away:
+            moved = away
+            rooms = {name: self._room(name) for name in self.capacities}
+            yield rooms | {self.main: max(0, rooms[self.main] - moved)}
+            away = sum(self._cache(module) for module in tried[-1].offloaded)
+
+    def _infer(self, rooms: dict[Device, int]) -> DeviceMap:
+        return infer_auto_device_map(self.model, max_memory=dict(rooms), no_split_module_classes=self.unsplit)
+
+    def _cache(self, module: str) -> int:
+        return sum(
+            size for name, size in self.caches.items() if not module or name == module or name.startswith(f"{module}.")
+        )
+
+    def _tally(self, device_map: DeviceMap) -> Plan:
+        """Counts what a placement puts where."""
+        placed: dict[Device, tuple[str, ...]] = {}
+        for module, name in device_map.items():
+            placed[name] = (*placed.get(name, ()), module)
+        missing = {} if self.disk else {module: self.sizes[module] for module in placed.pop("disk", ())}
+        devices = [self._device(name, placed.get(name, ())) for name in [*self.capacities, "disk"]]
+        away = tuple(module for device in devices if not self._computes(device.name) for module in device.modules)
+        devices = [self._with_offload(device, away) if device.name == self.main else device for device in devices]
+        shown = tuple(device for device in devices if device.modules or device.capacity is not None)
+        plan = Plan(self.job, shown, device_map, missing)
+        return plan if plan.fits and device_map else replace(plan, device_map=None)
+
+    def _device(self, name: Device, modules: tuple[str, ...]) -> DevicePlan:
+        computes = self._computes(name)
+        return DevicePlan(
+            name,
+            self.capacities.get(name),
+            reserve=self.reserve if computes else 0,
+            weights=sum(self.sizes[module] for module in modules),
+            cache=sum(self._cache(module) for module in modules) if computes else 0,
+            activations=self.transients.activations if computes and modules else 0,
+            modules=modules,
+        )
+
+    def _with_offload(self, device: DevicePlan, away: tuple[str, ...]) -> DevicePlan:
+        """Adds to the main device what it needs for modules that lie elsewhere."""
+        staged = [
+            size for leaf, size in self.leaves.items() if any(f"{leaf}.".startswith(f"{module}.") for module in away)
+        ]
+        cache = device.cache + sum(self._cache(module) for module in away)
+        return replace(device, cache=cache, staging=max(staged, default=0))
+
+
+def _classes_with_tensors_beside_children(model: PreTrainedModel) -> set[str]:
+    """Modules such as a head with a bias beside its linear. Were they split, the host would fail on tied ones."""
+    return {
+        type(module).__name__
+        for module in model.modules()
+        if any(True for _ in module.children())
+        and (any(True for _ in module.parameters(recurse=False)) or any(True for _ in module.buffers(recurse=False)))
+    }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The host warns of devices that this machine does not have (here it need not), and of the cache of offloaded
+    layers, which it takes for their buffers.
+    """
+    loggers = [logging.getLogger(name) for name in ("accelerate.utils.modeling", infer_auto_device_map.__module__)]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+__all__ = ["PRESETS", "RESERVE", "DevicePlan", "Plan", "parse_devices", "parse_size", "plan", "read_config"]
