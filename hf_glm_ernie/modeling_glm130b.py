@@ -362,7 +362,7 @@ class Glm130bModel(Glm130bPreTrainedModel):
             inputs_embeds: (B, L, hidden).
 
         Returns:
-            (B, L) int64: the ids of `<sop>`, `[MASK]` and `[sMASK]` where they stand, -1 elsewhere.
+            int64 (B, L): the ids of `<sop>`, `[MASK]` and `[sMASK]` where they stand, -1 elsewhere.
         """
         known = (self.config.sop_token_id, self.config.mask_token_id, self.config.smask_token_id)
         ids = torch.tensor([index for index in known if index is not None], device=inputs_embeds.device)

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 from hf_glm_ernie.ernie3_training.builders import special_id, text_ids, token_id
 
-# The genres of PT; a genre's place in this list is its id.
 GENRES = (
     "general",
     "Web",
@@ -28,6 +27,7 @@ GENRES = (
     "Poet",
     "Machine Translation",
 )
+"""The genres of PT; a genre's place in this list is its id."""
 SENTIMENTS = ("positive", "negative", "neutral")
 ATTRIBUTES = ("genre", "topic", "keywords", "sentiment", "length")
 MAX_SOFT_PROMPTS = 64  # vectors per genre; a prompt takes 0..63 of them

@@ -190,7 +190,7 @@ def pair_scores(
         show_progress: Whether to show a progress bar; `None`: from a few batches on.
 
     Returns:
-        (N,) fp32 on the CPU: natural logarithms.
+        fp32 (N,) on the CPU: natural logarithms.
 
     Raises:
         TypeError: pairs that are no pairs of strings.
