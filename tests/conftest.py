@@ -11,6 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 GOLDEN = Path(__file__).parent / "golden"
 SHARED_GOLDENS = Path(__file__).parents[2] / "shared" / "goldens" / "glm"
+SHARED_ERNIE = SHARED_GOLDENS.with_name("ernie")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -32,3 +33,11 @@ def shared_goldens() -> Path:
             "tests/golden ran"
         )
     return SHARED_GOLDENS
+
+
+@pytest.fixture(scope="session")
+def shared_ernie() -> Path:
+    """The full set of PaddleNLP's outputs for ERNIE's encoders, UIE and UTC."""
+    if not SHARED_ERNIE.is_dir():
+        pytest.skip("needs the full golden set beside the repository (../shared/goldens/ernie)")
+    return SHARED_ERNIE

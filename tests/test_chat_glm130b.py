@@ -10,8 +10,7 @@ from transformers import AutoTokenizer
 import hf_glm_ernie  # noqa: F401  # registers the tokenizer
 from hf_glm_ernie import Glm130bTokenizer
 from hf_glm_ernie.tokenization_glm130b_chat import CHAT_TEMPLATE, one_chat_an_answer, written_layout
-
-from .test_tokenization_glm130b import train
+from tests.support.ice_text import train
 
 PAIRS = {
     "open end": ("Licence of the Work", "千里之行"),

@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from benchmarks.make_checkpoint_glm130b import RELEASED, rank_shapes, write_checkpoint
 from conversion import writer
-from conversion.__main__ import main
 from conversion.glm130b import TABLE
 from conversion.state_map import Split, TensorSpec
 from conversion.verify import expected_shapes
 from conversion.writer import copy_peak_bytes
 from hf_glm_ernie import Glm130bConfig, Glm130bForCausalLM
-from tests.support.converting import SIZES, convert, listing, weights, write_settings
+from tests.support.converting import SIZES, convert, kill_then_run, listing, weights, write_settings
 from tests.support.tiny import (
     Sizes,
     State,
@@ -270,38 +267,6 @@ def test_a_killed_conversion_goes_on_and_gives_the_same_bytes(tmp_path: Path) ->
     kill_then_run(back, tmp_path / "back", ".conversion/partial/49300/mp_rank_03*")
     for rank in range(4):
         assert equal_bits(load_rank(tmp_path / "back", rank), rank_state(whole_state(sizes), rank, 4))
-
-
-SLOWLY = """
-import sys, time
-from conversion import writer
-from conversion.__main__ import main
-real = writer.pwrite_all
-def slow(*arguments):
-    time.sleep(0.05)
-    real(*arguments)
-writer.pwrite_all = slow
-sys.exit(main(sys.argv[1:]))
-"""
-
-
-def kill_then_run(arguments: list[str], output: Path, appears: str) -> None:
-    """Kills the command once a file has appeared in its incomplete folder, then runs it again to the end."""
-    root = Path(__file__).parents[1]
-    process = subprocess.Popen(
-        [sys.executable, "-c", SLOWLY, "glm130b", *arguments], cwd=root, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 120
-    incomplete = output.with_name(output.name + ".incomplete")
-    while not list(incomplete.glob(appears)):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not output.exists()
-    assert main(["glm130b", *arguments]) == 0
-    assert not incomplete.exists()
 
 
 def test_an_interrupted_command_says_how_to_go_on(

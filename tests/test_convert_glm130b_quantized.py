@@ -29,7 +29,7 @@ from conversion.verify import expected_shapes
 from conversion.writer import COMPUTING_COPIES, copy_peak_bytes, row_blocks
 from hf_glm_ernie import Glm130bConfig, Glm130bForCausalLM
 from hf_glm_ernie.weight_only import quantize, to_storage
-from tests.support.converting import convert, listing, weights, write_settings
+from tests.support.converting import convert, kill_then_run, listing, weights, write_settings
 from tests.support.quantized_tiny import (
     LINEARS,
     WIDE,
@@ -50,8 +50,6 @@ from tests.support.tiny import (
     whole_state,
     write_released,
 )
-
-from .test_convert_glm130b import kill_then_run
 
 BITS = [4, 8]
 DEGREES = [1, 2, 8]

@@ -12,6 +12,7 @@ from transformers.integrations.accelerate import compute_module_sizes, infer_aut
 from hf_glm_ernie import ErnieUIEConfig, ErnieUTCConfig
 from hf_glm_ernie.planner import plan
 from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
+from tests.support.devices import check_layers_whole
 from tests.support.tiny_models import GMASK, MASK, PAD, SOP, tiny_model
 
 ERNIE: dict[str, Any] = {
@@ -120,17 +121,6 @@ def test_the_planner_splits_no_layer(family: Any, share: float) -> None:
     assert planned.fits
     assert planned.device_map is not None
     check_layers_whole(model, planned.device_map)
-
-
-def check_layers_whole(model: nn.Module, device_map: dict[str, Any]) -> None:
-    classes = model._no_split_modules
-    inside = tuple(f"{name}." for name, module in model.named_modules() if type(module).__name__ in classes)
-    assert inside
-    assert not [module for module in device_map if module.startswith(inside)]
-    loose = [
-        name for name, _ in model.named_parameters() if not any(f"{name}.".startswith(f"{m}.") for m in device_map)
-    ]
-    assert "" in device_map or not loose
 
 
 def test_a_device_map_by_hand(tmp_path: Path) -> None:

@@ -15,9 +15,8 @@ from hf_glm_ernie.modeling_ernie3_heads import Ernie3ForCausalLM, Ernie3ForSeque
 from hf_glm_ernie.modeling_ernie3_pretraining import Ernie3ForPreTraining
 from hf_glm_ernie.planner import plan
 from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
+from tests.support.devices import check_layers_whole
 from tests.support.tiny_ernie3 import random_ids, tiny_model
-
-from .test_device_maps import check_layers_whole
 
 INPUTS = {"input_ids": random_ids(2, 5), "attention_mask": torch.tensor([[1] * 5, [0, 0, 1, 1, 1]])}
 GREEDY: dict[str, Any] = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False}

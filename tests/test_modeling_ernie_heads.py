@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ from hf_glm_ernie.inputs_ernie import additive_mask, encoder_inputs
 from hf_glm_ernie.modeling_ernie_uie import ErnieForUIE
 from hf_glm_ernie.modeling_ernie_utc import ErnieForUTC, tag_loss
 from tests.conftest import GOLDEN
+from tests.support.ernie_pdparams import converted
 
-SHARED = Path(__file__).parents[2] / "shared" / "goldens" / "ernie"
 SHARED_CASES = ("uie_e3", "uie_notask_v2like", "utc_e3", "legacy235_uie_encoder_prefix")
 SMALL_CASES = ("uie_task_type_1", "utc")
 
@@ -30,54 +29,6 @@ EXACT = 2e-5
 for config_class, model_class in ((ErnieUIEConfig, ErnieForUIE), (ErnieUTCConfig, ErnieForUTC)):
     AutoConfig.register(config_class.model_type, config_class, exist_ok=True)
     AutoModel.register(config_class, model_class, exist_ok=True)
-
-
-@pytest.fixture(scope="session")
-def shared_ernie() -> Path:
-    if not SHARED.is_dir():
-        pytest.skip("needs the full golden set beside the repository (../shared/goldens/ernie)")
-    return SHARED
-
-
-def converted(folder: Path, **settings: Any) -> Any:
-    """A model from PaddleNLP's file, read without the converter: names spelled out, linears transposed."""
-    case = json.loads((folder / "case.json").read_text(encoding="utf-8"))
-    arrays = pickle.loads((folder / "model_state.pdparams").read_bytes(), encoding="latin1")
-    config_class, model_class = {"UIE": (ErnieUIEConfig, ErnieForUIE), "UTC": (ErnieUTCConfig, ErnieForUTC)}[
-        case["class"]
-    ]
-    if "config_args" in case:
-        config = config_class(**case["config_args"], **settings)
-    else:
-        config = config_class.from_pretrained(folder, **settings)
-    model = model_class(config)
-    arrays.pop("StructuredToParameterName@@", None)
-    state = {}
-    for name, array in arrays.items():
-        tensor = torch.from_numpy(np.array(array))
-        state[_our_name(name)] = tensor.T if tensor.ndim == 2 and "_embeddings" not in name else tensor
-    model.load_state_dict(state)
-    return model.eval()
-
-
-def _our_name(name: str) -> str:
-    parts = name.split(".")
-    if parts[0] == "encoder":  # PaddleNLP 2.3 and 2.4
-        parts[0] = "ernie"
-    own = ".".join(parts[4:-1])
-    ours = {
-        "self_attn.q_proj": "attention.self.query",
-        "self_attn.k_proj": "attention.self.key",
-        "self_attn.v_proj": "attention.self.value",
-        "self_attn.out_proj": "attention.output.dense",
-        "norm1": "attention.output.LayerNorm",
-        "linear1": "intermediate.dense",
-        "linear2": "output.dense",
-        "norm2": "output.LayerNorm",
-    }
-    if own in ours:
-        return f"ernie.encoder.layer.{parts[3]}.{ours[own]}.{parts[-1]}"
-    return ".".join(parts).replace("layer_norm", "LayerNorm")
 
 
 def check_goldens(folder: Path, implementation: str) -> int:

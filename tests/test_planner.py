@@ -13,7 +13,6 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from torch import nn
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -22,7 +21,6 @@ from transformers import (
     ErnieForMaskedLM,
     ErnieForSequenceClassification,
     ErnieModel,
-    PreTrainedModel,
 )
 
 from hf_glm_ernie import ErnieUIEConfig, ErnieUTCConfig, Glm130bConfig
@@ -30,6 +28,7 @@ from hf_glm_ernie.__main__ import main
 from hf_glm_ernie.planner.devices import PRESETS, Plan, parse_devices, parse_size, plan, read_config
 from hf_glm_ernie.planner.sizes import Job, model_class, model_on_meta, module_bytes, trace
 from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
+from tests.support.devices import bytes_held, measured_peak, saved
 from tests.support.tiny_models import SOP, tiny_config, tiny_model
 
 GIB = 2**30
@@ -44,17 +43,6 @@ ERNIE = {
     "task_type_vocab_size": 3,
     "use_task_id": True,
 }
-
-
-def bytes_held(model: nn.Module) -> int:
-    """Bytes of parameters and buffers, shared memory once."""
-    tensors = {tensor.data_ptr(): tensor for tensor in (*model.parameters(), *model.buffers())}
-    return sum(tensor.nbytes for tensor in tensors.values())
-
-
-def saved(model: PreTrainedModel, folder: Path) -> Path:
-    model.save_pretrained(folder)
-    return folder
 
 
 # Weights -------------------------------------------------------------------------------------------------------------
@@ -146,18 +134,6 @@ def test_cache_is_that_of_a_generation(dtype: torch.dtype, batch: int) -> None:
     cached = layers[0].keys.shape[-2]  # the last token is not read again
     assert cached == 31
     assert plan(tiny_config(), cpu="4GiB", context=cached, batch=batch, dtype=dtype).devices[0].cache == held
-
-
-def measured_peak(model: nn.Module, inputs: dict[str, Any]) -> tuple[int, Any]:
-    """The most bytes that torch's CPU allocator handed out above what it held at the start of a forward."""
-    with torch.no_grad(), torch.profiler.profile(profile_memory=True) as profile:
-        output = model(**inputs)
-    alive = highest = 0
-    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        alive += event.nbytes()
-        highest = max(highest, alive)
-    return highest, output
 
 
 WIDE = {"hidden_size": 256, "intermediate_size": 704, "num_attention_heads": 4, "vocab_size": 128}

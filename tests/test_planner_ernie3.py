@@ -24,8 +24,7 @@ from hf_glm_ernie.planner.devices import PRESETS, plan
 from hf_glm_ernie.planner.sizes import model_on_meta, module_bytes
 from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
 from tests.support import tiny_ernie3
-
-from .test_planner import bytes_held, measured_peak, saved
+from tests.support.devices import bytes_held, measured_peak, saved
 
 UNIFIED: tuple[Any, ...] = (
     Ernie3ForCausalLM,

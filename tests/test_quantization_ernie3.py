@@ -10,9 +10,7 @@ from torch import nn
 from hf_glm_ernie.memory_ernie3 import Ernie3Memories
 from hf_glm_ernie.modeling_ernie3_heads import Ernie3ForCausalLM, Ernie3ForSequenceClassification
 from hf_glm_ernie.modeling_ernie3_pretraining import Ernie3ForPreTraining
-from tests.support.tiny_ernie3 import BRANCH_LAYERS, UNIVERSAL_LAYERS, random_ids, tiny_model
-
-from .test_quantization_libraries import (
+from tests.support.quantizing import (
     METHODS,
     NEEDS,
     configuration,
@@ -22,6 +20,7 @@ from .test_quantization_libraries import (
     stored_bits,
     without_fused_kernel,
 )
+from tests.support.tiny_ernie3 import BRANCH_LAYERS, UNIVERSAL_LAYERS, random_ids, tiny_model
 
 # Widths that bitsandbytes' fused 4-bit CPU kernel takes; both stacks differ in all else.
 SIZES = {

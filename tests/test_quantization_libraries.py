@@ -29,6 +29,16 @@ from hf_glm_ernie import ErnieForUIE, ErnieUIEConfig, Glm130bForCausalLM, fill_b
 from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
 from hf_glm_ernie.weight_only import dequantize
 from hf_glm_ernie.weight_only import quantize as to_integers
+from tests.support.quantizing import (
+    METHODS,
+    NEEDS,
+    configuration,
+    distance,
+    load,
+    quantized_names,
+    stored_bits,
+    without_fused_kernel,
+)
 from tests.support.tiny_models import LAYERS, MASK, SOP, tiny_model
 
 ROOT = Path(__file__).parents[1]
@@ -36,27 +46,12 @@ DOCUMENT = (ROOT / "docs" / "quantization.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", DOCUMENT, flags=re.DOTALL)
 
 
-def needs(package: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(find_spec(package) is None, reason=f"needs {package}, which is not installed")
-
-
-NEEDS = {"bnb": needs("bitsandbytes"), "torchao": needs("torchao"), "peft": needs("peft"), "weight": ()}
-METHODS = [
-    pytest.param(method, marks=NEEDS[method.split("-")[0]])
-    for method in ("bnb-fp4", "bnb-nf4", "bnb-int8", "torchao-int8")
-]
 SIZES = {"hidden_size": 64, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "intermediate_size": 128}
 FAMILIES = ("glm", "encoder", "masked-lm", "classifier", "uie")
 LINEARS = {"glm": 7, "encoder": 6, "masked-lm": 6, "classifier": 6, "uie": 6}
 LORA_TARGETS = {"glm": ["q_proj", "v_proj", "down_proj"]}
 GLM_IDS = torch.tensor([[5, 6, MASK, 7, 8, SOP, 20, 21], [9, 10, 11, MASK, 12, SOP, 30, 31]])
 ERNIE_IDS = torch.arange(5, 29).reshape(2, 12)
-
-
-def configuration(method: str, keep: list[str] | None, dtype: torch.dtype = torch.float32) -> Any:
-    if method == "bnb-fp4":
-        return BitsAndBytesConfig(load_in_4bit=True, llm_int8_skip_modules=keep)
-    return quantize.quantization_config(method, keep, dtype)
 
 
 def fresh_model(family: str) -> PreTrainedModel:
@@ -77,12 +72,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for family in FAMILIES:
         fresh_model(family).save_pretrained(root / family)
     return {family: root / family for family in FAMILIES}
-
-
-def load(folder: Path, method: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """Quantized while loading, with everything outside the layers kept, as the example does it."""
-    model_class, keep = quantize.model_class_and_linears_outside_layers(folder)
-    return model_class.from_pretrained(folder, quantization_config=configuration(method, keep, dtype), dtype=dtype)
 
 
 def inputs_of(family: str) -> dict[str, torch.Tensor]:
@@ -106,41 +95,6 @@ def labels_of(family: str) -> dict[str, torch.Tensor]:
 def outputs(model: PreTrainedModel, family: str) -> torch.Tensor:
     result = model(**inputs_of(family))
     return (result.start_logits if family == "uie" else result[0]).float()
-
-
-def distance(a: torch.Tensor, b: torch.Tensor) -> float:
-    return ((a.float() - b.float()).norm() / b.float().norm()).item()
-
-
-def quantized_names(model: nn.Module) -> list[str]:
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-        and (type(module) is not nn.Linear or type(module.weight.data) is not torch.Tensor)
-    ]
-
-
-def stored_bits(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What a model holds outside its adapters, quantized weights taken apart into their plain tensors."""
-    parts: dict[str, torch.Tensor] = {}
-    for name, value in model.state_dict().items():
-        if "lora_" in name or "modules_to_save" in name:
-            continue
-        if type(value) is not torch.Tensor and hasattr(value, "__tensor_flatten__"):
-            for part in value.__tensor_flatten__()[0]:
-                parts[f"{name}.{part}"] = getattr(value, part).clone()
-        elif isinstance(value, torch.Tensor):
-            parts[name] = value.detach().clone()
-    return parts
-
-
-def without_fused_kernel(model: nn.Module) -> nn.Module:
-    """The remedy that the document gives at its end."""
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
-    return model
 
 
 def has_fused_kernel() -> bool:

@@ -16,8 +16,7 @@ from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
 from hf_glm_ernie.tokenization_ernie3 import NUM_PIECES, Ernie3Tokenizer
 from tests.reference.ernie3_tokenizer import GONE, Ernie3Reference, random_paragraphs
 from tests.reference.ernie_tokenizer import random_texts
-from tests.support.ernie_vocabulary import SMALL, released_lines, write_vocabulary
-from tests.test_tokenization_ernie_unicode import needs_unicode_14
+from tests.support.ernie_vocabulary import SMALL, needs_unicode_14, released_lines, write_vocabulary
 
 SMALL_LINES = [*SMALL["vocabulary"][:-1], "；", "’", "[UNK]"]
 NUM_SMALL = len(SMALL_LINES) - 1

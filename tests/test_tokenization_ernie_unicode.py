@@ -9,12 +9,7 @@ from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
 from hf_glm_ernie.tokenization_ernie_unicode import ACCENTS, HAN, MARKS, REMOVED
 from tests.reference import ernie_tokenizer as rules
 from tests.reference.ernie_tokenizer import ErnieReference, random_texts
-from tests.support.ernie_vocabulary import released_lines, write_vocabulary
-
-needs_unicode_14 = pytest.mark.skipif(
-    unicodedata.unidata_version != "14.0.0",
-    reason="needs Python 3.11, whose unicodedata is the reference's Unicode 14.0.0",
-)
+from tests.support.ernie_vocabulary import needs_unicode_14, released_lines, write_vocabulary
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """Glm130bTokenizer against the original's outputs, and against sentencepiece on texts made to trip it up."""
 
 import base64
-import io
 import json
 import lzma
 import pickle
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sentencepiece
 import torch
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken
@@ -22,6 +20,7 @@ from hf_glm_ernie import Glm130bTokenizer, tokenization_glm130b
 from hf_glm_ernie.tokenization_glm130b import PLAIN_TOKENIZER_NOTE
 from tests.conftest import GOLDEN, SHARED_GOLDENS
 from tests.reference.ice_tokenizer import IceTokenizer
+from tests.support.ice_text import TRAINING_TEXT, train
 
 KINDS = ("unigram", "bpe", "unigram_identity")
 MODES = {  # golden mode -> arguments of the tokenizer
@@ -31,10 +30,6 @@ MODES = {  # golden mode -> arguments of the tokenizer
     "no_whitespaces": {"split_special_tokens": True, "whitespaces": False},
     "no_prefix": {"split_special_tokens": True, "add_dummy_prefix": False},
 }
-TRAINING_TEXT = (GOLDEN.parents[1] / "LICENSE").read_text(encoding="utf-8") + (
-    "千里之行，始于足下。学而不思则罔，思而不学则殆。三人行，必有我师焉。温故而知新，可以为师矣。\n"
-    "哈哈哈 ---- ==== ....\n"
-)
 
 # What the pieces of random texts are made of: each has tripped up a tokenizer before.
 TRAPS = [
@@ -63,22 +58,6 @@ def random_texts(count: int, seed: int) -> list[str]:
         return rng.choice("ab哈-=. ") * rng.randint(1, 25)
 
     return ["".join(piece() for _ in range(rng.choice((0, 1, 1, 2, 3, 6, 15)))) for _ in range(count)]
-
-
-def train(path: Path, **options: Any) -> Path:
-    """Trains a small sentencepiece model with the released layout (<unk> <s> </s> <pad> <n>)."""
-    defaults = {"model_type": "unigram", "vocab_size": 500, "pad_id": 3, "user_defined_symbols": ["<n>"]}
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TRAINING_TEXT.split("\n")),
-        model_writer=model,
-        hard_vocab_limit=False,
-        num_threads=1,
-        minloglevel=2,
-        **(defaults | options),
-    )
-    path.write_bytes(model.getvalue())
-    return path
 
 
 def small_golden(name: str, folder: Path) -> tuple[Path, int, list[dict[str, Any]]]:

@@ -17,9 +17,7 @@ from hf_glm_ernie.modeling_ernie_uie import ErnieForUIE
 from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
 from tests.conftest import GOLDEN
 from tests.reference import uie_naive
-from tests.test_modeling_ernie_heads import converted, shared_ernie
-
-__all__ = ["shared_ernie"]
+from tests.support.ernie_pdparams import converted
 
 CONTENT = json.loads((GOLDEN / "ernie_uie_cases.json").read_text(encoding="utf-8"))
 TEXTS = CONTENT["texts"]

@@ -1,6 +1,10 @@
 """The converter's command, as the tests call it."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +36,35 @@ def weights(folder: Path) -> State:
 def listing(folder: Path) -> list[str]:
     """Every file and folder in a folder."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+SLOWLY = """
+import sys, time
+from conversion import writer
+from conversion.__main__ import main
+real = writer.pwrite_all
+def slow(*arguments):
+    time.sleep(0.05)
+    real(*arguments)
+writer.pwrite_all = slow
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def kill_then_run(arguments: list[str], output: Path, appears: str) -> None:
+    """Kills the command once a file has appeared in its incomplete folder, then runs it again to the end."""
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOWLY, "glm130b", *arguments], cwd=root, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    incomplete = output.with_name(output.name + ".incomplete")
+    while not list(incomplete.glob(appears)):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not output.exists()
+    assert main(["glm130b", *arguments]) == 0
+    assert not incomplete.exists()

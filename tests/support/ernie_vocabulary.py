@@ -1,8 +1,11 @@
 """The vocabularies that the tests of ERNIE's tokenizer use, and PaddleNLP's outputs with the small one."""
 
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.conftest import GOLDEN
 
@@ -38,3 +41,9 @@ def paddle_folder(folder: Path, lines: list[str], config: dict[str, Any] | None 
     if config is not None:
         (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     return folder
+
+
+needs_unicode_14 = pytest.mark.skipif(
+    unicodedata.unidata_version != "14.0.0",
+    reason="needs Python 3.11, whose unicodedata is the reference's Unicode 14.0.0",
+)
