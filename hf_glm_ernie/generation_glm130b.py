@@ -34,11 +34,10 @@ from .prefix_glm130b import (
     CAUSAL_SO_FAR,
     ROWS_OF_CACHE,
     answer_positions_go_on,
-    blank_position_ids,
     check_ids,
-    plain_position_ids,
+    layout,
+    left_padded,
     prefix_attention_mask,
-    prefix_token_type_ids,
 )
 
 # What `generate` carries from step to step beside the host's own.
@@ -93,8 +92,7 @@ class Glm130bGenerationMixin(GenerationMixin):
         if longest >= self.config.max_position_embeddings:
             raise ValueError(
                 f"The prompt has {longest} tokens and the model's context {self.config.max_position_embeddings}: no "
-                "room is left to "
-                f"generate. Shorten the text (the context length is config.max_position_embeddings)."
+                "room is left to generate. Shorten the text (the context length is config.max_position_embeddings)."
             )
 
     def _refuse_split_prompts(self, generation_config: Any, kwargs: dict[str, Any]) -> None:
@@ -152,13 +150,7 @@ class Glm130bGenerationMixin(GenerationMixin):
                 # Only the new ids of a cached text: `forward` knows its rows. Or a mask that the host refuses.
                 kwargs |= {"token_type_ids": types, "position_ids": positions}
                 return
-            if types is None:
-                types = prefix_token_type_ids(ids, self.config.sop_token_id)
-            if positions is None:
-                positions = plain_position_ids(ids.shape[0], ids.shape[1], mask, 0, ids.device)
-                positions = blank_position_ids(
-                    ids, types, positions, self.config.mask_token_id, self.config.smask_token_id
-                )
+            types, positions = layout(self.config, ids, mask, types, positions)
         assert types is not None
         assert positions is not None
         self._refuse_causal_prefix(types, mask, kwargs.get(CACHE_NAME))
@@ -252,8 +244,7 @@ class Glm130bGenerationMixin(GenerationMixin):
     def _refuse_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise ValueError(
             "Continuous batching hands every request to the model as a causal text with counted positions, which is "
-            "wrong for GLM-130B's "
-            "bidirectional context. Use generate() or fill_blanks() with a batch of texts."
+            "wrong for GLM-130B's bidirectional context. Use generate() or fill_blanks() with a batch of texts."
         )
 
     init_continuous_batching = _refuse_continuous_batching
@@ -304,6 +295,14 @@ class _Row:
     @property
     def is_open(self) -> bool:
         return self.kind in self.ids
+
+    def prompt(self, sop: int) -> tuple[list[int], list[int], list[int]]:
+        """Ids, types and positions, spelled out: an answer filled in earlier may hold a `<sop>` or a mask, which is
+        context now.
+        """
+        length = len(self.ids)
+        place = self.blank if self.keeps_position else length
+        return [*self.ids, sop], [0] * length + [1], [*range(length), place]
 
     def fill(self, answer: list[int], sop: int) -> None:
         """Puts an answer in place of the next blank [R `fill_blanks`]."""
@@ -384,7 +383,7 @@ def _finish_row(tokenizer: Any, row: _Row) -> FilledText:
 
 def _answers(model: Any, tokenizer: Any, rows: list[_Row], generate_kwargs: dict[str, Any]) -> Iterator[list[int]]:
     """Generates the next blank of every row and yields the answers, without the token that ended them."""
-    prompt = _pad_prompts(tokenizer, rows, model.device)
+    prompt = left_padded([row.prompt(tokenizer.sop_token_id) for row in rows], tokenizer.pad_token_id, model.device)
     limits = _answer_limits(model, rows, generate_kwargs)
     kwargs = {name: value for name, value in generate_kwargs.items() if name != "max_length"}
     width = prompt["input_ids"].shape[1]
@@ -396,24 +395,6 @@ def _answers(model: Any, tokenizer: Any, rows: list[_Row], generate_kwargs: dict
         answer = sequence[:limit]
         end = next((i for i, token in enumerate(answer) if token in ends), len(answer))
         yield answer[:end]
-
-
-def _pad_prompts(tokenizer: Any, rows: list[_Row], device: torch.device) -> dict[str, torch.Tensor]:
-    """Left-pads the rows and spells out their layout: an answer filled in earlier may hold a `<sop>` or a mask, which
-    is context now.
-    """
-    width = max(len(row.ids) for row in rows) + 1
-    prompt: dict[str, list[list[int]]] = {
-        name: [] for name in ("input_ids", "attention_mask", "token_type_ids", "position_ids")
-    }
-    for row in rows:
-        length = len(row.ids)
-        padding = [0] * (width - length - 1)
-        prompt["input_ids"].append([tokenizer.pad_token_id] * len(padding) + row.ids + [tokenizer.sop_token_id])
-        prompt["attention_mask"].append(padding + [1] * (length + 1))
-        prompt["token_type_ids"].append(padding + [0] * length + [1])
-        prompt["position_ids"].append(padding + list(range(length)) + [row.blank if row.keeps_position else length])
-    return {name: torch.tensor(values, device=device) for name, values in prompt.items()}
 
 
 def _answer_limits(model: Any, rows: list[_Row], generate_kwargs: dict[str, Any]) -> list[int]:

@@ -43,10 +43,9 @@ from .generation_glm130b import Glm130bGenerationMixin
 from .host_interface import CACHE_NAMES, check_arguments, given_cache, named_cache, returned_cache
 from .inputs_glm130b import check_training_batch, labels_seen_first, refuse_joined_rows
 from .prefix_glm130b import (
-    CAUSAL_SO_FAR,
     ROWS_OF_CACHE,
-    blank_position_ids,
     check_ids,
+    layout,
     plain_position_ids,
     prefix_attention_mask,
     prefix_token_type_ids,
@@ -329,9 +328,14 @@ class Glm130bModel(Glm130bPreTrainedModel):
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
 
-        token_type_ids, position_ids = self._types_and_positions(
-            input_ids, inputs_embeds, attention_mask, token_type_ids, position_ids, cache
-        )
+        # A decoding step of `generate` brings types and positions, and its cache knows its rows.
+        settled = cache is None or inputs_embeds.shape[1] == 1 or torch.compiler.is_compiling()
+        if token_type_ids is None or position_ids is None or not settled:
+            token_type_ids, position_ids, rows = self._layout(
+                input_ids, inputs_embeds, attention_mask, token_type_ids, position_ids, cache
+            )
+            if rows is not None:
+                setattr(cache, ROWS_OF_CACHE, rows)
         mask = prefix_attention_mask(self.config, inputs_embeds, attention_mask, cache, token_type_ids)
         position_embeddings = self.rotary_emb(position_ids, inputs_embeds.dtype)
         hidden_states = F.dropout(inputs_embeds, p=self.config.hidden_dropout) if self.training else inputs_embeds
@@ -371,7 +375,7 @@ class Glm130bModel(Glm130bPreTrainedModel):
             marked = torch.where((inputs_embeds.detach() == row.to(inputs_embeds.dtype)).all(-1), index, marked)
         return marked
 
-    def _types_and_positions(
+    def _layout(
         self,
         input_ids: torch.Tensor | None,
         inputs_embeds: torch.Tensor,
@@ -379,80 +383,43 @@ class Glm130bModel(Glm130bPreTrainedModel):
         token_type_ids: torch.Tensor | None,
         position_ids: torch.Tensor | None,
         cache: Cache | None,
-    ) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Fills in what the caller left open: (B, L) types (`None` = causal) and (B, L) positions."""
-        tracing = torch.compiler.is_compiling()
-        explicit = token_type_ids is not None and position_ids is not None
-        batch_size, length = inputs_embeds.shape[:2]
-        nothing_to_remember = tracing or cache is None or length == 1
-        if token_type_ids is not None and position_ids is not None and nothing_to_remember:
-            return token_type_ids, position_ids  # so that a decoding step of `generate` does nothing here
-
+    ) -> tuple[torch.Tensor | None, torch.Tensor, list[int] | None]:
+        """(B, L) types (`None` = causal) and positions, and what a cache that begins here is to remember of rows."""
         padding = attention_mask if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2 else None
         past_length = 0 if cache is None else cache.get_seq_length()
-        rows = getattr(cache, ROWS_OF_CACHE, None)
-        continues = rows is not None and (tracing or bool(past_length > 0))
-        if position_ids is None:
-            positions = plain_position_ids(batch_size, length, padding, past_length, inputs_embeds.device)
-        else:
-            positions = position_ids
         if input_ids is None:
             if token_type_ids is not None or attention_mask is not padding:
-                return token_type_ids, positions
-            input_ids = self.marked_ids(inputs_embeds)
-            causal = not tracing and bool(prefix_token_type_ids(input_ids, self.config.sop_token_id).all())
-            if causal and not past_length:
-                logger.warning_once(
-                    "inputs_embeds without token_type_ids and without the embedding of <sop>: every row is read as "
-                    "causal. For a prefix pass token_type_ids (0 = context, 1 = <sop> and after) and position_ids."
-                )
-        if rows is not None and continues and not explicit:
-            states = torch.tensor(rows, device=input_ids.device)[:, None]
-            return self._continue_rows(input_ids, states, token_type_ids, positions, position_ids is None)
+                if position_ids is None:
+                    shape = inputs_embeds.shape[:2]
+                    position_ids = plain_position_ids(*shape, padding, past_length, inputs_embeds.device)
+                return token_type_ids, position_ids, None
+            input_ids = self._ids_seen_in(inputs_embeds, past_length)
 
-        if token_type_ids is None:
-            token_type_ids = prefix_token_type_ids(input_ids, self.config.sop_token_id)
-        if position_ids is None:
-            positions = blank_position_ids(
-                input_ids, token_type_ids, positions, self.config.mask_token_id, self.config.smask_token_id
-            )
-        if cache is not None and not tracing and not continues:
-            starts_answer = (token_type_ids == 0).any(-1, keepdim=True)
-            if self.config.sop_token_id is not None:
-                starts_answer = starts_answer | (input_ids == self.config.sop_token_id).any(-1, keepdim=True)
-            real = None if padding is None else padding[:, -length:]
-            states = row_states(token_type_ids, positions, real, starts_answer)
-            setattr(cache, ROWS_OF_CACHE, states[:, 0].tolist())
-        return token_type_ids, positions
+        tracing = torch.compiler.is_compiling()
+        known = getattr(cache, ROWS_OF_CACHE, None)
+        begins = known is None or not (tracing or bool(past_length > 0))
+        explicit = token_type_ids is not None and position_ids is not None
+        rows = None if begins or explicit else torch.tensor(known, device=input_ids.device)[:, None]
+        types, positions = layout(self.config, input_ids, padding, token_type_ids, position_ids, past_length, rows)
+        if cache is None or tracing or not begins:
+            return types, positions, None
+        starts_answer = (types == 0).any(-1, keepdim=True)
+        if self.config.sop_token_id is not None:
+            starts_answer = starts_answer | (input_ids == self.config.sop_token_id).any(-1, keepdim=True)
+        real = None if padding is None else padding[:, -input_ids.shape[1] :]
+        return types, positions, row_states(types, positions, real, starts_answer)[:, 0].tolist()
 
-    def _continue_rows(
-        self,
-        input_ids: torch.Tensor,
-        rows: torch.Tensor,
-        token_type_ids: torch.Tensor | None,
-        positions: torch.Tensor,
-        derive_positions: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Types and positions of tokens that come after cached ones, so that they equal those of one whole forward."""
-        if rows.shape[0] != input_ids.shape[0]:
-            raise ValueError(
-                f"The cache was filled with {rows.shape[0]} rows and is now used with {input_ids.shape[0]}. "
-                f"Pass position_ids and token_type_ids for a cache whose rows were repeated or selected."
+    def _ids_seen_in(self, inputs_embeds: torch.Tensor, past_length: int) -> torch.Tensor:
+        """The ids that lay a row out, as far as its embeddings show them."""
+        ids = self.marked_ids(inputs_embeds)
+        if torch.compiler.is_compiling() or past_length:
+            return ids
+        if prefix_token_type_ids(ids, self.config.sop_token_id).all():
+            logger.warning_once(
+                "inputs_embeds without token_type_ids and without the embedding of <sop>: every row is read as causal. "
+                "For a prefix pass token_type_ids (0 = context, 1 = <sop> and after) and position_ids."
             )
-        if token_type_ids is None:
-            if self.config.sop_token_id is not None:
-                late = ((rows == CAUSAL_SO_FAR) & (input_ids == self.config.sop_token_id)).any()
-                if not torch.compiler.is_compiling() and late:
-                    raise ValueError(
-                        "<sop> comes after tokens that were cached as causal, but what stands before <sop> is "
-                        "bidirectional context. "
-                        "Pass context and <sop> in one forward (a prompt cannot be prefilled in pieces), or "
-                        "token_type_ids."
-                    )
-            token_type_ids = torch.ones_like(input_ids)
-        if derive_positions:
-            positions = torch.where(rows >= 0, rows, positions)
-        return token_type_ids, positions
+        return ids
 
 
 class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):

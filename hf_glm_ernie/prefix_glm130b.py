@@ -1,7 +1,7 @@
 """What follows from the ids of a GLM-130B row: which tokens are context, where they stand, and who may see whom.
 
-Pure functions on tensors; the model and `generate` call the same ones, so that a cached step and a whole forward
-agree.
+Pure functions on tensors. The model, `generate`, `fill_blanks` and the evaluation call the same ones (`layout` for
+rows of ids, `left_padded` for rows whose layout is spelled out), so that a cached step and a whole forward agree.
 
 A row is context, `<sop>`, answer. The context is everything before the first `<sop>` and is bidirectional; `<sop>`
 and the answer are causal. A row without `<sop>` is causal throughout. Where the context holds a short blank
@@ -12,7 +12,8 @@ Source: `get_masks_and_position_ids` in `generate.py` of the GLM-130B repository
 batch, L new tokens, S all tokens, those in the cache included.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn.attention.flex_attention import create_block_mask
@@ -38,8 +39,8 @@ def check_ids(input_ids: torch.Tensor, vocab_size: int) -> None:
         index = tuple(outside.nonzero()[0].tolist())
         raise ValueError(
             f"input_ids[{', '.join(map(str, index))}] = {input_ids[index].item()} is outside the vocabulary: ids go "
-            "from 0 to "
-            f"{vocab_size - 1}. Is this the tokenizer the model was converted with? (-100 belongs into labels only.)"
+            f"from 0 to {vocab_size - 1}. Is this the tokenizer the model was converted with? (-100 belongs into "
+            "labels only.)"
         )
 
 
@@ -107,16 +108,109 @@ def blank_position_ids(
     """
     context = token_type_ids == 0
     answer = ~context
-    settled = torch.zeros_like(context[:, :1])  # (B, 1): rows whose blank is found
+    settled = torch.zeros_like(context[:, :1])  # (B, 1): rows whose blank is known
     for token_id in (mask_token_id, smask_token_id):
         if token_id is None:
             continue
         is_mask = (input_ids == token_id) & context
-        found = is_mask.any(-1, keepdim=True) & ~settled
+        has_mask = is_mask.any(-1, keepdim=True) & ~settled
         first = is_mask.to(torch.int8).argmax(-1, keepdim=True)
-        positions = torch.where(found & answer, positions.gather(-1, first), positions)
-        settled = settled | found
+        positions = torch.where(has_mask & answer, positions.gather(-1, first), positions)
+        settled = settled | has_mask
     return positions
+
+
+class Layout(NamedTuple):
+    """Who is context, and where everything stands.
+
+    Attributes:
+        token_type_ids: (B, L), 0 = context, 1 = `<sop>` and after.
+        position_ids: (B, L) int64.
+    """
+
+    token_type_ids: torch.Tensor
+    position_ids: torch.Tensor
+
+
+def layout(
+    config: Glm130bConfig,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor | None = None,
+    token_type_ids: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
+    past_length: int | torch.Tensor = 0,
+    rows: torch.Tensor | None = None,
+) -> Layout:
+    """Fills in what a caller left open of the layout of rows.
+
+    Args:
+        config: Read for the ids of `<sop>`, `[MASK]` and `[sMASK]`.
+        input_ids: (B, L) int64, the new tokens.
+        attention_mask: (B, past + L), 0 = padding, or `None`.
+        token_type_ids: (B, L) in place of those that follow from the ids, or `None`.
+        position_ids: (B, L) in place of those that follow from the ids, or `None`.
+        past_length: Tokens before the new ones.
+        rows: (B, 1) `row_states` of the tokens before the new ones, or `None` where the rows begin here.
+
+    Returns:
+        The layout of the new tokens; behind cached ones it equals that of one whole forward.
+
+    Raises:
+        ValueError: `rows` of another batch; a `<sop>` whose context was read as causal.
+    """
+    if rows is not None and rows.shape[0] != input_ids.shape[0]:
+        raise ValueError(
+            f"The cache was filled with {rows.shape[0]} rows and is now used with {input_ids.shape[0]}. Pass "
+            "position_ids and token_type_ids for a cache whose rows were repeated or selected."
+        )
+    if token_type_ids is None and rows is None:
+        token_type_ids = prefix_token_type_ids(input_ids, config.sop_token_id)
+    elif token_type_ids is None:
+        _refuse_late_sop(input_ids, rows, config.sop_token_id)
+        token_type_ids = torch.ones_like(input_ids)
+    if position_ids is None:
+        position_ids = plain_position_ids(*input_ids.shape, attention_mask, past_length, input_ids.device)
+        if rows is None:
+            position_ids = blank_position_ids(
+                input_ids, token_type_ids, position_ids, config.mask_token_id, config.smask_token_id
+            )
+        else:
+            position_ids = torch.where(rows >= 0, rows, position_ids)
+    return Layout(token_type_ids, position_ids)
+
+
+def _refuse_late_sop(input_ids: torch.Tensor, rows: torch.Tensor | None, sop_token_id: int | None) -> None:
+    if sop_token_id is None or torch.compiler.is_compiling():
+        return
+    if ((rows == CAUSAL_SO_FAR) & (input_ids == sop_token_id)).any():
+        raise ValueError(
+            "<sop> comes after tokens that were cached as causal, but what stands before <sop> is bidirectional "
+            "context. Pass context and <sop> in one forward (a prompt cannot be prefilled in pieces), or "
+            "token_type_ids."
+        )
+
+
+def left_padded(
+    rows: Sequence[tuple[Sequence[int], Sequence[int], Sequence[int]]], pad_token_id: int, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Pads rows whose layout is spelled out on the left, to what `generate` takes.
+
+    Args:
+        rows: (ids, types, positions) of each row, of the same length in a row.
+        pad_token_id: What fills the ids; the rest is filled with 0.
+        device: Where the result lives.
+
+    Returns:
+        `input_ids`, `attention_mask`, `token_type_ids`, `position_ids`: each (B, P) int64.
+    """
+    width = max(len(ids) for ids, _, _ in rows)
+    columns = {"input_ids": [ids for ids, _, _ in rows], "attention_mask": [[1] * len(ids) for ids, _, _ in rows]}
+    columns |= {"token_type_ids": [types for _, types, _ in rows], "position_ids": [places for _, _, places in rows]}
+    fill = {"input_ids": pad_token_id}
+    return {
+        name: torch.tensor([[fill.get(name, 0)] * (width - len(row)) + list(row) for row in column], device=device)
+        for name, column in columns.items()
+    }
 
 
 def answer_positions_go_on(
@@ -211,17 +305,14 @@ def _explicit_mask(mask: torch.Tensor, dtype: torch.dtype, implementation: str) 
                 KV_LEN=mask.shape[-1],
                 device=str(mask.device),
             )
-        return (
-            mask
-            if implementation == "sdpa"
-            else torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
-        )
+        if implementation == "sdpa":
+            return mask
+        return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
     if mask.is_floating_point():
         return mask.to(dtype)
     raise ValueError(
         "A 4-D attention_mask must be bool (True = may attend) or floating point (added to the scores), got "
-        f"{mask.dtype}. "
-        f"For a mask of ones and zeros pass `mask.bool()`."
+        f"{mask.dtype}. For a mask of ones and zeros pass `mask.bool()`."
     )
 
 
@@ -259,9 +350,12 @@ __all__ = [
     "CAUSAL_SO_FAR",
     "POSITIONS_GO_ON",
     "ROWS_OF_CACHE",
+    "Layout",
     "answer_positions_go_on",
     "blank_position_ids",
     "check_ids",
+    "layout",
+    "left_padded",
     "plain_position_ids",
     "prefix_attention_mask",
     "prefix_token_type_ids",

@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from hf_glm_ernie.host_interface import CACHE_NAME
+from hf_glm_ernie.prefix_glm130b import left_padded
 
 from .scoring import PromptRow, Text, fit_text, prompt_row, token_ids
 
@@ -264,24 +265,10 @@ def _generate(model: Any, tokenizer: Any, batch: list[PromptRow], settings: dict
     if "custom_generate" in settings:
         settings["penalty_lengths"] = [-(-len(prompt.ids) // TILE) * TILE for prompt in batch]
     ends = [tokenizer.eop_token_id, tokenizer.eos_token_id]
-    inputs = padded_prompts(batch, tokenizer.pad_token_id, model.device)
+    rows = [(prompt.ids, prompt.token_types, prompt.positions) for prompt in batch]
+    inputs = left_padded(rows, tokenizer.pad_token_id, model.device)
     output = model.generate(**inputs, **settings, eos_token_id=ends, pad_token_id=tokenizer.pad_token_id)
     return [until_end(row, ends) for row in output[:, inputs["input_ids"].shape[1] :].tolist()]
-
-
-def padded_prompts(prompts: Sequence[PromptRow], pad_id: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """Pads prompts on the left to what `generate` takes: ids, mask, types and positions, each (B, P) int64."""
-    width = max(len(prompt.ids) for prompt in prompts)
-    columns: dict[str, list[list[int]]] = {
-        name: [] for name in ("input_ids", "attention_mask", "token_type_ids", "position_ids")
-    }
-    for prompt in prompts:
-        gap = [0] * (width - len(prompt.ids))
-        columns["input_ids"].append([pad_id] * len(gap) + prompt.ids)
-        columns["attention_mask"].append(gap + [1] * len(prompt.ids))
-        columns["token_type_ids"].append(gap + prompt.token_types)
-        columns["position_ids"].append(gap + prompt.positions)
-    return {name: torch.tensor(values, device=device) for name, values in columns.items()}
 
 
 def until_end(ids: list[int], ends: Sequence[int]) -> list[int]:
@@ -393,7 +380,6 @@ __all__ = [
     "lambada_bans",
     "last_word",
     "last_words",
-    "padded_prompts",
     "released_beam_search",
     "until_end",
 ]

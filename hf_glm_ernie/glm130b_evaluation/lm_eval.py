@@ -20,9 +20,10 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteria, StoppingCriteriaList
 
 from hf_glm_ernie.modeling_glm130b import Glm130bForCausalLM
+from hf_glm_ernie.prefix_glm130b import left_padded
 from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
 
-from .answers import answer_text, padded_prompts, until_end
+from .answers import answer_text, until_end
 from .scoring import ScoredRow, choice_row, fit_text, lm_loss, prompt_row, span_scores, token_ids
 
 try:
@@ -322,7 +323,8 @@ class Glm130bLM(TemplateLM):
             mask_id, task_mask = self._mask(ids)
             text = fit_text(ids, self.max_length - most - 2, mask_id, "A context") if ids else []
             prompts.append(prompt_row(text, mask_id, self.tokenizer.sop_token_id, use_task_mask=task_mask))
-        inputs = padded_prompts(prompts, self.tokenizer.pad_token_id, self.model.device)
+        rows = [(prompt.ids, prompt.token_types, prompt.positions) for prompt in prompts]
+        inputs = left_padded(rows, self.tokenizer.pad_token_id, self.model.device)
         width = inputs["input_ids"].shape[1]
         ends = [self.tokenizer.eop_token_id, self.tokenizer.eos_token_id]
         output = self.model.generate(
