@@ -416,8 +416,8 @@ class Glm130bModel(Glm130bPreTrainedModel):
             return ids
         if prefix_token_type_ids(ids, self.config.sop_token_id).all():
             logger.warning_once(
-                "inputs_embeds without token_type_ids and without the embedding of <sop>: every row is read as causal. "
-                "For a prefix pass token_type_ids (0 = context, 1 = <sop> and after) and position_ids."
+                "inputs_embeds without token_type_ids and without the embedding of <sop>: every row is read as "
+                "causal. For a prefix pass token_type_ids (0 = context, 1 = <sop> and after) and position_ids."
             )
         return ids
 

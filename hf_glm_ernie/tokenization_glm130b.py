@@ -17,9 +17,8 @@ import re
 from typing import Any, NoReturn
 
 from tokenizers import Encoding
-from transformers import TokenizersBackend
-from transformers.tokenization_utils_base import BatchEncoding, TruncationStrategy
-from transformers.utils import PaddingStrategy, logging
+from transformers.tokenization_utils_base import BatchEncoding
+from transformers.utils import logging
 
 from .host_versions import warn_of_untested_host  # noqa: F401  # it warns when it is imported
 from .tokenization_glm130b_chat import (
@@ -29,31 +28,29 @@ from .tokenization_glm130b_chat import (
     parts_of_layout,
     written_layout,
 )
+from .tokenization_glm130b_host import Call, LazyEncodings, RowsBackend, with_answer_types
 from .tokenization_icetext import (
     SENTENCEPIECE_ERROR,
     SPECIAL_TOKENS,
     IceTextEncoder,
     Piece,
-    build_backend,
     eos_token,
     pad_token,
     parse_ice_text,
     read_ice_text,
     unk_token,
 )
+from .tokenization_icetext_backend import build_backend
 from .tokenization_rows import (
-    LazyEncodings,
     Mode,
     Row,
     added_token_pattern,
     assemble,
     check_kept,
-    padded_length,
     parts_at_masks,
     read_input,
     record,
     whole_parts,
-    with_answer_types,
 )
 
 logger = logging.get_logger(__name__)
@@ -76,7 +73,7 @@ NAMED_TOKENS = {
 }
 
 
-class Glm130bTokenizer(ChatTemplateMixin, TokenizersBackend):
+class Glm130bTokenizer(ChatTemplateMixin, RowsBackend):
     """Tokenizer of GLM-130B, built from the original's `ice_text.model`.
 
     The text of a default call is tokenized as the original's generation does it: masks are recognised, every other
@@ -100,7 +97,7 @@ class Glm130bTokenizer(ChatTemplateMixin, TokenizersBackend):
         linebreak: Whether line breaks become the token `<n>`; most sentencepiece models take them for spaces.
         whitespaces: Whether tabs and runs of spaces get tokens of their own; most models make one space of them.
         add_dummy_prefix: Whether a text is tokenized as if a space stood before it, where the model was trained so.
-        **kwargs: Passed to `TokenizersBackend`. `padding_side` is "left" and `model_max_length` 2048 by default.
+        **kwargs: Passed to `RowsBackend`. `padding_side` is "left" and `model_max_length` 2048 by default.
 
     Raises:
         FileNotFoundError: there is neither file.
@@ -229,69 +226,49 @@ class Glm130bTokenizer(ChatTemplateMixin, TokenizersBackend):
             _no_files(str(kwargs.get("name_or_path", "")))
         return kwargs
 
-    def _encode_plus(  # type: ignore[override]  # the host's other arguments are in `options`
-        self,
-        text: Any,
-        text_pair: Any = None,
-        add_special_tokens: bool = True,
-        padding_strategy: PaddingStrategy = PaddingStrategy.DO_NOT_PAD,
-        truncation_strategy: TruncationStrategy = TruncationStrategy.DO_NOT_TRUNCATE,
-        max_length: int | None = None,
-        stride: int = 0,
-        is_split_into_words: bool = False,
-        return_overflowing_tokens: bool = False,
-        split_special_tokens: bool | None = None,
-        chat: str | None = None,
-        **options: Any,
-    ) -> BatchEncoding:
-        """The host's one way to tokenization; arguments as for `__call__`, strategies as enums, and `chat`.
-
-        `chat` is what `apply_chat_template` says about the text: "own" or "other", whose template rendered it.
+    def encode_call(self, call: Call) -> BatchEncoding:
+        """Makes the rows of one call; see `RowsBackend`.
 
         Raises:
             ValueError: the text is of no accepted type, holds two kinds of mask, or cannot be truncated as asked.
         """
-        strategies: dict[str, Any] = {"padding_strategy": padding_strategy, "truncation_strategy": truncation_strategy}
-        if options.get("sanitize_control_tokens"):  # a chat: the host calls back for each piece of it
-            return super()._encode_plus(text, None, add_special_tokens, max_length=max_length, **strategies, **options)
-        split = self.split_special_tokens if split_special_tokens is None else split_special_tokens
-        tail = (self.gmask_token, self.sop_token) if add_special_tokens else ()
-        special = not add_special_tokens and not split and chat != "own"
-        mode = Mode(special, split, tail, at_masks=chat is not None or (add_special_tokens and not split))
-        is_batched, given = read_input(text, text_pair, is_split_into_words)
-        rows = [self._row(item, mode, is_split_into_words) for item in given]
+        split = self.split_special_tokens if call.split_special_tokens is None else call.split_special_tokens
+        tail = (self.gmask_token, self.sop_token) if call.add_special_tokens else ()
+        special = not call.add_special_tokens and not split and call.chat != "own"
+        at_masks = call.chat is not None or (call.add_special_tokens and not split)
+        mode = Mode(special, split, tail, at_masks)
+        is_batched, given = read_input(call.text, call.text_pair, call.is_split_into_words)
+        rows = [self._row(item, mode, call.is_split_into_words) for item in given]
         all_ids = self._tokenize(rows, mode)
-        options["n_sequences"] = 1 + any(isinstance(row, Row) and row.second is not None for row in rows)
-        too_long = [False] * len(rows)
-        if truncation_strategy != TruncationStrategy.DO_NOT_TRUNCATE and max_length is not None:
-            too_long = [len(ids) > max_length for ids in all_ids]
-        multiple = options.get("pad_to_multiple_of")
-        columns = ("token_type_ids", "special_tokens_mask", "offsets_mapping", "length")
-        if not (return_overflowing_tokens or any(too_long) or any(options.get(f"return_{c}") for c in columns)):
-            length = padded_length(all_ids, padding_strategy, max_length, multiple)
+        call.options["n_sequences"] = 1 + any(isinstance(row, Row) and row.second is not None for row in rows)
+        too_long = [call.truncates and len(ids) > call.max_length for ids in all_ids]
+        if call.wants_only_ids and not any(too_long):
+            length = call.padded_length(all_ids)
             lazy = LazyEncodings(
-                len(rows), lambda i: self._padded_record(self._records(rows[i], mode)[0], length, options)
+                len(rows), lambda i: self.padded_record(self._records(rows[i], mode)[0], length, call.options)
             )
-            return self._batch(self._padded(all_ids, length, options), lazy, is_batched, max_length, options)
-        truncation = {
-            "max_length": max_length,
-            "stride": stride,
-            "strategy": truncation_strategy.value,
-            "direction": self.truncation_side,
-        }
+            return self.batch(self.padded(all_ids, length, call.options), lazy, is_batched, call)
+        made = self._truncated(rows, too_long, mode, call)
+        flat = [window for windows in made for window in windows]
+        length = call.padded_length(flat)
+        flat = [self.padded_record(window, length, call.options) for window in flat]
+        data = self.columns(flat, call.options)
+        if call.return_overflowing_tokens:
+            data["overflow_to_sample_mapping"] = [i for i, windows in enumerate(made) for _ in windows]
+        return self.batch(data, flat, is_batched or call.return_overflowing_tokens, call)
+
+    def _truncated(self, rows: list[str | Row], too_long: list[bool], mode: Mode, call: Call) -> list[list[Encoding]]:
+        """The records of each row: one, and those of what was cut off where they are asked for."""
+        truncation = call.truncation(self.truncation_side)
         made = [self._records(row, mode, truncation if cut else None) for row, cut in zip(rows, too_long, strict=True)]
-        if not return_overflowing_tokens:
+        if not call.return_overflowing_tokens:
             made = [windows[:1] for windows in made]
         closers = (str(self.eop_token), str(self.eos_token))
         for row, windows in zip(rows, made, strict=True):
-            check_kept(row, windows, self._id, closers, f"max_length={max_length} on the {self.truncation_side}")
-        flat = [window for windows in made for window in windows]
-        length = padded_length(flat, padding_strategy, max_length, multiple)
-        flat = [self._padded_record(window, length, options) for window in flat]
-        data = self._columns(flat, options)
-        if return_overflowing_tokens:
-            data["overflow_to_sample_mapping"] = [i for i, windows in enumerate(made) for _ in windows]
-        return self._batch(data, flat, is_batched or return_overflowing_tokens, max_length, options)
+            check_kept(
+                row, windows, self.token_id, closers, f"max_length={call.max_length} on the {self.truncation_side}"
+            )
+        return made
 
     def _row(self, item: Any, mode: Mode, as_words: bool) -> str | Row:
         """Cuts a row of the input into the parts that are tokenized by themselves, and chooses what follows them.
@@ -314,7 +291,7 @@ class Glm130bTokenizer(ChatTemplateMixin, TokenizersBackend):
         if layout is None:
             parts = parts_at_masks(first, as_words, MASK_PATTERN, self._ids_of_masks())
         else:
-            parts = parts_of_layout(layout, names[0], {n: self._id(n) for n in names}, self._ids_of_masks())
+            parts = parts_of_layout(layout, names[0], {n: self.token_id(n) for n in names}, self._ids_of_masks())
         masks = {part.text for part in parts if part.is_mask and MASK_PATTERN.fullmatch(part.text)}
         if len(masks) > 1:
             raise ValueError(
@@ -330,9 +307,9 @@ class Glm130bTokenizer(ChatTemplateMixin, TokenizersBackend):
         return Row(parts, (*end, self.sop_token), answer, closing)
 
     def _ids_of_masks(self) -> dict[str, int]:
-        return {mask: self._id(mask) for mask in ("[MASK]", "[gMASK]", "[sMASK]")}
+        return {mask: self.token_id(mask) for mask in ("[MASK]", "[gMASK]", "[sMASK]")}
 
-    def _id(self, token: str | None) -> int:
+    def token_id(self, token: str | None) -> int:
         """The id of one token, remembered: the host's way takes as long as tokenizing a word.
 
         Raises:
@@ -357,7 +334,7 @@ class Glm130bTokenizer(ChatTemplateMixin, TokenizersBackend):
             else:
                 texts += [part.text for part in row.texts()]
         found = iter(self._ids(texts, mode.special, mode.split))
-        tail = [self._id(token) for token in mode.tail]
+        tail = [self.token_id(token) for token in mode.tail]
         all_ids = []
         for row in rows:
             if isinstance(row, str):
@@ -367,9 +344,9 @@ class Glm130bTokenizer(ChatTemplateMixin, TokenizersBackend):
                 for part in row.texts():
                     part.ids = next(found)
                 ids = [index for part in row.first for index in part.ids]
-                ids += map(self._id, row.tail)
+                ids += map(self.token_id, row.tail)
                 ids += [index for part in row.second or () for index in part.ids]
-                ids += map(self._id, row.closing)
+                ids += map(self.token_id, row.closing)
             all_ids.append(ids)
         return all_ids
 
@@ -406,7 +383,7 @@ class Glm130bTokenizer(ChatTemplateMixin, TokenizersBackend):
                 pieces += [p._replace(start=p.start + done, end=p.end + done) for p in found]
             if match is not None:
                 name = match[match.lastindex or 0]
-                pieces.append(Piece(self._id(name), name, *match.span(match.lastindex or 0)))
+                pieces.append(Piece(self.token_id(name), name, *match.span(match.lastindex or 0)))
                 done = match.end()
         return pieces
 
@@ -470,54 +447,9 @@ class Glm130bTokenizer(ChatTemplateMixin, TokenizersBackend):
                 tokens += [(*piece, part) for piece in pieces]
             made.append(record(parts, tokens))
         second = None if row.second is None else made[1]
-        added = {token: self._id(token) for token in (*tail, *row.closing)}
+        added = {token: self.token_id(token) for token in (*tail, *row.closing)}
         windows = assemble(made[0], second, tail, row.closing, added, self.sop_token, truncation)
-        return [with_answer_types(w, self._id(self.sop_token)) for w in windows] if row.laid_out else windows
-
-    def _padded(self, rows: list[list[int]], length: int | None, options: dict[str, Any]) -> dict[str, Any]:
-        """Ids and attention mask, padded to `length`."""
-        left = (options.get("padding_side") or self.padding_side) == "left"
-        gaps = [0 if length is None else max(0, length - len(ids)) for ids in rows]
-
-        def padded(values: list[int], fill: int, gap: int) -> list[int]:
-            if not gap:
-                return values
-            return [fill] * gap + values if left else values + [fill] * gap
-
-        pad_id = 0 if length is None else self._id(str(self.pad_token))
-        data = {"input_ids": [padded(ids, pad_id, gap) for ids, gap in zip(rows, gaps, strict=True)]}
-        wanted = options.get("return_attention_mask")
-        if wanted or (wanted is None and "attention_mask" in self.model_input_names):
-            data["attention_mask"] = [padded([1] * len(ids), 0, gap) for ids, gap in zip(rows, gaps, strict=True)]
-        return data
-
-    def _padded_record(self, encoding: Encoding, length: int | None, options: dict[str, Any]) -> Encoding:
-        """Pads one record in place, as `_padded` does."""
-        if length is not None:
-            side = options.get("padding_side") or self.padding_side
-            encoding.pad(length, direction=side, pad_id=self._id(str(self.pad_token)), pad_token=str(self.pad_token))
-        return encoding
-
-    def _columns(self, encodings: list[Encoding], options: dict[str, Any]) -> dict[str, Any]:
-        """The lists that were asked for, one entry for each record."""
-        names = ("token_type_ids", "attention_mask", "special_tokens_mask", "offsets_mapping", "length")
-        wanted: dict[str, Any] = {f"return_{name}": options.get(f"return_{name}") for name in names}
-        data: dict[str, Any] = {}
-        for encoding in encodings:
-            for name, values in self._convert_encoding(encoding, **wanted)[0].items():
-                data.setdefault(name, []).extend(values)
-        return data
-
-    def _batch(
-        self, data: dict[str, Any], encodings: Any, is_batched: bool, max_length: int | None, options: dict[str, Any]
-    ) -> BatchEncoding:
-        """Wraps up what `__call__` returns."""
-        for ids in data["input_ids"]:
-            self._eventual_warn_about_too_long_sequence(ids, max_length, options.get("verbose", True))
-        return_tensors = options.get("return_tensors")
-        if not is_batched and return_tensors is None:
-            data = {name: values[0] for name, values in data.items()}
-        return BatchEncoding(data, encodings, tensor_type=return_tensors, n_sequences=options["n_sequences"])
+        return [with_answer_types(w, self.token_id(self.sop_token)) for w in windows] if row.laid_out else windows
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
         """Names the tokens with these ids (the backend gives added tokens in their normalized form)."""

@@ -3,14 +3,14 @@
 No vocabulary here: the tokenizer fills in the ids.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Encoding, Tokenizer, models, processors
-from transformers.utils import PaddingStrategy
+
+from .tokenization_glm130b_host import new_encoding
 
 
 @dataclass(slots=True)
@@ -72,28 +72,6 @@ class Mode(NamedTuple):
     split: bool
     tail: tuple[str, ...]
     at_masks: bool
-
-
-class LazyEncodings(Sequence[Encoding]):
-    """The rows' `Encoding` objects (tokens, offsets), each made when it is asked for: most callers only want ids."""
-
-    def __init__(self, length: int, make: Callable[[int], Encoding]) -> None:
-        self._made: list[Encoding | None] = [None] * length
-        self._make = make
-
-    def __len__(self) -> int:
-        return len(self._made)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        encoding = self._made[index]
-        if encoding is None:
-            encoding = self._made[index] = self._make(index % len(self))
-        return encoding
-
-    def __reduce__(self) -> tuple[type, tuple[list[Encoding]]]:
-        return list, (list(self),)  # a pickled batch does not carry its tokenizer along
 
 
 def read_input(text: Any, text_pair: Any, as_words: bool) -> tuple[bool, list[Any]]:
@@ -171,18 +149,6 @@ def added_token_pattern(token: AddedToken) -> str:
     return (r"\s*" if token.lstrip else "") + pattern + (r"\s*" if token.rstrip else "")
 
 
-def padded_length(
-    rows: Sequence[Any], strategy: PaddingStrategy, max_length: int | None, multiple: int | None
-) -> int | None:
-    """The length (tokens) that rows are padded to, or None for no padding."""
-    if strategy == PaddingStrategy.DO_NOT_PAD:
-        return None
-    length = max(map(len, rows), default=0) if strategy == PaddingStrategy.LONGEST else max_length
-    if length is not None and multiple:
-        length = -(-length // multiple) * multiple
-    return length
-
-
 def record(parts: list[Part], tokens: list[tuple[int, str, int, int, Part]]) -> Encoding:
     """Makes the library's record of one sequence.
 
@@ -196,20 +162,7 @@ def record(parts: list[Part], tokens: list[tuple[int, str, int, int, Part]]) -> 
         spaced[max(start, end - 1)] if part.word is None and spaced else part.word
         for (start, end), (*_, part) in zip(offsets, tokens, strict=True)
     ]
-    encoding = Encoding()
-    state = {  # the constructor takes nothing; this is the pickled form
-        "ids": [token[0] for token in tokens],
-        "type_ids": [0] * len(tokens),
-        "tokens": [token[1] for token in tokens],
-        "words": words,
-        "offsets": offsets,
-        "special_tokens_mask": [0] * len(tokens),
-        "attention_mask": [1] * len(tokens),
-        "overflowing": [],
-        "sequence_ranges": {},
-    }
-    encoding.__setstate__(json.dumps(state).encode())
-    return encoding
+    return new_encoding([token[0] for token in tokens], [token[1] for token in tokens], offsets, words)
 
 
 def check_kept(
@@ -234,16 +187,6 @@ def check_kept(
                 f"Truncation to {truncation} would cut {token} out of its text: shorten the text, raise max_length or "
                 "set tokenizer.truncation_side to the side away from it."
             )
-
-
-def with_answer_types(encoding: Encoding, sop_id: int) -> Encoding:
-    """A copy of a record whose token types are 0 up to its first `<sop>` and 1 from there on."""
-    state = json.loads(encoding.__getstate__())
-    start = encoding.ids.index(sop_id) if sop_id in encoding.ids else len(encoding.ids)
-    state["type_ids"] = [int(index >= start) for index in range(len(encoding.ids))]
-    copy = Encoding()
-    copy.__setstate__(json.dumps(state).encode())
-    return copy
 
 
 def _words(parts: list[Part]) -> list[int | None]:

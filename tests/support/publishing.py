@@ -25,7 +25,9 @@ GLM_CODE = {
     "rotary_glm130b.py",
     "tokenization_glm130b.py",
     "tokenization_glm130b_chat.py",
+    "tokenization_glm130b_host.py",
     "tokenization_icetext.py",
+    "tokenization_icetext_backend.py",
     "tokenization_rows.py",
 }
 QUANTIZER_CODE = {
