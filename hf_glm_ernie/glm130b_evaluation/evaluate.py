@@ -17,11 +17,9 @@ from .metrics import (
     accuracy,
     best_over_truths,
     bits_per_byte,
-    crows_pairs,
     exact_match,
     perplexity,
     same_word,
-    stereoset,
     word_f1,
 )
 from .scoring import TextLoss, cond_log_probs, lm_loss
@@ -35,12 +33,6 @@ from .tasks import (
     read_texts,
     task_files,
 )
-
-MMLU = "tasks.mmlu.task.MMLU"
-LAMBADA = "tasks.lambada.task.LAMBADA"
-PILE = "tasks.language-modeling.pile.Pile"
-CROWS_PAIRS = "tasks.ethnic.crows-pair.tasks.CrowsPairTask"
-STEREOSET = "tasks.ethnic.stereoset.tasks.StereoSetTask"
 
 
 @dataclass(frozen=True)
@@ -181,18 +173,17 @@ def _choices(model: Any, tokenizer: Any, config: TaskConfig, path: Path, common:
         unified_multitask_encoding=config.use_multitask_encoding,
         **common,
     )
-    data = [row.data for row in rows]
-    if config.module == CROWS_PAIRS:
-        first = [values[0] for values in scores]
-        return FileResult(crows_pairs(first, data), len(rows), first)
-    if config.module == STEREOSET:
+    author = config.author_task
+    if author.mean_log_probs:
         scores = [
             [value / len(candidate) for value, candidate in zip(values, row.candidates, strict=True)]
             for values, row in zip(scores, rows, strict=True)
         ]
-    predictions = [values.index(max(values)) for values in scores]
-    if config.module == STEREOSET:
-        return FileResult(stereoset(predictions, data), len(rows), predictions)
+    predictions: list[Any] = [values.index(max(values)) for values in scores]
+    if author.metric_of_log_probs:
+        predictions = [values[0] for values in scores]
+    if author.metric is not None:
+        return FileResult(author.metric(predictions, [row.data for row in rows]), len(rows), predictions)
     value = accuracy(predictions, [row.label for row in rows])  # the micro-averages are the same number
     return FileResult(dict.fromkeys(config.metrics, value), len(rows), predictions)
 
@@ -201,21 +192,21 @@ def _answers(model: Any, tokenizer: Any, config: TaskConfig, path: Path, common:
     assert isinstance(config, GenerationTaskConfig)
     rows = _read(model, tokenizer, config, path, common)
     settings: dict[str, Any] = {"max_gen_length": config.max_gen_length, "unidirectional": config.unidirectional}
-    is_lambada = config.module == LAMBADA
+    takes_last_word = config.author_task.takes_last_word
     if config.sampling_strategy == "BeamSearchStrategy":
         names = ("num_beams", "length_penalty", "no_repeat_ngram_size", "min_gen_length")
         settings |= {name: getattr(config, name) for name in names}
-        if is_lambada:
+        if takes_last_word:
             settings["invalid_ids"], settings["banned_prefixes"] = lambada_bans(tokenizer)
-    found = answer_ids(model, tokenizer, [row.text for row in rows], **settings, **common)
-    ids = [last_word(tokenizer, beams) if is_lambada else beams[0] for beams in found]
+    answers = answer_ids(model, tokenizer, [row.text for row in rows], **settings, **common)
+    ids = [last_word(tokenizer, beams) if takes_last_word else beams[0] for beams in answers]
     predictions = [answer_text(tokenizer, answer) for answer in ids]
     truths = [[answer_text(tokenizer, answer) for answer in row.candidates] for row in rows]
-    metrics = {"Accuracy": same_word} if is_lambada else {"EM": exact_match, "F1": word_f1}
+    metrics = {"Accuracy": same_word} if takes_last_word else {"EM": exact_match, "F1": word_f1}
     values = {
         name: best_over_truths(metric, predictions, truths)
         for name, metric in metrics.items()
-        if is_lambada or name in config.metrics
+        if takes_last_word or name in config.metrics
     }
     return FileResult(values, len(rows), predictions)
 
@@ -232,7 +223,7 @@ def _texts(model: Any, tokenizer: Any, config: TaskConfig, path: Path, common: d
         **common,
     )
     windows, predictions = sum(len(loss.windows) for loss in losses), [loss.loss for loss in losses]
-    if config.module == PILE:
+    if config.author_task.has_rows:
         values = {}
         for group in dict.fromkeys(text.group for text in texts):
             chosen = [(loss, text) for loss, text in zip(predictions, texts, strict=True) if text.group == group]

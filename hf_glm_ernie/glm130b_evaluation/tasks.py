@@ -11,13 +11,14 @@ import dataclasses
 import glob
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from .metrics import crows_pairs, stereoset
 from .scoring import token_ids
 
 
@@ -51,6 +52,11 @@ class TaskConfig:
     file_pattern: str | dict[str, str] = "**/*.json*"
     micro_batch_size: int = 1
 
+    @property
+    def author_task(self) -> "AuthorTask":
+        """What the module does otherwise than the type."""
+        return AUTHOR_TASKS[self.module] if self.module is not None else AuthorTask(self.type)
+
 
 @dataclass
 class MultiChoiceTaskConfig(TaskConfig):
@@ -81,16 +87,45 @@ TYPES: dict[str, type[TaskConfig]] = {
     "gen": GenerationTaskConfig,
     "lm": LanguageModelTaskConfig,
 }
-# Module -> type of task it is for; those of the `evaluation` package say no more than the type does.
-MODULES = {
-    "evaluation.MultiChoiceTask": "mul",
-    "evaluation.GenerationTask": "gen",
-    "evaluation.LanguageModelTask": "lm",
-    "tasks.mmlu.task.MMLU": "mul",
-    "tasks.ethnic.crows-pair.tasks.CrowsPairTask": "mul",
-    "tasks.ethnic.stereoset.tasks.StereoSetTask": "mul",
-    "tasks.lambada.task.LAMBADA": "gen",
-    "tasks.language-modeling.pile.Pile": "lm",
+
+
+@dataclass(frozen=True)
+class AuthorTask:
+    """One of the authors' task classes: its type, and where it does otherwise than the type.
+
+    Attributes:
+        type: The type of task it is for.
+        keys: Keys of a row that its metric reads.
+        metric: Scores choices with the data of their rows in place of the accuracy.
+        metric_of_log_probs: Whether `metric` takes the log-probability of each row's first choice, not the choices.
+        mean_log_probs: Whether choices are compared by their log-probability a token.
+        takes_last_word: Whether the answer is the last word of a passage.
+        has_rows: Whether a language-modelling file holds rows in named groups, not one text.
+    """
+
+    type: str
+    keys: tuple[str, ...] = ()
+    metric: Callable[..., dict[str, float]] | None = None
+    metric_of_log_probs: bool = False
+    mean_log_probs: bool = False
+    takes_last_word: bool = False
+    has_rows: bool = False
+
+
+# The authors' module -> what it does. Those of the `evaluation` package say no more than the type does.
+AUTHOR_TASKS = {
+    "evaluation.MultiChoiceTask": AuthorTask("mul"),
+    "evaluation.GenerationTask": AuthorTask("gen"),
+    "evaluation.LanguageModelTask": AuthorTask("lm"),
+    "tasks.mmlu.task.MMLU": AuthorTask("mul"),
+    "tasks.ethnic.crows-pair.tasks.CrowsPairTask": AuthorTask(
+        "mul", ("pair_ID", "sent_ID", "bias_type"), crows_pairs, metric_of_log_probs=True
+    ),
+    "tasks.ethnic.stereoset.tasks.StereoSetTask": AuthorTask(
+        "mul", ("bias_type", "goal_label"), stereoset, mean_log_probs=True
+    ),
+    "tasks.lambada.task.LAMBADA": AuthorTask("gen", takes_last_word=True),
+    "tasks.language-modeling.pile.Pile": AuthorTask("lm", has_rows=True),
 }
 METRICS = {
     "mul": ("Accuracy", "Precision", "Recall", "F1_mul"),
@@ -99,11 +134,6 @@ METRICS = {
 }
 DEFAULT_METRICS = {"mul": ["Accuracy"], "gen": ["EM", "F1"], "lm": ["PPL"]}
 STRATEGIES = ("BaseStrategy", "BeamSearchStrategy")
-# Keys of a row that a module's metric reads.
-EXTRA_KEYS = {
-    "tasks.ethnic.crows-pair.tasks.CrowsPairTask": ("pair_ID", "sent_ID", "bias_type"),
-    "tasks.ethnic.stereoset.tasks.StereoSetTask": ("bias_type", "goal_label"),
-}
 
 
 @dataclass(frozen=True)
@@ -210,8 +240,8 @@ def _check_config(path: Path, config: TaskConfig) -> None:
     """What one key says about another."""
     if config.unidirectional and not config.use_task_mask:
         raise ValueError(f"{path}: unidirectional needs use_task_mask: true, for [MASK] is filled from both sides.")
-    if config.module is not None and MODULES.get(config.module) != config.type:
-        allowed = [module for module, kind in MODULES.items() if kind == config.type]
+    allowed = [module for module, task in AUTHOR_TASKS.items() if task.type == config.type]
+    if config.module is not None and config.module not in allowed:
         raise ValueError(
             f"{path}: module={config.module!r} is not known for a task of type {config.type!r}. Allowed: "
             f"{', '.join(allowed)}, or none. For a task of your own call cond_log_probs, generate_answers or lm_loss."
@@ -257,7 +287,7 @@ def task_files(config: TaskConfig, data_path: str | os.PathLike[str]) -> dict[st
 
 def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """The rows of a jsonl file, each with where it stands; empty lines are not rows."""
-    found = False
+    has_rows = False
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             if not line.strip():
@@ -271,9 +301,9 @@ def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 ) from error
             if not isinstance(row, dict):
                 raise ValueError(f"{where} is not an object with keys such as inputs_pretokenized: {line[:60]!r}")
-            found = True
+            has_rows = True
             yield where, row
-    if not found:
+    if not has_rows:
         raise ValueError(f"{path} holds no rows.")
 
 
@@ -287,8 +317,8 @@ def _ids(tokenizer: Any, row: dict[str, Any], key: str, where: str, vocab_size: 
         is_list = isinstance(texts, list)
         if not all(isinstance(text, str) for text in (texts if is_list else [texts])):
             raise ValueError(f"{where}: {source} must be text or a list of texts, not {str(texts)[:60]}.")
-        found = token_ids(tokenizer, texts if is_list else [texts], masks_in_text=masks_in_text)
-        ids = found if is_list else found[0]
+        ids = token_ids(tokenizer, texts if is_list else [texts], masks_in_text=masks_in_text)
+        ids = ids if is_list else ids[0]
     else:
         raise ValueError(f"{where}: there is neither {key!r} (ids) nor '{key}_pretokenized' (text).")
     flat = [index for part in ids for index in (part if isinstance(part, list) else [part])] if ids else []
@@ -338,7 +368,7 @@ def read_rows(
                 f"{where}: label={row.get('label')!r} must be the number of one of the {len(candidates)} choices, "
                 f"0..{len(candidates) - 1}."
             )
-        missing = [name for name in EXTRA_KEYS.get(config.module or "", ()) if name not in row]
+        missing = [name for name in config.author_task.keys if name not in row]
         if missing:
             raise ValueError(f"{where}: {config.module} also reads {', '.join(missing)}, which the row lacks.")
         rows.append(TaskRow(text, candidates, label, row))
@@ -361,7 +391,7 @@ def read_texts(path: Path, tokenizer: Any, config: TaskConfig, vocab_size: int) 
     Raises:
         ValueError: an empty text, or a row without one; the message names file and line.
     """
-    if config.module != "tasks.language-modeling.pile.Pile":
+    if not config.author_task.has_rows:
         whole = path.read_text(encoding="utf-8")
         if not whole.strip():
             raise ValueError(f"{path} is empty: there is nothing to score.")
