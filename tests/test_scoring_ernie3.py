@@ -21,7 +21,7 @@ PAIRS = [
     ("the world", "gpt is 真好"),
 ]
 BLANKS = [("今天{}真好，我们去公园", "天气"), ("{}是一个平台", "百度飞桨"), ("我们去公园{}", "玩吧")]
-ASKED = [(score, direction) for score in SCORES[:4] for direction in ("uni", "bi")] + [("P(True|x,y)", None)]
+ASKED = [(score, direction) for score in tuple(SCORES)[:4] for direction in ("uni", "bi")] + [("P(True|x,y)", None)]
 # Padding and batches change the order of sums in fp32. Measured 7.6e-6, on log-probabilities down to -100.
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
 
@@ -68,7 +68,7 @@ def test_equals_the_loop_over_tokens(model, tokenizer, score, direction, batch_s
 
 
 @pytest.mark.parametrize(
-    ("score", "direction"), [("P(x,y)", "uni"), *((score, "bi") for score in SCORES[:4])], ids=str
+    ("score", "direction"), [("P(x,y)", "uni"), *((score, "bi") for score in tuple(SCORES)[:4])], ids=str
 )
 def test_the_choice_stands_in_the_blank(model, tokenizer, score, direction):
     found = pair_scores(model, tokenizer, BLANKS, score, direction=direction)

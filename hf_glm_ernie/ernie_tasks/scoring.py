@@ -23,7 +23,7 @@ pseudo-log-likelihood: arXiv 1910.14659. Choices where the papers are silent: th
 normalised. Letters in shape comments: N rows, B batch, T tokens, K tokens scored in a batch, V vocabulary, C choices.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +33,6 @@ from tqdm.auto import tqdm
 
 from hf_glm_ernie.inference.texts import checked_texts
 
-SCORES = ("P(x,y)", "P(y|x)", "P(x|y)", "P(y|x)/P(y)", "P(True|x,y)")
 DIRECTIONS = {"uni": "nlg", "bi": "nlu"}  # and the branch of each
 BLANK = "{}"
 ADJACENT = 0  # class of the sentence-distance head
@@ -85,6 +84,59 @@ class _Text:
 
     before: list[int]
     after: list[int]
+
+
+@dataclass(frozen=True)
+class _Score:
+    """How a pair of a text x and a choice y is scored.
+
+    Attributes:
+        rows: (id of `[CLS]`, x, y, direction) -> the row whose scored tokens count, and behind it the one whose tokens
+            are subtracted, if any; `None`: read off the sentence-distance head.
+        per_token: Whether the score is divided by the number of tokens of y.
+        needs_text: Whether x must have tokens.
+        blind: Directions in which what stands behind the blank of x is not seen.
+    """
+
+    rows: Callable[[int, _Text, list[int], str], list[_Row]] | None
+    per_token: bool = False
+    needs_text: bool = False
+    blind: tuple[str, ...] = ("uni",)
+
+
+def _row(cls: int, text: _Text, scored: list[int]) -> _Row:
+    """`[CLS] before scored after`."""
+    start = 1 + len(text.before)
+    return _Row((cls, *text.before, *scored, *text.after), tuple(range(start, start + len(scored))))
+
+
+def _all(cls: int, x: _Text, y: list[int], direction: str) -> list[_Row]:
+    ids = _row(cls, x, y).ids
+    return [_Row(ids, tuple(range(1, len(ids))))]
+
+
+def _choice(cls: int, x: _Text, y: list[int], direction: str) -> list[_Row]:
+    return [_row(cls, x, y)]
+
+
+def _text(cls: int, x: _Text, y: list[int], direction: str) -> list[_Row]:
+    if direction == "uni":
+        return [_row(cls, _Text(y, []), x.before)]
+    row = _row(cls, x, y)
+    return [_Row(row.ids, tuple(place for place in range(1, len(row.ids)) if place not in set(row.scored)))]
+
+
+def _choice_over_prior(cls: int, x: _Text, y: list[int], direction: str) -> list[_Row]:
+    return [_row(cls, x, y), _row(cls, _Text([], []), y)]
+
+
+SCORES = {
+    "P(x,y)": _Score(_all, blind=()),
+    "P(y|x)": _Score(_choice, per_token=True),
+    "P(x|y)": _Score(_text, needs_text=True),
+    "P(y|x)/P(y)": _Score(_choice_over_prior),
+    "P(True|x,y)": _Score(None, needs_text=True, blind=("uni", "bi")),
+}
 
 
 @dataclass(frozen=True)
@@ -252,30 +304,15 @@ def rerank(
 def _score(run: _Run, pairs: list[tuple[_Text, list[int]]], score: str, direction: str) -> torch.Tensor:
     """The scores of pairs that fit. Returns (N,) fp32."""
     _check_pairs(pairs, score, direction)
-    cls = run.tokenizer.cls_token_id
-    if score == "P(True|x,y)":
-        rows = [(cls, *x.before, run.tokenizer.sep_token_id, *y) for x, y in pairs]
-        return _class_log_probabilities(run, rows, "distance_head")[:, ADJACENT]
-    if score == "P(x|y)" and direction == "uni":
-        return _log_probabilities(run, [_row(cls, _Text(y, []), x.before) for x, y in pairs], direction)
-    whole = [_row(cls, x, y) for x, y in pairs]
-    if score == "P(x,y)":
-        return _log_probabilities(run, [_Row(row.ids, tuple(range(1, len(row.ids)))) for row in whole], direction)
-    if score == "P(x|y)":
-        others = [tuple(t for t in range(1, len(row.ids)) if t not in set(row.scored)) for row in whole]
-        return _log_probabilities(run, [_Row(r.ids, o) for r, o in zip(whole, others, strict=True)], direction)
-    if score == "P(y|x)":
-        lengths = torch.tensor([len(y) for _, y in pairs], dtype=torch.float32)
-        return _log_probabilities(run, whole, direction) / lengths
-    alone = [_row(cls, _Text([], []), y) for _, y in pairs]
-    both = _log_probabilities(run, whole + alone, direction)  # in one go: rows of either kind share batches
-    return both[: len(pairs)] - both[len(pairs) :]
-
-
-def _row(cls: int, text: _Text, scored: list[int]) -> _Row:
-    """`[CLS] before scored after`."""
-    start = 1 + len(text.before)
-    return _Row((cls, *text.before, *scored, *text.after), tuple(range(start, start + len(scored))))
+    kind, cls = SCORES[score], run.tokenizer.cls_token_id
+    if kind.rows is None:
+        adjacent = [(cls, *x.before, run.tokenizer.sep_token_id, *y) for x, y in pairs]
+        return _class_log_probabilities(run, adjacent, "distance_head")[:, ADJACENT]
+    made = [kind.rows(cls, x, y, direction) for x, y in pairs]
+    sums = iter(_log_probabilities(run, [row for rows in made for row in rows], direction))  # all kinds share batches
+    scores = [next(sums) - sum(next(sums) for _ in rows[1:]) for rows in made]
+    lengths = [len(y) if kind.per_token else 1 for _, y in pairs]
+    return torch.stack(scores) / torch.tensor(lengths, dtype=torch.float32) if scores else torch.zeros(0)
 
 
 def _log_probabilities(run: _Run, rows: list[_Row], direction: str) -> torch.Tensor:
@@ -368,7 +405,7 @@ def _cut_texts(run: _Run, texts: list[str], rooms: list[int]) -> list[_Text]:
 def _room(run: _Run, score: str, max_length: int, choice: int) -> int:
     """How many tokens of the text fit beside a choice of this length."""
     most = _check_lengths(run, max_length)
-    special = 2 if score == "P(True|x,y)" else 1
+    special = 2 if SCORES[score].rows is None else 1
     if choice + special > most:
         raise ValueError(
             f"A choice has {choice} tokens, but a row has room for {most - special} (max_length={max_length}, at most "
@@ -430,17 +467,16 @@ def _check_assignment(choices: Any, count: int, words: list[list[str]]) -> None:
 
 
 def _check_pairs(pairs: list[tuple[_Text, list[int]]], score: str, direction: str) -> None:
-    no_blank = score == "P(True|x,y)" or (direction == "uni" and score in ("P(y|x)", "P(x|y)", "P(y|x)/P(y)"))
-    needs_x = score in ("P(x|y)", "P(True|x,y)")
+    kind = SCORES[score]
     for i, (x, y) in enumerate(pairs):
         if not y:
             raise ValueError(f"The choice of pair {i} has no tokens; there is nothing to score.")
-        if x.after and no_blank:
+        if x.after and direction in kind.blind:
             raise ValueError(
                 f"Pair {i} has text behind its blank, which {score} in the direction {direction!r} would not see. "
                 'Take "P(x,y)", or direction="bi".'
             )
-        if needs_x and not x.before and not x.after:
+        if kind.needs_text and not x.before and not x.after:
             raise ValueError(f"The text of pair {i} has no tokens; {score} needs one.")
 
 
@@ -448,10 +484,10 @@ def _check_settings(run: _Run, score: str, direction: str | None, max_length: in
     """Returns the direction."""
     _check_lengths(run, max_length)
     if score not in SCORES:
-        raise ValueError(f"score={score!r} is not one of {SCORES}.")
+        raise ValueError(f"score={score!r} is not one of {tuple(SCORES)}.")
     if direction is not None and direction not in DIRECTIONS:
         raise ValueError(f"direction={direction!r} is not one of {tuple(DIRECTIONS)}.")
-    if score == "P(True|x,y)":
+    if SCORES[score].rows is None:
         _check_head(run.model, "distance_head", "Ernie3ForPreTraining")
         return "bi"
     if direction is None:

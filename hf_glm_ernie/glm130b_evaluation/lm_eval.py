@@ -110,13 +110,7 @@ class Glm130bLM(TemplateLM):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
-        if not str(batch_size or 1).isdecimal():
-            raise ValueError(f"batch_size={batch_size!r} must be a number; this model does not try sizes out.")
-        if max_batch_size is not None:
-            raise ValueError(
-                f"max_batch_size={max_batch_size!r} is for trying sizes out, which this model does not do: give "
-                "batch_size as a number."
-            )
+        _check_batch_size(batch_size, max_batch_size)
         source = {"revision": revision, "trust_remote_code": trust_remote_code}
         if isinstance(pretrained, str):
             self.model = _load(pretrained, dtype, quantization, device, device_map, source)
@@ -124,10 +118,7 @@ class Glm130bLM(TemplateLM):
             self.model = pretrained
             too_late = {"quantization": quantization, "device": device, "device_map": device_map, "revision": revision}
             too_late["dtype"] = None if dtype == "auto" else dtype
-            if named := [name for name, value in too_late.items() if value is not None]:
-                raise ValueError(
-                    f"{', '.join(named)} acts while a model is loaded, and pretrained is one: give it as a folder."
-                )
+            _refuse_too_late(too_late)
         if tokenizer is None:
             tokenizer = pretrained if isinstance(pretrained, str) else self.model.name_or_path
         self.tokenizer = (
@@ -336,6 +327,23 @@ class Glm130bLM(TemplateLM):
             **kwargs,
         )
         return [until_end(ids, ends) for ids in output[:, width:].tolist()]
+
+
+def _check_batch_size(batch_size: int | str | None, max_batch_size: int | str | None) -> None:
+    if not str(batch_size or 1).isdecimal():
+        raise ValueError(f"batch_size={batch_size!r} must be a number; this model does not try sizes out.")
+    if max_batch_size is not None:
+        raise ValueError(
+            f"max_batch_size={max_batch_size!r} is for trying sizes out, which this model does not do: give "
+            "batch_size as a number."
+        )
+
+
+def _refuse_too_late(settings: dict[str, Any]) -> None:
+    if named := [name for name, value in settings.items() if value is not None]:
+        raise ValueError(
+            f"{', '.join(named)} acts while a model is loaded, and pretrained is one: give it as a folder."
+        )
 
 
 def _load(
