@@ -267,11 +267,7 @@ class Ernie3Config(PreTrainedConfig):
     def universal_sizes(self) -> StackSizes:
         """The sizes of the universal stack."""
         return StackSizes(
-            self.hidden_size,
-            self.num_hidden_layers,
-            self.num_attention_heads,
-            self.intermediate_size,
-            self.hidden_act,
+            self.hidden_size, self.num_hidden_layers, self.num_attention_heads, self.intermediate_size, self.hidden_act
         )
 
     @property
