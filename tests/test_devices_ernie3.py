@@ -159,7 +159,7 @@ def test_two_ranks_give_the_numbers_of_one(tmp_path: Path) -> None:
         pairs += [str(folder), str(file)]
     script = Path(__file__).parent / "support" / "tensor_parallel_ernie3_run.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[2])}
     done = subprocess.run(
         [*command, *pairs], env=environment, capture_output=True, text=True, timeout=240, check=False
     )
