@@ -88,13 +88,7 @@ def _parts(memories: Ernie3Memories) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def check_memories(config: Ernie3Config, memories: Ernie3Memories, batch_size: int, device: torch.device) -> None:
-    """Refuses memories that do not fit the model or the call.
-
-    Args:
-        config: The model's settings.
-        memories: What the caller passed.
-        batch_size: Rows of the call.
-        device: Where the call's tokens lie.
+    """Refuses memories that do not fit the model or a call of `batch_size` rows on `device`.
 
     Raises:
         ValueError: memories of another type, number of layers, width, length, batch or device, or a model without
@@ -205,15 +199,7 @@ class KeyColumns:
 
 
 def key_columns(length: int, memories: Ernie3Memories | None, cache: Cache | None) -> KeyColumns:
-    """Counts the key columns of a call.
-
-    Args:
-        length: L, the call's tokens.
-        memories: As in the model's forward, checked.
-        cache: The cache, or `None`.
-
-    Returns:
-        The account.
+    """Counts the key columns of a call of `length` tokens; memory and cache as in the model's forward.
 
     Raises:
         ValueError: a memory that does not fit the cache.
@@ -265,14 +251,7 @@ def real_tokens(
     columns: KeyColumns,
     batch_size: int,
 ) -> torch.Tensor | None:
-    """Which tokens are real: as given, or those that are not the pad id.
-
-    Args:
-        config: The model's settings.
-        input_ids: (B, L), or `None` where embeddings were given.
-        attention_mask: As in the model's forward.
-        columns: The call's columns.
-        batch_size: Rows of the call, B.
+    """Which tokens are real: as `attention_mask` says, or those that are not the pad id.
 
     Returns:
         (B, cached + L or more), 0 = padding, without the memory; `None`: no padding known.
@@ -318,15 +297,7 @@ def next_memories(
     columns: KeyColumns,
     return_memories: bool | None,
 ) -> tuple[torch.Tensor | None, Ernie3Memories | None]:
-    """What the next segment is to see.
-
-    Args:
-        config: The model's settings.
-        tokens: Ids or embeddings, (B, L, ..).
-        real: From [`real_tokens`].
-        memories: As in the model's forward.
-        columns: The call's columns.
-        return_memories: As in the model's forward.
+    """What the next segment is to see; `tokens` are ids or embeddings (B, L, ..), the rest as in the model's forward.
 
     Returns:
         Which of the M + L columns to remember, (B, K) int64, and the memories but for their states; `None` twice where

@@ -107,12 +107,7 @@ class Ernie3Pooler(nn.Module):
 
 
 def check_labels(name: str, labels: torch.Tensor | None, shape: tuple[int, ...]) -> None:
-    """Refuses labels of another shape.
-
-    Args:
-        name: The argument's name.
-        labels: What was passed, or `None`.
-        shape: What it must be.
+    """Refuses labels, where some were passed as the argument `name`, of another shape.
 
     Raises:
         ValueError: another shape.

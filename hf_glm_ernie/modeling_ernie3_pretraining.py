@@ -221,7 +221,7 @@ class Ernie3ForPreTraining(Ernie3PreTrainedModel):
         outputs = self.ernie3(**(rows | {"branch": branch}), **kwargs)
         states = outputs.last_hidden_state
         wanted = {name for name, value in labels.items() if value is not None}
-        logits: dict[str, torch.Tensor] = {}
+        logits: dict[str, Any] = {}
         losses: dict[str, torch.Tensor] = {}
         if "labels" in wanted or not wanted:
             logits["logits"] = getattr(self, f"{branch}_lm_head")(states)

@@ -146,13 +146,7 @@ def open_backend(
     name: str,
     from_vocabulary: Callable[[], Tokenizer],
 ) -> Tokenizer:
-    """The library's tokenizer of the first source there is.
-
-    Args:
-        given: One that the host made; a copy of it is returned.
-        tokenizer_file: Path of a saved `tokenizer.json`.
-        name: The class that opens it, for messages.
-        from_vocabulary: Makes one of a vocabulary file.
+    """The library's tokenizer for the class `name`: a copy of the one `given`, else what a file holds.
 
     Raises:
         FileNotFoundError: there is no such `tokenizer_file`.

@@ -18,6 +18,7 @@ from transformers import (
     ErnieForTokenClassification,
     ErnieModel,
 )
+from transformers.utils.generic import find_labels
 
 from hf_glm_ernie import ErnieForUIE, ErnieUIEConfig
 from hf_glm_ernie.configuration_ernie3 import TASK_BRANCHES, Ernie3Config
@@ -289,6 +290,20 @@ def test_no_credible_head() -> None:
 def test_refused_labels(model_class: Any, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny_model(model_class)(IDS, **arguments)
+
+
+def test_a_span_has_no_labels() -> None:
+    model = tiny_model(Ernie3ForQuestionAnswering)
+    with pytest.raises(TypeError, match="unexpected argument 'labels'"):
+        model(IDS, labels=NONE)
+    assert find_labels(Ernie3ForQuestionAnswering) == ["start_positions", "end_positions"]
+    assert all(find_labels(one) == ["labels"] for one in UNDERSTANDING if one is not Ernie3ForQuestionAnswering)
+
+
+def test_losses_of_a_generation_branch_alone() -> None:
+    """The branch that the model has is the default, for the heads too."""
+    model = tiny_model(Ernie3ForPreTraining, branches=["nlg"])
+    assert list(model(IDS, labels=IDS).losses) == ["nlg_lm"]
 
 
 @pytest.mark.parametrize("model_class", [Ernie3ForCausalLM, Ernie3ForPreTraining, *UNDERSTANDING])

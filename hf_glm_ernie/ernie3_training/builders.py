@@ -49,10 +49,6 @@ def shuffled(count: int, seed: int, task: str, epoch: int) -> np.ndarray:
 def checked_text(row: Mapping[str, Any], column: str) -> str:
     """A text column of a row.
 
-    Args:
-        row: The row.
-        column: The column's name.
-
     Raises:
         ValueError: the column is missing, no string, or empty but for white space.
     """
@@ -69,12 +65,7 @@ def checked_text(row: Mapping[str, Any], column: str) -> str:
 
 
 def checked_texts(row: Mapping[str, Any], column: str, least: int) -> list[str]:
-    """A column with a list of texts, none of them empty.
-
-    Args:
-        row: The row.
-        column: The column's name.
-        least: How many texts there must be.
+    """A column with a list of texts, at least `least` of them and none of them empty.
 
     Raises:
         ValueError: the column is missing, no list of strings, too short, or holds an empty text.

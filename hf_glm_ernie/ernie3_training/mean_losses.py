@@ -15,27 +15,26 @@ class MeanLosses:
     """
 
     def __init__(self, names: Iterable[str]) -> None:
-        self.names = tuple(names)
-        self.seen: dict[str, list[torch.Tensor]] = {}
+        self.seen: dict[str, list[torch.Tensor]] = {name: [] for name in names}
 
     def add(self, losses: Mapping[str, torch.Tensor]) -> None:
         """Adds a pass's losses, scalars, without waiting for the device."""
         for name, loss in losses.items():
-            self.seen.setdefault(name, []).append(loss.detach().float())
+            self.seen[name].append(loss.detach().float())
 
     def clear(self) -> None:
         """Forgets everything."""
-        self.seen = {}
+        self.seen = {name: [] for name in self.seen}
 
     def means(self, accelerator: Any) -> dict[str, float]:
         """The mean of every loss that any process has seen, each pass counting once; then forgets them."""
-        table = torch.zeros(len(self.names), 2)  # (names, sum and count)
-        for place, name in enumerate(self.names):
-            if name in self.seen:
-                table[place] = torch.tensor([torch.stack(self.seen[name]).sum().item(), len(self.seen[name])])
+        table = torch.zeros(len(self.seen), 2)  # (names, sum and count)
+        for place, losses in enumerate(self.seen.values()):
+            if losses:
+                table[place] = torch.tensor([torch.stack(losses).sum().item(), len(losses)])
         self.clear()
         table = accelerator.reduce(table.to(accelerator.device), "sum").cpu()
-        return {name: (total / count).item() for name, (total, count) in zip(self.names, table, strict=True) if count}
+        return {name: (total / count).item() for name, (total, count) in zip(self.seen, table, strict=True) if count}
 
 
 __all__ = ["MeanLosses"]

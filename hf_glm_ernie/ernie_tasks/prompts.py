@@ -130,12 +130,7 @@ def _marked(tokenizer: Any, name: str, text: str) -> list[int]:
 
 
 def place_of(value: str, choices: tuple[str, ...], name: str) -> int:
-    """Where a value stands among those allowed.
-
-    Args:
-        value: What was given.
-        choices: What is allowed.
-        name: Of the setting, for the message.
+    """Where a value stands among those that the setting `name` may have.
 
     Raises:
         ValueError: it is not among them.

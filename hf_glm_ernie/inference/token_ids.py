@@ -7,11 +7,7 @@ SPECIAL_TOKENS = {"cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]", "eos": "[END
 
 
 def special_id(tokenizer: Any, name: str) -> int:
-    """The id of a special token: the tokenizer's attribute, else the token of that name in its vocabulary.
-
-    Args:
-        tokenizer: A tokenizer of transformers.
-        name: One of `SPECIAL_TOKENS`.
+    """The id of one of `SPECIAL_TOKENS`: the tokenizer's attribute, else the token of that name in its vocabulary.
 
     Raises:
         ValueError: the tokenizer has neither.
