@@ -13,7 +13,7 @@ model on a side branch of PaddleNLP.
 
 import copy
 from dataclasses import field
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -38,6 +38,25 @@ HUB_CLASSES = {
 }
 
 BRANCHES = ("nlu", "nlg")
+
+# The pre-training tasks, each named here alone.
+KNOWLEDGE_MASKED_LM = "knowledge_masked_lm"
+DOCUMENT_LM = "document_lm"
+SENTENCE_REORDERING = "sentence_reordering"
+SENTENCE_DISTANCE = "sentence_distance"
+KNOWLEDGE_TEXT_PREDICTION = "knowledge_text_prediction"
+CREDIBLE = "credible"
+CONTROLLABLE_LM = "controllable_lm"
+# Every task, and the branch that it trains.
+TASK_BRANCHES = {
+    KNOWLEDGE_MASKED_LM: "nlu",
+    DOCUMENT_LM: "nlg",
+    SENTENCE_REORDERING: "nlu",
+    SENTENCE_DISTANCE: "nlu",
+    KNOWLEDGE_TEXT_PREDICTION: "nlu",
+    CREDIBLE: "nlu",
+    CONTROLLABLE_LM: "nlg",
+}
 POSITION_EMBEDDING_TYPES = ("absolute", "relative")
 RECURRENCES = ("same_layer", "shift_down")
 
@@ -50,6 +69,16 @@ _SPLIT = {
     "linear1": "colwise",
     "linear2": "rowwise",
 }
+
+
+class StackSizes(NamedTuple):
+    """The sizes of one stack: the universal one, or a branch."""
+
+    width: int
+    num_layers: int
+    num_heads: int
+    inner_width: int
+    activation: str
 
 
 @strict
@@ -191,12 +220,11 @@ class Ernie3Config(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Checks what the types cannot (called by the host's `@strict` validation)."""
-        for prefix in ("", "branch_"):
-            width, heads = getattr(self, f"{prefix}hidden_size"), getattr(self, f"{prefix}num_attention_heads")
-            if heads < 1 or width % heads:
+        for prefix, sizes in (("", self.universal_sizes), ("branch_", self.branch_sizes)):
+            if sizes.num_heads < 1 or sizes.width % sizes.num_heads:
                 raise ValueError(
-                    f"{prefix}num_attention_heads={heads} does not divide {prefix}hidden_size={width} into whole "
-                    "heads."
+                    f"{prefix}num_attention_heads={sizes.num_heads} does not divide "
+                    f"{prefix}hidden_size={sizes.width} into whole heads."
                 )
         self._check_choices()
         for name in (
@@ -234,6 +262,24 @@ class Ernie3Config(PreTrainedConfig):
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {choices}.")
+
+    @property
+    def universal_sizes(self) -> StackSizes:
+        """The sizes of the universal stack."""
+        return StackSizes(
+            self.hidden_size, self.num_hidden_layers, self.num_attention_heads, self.intermediate_size, self.hidden_act
+        )
+
+    @property
+    def branch_sizes(self) -> StackSizes:
+        """The sizes of every branch."""
+        return StackSizes(
+            self.branch_hidden_size,
+            self.branch_num_hidden_layers,
+            self.branch_num_attention_heads,
+            self.branch_intermediate_size,
+            self.branch_hidden_act,
+        )
 
     @property
     def head_dim(self) -> int:

@@ -1,11 +1,13 @@
-"""Where the soft prompts of ERNIE 3.0 Titan stand in a row of ids: a function on tensors.
+"""What a row of ids is to the universal stack: words and soft prompts, positions, types.
 
-A placeholder id stands for one learned vector of the row's genre [PT, 2.2]. Source: PT = ERNIE 3.0 Titan, arXiv
-2112.12731. Letters in shape comments: B batch, L tokens.
+A placeholder id stands for one learned soft prompt vector of the row's genre [PT, 2.2]. Source: PT = ERNIE 3.0 Titan,
+arXiv 2112.12731. Letters in shape comments: B batch, L tokens, N distances.
 """
 
 import torch
+from torch import nn
 
+from .attention_ernie3 import relative_rows
 from .configuration_ernie3 import Ernie3Config
 
 
@@ -58,4 +60,89 @@ def soft_prompt_rows(
     return rows.masked_fill(~placeholders, -1)
 
 
-__all__ = ["soft_prompt_rows"]
+class Ernie3Embeddings(nn.Module):
+    """Word and absolute position, summed: no norm and no dropout. Types are added where the config has them.
+
+    With relative positions the sum is of words alone; positions and types go through a norm of their own into every
+    layer's scores, as in ERNIE-Doc.
+    """
+
+    def __init__(self, config: Ernie3Config):
+        super().__init__()
+        self.config = config
+        self.relative = config.position_embedding_type == "relative"
+        rows = config.max_position_embeddings
+        if self.relative:
+            rows = 2 * rows + config.memory_length
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.position_embeddings = nn.Embedding(rows, config.hidden_size)
+        self.has_types = bool(config.type_vocab_size or config.task_type_vocab_size)
+        if config.type_vocab_size:
+            self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
+        if config.task_type_vocab_size:
+            self.task_type_embeddings = nn.Embedding(config.task_type_vocab_size, config.hidden_size)
+        if config.num_soft_prompt_genres:
+            vectors = config.num_soft_prompt_genres * config.soft_prompt_length
+            self.soft_prompt_embeddings = nn.Embedding(vectors, config.hidden_size)
+        if self.relative:
+            self.position_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+            if self.has_types:
+                self.type_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def words(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        genre_ids: torch.Tensor | None,
+        continues: bool,
+    ) -> torch.Tensor:
+        """(B, L) ids -> (B, L, hidden), soft prompt vectors in place of their placeholders; embeddings as they are."""
+        if input_ids is None:
+            assert inputs_embeds is not None
+            if genre_ids is not None:
+                raise ValueError("genre_ids name soft prompts of placeholders in input_ids; inputs_embeds have none.")
+            return inputs_embeds
+        words = self.word_embeddings(input_ids)
+        rows = None if continues else soft_prompt_rows(self.config, input_ids, genre_ids)
+        if rows is None:
+            return words
+        return torch.where((rows >= 0)[..., None], self.soft_prompt_embeddings(rows.clamp_min(0)), words)
+
+    def types(
+        self, token_type_ids: torch.Tensor | None, task_type_ids: torch.Tensor | None, words: torch.Tensor
+    ) -> torch.Tensor | None:
+        """The sum of both type embeddings, (B, L, hidden), type 0 where none is given; `None` without embeddings."""
+        if not self.has_types:
+            return None
+        zeros = torch.zeros(words.shape[:2], dtype=torch.long, device=words.device)
+        types = torch.zeros_like(words)
+        if self.config.type_vocab_size:
+            types = types + self.token_type_embeddings(zeros if token_type_ids is None else token_type_ids)
+        if self.config.task_type_vocab_size:
+            types = types + self.task_type_embeddings(zeros if task_type_ids is None else task_type_ids)
+        return types
+
+    def forward(
+        self, words: torch.Tensor, position_ids: torch.Tensor | None, types: torch.Tensor | None
+    ) -> torch.Tensor:
+        """The input of the universal stack, (B, L, hidden).
+
+        Args:
+            words: (B, L, hidden).
+            position_ids: (B or 1, L) int64; one behind the table takes its last row. Not read where positions are
+                relative.
+            types: (B, L, hidden) or `None`; not read where positions are relative.
+        """
+        if self.relative or position_ids is None:
+            return words
+        embedded = words + self.position_embeddings(position_ids.clamp_max(self.config.max_position_embeddings - 1))
+        return embedded if types is None else embedded + types
+
+    def distances(self, distances: torch.Tensor) -> torch.Tensor:
+        """(N,) query position minus key position -> (N, hidden), normalised."""
+        table = self.position_embeddings
+        rows = relative_rows(distances, self.config.max_position_embeddings, table.num_embeddings)
+        return self.position_norm(table(rows))
+
+
+__all__ = ["Ernie3Embeddings", "soft_prompt_rows"]

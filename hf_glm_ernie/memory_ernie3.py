@@ -1,8 +1,8 @@
 """What stands in front of a segment's tokens: the memory of the segment before, and cached tokens.
 
 The keys of a call are, in this order, the memory's columns, the cached tokens and the call's own tokens.
-[`key_columns`] works out which of them exist and which are padding; masks, positions and the next memory all follow
-from that one account.
+[`key_columns`] counts them, [`real_tokens`] says which tokens are no padding; masks, positions and the next memory all
+follow from these two.
 
 A cache takes the memory's keys in with the first call. From then on they are its first columns, and the memory's
 states are not needed again; only which columns are padding, and how many tokens a row had seen. The cache notes the
@@ -72,6 +72,10 @@ class Ernie3Memories(ModelOutput):
         indices = indices.to(mask.device)
         return Ernie3Memories(states=states, mask=mask[indices], tokens_seen=tokens_seen[indices])
 
+    def with_states(self, states: tuple[torch.Tensor, ...]) -> "Ernie3Memories":
+        """The same memories with every layer's states."""
+        return Ernie3Memories(states=states, mask=self.mask, tokens_seen=self.tokens_seen)
+
     def without_states(self) -> "Ernie3Memories":
         """What later calls on a cache need that took the states in."""
         return Ernie3Memories(states=None, mask=self.mask, tokens_seen=self.tokens_seen)
@@ -84,13 +88,7 @@ def _parts(memories: Ernie3Memories) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def check_memories(config: Ernie3Config, memories: Ernie3Memories, batch_size: int, device: torch.device) -> None:
-    """Refuses memories that do not fit the model or the call.
-
-    Args:
-        config: The model's settings.
-        memories: What the caller passed.
-        batch_size: Rows of the call.
-        device: Where the call's tokens lie.
+    """Refuses memories that do not fit the model or a call of `batch_size` rows on `device`.
 
     Raises:
         ValueError: memories of another type, number of layers, width, length, batch or device, or a model without
@@ -145,7 +143,7 @@ def _check_states(config: Ernie3Config, states: tuple[torch.Tensor, ...], mask: 
             )
 
 
-class _SizesWithMemory:
+class _CacheWithMemory:
     """What the host's mask functions ask of a cache, where memory columns come in front of the new tokens."""
 
     def __init__(self, cache: Cache | None, memory: int):
@@ -163,126 +161,53 @@ class _SizesWithMemory:
 
 @dataclass(frozen=True)
 class KeyColumns:
-    """The key columns of one call.
+    """How many key columns a call has, in their order, and what is new among them.
 
     Attributes:
+        memory: M, columns of memory.
+        cached: Tokens in the cache, without the memory; a tensor where a static cache knows it.
         length: L, this call's tokens.
         total: S, all key columns; with a static cache those that are not filled yet too.
-        memory: M, columns of memory among them.
         memory_is_new: Whether the memory's states come with this call.
-        cached: Tokens in the cache, without the memory; a tensor where a static cache knows it.
-        continues: Whether there are cached tokens.
-        token_mask: (B, cached + L or more), 0 = padding, without the memory; `None`: no padding known.
-        mask: For the host's mask functions: `token_mask` behind the memory's mask (B, S), or what the caller passed
-            in four dimensions.
-        sizes: For the host's mask functions, in place of the cache.
-        tokens_seen: (B,) tokens before this text, or `None`.
-        to_remember: (B, M + L) bool, which columns the next segment may see; `None`: nothing is remembered.
-        memory_length: How many are remembered at most.
-        device: Where the tokens lie.
+        continues: Whether the cache is filled.
     """
 
+    memory: int
+    cached: int | torch.Tensor
     length: int
     total: int
-    memory: int
     memory_is_new: bool
-    cached: int | torch.Tensor
     continues: bool
-    token_mask: torch.Tensor | None
-    mask: Any
-    sizes: Any
-    tokens_seen: torch.Tensor | None
-    to_remember: torch.Tensor | None
-    memory_length: int
-    device: torch.device
 
-    def positions(self) -> torch.Tensor:
-        """Absolute positions (B or 1, L) int64: counted over real tokens, on from those seen before."""
-        positions = counted_positions(self.token_mask, self.length, self.cached, self.device)
-        return positions if self.tokens_seen is None else positions + self.tokens_seen[:, None]
+    @property
+    def new_memory(self) -> int:
+        """Columns of memory that no cache holds yet."""
+        return self.memory if self.memory_is_new else 0
 
-    def distances(self) -> torch.Tensor:
-        """Query position minus key position, (B or 1, L, S) int64, counted over real tokens."""
-        mask = self.mask if isinstance(self.mask, torch.Tensor) and self.mask.ndim == 2 else None
-        queries = counted_positions(mask, self.length, self.cached + self.memory, self.device)
-        keys = counted_positions(mask, self.total, 0, self.device)
+    def positions(
+        self, real: torch.Tensor | None, memories: Ernie3Memories | None, device: torch.device
+    ) -> torch.Tensor:
+        """Absolute positions (B or 1, L) int64: counted over the `real` tokens, on from those seen before."""
+        positions = counted_positions(real, self.length, self.cached, device)
+        return positions if memories is None else positions + _parts(memories)[1][:, None]
+
+    def distances(self, visible: torch.Tensor | None, device: torch.device) -> torch.Tensor:
+        """Query position minus key position, (B or 1, L, S) int64, counted over the `visible` columns."""
+        queries = counted_positions(visible, self.length, self.cached + self.memory, device)
+        keys = counted_positions(visible, self.total, 0, device)
         return queries[:, :, None] - keys[:, None, :]
 
-    def remembered(self) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """The columns to remember, (B, K) int64, and their mask (B, K)."""
-        if self.to_remember is None:
-            return None, None
-        return remembered_columns(self.to_remember, self.memory_length)
 
-    def tokens_seen_after(self) -> torch.Tensor | None:
-        """(B,) tokens of each row, this segment's included."""
-        if self.to_remember is None:
-            return None
-        seen = self.to_remember[:, -self.length :].sum(-1)
-        return seen if self.tokens_seen is None else seen + self.tokens_seen
-
-
-def key_columns(
-    config: Ernie3Config,
-    input_ids: torch.Tensor | None,
-    tokens: torch.Tensor,
-    attention_mask: Any,
-    memories: Ernie3Memories | None,
-    cache: Cache | None,
-    return_memories: bool | None,
-) -> KeyColumns:
-    """Accounts for the key columns of a call.
-
-    Args:
-        config: The model's settings.
-        input_ids: (B, L), or `None` where embeddings were given.
-        tokens: Ids or embeddings, (B, L, ..).
-        attention_mask: As in the model's forward.
-        memories: As in the model's forward, checked.
-        cache: The cache, or `None`.
-        return_memories: As in the model's forward.
-
-    Returns:
-        The account.
+def key_columns(length: int, memories: Ernie3Memories | None, cache: Cache | None) -> KeyColumns:
+    """Counts the key columns of a call of `length` tokens; memory and cache as in the model's forward.
 
     Raises:
-        ValueError: a memory or a mask that does not fit the cache, or memories asked of a call that cannot make them.
+        ValueError: a memory that does not fit the cache.
     """
-    batch_size, length = tokens.shape[:2]
     filled: int | torch.Tensor = 0 if cache is None else cache.get_seq_length()
     continues = bool(filled > 0) if not torch.compiler.is_compiling() else not isinstance(filled, int) or filled > 0
     memory_is_new = memories is not None and memories.states is not None
     memory = 0 if memories is None else _parts(memories)[0].shape[1]
-    _check_cache(cache, memory, memory_is_new, continues)
-
-    cached = filled - memory if memory and not memory_is_new else filled
-    new_memory = memory if memory_is_new else 0
-    sizes: Any = _SizesWithMemory(cache, new_memory) if new_memory else cache
-    total = length if sizes is None else sizes.get_mask_sizes(length, 0)[0]
-    tokens_mask = _token_mask(config, input_ids, attention_mask, continues)
-    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
-        _check_mask(attention_mask, batch_size, length, cached)
-    four_dimensional = attention_mask is not None and len(attention_mask.shape) == 4
-    token_mask = None if four_dimensional else tokens_mask
-    return KeyColumns(
-        length=length,
-        total=total,
-        memory=memory,
-        memory_is_new=memory_is_new,
-        cached=cached,
-        continues=continues,
-        token_mask=token_mask,
-        mask=attention_mask if four_dimensional else _key_mask(token_mask, memories, total),
-        sizes=sizes,
-        tokens_seen=None if memories is None else memories.tokens_seen,
-        to_remember=_to_remember(config, tokens, tokens_mask, memories, continues, return_memories),
-        memory_length=config.memory_length,
-        device=tokens.device,
-    )
-
-
-def _check_cache(cache: Cache | None, memory: int, memory_is_new: bool, continues: bool) -> None:
-    """Holds the memory of this call against what the cache was filled with, and notes a new one."""
     if memory_is_new and continues:
         raise ValueError(
             "memories with states came together with a filled cache. They belong in front of a text's first tokens: "
@@ -292,71 +217,123 @@ def _check_cache(cache: Cache | None, memory: int, memory_is_new: bool, continue
         raise ValueError(
             "memories without states came without the cache that took them in. Pass that cache, or the whole memories."
         )
-    if cache is None:
-        return
-    noted = getattr(cache, MEMORY_OF_CACHE, 0)
-    if not continues:
-        if noted != memory:
-            setattr(cache, MEMORY_OF_CACHE, memory)
-    elif noted != memory:
+    if continues and (noted := getattr(cache, MEMORY_OF_CACHE, 0)) != memory:
         raise ValueError(
             f"The cache begins with {noted} columns of memory, but this call's memories have {memory}. Pass "
             "memories.without_states() of the memories the cache was filled with (none, if there were none)."
         )
+    sizes = cache_with_memory(cache, memory if memory_is_new else 0)
+    return KeyColumns(
+        memory=memory,
+        cached=filled - memory if memory and not memory_is_new else filled,
+        length=length,
+        total=length if sizes is None else sizes.get_mask_sizes(length, 0)[0],
+        memory_is_new=memory_is_new,
+        continues=continues,
+    )
 
 
-def _check_mask(mask: torch.Tensor, batch_size: int, length: int, cached: int | torch.Tensor) -> None:
-    enough = mask.shape[1] >= length if isinstance(cached, torch.Tensor) else mask.shape[1] >= cached + length
-    if mask.shape[0] != batch_size or not enough:
-        raise ValueError(
-            f"attention_mask has shape {tuple(mask.shape)}, but there are {batch_size} rows of {cached} cached and "
-            f"{length} new tokens. It covers all tokens so far, without the memory, which has a mask of its own."
-        )
+def cache_with_memory(cache: Cache | None, new_memory: int) -> Any:
+    """What the host's mask functions take for the cache: it counts memory columns that are not in it yet."""
+    return _CacheWithMemory(cache, new_memory) if new_memory else cache
 
 
-def _token_mask(
-    config: Ernie3Config, input_ids: torch.Tensor | None, attention_mask: Any, continues: bool
+def note_memory(cache: Cache | None, columns: KeyColumns) -> None:
+    """Writes on a cache that is about to be filled how many of its columns will be memory."""
+    if cache is not None and not columns.continues and getattr(cache, MEMORY_OF_CACHE, 0) != columns.memory:
+        setattr(cache, MEMORY_OF_CACHE, columns.memory)
+
+
+def real_tokens(
+    config: Ernie3Config,
+    input_ids: torch.Tensor | None,
+    attention_mask: Any,
+    columns: KeyColumns,
+    batch_size: int,
 ) -> torch.Tensor | None:
-    """Which tokens are real: as given, or those that are not the pad id."""
+    """Which tokens are real: as `attention_mask` says, or those that are not the pad id.
+
+    Returns:
+        (B, cached + L or more), 0 = padding, without the memory; `None`: no padding known.
+
+    Raises:
+        ValueError: a mask that does not cover the tokens.
+    """
     if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        known = 0 if isinstance(columns.cached, torch.Tensor) else columns.cached
+        if attention_mask.shape[0] != batch_size or attention_mask.shape[1] < known + columns.length:
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}, but there are {batch_size} rows of "
+                f"{columns.cached} cached and {columns.length} new tokens. It covers all tokens so far, without the "
+                "memory, which has a mask of its own."
+            )
         return attention_mask
-    if input_ids is None or config.pad_token_id is None or continues:
+    if input_ids is None or config.pad_token_id is None or columns.continues:
         return None
     return input_ids != config.pad_token_id
 
 
-def _key_mask(token_mask: torch.Tensor | None, memories: Ernie3Memories | None, total: int) -> torch.Tensor | None:
-    """(B, S) with the memory's mask in front; columns of a static cache not filled yet count as visible."""
-    if token_mask is None and memories is None:
-        return None
+def visible_columns(
+    real: torch.Tensor | None, memories: Ernie3Memories | None, columns: KeyColumns
+) -> torch.Tensor | None:
+    """Which key columns may be seen: the memory's mask and, behind it, the real tokens.
+
+    Returns:
+        (B, S) bool, `None` where all are visible. Columns of a static cache that are not filled yet count as visible.
+    """
     parts = [] if memories is None else [_parts(memories)[0]]
-    parts += [] if token_mask is None else [token_mask.bool()]
-    whole = torch.cat(parts, dim=1)[:, :total]
-    return F.pad(whole, (0, total - whole.shape[1]), value=True)
+    parts += [] if real is None else [real.bool()]
+    if not parts:
+        return None
+    whole = torch.cat(parts, dim=1)[:, : columns.total]
+    return F.pad(whole, (0, columns.total - whole.shape[1]), value=True)
 
 
-def _to_remember(
+def next_memories(
     config: Ernie3Config,
     tokens: torch.Tensor,
-    token_mask: torch.Tensor | None,
+    real: torch.Tensor | None,
     memories: Ernie3Memories | None,
-    continues: bool,
+    columns: KeyColumns,
     return_memories: bool | None,
-) -> torch.Tensor | None:
+) -> tuple[torch.Tensor | None, Ernie3Memories | None]:
+    """What the next segment is to see; `tokens` are ids or embeddings (B, L, ..), the rest as in the model's forward.
+
+    Returns:
+        Which of the M + L columns to remember, (B, K) int64, and the memories but for their states; `None` twice where
+        nothing is remembered.
+
+    Raises:
+        ValueError: memories asked of a call that cannot make them.
+    """
     if return_memories is None:
-        return_memories = memories is not None and memories.states is not None
+        return_memories = columns.memory_is_new
     if not return_memories or config.memory_length == 0:
-        return None
-    if continues:
+        return None, None
+    if columns.continues:
         raise ValueError(
             "return_memories=True on a filled cache: the states of the cached tokens are not known any more. Run the "
             "whole segment in one call without a cache."
         )
-    batch_size, length = tokens.shape[:2]
-    mask = torch.ones((batch_size, length), dtype=torch.bool, device=tokens.device)
-    if token_mask is not None:
-        mask = token_mask[:, :length].bool()
-    return mask if memories is None else torch.cat((_parts(memories)[0], mask), dim=1)
+    if real is None:
+        real = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    real = real[:, : columns.length].bool()
+    tokens_seen = real.sum(-1)
+    if memories is not None:
+        mask, seen_before = _parts(memories)
+        real, tokens_seen = torch.cat((mask, real), dim=1), tokens_seen + seen_before
+    kept, mask = remembered_columns(real, config.memory_length)
+    return kept, Ernie3Memories(states=None, mask=mask, tokens_seen=tokens_seen)
 
 
-__all__ = ["Ernie3Memories", "KeyColumns", "check_memories", "key_columns"]
+__all__ = [
+    "Ernie3Memories",
+    "KeyColumns",
+    "cache_with_memory",
+    "check_memories",
+    "key_columns",
+    "next_memories",
+    "note_memory",
+    "real_tokens",
+    "visible_columns",
+]

@@ -19,9 +19,10 @@ never released `ernie3-10b` model on a side branch of PaddleNLP. Letters in shap
 tokens, S key columns, M memory columns, W width of a stack.
 """
 
-import importlib
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ from torch import nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.dynamic_module_utils import custom_object_save
+from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
@@ -43,14 +44,23 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .attention_ernie3 import (
     add_types_to_keys,
     eager_attention_forward,
-    relative_rows,
     relative_scores,
     remember,
 )
-from .configuration_ernie3 import BRANCHES, HUB_CLASSES, Ernie3Config
+from .configuration_ernie3 import BRANCHES, HUB_CLASSES, Ernie3Config, StackSizes
 from .host_interface import CACHE_NAME, CACHE_NAMES, check_arguments, given_cache, named_cache
-from .inputs_ernie3 import soft_prompt_rows
-from .memory_ernie3 import Ernie3Memories, KeyColumns, check_memories, key_columns
+from .inputs_ernie3 import Ernie3Embeddings
+from .memory_ernie3 import (
+    Ernie3Memories,
+    KeyColumns,
+    cache_with_memory,
+    check_memories,
+    key_columns,
+    next_memories,
+    note_memory,
+    real_tokens,
+    visible_columns,
+)
 from .quantization_weight_only import WeightOnlyQuantizer  # noqa: F401  # so that a Hub repository carries it
 
 
@@ -70,88 +80,15 @@ class Ernie3ModelOutput(BaseModelOutputWithPast):
     memories: Ernie3Memories | None = None
 
 
-class Ernie3Embeddings(nn.Module):
-    """Word and absolute position, summed: no norm and no dropout. Types are added where the config has them.
-
-    With relative positions the sum is of words alone; positions and types go through a norm of their own into every
-    layer's scores, as in ERNIE-Doc.
-    """
-
-    def __init__(self, config: Ernie3Config):
-        super().__init__()
-        self.config = config
-        self.relative = config.position_embedding_type == "relative"
-        rows = config.max_position_embeddings
-        if self.relative:
-            rows = 2 * rows + config.memory_length
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.position_embeddings = nn.Embedding(rows, config.hidden_size)
-        self.has_types = bool(config.type_vocab_size or config.task_type_vocab_size)
-        if config.type_vocab_size:
-            self.token_type_embeddings = nn.Embedding(config.type_vocab_size, config.hidden_size)
-        if config.task_type_vocab_size:
-            self.task_type_embeddings = nn.Embedding(config.task_type_vocab_size, config.hidden_size)
-        if config.num_soft_prompt_genres:
-            vectors = config.num_soft_prompt_genres * config.soft_prompt_length
-            self.soft_prompt_embeddings = nn.Embedding(vectors, config.hidden_size)
-        if self.relative:
-            self.position_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-            if self.has_types:
-                self.type_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-
-    def words(self, input_ids: torch.Tensor, genre_ids: torch.Tensor | None, continues: bool) -> torch.Tensor:
-        """(B, L) ids -> (B, L, hidden), soft prompt vectors in place of their placeholders."""
-        words = self.word_embeddings(input_ids)
-        rows = None if continues else soft_prompt_rows(self.config, input_ids, genre_ids)
-        if rows is None:
-            return words
-        return torch.where((rows >= 0)[..., None], self.soft_prompt_embeddings(rows.clamp_min(0)), words)
-
-    def types(
-        self, token_type_ids: torch.Tensor | None, task_type_ids: torch.Tensor | None, words: torch.Tensor
-    ) -> torch.Tensor:
-        """The sum of both type embeddings, (B, L, hidden); type 0 where none is given."""
-        zeros = torch.zeros(words.shape[:2], dtype=torch.long, device=words.device)
-        types = torch.zeros_like(words)
-        if self.config.type_vocab_size:
-            types = types + self.token_type_embeddings(zeros if token_type_ids is None else token_type_ids)
-        if self.config.task_type_vocab_size:
-            types = types + self.task_type_embeddings(zeros if task_type_ids is None else task_type_ids)
-        return types
-
-    def forward(
-        self, words: torch.Tensor, position_ids: torch.Tensor | None, types: torch.Tensor | None
-    ) -> torch.Tensor:
-        """The input of the universal stack, (B, L, hidden).
-
-        Args:
-            words: (B, L, hidden).
-            position_ids: (B or 1, L) int64; one behind the table takes its last row. Not read where positions are
-                relative.
-            types: (B, L, hidden) or `None`; not read where positions are relative.
-        """
-        if self.relative or position_ids is None:
-            return words
-        embedded = words + self.position_embeddings(position_ids.clamp_max(self.config.max_position_embeddings - 1))
-        return embedded if types is None else embedded + types
-
-    def distances(self, distances: torch.Tensor) -> torch.Tensor:
-        """(N,) query position minus key position -> (N, hidden), normalised."""
-        table = self.position_embeddings
-        rows = relative_rows(distances, self.config.max_position_embeddings, table.num_embeddings)
-        return self.position_norm(table(rows))
-
-
 class Ernie3Attention(nn.Module):
-    """Multi-head attention over [memory; input]; `prefix` "" is the universal stack's, "branch_" a branch's."""
+    """Multi-head attention over [memory; input]."""
 
-    def __init__(self, config: Ernie3Config, layer_idx: int, prefix: str):
+    def __init__(self, config: Ernie3Config, layer_idx: int, sizes: StackSizes):
         super().__init__()
         self.config = config
         self.layer_idx = layer_idx
-        self.prefix = prefix
-        width = getattr(config, f"{prefix}hidden_size")
-        self.num_heads = getattr(config, f"{prefix}num_attention_heads")
+        width = sizes.width
+        self.num_heads = sizes.num_heads
         self.head_dim = width // self.num_heads
         self.num_key_value_groups = 1
         self.scaling = self.head_dim**-0.5
@@ -179,6 +116,7 @@ class Ernie3Attention(nn.Module):
         relative_states: torch.Tensor | None = None,
         relative_index: torch.Tensor | None = None,
         type_states: torch.Tensor | None = None,
+        dropout: float = 0.0,
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -202,7 +140,7 @@ class Ernie3Attention(nn.Module):
         attention: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
-        dropout = getattr(self.config, f"{self.prefix}attention_probs_dropout_prob") if self.training else 0.0
+        dropout = dropout if self.training else 0.0
         output, weights = attention(
             self, query, key, value, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
         )
@@ -220,17 +158,15 @@ class Ernie3Attention(nn.Module):
 class Ernie3Layer(GradientCheckpointingLayer):
     """A pre-norm layer: `x = x + attention(norm1(x)); x = x + linear2(act(linear1(norm2(x))))`."""
 
-    def __init__(self, config: Ernie3Config, layer_idx: int, prefix: str):
+    def __init__(self, config: Ernie3Config, layer_idx: int, sizes: StackSizes):
         super().__init__()
         self.config = config
-        self.prefix = prefix
-        width, inner = getattr(config, f"{prefix}hidden_size"), getattr(config, f"{prefix}intermediate_size")
-        self.norm1 = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.self_attn = Ernie3Attention(config, layer_idx, prefix)
-        self.norm2 = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.linear1 = nn.Linear(width, inner)
-        self.activation = ACT2FN[getattr(config, f"{prefix}hidden_act")]
-        self.linear2 = nn.Linear(inner, width)
+        self.norm1 = nn.LayerNorm(sizes.width, eps=config.layer_norm_eps)
+        self.self_attn = Ernie3Attention(config, layer_idx, sizes)
+        self.norm2 = nn.LayerNorm(sizes.width, eps=config.layer_norm_eps)
+        self.linear1 = nn.Linear(sizes.width, sizes.inner_width)
+        self.activation = ACT2FN[sizes.activation]
+        self.linear2 = nn.Linear(sizes.inner_width, sizes.width)
 
     def forward(
         self,
@@ -238,6 +174,7 @@ class Ernie3Layer(GradientCheckpointingLayer):
         relative_states: torch.Tensor | None = None,
         type_states: torch.Tensor | None = None,
         memory: torch.Tensor | None = None,
+        hidden_dropout: float = 0.0,
         **kwargs: Any,
     ) -> torch.Tensor:
         if memory is not None:
@@ -245,22 +182,19 @@ class Ernie3Layer(GradientCheckpointingLayer):
             memory = self.norm1(memory) if self.config.memory_pre_norm else memory
         kwargs |= {"memory": memory, "relative_states": relative_states, "type_states": type_states}
         attention_output, _ = self.self_attn(self.norm1(hidden_states), **kwargs)
-        hidden_states = hidden_states + self._drop(attention_output)
+        hidden_states = hidden_states + F.dropout(attention_output, p=hidden_dropout, training=self.training)
         inner = self.activation(self.linear1(self.norm2(hidden_states)))
-        return hidden_states + self._drop(self.linear2(inner))
-
-    def _drop(self, states: torch.Tensor) -> torch.Tensor:
-        probability = getattr(self.config, f"{self.prefix}hidden_dropout_prob")
-        return F.dropout(states, p=probability, training=self.training)
+        return hidden_states + F.dropout(self.linear2(inner), p=hidden_dropout, training=self.training)
 
 
 class Ernie3Stack(nn.Module):
     """Layers in a row, and what they remember."""
 
-    def __init__(self, config: Ernie3Config, num_layers: int, first_layer: int, prefix: str):
+    def __init__(self, config: Ernie3Config, first_layer: int, sizes: StackSizes):
         super().__init__()
         self.remembers_output = config.recurrence == "same_layer"
-        self.layers = nn.ModuleList([Ernie3Layer(config, first_layer + i, prefix) for i in range(num_layers)])
+        layers = range(first_layer, first_layer + sizes.num_layers)
+        self.layers = nn.ModuleList([Ernie3Layer(config, layer, sizes) for layer in layers])
 
     def forward(
         self,
@@ -300,8 +234,15 @@ class Ernie3Branch(Ernie3Stack):
     """The layers of one kind of task, and the norm behind them."""
 
     def __init__(self, config: Ernie3Config):
-        super().__init__(config, config.branch_num_hidden_layers, config.num_hidden_layers, "branch_")
+        super().__init__(config, config.num_hidden_layers, config.branch_sizes)
         self.norm = nn.LayerNorm(config.branch_hidden_size, eps=config.layer_norm_eps)
+
+
+@dataclass
+class _LayersOfBothStacks(OutputRecorder):
+    """Records the output of every layer; transformers from 5.23 on counts an index of -1 by the number named here."""
+
+    num_hidden_layers_key: str = "num_generation_layers"
 
 
 class Ernie3PreTrainedModel(PreTrainedModel):
@@ -317,17 +258,14 @@ class Ernie3PreTrainedModel(PreTrainedModel):
     _supports_flash_attn = False  # takes no bias for relative positions, and drops the memory's mask of a static cache
     _supports_attention_backend = False  # serving engines bring causal masks of their own
     _can_compile_fullgraph = True
-    _can_record_outputs: Any = {"hidden_states": OutputRecorder(Ernie3Layer), "attentions": Ernie3Attention}
-    _can_record_outputs["hidden_states"].num_hidden_layers_key = "num_generation_layers"  # from 5.23 on; both stacks
+    _can_record_outputs: Any = {"hidden_states": _LayersOfBothStacks(Ernie3Layer), "attentions": Ernie3Attention}
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As in the host. The folder carries the code of every class that opens it, for `trust_remote_code=True`."""
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **HUB_CLASSES}
         super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
-            # the file that imports all the others; the host saves only those that this class imports
-            everything = importlib.import_module(f"{__package__}.modeling_ernie3_pretraining")
-            custom_object_save(everything.Ernie3ForPreTraining, save_directory)
+            _copy_code(Path(save_directory))
 
     def post_init(self) -> None:
         """As in the host; with relative positions no rule splits the layers, so none splits the heads either."""
@@ -360,6 +298,17 @@ class Ernie3PreTrainedModel(PreTrainedModel):
             part.requires_grad_(False)
 
 
+def _copy_code(folder: Path) -> None:
+    """Puts the files of all `HUB_CLASSES` into a folder: the host saves only those that one class imports.
+
+    A folder opened with `trust_remote_code=True` may have brought fewer of them; what there is goes on.
+    """
+    for name in sorted({place.partition(".")[0] for place in HUB_CLASSES.values()}):
+        source = Path(__file__).with_name(f"{name}.py")
+        for file in [source, *map(Path, get_relative_import_files(source))] if source.is_file() else ():
+            shutil.copyfile(file, folder / file.name)
+
+
 class Ernie3Model(Ernie3PreTrainedModel):
     """The universal stack and its branches, without heads.
 
@@ -380,7 +329,7 @@ class Ernie3Model(Ernie3PreTrainedModel):
                 f"{type(self).__name__} needs the branch {missing[0]!r}, but config.branches={config.branches}."
             )
         self.embeddings = Ernie3Embeddings(config)
-        self.encoder = Ernie3Stack(config, config.num_hidden_layers, 0, "")
+        self.encoder = Ernie3Stack(config, 0, config.universal_sizes)
         self.encoder_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.task_projection = nn.Linear(config.hidden_size, config.branch_hidden_size, bias=False)
         self.branches = nn.ModuleDict({name: Ernie3Branch(config) for name in names})
@@ -456,32 +405,41 @@ class Ernie3Model(Ernie3PreTrainedModel):
         branch = self._choose_branch(branch, memories, cache, return_memories)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass either input_ids or inputs_embeds, and not both.")
-        causal = branch == "nlg"
         tokens = inputs_embeds if input_ids is None else input_ids
         assert tokens is not None
         if memories is not None:
             check_memories(self.config, memories, tokens.shape[0], tokens.device)
-        if causal and use_cache and cache is None:
+        if branch == "nlg" and use_cache and cache is None:
             cache = DynamicCache(config=self.config)
-        columns = key_columns(self.config, input_ids, tokens, attention_mask, memories, cache, return_memories)
-        if input_ids is not None:
-            words = self.embeddings.words(input_ids, genre_ids, columns.continues)
-        elif genre_ids is None:
-            words = tokens
-        else:
-            raise ValueError("genre_ids name soft prompts of placeholders in input_ids; inputs_embeds have none.")
-        types = self.embeddings.types(token_type_ids, task_type_ids, words) if self.embeddings.has_types else None
+        columns = key_columns(tokens.shape[1], memories, cache)
+        note_memory(cache, columns)
+        real = real_tokens(self.config, input_ids, attention_mask, columns, tokens.shape[0])
+        keep, carried = next_memories(self.config, tokens, real, memories, columns, return_memories)
+        whole_pattern = attention_mask is not None and len(attention_mask.shape) == 4
+        real = None if whole_pattern else real  # a pattern of the caller's own says what is padding, too
+        mask = attention_mask if whole_pattern else visible_columns(real, memories, columns)
+        words = self.embeddings.words(input_ids, inputs_embeds, genre_ids, columns.continues)
+        types = self.embeddings.types(token_type_ids, task_type_ids, words)
         if position_ids is None and not self.embeddings.relative:
-            position_ids = columns.positions()
+            position_ids = columns.positions(real, memories, tokens.device)
         hidden_states = self.embeddings(words, position_ids, types)
-        return self._run(hidden_states, branch, columns, types, memories, cache, **kwargs)
+        settings = self._for_every_layer(hidden_states, branch, mask, columns, types, cache) | kwargs
+        hidden_states, states = self._run(hidden_states, branch, memories, keep, **settings)
+        return Ernie3ModelOutput(
+            last_hidden_state=hidden_states,
+            memories=None if carried is None else carried.with_states(states),
+            **named_cache(cache if branch == "nlg" else None),
+        )
+
+    @property
+    def default_branch(self) -> str:
+        """The branch of a call that names none."""
+        return "nlu" if "nlu" in self.branches else "nlg"
 
     def _choose_branch(self, branch: str | None, memories: Any, cache: Any, return_memories: bool | None) -> str:
-        built = list(self.branches)
-        if branch is None:
-            branch = "nlu" if "nlu" in built else "nlg"
-        if branch not in built:
-            raise ValueError(f"branch={branch!r} is not one of this model's branches {built}.")
+        branch = self.default_branch if branch is None else branch
+        if branch not in self.branches:
+            raise ValueError(f"branch={branch!r} is not one of this model's branches {list(self.branches)}.")
         if branch == "nlu":
             for name, value in (
                 ("memories", memories),
@@ -495,8 +453,37 @@ class Ernie3Model(Ernie3PreTrainedModel):
                     )
         return branch
 
-    def _relative(self, columns: KeyColumns, causal: bool, types: torch.Tensor | None) -> dict[str, Any]:
-        """What every layer needs to score distances and types."""
+    def _for_every_layer(
+        self,
+        hidden_states: torch.Tensor,
+        branch: str,
+        mask: Any,
+        columns: KeyColumns,
+        types: torch.Tensor | None,
+        cache: Cache | None,
+    ) -> dict[str, Any]:
+        """What every layer of both stacks needs: the branch's pattern, the cache, and relative positions."""
+        causal = branch == "nlg"
+        if causal:
+            sizes = cache_with_memory(cache, columns.new_memory)
+            pattern = create_causal_mask(self.config, hidden_states, mask, sizes, position_ids=None)
+        else:
+            pattern = create_bidirectional_mask(self.config, hidden_states, mask)
+        settings = {"attention_mask": pattern, "is_causal": causal, **named_cache(cache)}
+        if self.embeddings.relative:
+            visible = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
+            settings |= self._relative(columns, visible, causal, types, hidden_states.device)
+        return settings
+
+    def _relative(
+        self,
+        columns: KeyColumns,
+        visible: torch.Tensor | None,
+        causal: bool,
+        types: torch.Tensor | None,
+        device: torch.device,
+    ) -> dict[str, Any]:
+        """What scores distances and types."""
         longest, reach = self.config.max_position_embeddings, self.config.memory_length
         span = columns.cached + columns.memory + columns.length
         if columns.length > longest or (isinstance(span, int) and span > longest + reach):
@@ -506,15 +493,15 @@ class Ernie3Model(Ernie3PreTrainedModel):
                 "more. Cut the text into segments and carry memories."
             )
         first = 0 if causal else 1 - columns.length  # later keys are masked where the reading is causal
-        distances = torch.arange(first, columns.total, device=columns.device)
+        distances = torch.arange(first, columns.total, device=device)
+        index = (columns.distances(visible, device) - first).clamp(0, len(distances) - 1)
         relative = {
             "relative_states": self.embeddings.distances(distances),  # (N, hidden)
-            "relative_index": (columns.distances() - first).clamp(0, len(distances) - 1),  # (B or 1, L, S)
+            "relative_index": index,  # (B or 1, L, S)
         }
         if types is not None:
-            if columns.memory_is_new:
-                # as ERNIE-Doc: the memory has the type of the segment's first token
-                types = torch.cat((types[:, :1].expand(-1, columns.memory, -1), types), dim=1)
+            # as ERNIE-Doc: the memory has the type of the segment's first token
+            types = torch.cat((types[:, :1].expand(-1, columns.new_memory, -1), types), dim=1)
             relative["type_states"] = self.embeddings.type_norm(types)
         return relative
 
@@ -522,39 +509,23 @@ class Ernie3Model(Ernie3PreTrainedModel):
         self,
         hidden_states: torch.Tensor,
         branch: str,
-        columns: KeyColumns,
-        types: torch.Tensor | None,
         memories: Ernie3Memories | None,
-        cache: Cache | None,
-        **kwargs: Any,
-    ) -> Ernie3ModelOutput:
-        """Both stacks, from the embedding's output on."""
-        causal = branch == "nlg"
-        if causal:
-            mask = create_causal_mask(self.config, hidden_states, columns.mask, columns.sizes, position_ids=None)
-        else:
-            mask = create_bidirectional_mask(self.config, hidden_states, columns.mask)
-        settings: dict[str, Any] = {"attention_mask": mask, "is_causal": causal, **named_cache(cache)}
-        if self.embeddings.relative:
-            settings |= self._relative(columns, causal, types)
-        settings |= kwargs
+        keep: torch.Tensor | None,
+        **settings: Any,
+    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """Both stacks, from the embedding's output to (B, L, branch width) and every layer's states to remember."""
+        config = self.config
         states = None if memories is None else memories.states
-        keep, keep_mask = columns.remembered()
-        number = self.config.num_hidden_layers
-        hidden_states, kept = self.encoder(hidden_states, states and states[:number], keep, **settings)
+        # read at every forward: a schedule may set them
+        dropouts = {"hidden_dropout": config.hidden_dropout_prob, "dropout": config.attention_probs_dropout_prob}
+        number = config.num_hidden_layers
+        hidden_states, kept = self.encoder(hidden_states, states and states[:number], keep, **dropouts, **settings)
         hidden_states = self.task_projection(self.encoder_norm(hidden_states))
+        dropouts["hidden_dropout"] = config.branch_hidden_dropout_prob
+        dropouts["dropout"] = config.branch_attention_probs_dropout_prob
         stack: Any = self.branches[branch]
-        hidden_states, branch_kept = stack(hidden_states, states and states[number:], keep, **settings)
-        remembered = None
-        if keep is not None:
-            remembered = Ernie3Memories(
-                states=(*kept, *branch_kept), mask=keep_mask, tokens_seen=columns.tokens_seen_after()
-            )
-        return Ernie3ModelOutput(
-            last_hidden_state=stack.norm(hidden_states),
-            memories=remembered,
-            **named_cache(cache if causal else None),
-        )
+        hidden_states, branch_kept = stack(hidden_states, states and states[number:], keep, **dropouts, **settings)
+        return stack.norm(hidden_states), (*kept, *branch_kept)
 
 
 __all__ = ["Ernie3Memories", "Ernie3Model", "Ernie3ModelOutput", "Ernie3PreTrainedModel"]

@@ -8,6 +8,7 @@ Sources: P10 = ERNIE 3.0, arXiv 2107.02137; `ernie3-10b` on a side branch of Pad
 batch, L tokens, V vocabulary, W branch width, C classes.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,11 +25,11 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 from transformers.processing_utils import Unpack
-from transformers.utils import TransformersKwargs, can_return_tuple
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_ernie3 import Ernie3Config
 from .generation_ernie3 import Ernie3GenerationMixin
-from .host_interface import given_cache, named_cache, returned_cache
+from .host_interface import check_arguments, given_cache, named_cache, returned_cache
 from .memory_ernie3 import Ernie3Memories
 from .modeling_ernie3 import Ernie3Model, Ernie3PreTrainedModel
 
@@ -106,12 +107,7 @@ class Ernie3Pooler(nn.Module):
 
 
 def check_labels(name: str, labels: torch.Tensor | None, shape: tuple[int, ...]) -> None:
-    """Refuses labels of another shape.
-
-    Args:
-        name: The argument's name.
-        labels: What was passed, or `None`.
-        shape: What it must be.
+    """Refuses labels, where some were passed as the argument `name`, of another shape.
 
     Raises:
         ValueError: another shape.
@@ -163,24 +159,10 @@ class Ernie3ForCausalLM(Ernie3PreTrainedModel, Ernie3GenerationMixin):
     ) -> Ernie3CausalLMOutput:
         """Runs the model and projects to the vocabulary; arguments as in [`Ernie3Model.forward`], and:
 
-        Args:
-            labels: (B, L) int64 ids, -100 where nothing is scored. They are shifted here: `labels[:, i]` is predicted
-                at `i - 1`.
-            logits_to_keep: Number of last positions to project (0 = all), or a 1-D tensor of their indices.
-            input_ids: (B, L) int64.
-            attention_mask: (B, S), or (B, 1, L, M + S).
-            position_ids: (B, L) int64.
-            token_type_ids: (B, L) int64.
-            task_type_ids: (B, L) int64.
-            genre_ids: (B,) int64.
-            memories: What the segment before returned.
-            cache: Cache of the earlier tokens.
-            inputs_embeds: (B, L, hidden) in place of `input_ids`.
-            use_cache: Whether to return a cache.
-            return_memories: Whether to return memories; left out, where memories came in.
-            past_key_values: The name of `cache` before transformers 5.24.
-            **kwargs: For the model, `num_items_in_batch` for the loss, and `shift_labels`, (B, L) int64 in place of
-                `labels` and shifted already: `shift_labels[:, i]` is predicted at `i`.
+        - `labels`: (B, L) int64 ids, -100 where nothing is scored. They are shifted here: `labels[:, i]` is predicted
+          at `i - 1`. `shift_labels`, likewise, in their place and shifted already: predicted at `i`.
+        - `logits_to_keep`: Number of last positions to project (0 = all), or a 1-D tensor of their indices.
+        - `num_items_in_batch` for the loss.
 
         Returns:
             An [`Ernie3CausalLMOutput`].
@@ -188,7 +170,7 @@ class Ernie3ForCausalLM(Ernie3PreTrainedModel, Ernie3GenerationMixin):
         Raises:
             ValueError: labels of another shape, and what the model raises.
         """
-        shift_labels: Any = kwargs.pop("shift_labels", None)  # type: ignore[typeddict-item]  # as the host's models
+        targets = {"labels": labels, "shift_labels": kwargs.pop("shift_labels", None)}  # type: ignore[typeddict-item]
         outputs = self.ernie3(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -204,13 +186,12 @@ class Ernie3ForCausalLM(Ernie3PreTrainedModel, Ernie3GenerationMixin):
             return_memories=return_memories,
             **kwargs,
         )
-        for name, given in (("labels", labels), ("shift_labels", shift_labels)):
-            check_labels(name, given, tuple(outputs.last_hidden_state.shape[:2]))
+        states = outputs.last_hidden_state
+        for name, given in targets.items():
+            check_labels(name, given, tuple(states.shape[:2]))
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.nlg_lm_head(outputs.last_hidden_state[:, kept])
-        loss = None
-        if labels is not None or shift_labels is not None:
-            targets = {"labels": labels, "shift_labels": shift_labels}
+        logits, loss = self.nlg_lm_head(states[:, kept]), None
+        if any(given is not None for given in targets.values()):
             loss = self.loss_function(logits=logits, vocab_size=self.config.vocab_size, **targets, **kwargs)
         return Ernie3CausalLMOutput(
             loss=loss,
@@ -223,10 +204,11 @@ class Ernie3ForCausalLM(Ernie3PreTrainedModel, Ernie3GenerationMixin):
 
 
 class _Understanding(Ernie3PreTrainedModel):
-    """What the heads of the understanding branch share."""
+    """What the heads of the understanding branch share: one forward, which hands the branch's states to `score`."""
 
     _keys_to_ignore_on_load_unexpected = [*_NLG, r"^nlu_lm_head\.", r"^pooler\.", *_PRETRAINING_HEADS]
     has_pooler = False
+    output_class: type[ModelOutput]
 
     def __init__(self, config: Ernie3Config):
         super().__init__(config)
@@ -236,18 +218,71 @@ class _Understanding(Ernie3PreTrainedModel):
         rate = config.classifier_dropout
         self.dropout = nn.Dropout(config.branch_hidden_dropout_prob if rate is None else rate)
 
-    def _encode(self, kwargs: dict[str, Any], **inputs: Any) -> Any:
-        """The model's output; `kwargs` may name the branch, which is refused where it is another."""
-        return self.ernie3(branch=kwargs.pop("branch", "nlu"), **inputs, **kwargs)
+    @can_return_tuple
+    def forward(  # type: ignore[misc]  # as above
+        self,
+        input_ids: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        task_type_ids: torch.Tensor | None = None,
+        genre_ids: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: Any = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> Any:
+        """Runs the branch and scores; arguments as in [`Ernie3Model.forward`], labels and result as in the class."""
+        rows = self._rows(
+            {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "position_ids": position_ids,
+                "token_type_ids": token_type_ids,
+                "task_type_ids": task_type_ids,
+                "genre_ids": genre_ids,
+                "inputs_embeds": inputs_embeds,
+            }
+        )
+        branch = kwargs.pop("branch", "nlu")  # type: ignore[typeddict-item]  # refused where it is another
+        outputs = self.ernie3(branch=branch, **rows, **kwargs)
+        states = outputs.last_hidden_state
+        if self.has_pooler:
+            states = self.pooler(states, rows.get("input_ids"), rows.get("attention_mask"))
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        scores = self.score(states, labels, given, **kwargs)
+        return self.output_class(**scores, hidden_states=outputs.hidden_states, attentions=outputs.attentions)
+
+    def _rows(self, inputs: Mapping[str, torch.Tensor | None]) -> Mapping[str, torch.Tensor | None]:
+        """The model's inputs; where one of the caller's rows is several of them, as many."""
+        return inputs
+
+    def score(self, states: torch.Tensor, labels: Any, given: Any, **kwargs: Any) -> dict[str, Any]:
+        """The head's part of the output.
+
+        Args:
+            states: (B, L, W), or with a pooler (B, W).
+            labels: As in the forward.
+            given: The ids or embeddings as the caller passed them.
+            **kwargs: For the loss.
+
+        Raises:
+            ValueError: labels of another shape.
+        """
+        raise NotImplementedError
 
 
 class Ernie3ForMaskedLM(_Understanding):
-    """The understanding branch with its language-model head."""
+    """The understanding branch with its language-model head: scores every word at every token.
+
+    The forward takes `labels`, (B, L) int64 ids, -100 where nothing is scored, and returns `logits` (B, L, V) and
+    `loss`.
+    """
 
     _auto_class = "AutoModelForMaskedLM"
     _tied_weights_keys = {"nlu_lm_head.decoder.weight": "ernie3.embeddings.word_embeddings.weight"}
     _tp_plan = {"nlu_lm_head.decoder": "colwise_gather_output"}
     _keys_to_ignore_on_load_unexpected = [*_NLG, r"^pooler\.", *_PRETRAINING_HEADS]
+    output_class = MaskedLMOutput
 
     def __init__(self, config: Ernie3Config):
         super().__init__(config)
@@ -262,48 +297,27 @@ class Ernie3ForMaskedLM(_Understanding):
         """Replaces the head's projection to the vocabulary."""
         self.nlu_lm_head.decoder = new_embeddings  # type: ignore[assignment]  # whatever the host puts there
 
-    @can_return_tuple
-    def forward(  # type: ignore[misc]  # as above
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        task_type_ids: torch.Tensor | None = None,
-        genre_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> MaskedLMOutput:
-        """Scores every word at every token; arguments as in [`Ernie3Model.forward`], and `labels`: (B, L) int64 ids,
-        -100 where nothing is scored. Returns `logits` (B, L, V) and `loss`.
-        """
-        outputs = self._encode(
-            kwargs,  # type: ignore[arg-type]  # a TypedDict is a dict
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            token_type_ids=token_type_ids,
-            task_type_ids=task_type_ids,
-            genre_ids=genre_ids,
-            inputs_embeds=inputs_embeds,
-        )
-        logits = self.nlu_lm_head(outputs.last_hidden_state)
+    def score(self, states: torch.Tensor, labels: Any, given: Any, **kwargs: Any) -> dict[str, Any]:
+        """Logits and loss of every token."""
+        logits = self.nlu_lm_head(states)
         check_labels("labels", labels, tuple(logits.shape[:2]))
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-        return MaskedLMOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        return {"loss": loss, "logits": logits}
 
 
 class Ernie3ForSequenceClassification(_Understanding):
-    """A class, several classes or a number for a row, from its pooled first token."""
+    """A class, several classes or a number for a row, from its pooled first token.
+
+    The forward takes `labels`: (B,) int64 classes, (B,) numbers where `config.num_labels` is 1, or (B, C) of 0 and 1
+    for several classes at once (`config.problem_type`). It returns `logits` (B, C) and `loss`.
+    """
 
     _auto_class = "AutoModelForSequenceClassification"
     _keys_to_ignore_on_load_unexpected = [*_NLG, r"^nlu_lm_head\.", *_PRETRAINING_HEADS]
     has_pooler = True
+    output_class = SequenceClassifierOutput
 
     def __init__(self, config: Ernie3Config):
         super().__init__(config)
@@ -311,49 +325,26 @@ class Ernie3ForSequenceClassification(_Understanding):
         self.classifier = nn.Linear(config.branch_hidden_size, self.num_labels)
         self.post_init()
 
-    @can_return_tuple
-    def forward(  # type: ignore[misc]  # as above
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        task_type_ids: torch.Tensor | None = None,
-        genre_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> SequenceClassifierOutput:
-        """Classifies rows; arguments as in [`Ernie3Model.forward`], and `labels`: (B,) int64 classes, (B,) numbers
-        where `config.num_labels` is 1, or (B, C) of 0 and 1 for several classes at once (`config.problem_type`).
-        Returns `logits` (B, C) and `loss`.
-        """
-        outputs = self._encode(
-            kwargs,  # type: ignore[arg-type]  # as above
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            token_type_ids=token_type_ids,
-            task_type_ids=task_type_ids,
-            genre_ids=genre_ids,
-            inputs_embeds=inputs_embeds,
-        )
-        pooled = self.pooler(outputs.last_hidden_state, input_ids, attention_mask)
-        logits = self.classifier(self.dropout(pooled))
+    def score(self, states: torch.Tensor, labels: Any, given: Any, **kwargs: Any) -> dict[str, Any]:
+        """Logits and loss of every row."""
+        logits = self.classifier(self.dropout(states))
         loss = None
         if labels is not None:
             several = self.config.problem_type == "multi_label_classification" or labels.ndim > 1
             check_labels("labels", labels, tuple(logits.shape) if several else tuple(logits.shape[:1]))
             loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config)
-        return SequenceClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        return {"loss": loss, "logits": logits}
 
 
 class Ernie3ForTokenClassification(_Understanding):
-    """A class for every token."""
+    """A class for every token.
+
+    The forward takes `labels`, (B, L) int64 classes, -100 where nothing is scored, and returns `logits` (B, L, C) and
+    `loss`.
+    """
 
     _auto_class = "AutoModelForTokenClassification"
+    output_class = TokenClassifierOutput
 
     def __init__(self, config: Ernie3Config):
         super().__init__(config)
@@ -361,54 +352,26 @@ class Ernie3ForTokenClassification(_Understanding):
         self.classifier = nn.Linear(config.branch_hidden_size, self.num_labels)
         self.post_init()
 
-    @can_return_tuple
-    def forward(  # type: ignore[misc]  # as above
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        task_type_ids: torch.Tensor | None = None,
-        genre_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> TokenClassifierOutput:
-        """Classifies tokens; arguments as in [`Ernie3Model.forward`], and `labels`: (B, L) int64 classes, -100 where
-        nothing is scored. Returns `logits` (B, L, C) and `loss`.
-        """
-        outputs = self._encode(
-            kwargs,  # type: ignore[arg-type]  # as above
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            token_type_ids=token_type_ids,
-            task_type_ids=task_type_ids,
-            genre_ids=genre_ids,
-            inputs_embeds=inputs_embeds,
-        )
-        logits = self.classifier(self.dropout(outputs.last_hidden_state))
+    def score(self, states: torch.Tensor, labels: Any, given: Any, **kwargs: Any) -> dict[str, Any]:
+        """Logits and loss of every token."""
+        logits = self.classifier(self.dropout(states))
         check_labels("labels", labels, tuple(logits.shape[:2]))
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, config=self.config)
-        return TokenClassifierOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        loss = None if labels is None else self.loss_function(logits=logits, labels=labels, config=self.config)
+        return {"loss": loss, "logits": logits}
 
 
 class Ernie3ForQuestionAnswering(_Understanding):
     """The start and the end of an answer in the text."""
 
     _auto_class = "AutoModelForQuestionAnswering"
+    output_class = QuestionAnsweringModelOutput
 
     def __init__(self, config: Ernie3Config):
         super().__init__(config)
         self.qa_outputs = nn.Linear(config.branch_hidden_size, 2)
         self.post_init()
 
-    @can_return_tuple
-    def forward(  # type: ignore[misc]  # as above
+    def forward(  # type: ignore[misc, override]  # as above; a span has two labels
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
@@ -420,93 +383,65 @@ class Ernie3ForQuestionAnswering(_Understanding):
         start_positions: torch.Tensor | None = None,
         end_positions: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
-    ) -> QuestionAnsweringModelOutput:
+    ) -> Any:
         """Scores every token as start and as end; arguments as in [`Ernie3Model.forward`], and `start_positions` and
         `end_positions`: (B,) int64 token numbers; one outside the text is not scored. Returns `start_logits` and
         `end_logits`, (B, L), and `loss`.
         """
-        outputs = self._encode(
-            kwargs,  # type: ignore[arg-type]  # as above
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            token_type_ids=token_type_ids,
-            task_type_ids=task_type_ids,
-            genre_ids=genre_ids,
-            inputs_embeds=inputs_embeds,
-        )
-        logits = self.qa_outputs(self.dropout(outputs.last_hidden_state))
+        check_arguments(type(self).__name__, {"labels": kwargs.pop("labels", None)})  # a span's are these two
+        inputs = (input_ids, attention_mask, position_ids, token_type_ids, task_type_ids, genre_ids, inputs_embeds)
+        return super().forward(*inputs, labels=(start_positions, end_positions), **kwargs)
+
+    def score(self, states: torch.Tensor, labels: Any, given: Any, **kwargs: Any) -> dict[str, Any]:
+        """Logits of every token, and the loss of the two positions."""
+        logits = self.qa_outputs(self.dropout(states))
         start_logits, end_logits = logits[..., 0].contiguous(), logits[..., 1].contiguous()
+        start_positions, end_positions = labels
+        if (start_positions is None) != (end_positions is None):
+            only = "start_positions" if end_positions is None else "end_positions"
+            raise ValueError(f"Only {only} was given: the loss takes start_positions and end_positions, or neither.")
+        check_labels("start_positions", start_positions, tuple(logits.shape[:1]))
+        check_labels("end_positions", end_positions, tuple(logits.shape[:1]))
         loss = None
-        if start_positions is not None and end_positions is not None:
-            check_labels("start_positions", start_positions, tuple(logits.shape[:1]))
-            check_labels("end_positions", end_positions, tuple(logits.shape[:1]))
+        if start_positions is not None:
             loss = self.loss_function(start_logits, end_logits, start_positions, end_positions, **kwargs)
-        elif start_positions is not None or end_positions is not None:
-            given = "start_positions" if end_positions is None else "end_positions"
-            raise ValueError(f"Only {given} was given: the loss takes start_positions and end_positions, or neither.")
-        return QuestionAnsweringModelOutput(
-            loss=loss,
-            start_logits=start_logits,
-            end_logits=end_logits,
-            hidden_states=outputs.hidden_states,
-            attentions=outputs.attentions,
-        )
+        return {"loss": loss, "start_logits": start_logits, "end_logits": end_logits}
 
 
 class Ernie3ForMultipleChoice(_Understanding):
-    """One of several texts, from the pooled first token of each."""
+    """One of several texts, from the pooled first token of each.
+
+    The forward's inputs have one more dimension, (B, choices, L), except `genre_ids` (B,). It takes `labels`, (B,)
+    int64, the right choice, and returns `logits` (B, choices) and `loss`.
+    """
 
     _auto_class = "AutoModelForMultipleChoice"
     _keys_to_ignore_on_load_unexpected = [*_NLG, r"^nlu_lm_head\.", *_PRETRAINING_HEADS]
     has_pooler = True
+    output_class = MultipleChoiceModelOutput
 
     def __init__(self, config: Ernie3Config):
         super().__init__(config)
         self.classifier = nn.Linear(config.branch_hidden_size, 1)
         self.post_init()
 
-    @can_return_tuple
-    def forward(  # type: ignore[misc]  # as above
-        self,
-        input_ids: torch.Tensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        task_type_ids: torch.Tensor | None = None,
-        genre_ids: torch.Tensor | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs: Unpack[TransformersKwargs],
-    ) -> MultipleChoiceModelOutput:
-        """Scores choices; arguments as in [`Ernie3Model.forward`] with one more dimension, (B, choices, L), except
-        `genre_ids` (B,), and `labels`: (B,) int64, the right choice. Returns `logits` (B, choices) and `loss`.
-        """
-        given = input_ids if input_ids is not None else inputs_embeds
+    def _rows(self, inputs: Mapping[str, torch.Tensor | None]) -> Mapping[str, torch.Tensor | None]:
+        """Every choice is a row of its own, of its question's genre."""
+        given = inputs["inputs_embeds"] if inputs["input_ids"] is None else inputs["input_ids"]
         if given is None or given.ndim < 3:
             raise ValueError("Multiple choice takes input_ids of shape (batch, choices, tokens), or such embeddings.")
-        batch_size, choices = given.shape[:2]
+        return {
+            name: value.repeat_interleave(given.shape[1]) if name == "genre_ids" else value.flatten(0, 1)
+            for name, value in inputs.items()
+            if value is not None
+        }
 
-        def flat(tensor: torch.Tensor | None) -> torch.Tensor | None:
-            return None if tensor is None else tensor.flatten(0, 1)
-
-        outputs = self._encode(
-            kwargs,  # type: ignore[arg-type]  # as above
-            input_ids=flat(input_ids),
-            attention_mask=flat(attention_mask),
-            position_ids=flat(position_ids),
-            token_type_ids=flat(token_type_ids),
-            task_type_ids=flat(task_type_ids),
-            genre_ids=None if genre_ids is None else genre_ids.repeat_interleave(choices),
-            inputs_embeds=flat(inputs_embeds),
-        )
-        pooled = self.pooler(outputs.last_hidden_state, flat(input_ids), flat(attention_mask))
-        logits = self.classifier(self.dropout(pooled)).view(batch_size, choices)
-        check_labels("labels", labels, (batch_size,))
+    def score(self, states: torch.Tensor, labels: Any, given: Any, **kwargs: Any) -> dict[str, Any]:
+        """Logits of every choice, and a question's loss."""
+        logits = self.classifier(self.dropout(states)).view(given.shape[:2])
+        check_labels("labels", labels, tuple(given.shape[:1]))
         loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
-        return MultipleChoiceModelOutput(
-            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
-        )
+        return {"loss": loss, "logits": logits}
 
 
 __all__ = [

@@ -10,7 +10,7 @@ Sources: P10 = ERNIE 3.0, arXiv 2107.02137, section 3.2; PT = ERNIE 3.0 Titan, a
 Letters in shape comments: B batch, L tokens, V vocabulary, C classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,29 +22,20 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
-from .configuration_ernie3 import Ernie3Config
+from .configuration_ernie3 import DOCUMENT_LM, TASK_BRANCHES, Ernie3Config
 from .host_interface import given_cache, named_cache, returned_cache
 from .memory_ernie3 import Ernie3Memories
-from .modeling_ernie3 import Ernie3Model, Ernie3ModelOutput, Ernie3PreTrainedModel
+from .modeling_ernie3 import Ernie3Model, Ernie3PreTrainedModel
 from .modeling_ernie3_heads import Ernie3LMHead, Ernie3Pooler, check_labels
 
-TASKS = (
-    "knowledge_masked_lm",
-    "document_lm",
-    "sentence_reordering",
-    "sentence_distance",
-    "knowledge_text_prediction",
-    "credible",
-    "controllable_lm",
-)
-# the task whose memories a mixed batch hands on
-DOCUMENT_LM = "document_lm"
-# the row-wise heads: name of the head, of its labels and of its loss
-_ROW_HEADS = (
-    ("reorder", "sentence_reordering"),
-    ("distance", "sentence_distance"),
-    ("credible", "credible"),
-)
+
+def row_heads(config: Ernie3Config) -> dict[str, int]:
+    """The heads that judge a whole row, and their classes; 0 where the model has no such head."""
+    return {
+        "reorder": config.num_reorder_labels,
+        "distance": config.num_distance_labels,
+        "credible": config.num_credible_labels,
+    }
 
 
 @dataclass
@@ -57,7 +48,8 @@ class Ernie3ForPreTrainingOutput(CausalLMOutputWithPast):
         cache: The cache; before transformers 5.24 `past_key_values`.
         hidden_states: As in [`Ernie3ModelOutput`].
         attentions: Likewise.
-        losses: The scalar of each head that had labels, by task; in a mixed batch of each task.
+        losses: The scalar of each head that had labels, by the head: `"nlu_lm"`, `"nlg_lm"`, `"reorder"`,
+            `"distance"`, `"credible"`; in a mixed batch the scalar of each task, by the task.
         reorder_logits: (B, C) of sentence reordering.
         distance_logits: (B, C) of sentence distance.
         credible_logits: (B, C) of the credible head.
@@ -109,11 +101,7 @@ class Ernie3ForPreTraining(Ernie3PreTrainedModel):
         if "nlu" in config.branches:
             self.nlu_lm_head = Ernie3LMHead(config)
             self.pooler = Ernie3Pooler(config)
-            for name, classes in (
-                ("reorder", config.num_reorder_labels),
-                ("distance", config.num_distance_labels),
-                ("credible", config.num_credible_labels),
-            ):
+            for name, classes in row_heads(config).items():
                 if classes:
                     setattr(self, f"{name}_head", nn.Linear(config.branch_hidden_size, classes))
         self.post_init()
@@ -163,28 +151,12 @@ class Ernie3ForPreTraining(Ernie3PreTrainedModel):
     ) -> Ernie3ForPreTrainingOutput:
         """Runs one branch and its heads, or with `batches` several; arguments as in [`Ernie3Model.forward`], and:
 
-        Args:
-            labels: (B, L) int64, -100 = not scored. On `"nlu"` the words under the masks, on `"nlg"` the row's own
-                tokens: they are shifted here.
-            reorder_labels: (B,) int64 classes of sentence reordering, -100 for a row that has none.
-            distance_labels: (B,) int64, likewise, of sentence distance.
-            credible_labels: (B,) int64, likewise, 1 = original text.
-            batches: Task name -> these arguments for the rows of that task. The names are those of `TASKS`.
-            task_weights: Task name -> weight of its loss in a mixed batch; 1 where left out.
-            input_ids: (B, L) int64.
-            attention_mask: (B, S), or (B, 1, L, M + S).
-            position_ids: (B, L) int64.
-            token_type_ids: (B, L) int64.
-            task_type_ids: (B, L) int64.
-            genre_ids: (B,) int64.
-            branch: `"nlu"` (default) or `"nlg"`.
-            memories: What the segment before returned.
-            cache: Cache of the earlier tokens.
-            inputs_embeds: (B, L, hidden) in place of `input_ids`.
-            use_cache: Whether to return a cache.
-            return_memories: Whether to return memories; left out, where memories came in.
-            past_key_values: The name of `cache` before transformers 5.24.
-            **kwargs: For the model.
+        - `labels`: (B, L) int64, -100 = not scored. On `"nlu"` the words under the masks, on `"nlg"` the row's own
+          tokens: they are shifted here.
+        - `reorder_labels`: (B,) int64 classes of sentence reordering, -100 for a row that has none. Likewise
+          `distance_labels` of sentence distance and `credible_labels`, 1 = original text.
+        - `batches`: Task name -> these arguments for the rows of that task. The names are those of `TASK_BRANCHES`.
+        - `task_weights`: Task name -> weight of its loss in a mixed batch; 1 where left out.
 
         Returns:
             An [`Ernie3ForPreTrainingOutput`]. The logits are those of the heads that have labels; without any labels,
@@ -225,9 +197,11 @@ class Ernie3ForPreTraining(Ernie3PreTrainedModel):
     def _mixed(
         self, batches: Mapping[str, Mapping[str, Any]], weights: Mapping[str, float], kwargs: dict[str, Any]
     ) -> Ernie3ForPreTrainingOutput:
-        unknown = sorted((set(batches) | set(weights)) - set(TASKS))
+        unknown = sorted((set(batches) | set(weights)) - set(TASK_BRANCHES))
         if unknown or not batches:
-            raise ValueError(f"batches and task_weights take tasks of {TASKS}, at least one batch; not {unknown}.")
+            raise ValueError(
+                f"batches and task_weights take tasks of {tuple(TASK_BRANCHES)}, at least one batch; not {unknown}."
+            )
         losses: dict[str, torch.Tensor] = {}
         memories = None
         for task, batch in batches.items():
@@ -243,22 +217,28 @@ class Ernie3ForPreTraining(Ernie3PreTrainedModel):
     def _one_kind(
         self, rows: dict[str, Any], labels: dict[str, torch.Tensor | None], kwargs: dict[str, Any]
     ) -> Ernie3ForPreTrainingOutput:
-        outputs = self.ernie3(**rows, **kwargs)
-        branch = rows["branch"] or ("nlu" if "nlu" in self.ernie3.branches else "nlg")
-        wanted = [name for name, value in labels.items() if value is not None]
-        hidden_states = outputs.last_hidden_state
-        shape = tuple(hidden_states.shape[:2])
-        result: dict[str, Any] = {}
+        branch = self.ernie3.default_branch if rows["branch"] is None else rows["branch"]
+        outputs = self.ernie3(**(rows | {"branch": branch}), **kwargs)
+        states = outputs.last_hidden_state
+        wanted = {name for name, value in labels.items() if value is not None}
+        logits: dict[str, Any] = {}
         losses: dict[str, torch.Tensor] = {}
         if "labels" in wanted or not wanted:
-            logits = result["logits"] = getattr(self, f"{branch}_lm_head")(hidden_states)
+            logits["logits"] = getattr(self, f"{branch}_lm_head")(states)
             lm_labels = labels["labels"]
-            check_labels("labels", lm_labels, shape)
+            check_labels("labels", lm_labels, tuple(states.shape[:2]))
             if lm_labels is not None and branch == "nlu":
-                losses["knowledge_masked_lm"] = mean_cross_entropy(logits, lm_labels)
+                losses["nlu_lm"] = mean_cross_entropy(logits["logits"], lm_labels)
             elif lm_labels is not None:
-                losses[DOCUMENT_LM] = mean_cross_entropy(logits[:, :-1], lm_labels[:, 1:])
-        result |= self._row_heads(rows, labels, wanted, branch, outputs, losses)
+                losses["nlg_lm"] = mean_cross_entropy(logits["logits"][:, :-1], lm_labels[:, 1:])
+        heads = self._wanted_row_heads(branch, wanted)
+        pooled = self.pooler(states, rows["input_ids"], rows["attention_mask"]) if heads else None
+        for name, head in heads.items():
+            logits[f"{name}_logits"] = head(pooled)
+            row_labels = labels[f"{name}_labels"]
+            check_labels(f"{name}_labels", row_labels, tuple(states.shape[:1]))
+            if row_labels is not None:
+                losses[name] = mean_cross_entropy(logits[f"{name}_logits"], row_labels)
         return Ernie3ForPreTrainingOutput(
             loss=torch.stack(list(losses.values())).sum() if losses else None,
             losses=losses or None,
@@ -266,44 +246,26 @@ class Ernie3ForPreTraining(Ernie3PreTrainedModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             **named_cache(returned_cache(outputs)),
-            **result,
+            **logits,
         )
 
-    def _row_heads(
-        self,
-        rows: dict[str, Any],
-        labels: dict[str, torch.Tensor | None],
-        wanted: list[str],
-        branch: str,
-        outputs: Ernie3ModelOutput,
-        losses: dict[str, torch.Tensor],
-    ) -> dict[str, torch.Tensor]:
-        """Logits of the heads on the pooled first token; adds their losses to `losses`."""
-        result = {}
-        hidden_states = outputs.last_hidden_state
-        assert hidden_states is not None
-        pooled = None
-        for name, task in _ROW_HEADS:
+    def _wanted_row_heads(self, branch: str, wanted: Collection[str]) -> dict[str, nn.Module]:
+        """The heads of whole rows that have labels; without any labels all of the branch's.
+
+        Raises:
+            ValueError: labels for a head that is not there, or on the other branch.
+        """
+        heads = {}
+        for name in row_heads(self.config):
             head, key = getattr(self, f"{name}_head", None), f"{name}_labels"
-            if key in wanted and (head is None or branch != "nlu"):
-                raise ValueError(
-                    f"{key} came with branch={branch!r}, but {name}_head "
-                    + (
-                        "reads the branch 'nlu'."
-                        if head
-                        else f"is not there (config.num_{name}_labels=0, or no 'nlu')."
-                    )
-                )
-            if head is None or branch != "nlu" or (wanted and key not in wanted):
-                continue
-            if pooled is None:
-                pooled = self.pooler(hidden_states, rows["input_ids"], rows["attention_mask"])
-            logits = result[f"{name}_logits"] = head(pooled)
-            row_labels = labels[key]
-            check_labels(key, row_labels, tuple(hidden_states.shape[:1]))
-            if row_labels is not None:
-                losses[task] = mean_cross_entropy(logits, row_labels)
-        return result
+            if head is not None and branch == "nlu":
+                if key in wanted or not wanted:
+                    heads[name] = head
+            elif key in wanted:
+                absent = f"is not there (config.num_{name}_labels=0, or no 'nlu')."
+                why = absent if head is None else "reads the branch 'nlu'."
+                raise ValueError(f"{key} came with branch={branch!r}, but {name}_head {why}")
+        return heads
 
 
 __all__ = ["Ernie3ForPreTraining", "Ernie3ForPreTrainingOutput", "mean_cross_entropy"]

@@ -11,12 +11,11 @@ What is unusual about it:
 Source: PaddleNLP 2.8.1, `transformers/ernie/tokenizer.py` and the base classes of its tokenizers.
 """
 
-import copy
 import os
 from itertools import groupby
 from typing import Any
 
-from tokenizers import AddedToken, Encoding, Tokenizer, models, processors
+from tokenizers import AddedToken, Encoding, Tokenizer, processors
 from transformers import TokenizersBackend
 from transformers.tokenization_utils_base import BatchEncoding, TruncationStrategy
 from transformers.utils import PaddingStrategy, logging
@@ -29,19 +28,20 @@ from .tokenization_ernie_added import (
     unmarked,
     with_added_tokens,
 )
-from .tokenization_ernie_offsets import Spans, kept_lengths, search_offsets
+from .tokenization_ernie_offsets import Spans, index_of, kept_lengths, search_offsets, token_marks
 from .tokenization_ernie_unicode import build_normalizer, build_pre_tokenizer, without_half_pairs
 from .tokenization_ernie_vocabulary import (
     check_special_tokens,
+    open_backend,
     read_vocabulary,
-    vocabulary_lines,
+    set_vocabulary,
     with_holes,
     without_holes,
+    word_piece,
+    write_vocabulary,
 )
 
 logger = logging.get_logger(__name__)
-
-MAX_CHARACTERS_PER_WORD = 100  # a longer word is unknown
 
 
 class ErnieTokenizer(TokenizersBackend):
@@ -123,21 +123,19 @@ class ErnieTokenizer(TokenizersBackend):
             "mask_token": mask_token,
         }
         contents = {name: str(token) for name, token in special_tokens.items()}
-        backend = kwargs.pop("tokenizer_object", None)
-        if backend is not None:
-            backend = copy.deepcopy(backend)
+        given = kwargs.pop("tokenizer_object", None)
+        if given is not None:
             kwargs.pop("added_tokens_decoder", None)  # of the tokenizer it was trained from; it has its own
-        elif tokenizer_file is not None:
-            backend = _read_backend(tokenizer_file)
-        else:
-            backend = _backend_from_vocabulary(vocab_file, contents)
-        backend = with_added_tokens(backend, do_lower_case)
+        opened = open_backend(
+            given, tokenizer_file, "ErnieTokenizer", lambda: _backend_from_vocabulary(vocab_file, contents)
+        )
+        backend = with_added_tokens(opened, do_lower_case)
         backend.pre_tokenizer = build_pre_tokenizer()
         backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in contents.values()])
         backend.post_processor = _template(backend, contents["cls_token"], contents["sep_token"])
         vocabulary = with_holes(backend.get_vocab(with_added_tokens=False))
         if set(backend.get_added_tokens_decoder()) <= set(vocabulary.values()):
-            _set_vocabulary(backend, vocabulary)
+            set_vocabulary(backend, vocabulary)
         self._tokenizer = backend
         self._cleaner = build_normalizer(do_lower_case)
         self._cleaned: dict[str, str] = {}
@@ -174,16 +172,15 @@ class ErnieTokenizer(TokenizersBackend):
 
     def _check_added_ids(self, added_tokens: dict[int, AddedToken]) -> None:
         """Compares the ids that the files give to added tokens with the ids that they got."""
-        found = {
-            int(index): self.backend_tokenizer.token_to_id(self._added_name(str(token)))
-            for index, token in added_tokens.items()
-        }
-        moved = {str(added_tokens[index]): (index, now) for index, now in found.items() if index != now}
+        moved = {}
+        for index, token in added_tokens.items():
+            now = self.backend_tokenizer.token_to_id(self._added_name(str(token)))
+            if now != int(index):
+                moved[str(token)] = (int(index), now)
         if not moved:
             return
         listed = ", ".join(f"{token!r} {index} -> {now}" for token, (index, now) in moved.items())
-        vocabulary = self._vocabulary()
-        holes = max(vocabulary.values()) + 1 - len(vocabulary)
+        holes = self._holes()
         if any(now != index + holes for index, now in moved.values()):
             raise ValueError(
                 f"The files of {self.name_or_path!r} give ids to added tokens that cannot be kept: {listed}. Added "
@@ -199,13 +196,17 @@ class ErnieTokenizer(TokenizersBackend):
         """The ids of the vocabulary file, without added tokens."""
         return with_holes(self.backend_tokenizer.get_vocab(with_added_tokens=False))
 
+    def _holes(self) -> int:
+        """How many ids below the vocabulary's highest have no token."""
+        vocabulary = self._vocabulary()
+        return max(vocabulary.values()) + 1 - len(vocabulary)
+
     def paddlenlp_ids(self) -> dict[str, int]:
         """The ids that PaddleNLP gives to the added tokens: it counts tokens, and takes the highest id for the last.
 
         The first is 39979, as `[UNK]`, with the released vocabulary. Tokens of the vocabulary are not among them.
         """
-        vocabulary = self._vocabulary()
-        holes = max(vocabulary.values()) + 1 - len(vocabulary)
+        vocabulary, holes = self._vocabulary(), self._holes()
         return {token: index - holes for token, index in self.get_added_vocab().items() if token not in vocabulary}
 
     def _add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
@@ -219,7 +220,7 @@ class ErnieTokenizer(TokenizersBackend):
             elif str(given) not in known and str(token := read_plain(token, self.do_lower_case)) not in known:
                 tokens.append(token)
         if any(str(token) not in known for token in tokens):
-            _set_vocabulary(self.backend_tokenizer, without_holes(self._vocabulary()))
+            set_vocabulary(self.backend_tokenizer, without_holes(self._vocabulary()))
         before = len(self.get_vocab())
         for special, group in groupby(tokens, key=lambda token: token.special):  # ids follow the order given
             if special:
@@ -254,8 +255,8 @@ class ErnieTokenizer(TokenizersBackend):
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
         """The token of an id, or of each of several; None where an id has none."""
-        found = super().convert_ids_to_tokens(ids, skip_special_tokens=skip_special_tokens)
-        return [_named(one) for one in found] if isinstance(found, list) else _named(found)
+        names = super().convert_ids_to_tokens(ids, skip_special_tokens=skip_special_tokens)
+        return [_named(one) for one in names] if isinstance(names, list) else _named(names)
 
     def tokenize(
         self, text: str, pair: str | None = None, add_special_tokens: bool = False, **kwargs: Any
@@ -410,11 +411,11 @@ class ErnieTokenizer(TokenizersBackend):
             inputs: The text and the second text, or None.
             special: Whether special tokens stand around the texts.
         """
-        found: list[Spans] = [list(row.offsets) for row in rows]
+        offsets: list[Spans] = [list(row.offsets) for row in rows]
         certain = {self.cls_token_id, self.sep_token_id, self.pad_token_id, self.mask_token_id}
         guessed = set(self.added_tokens_decoder) - certain
         if all(guessed.isdisjoint(row.ids) for row in (encoding, *encoding.overflowing)):
-            return found  # the search would find every token where it is
+            return offsets  # the search would find every token where it is
         # The library loses a row's sequence ids when it joins truncated texts without special tokens.
         kinds = [row.sequence_ids if special else row.type_ids for row in rows]
         for kind, text in enumerate(inputs):
@@ -425,17 +426,16 @@ class ErnieTokenizer(TokenizersBackend):
             if not complete:
                 whole = self.backend_tokenizer.encode(text, add_special_tokens=False)
                 at = list(range(len(whole)))
-            names, marks = whole.tokens, _marks(whole)
+            names, marks = whole.tokens, token_marks(whole, at)
             tokens = [unmarked(names[one]) for one in at]
             spans = search_offsets(text, tokens, self.all_special_tokens, self.do_lower_case, self._clean)
             if spans is None:
                 continue
-            for row, offsets, place in zip(rows, found, places, strict=True):
-                own = _marks(row)
-                first = _index_of([own[one] for one in place], [marks[one] for one in at])
+            for row, own, place in zip(rows, offsets, places, strict=True):
+                first = index_of(token_marks(row, place), marks)
                 for one in place:
-                    offsets[one] = spans[first + one - place[0]]
-        return found
+                    own[one] = spans[first + one - place[0]]
+        return offsets
 
     def _clean(self, char: str) -> str:
         """What becomes of one character of a text before it is cut into words."""
@@ -455,11 +455,7 @@ class ErnieTokenizer(TokenizersBackend):
         if source is not None and os.path.isfile(source):
             read, doubled = read_vocabulary(source)
             doubled = doubled if read == vocabulary else {}
-        name = (f"{filename_prefix}-" if filename_prefix else "") + self.vocab_files_names["vocab_file"]
-        path = os.path.join(save_directory, name)
-        with open(path, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(f"{line}\n" for line in vocabulary_lines(vocabulary, doubled))
-        return (path,)
+        return write_vocabulary(save_directory, filename_prefix, vocabulary, doubled)
 
     def _save_pretrained(
         self,
@@ -470,29 +466,17 @@ class ErnieTokenizer(TokenizersBackend):
     ) -> tuple[str, ...]:
         backend = self.backend_tokenizer
         vocabulary = backend.get_vocab(with_added_tokens=False)
-        _set_vocabulary(
-            backend, without_holes(vocabulary)
-        )  # tokens may be added to the file by hosts without this class
+        # tokens may be added to the file by hosts without this class
+        set_vocabulary(backend, without_holes(vocabulary))
         try:
             names = super()._save_pretrained(save_directory, file_names, legacy_format, filename_prefix)
         finally:
-            _set_vocabulary(backend, vocabulary)
+            set_vocabulary(backend, vocabulary)
         return names + self.save_vocabulary(str(save_directory), filename_prefix)
 
 
 def _named(name: str | None) -> str | None:
     return None if name is None else unmarked(name)
-
-
-def _set_vocabulary(backend: Tokenizer, vocabulary: dict[str, int]) -> None:
-    model = backend.model
-    if vocabulary != backend.get_vocab(with_added_tokens=False):
-        backend.model = models.WordPiece(
-            vocabulary,
-            unk_token=model.unk_token,
-            max_input_chars_per_word=model.max_input_chars_per_word,
-            continuing_subword_prefix=model.continuing_subword_prefix,
-        )
 
 
 def _are_pairs(text: Any) -> bool:
@@ -506,32 +490,6 @@ def _limit(options: dict[str, Any]) -> int | None:
     return None if strategy == TruncationStrategy.DO_NOT_TRUNCATE else options.get("max_length")
 
 
-def _marks(encoding: Encoding) -> list[tuple[int, tuple[int, int]]]:
-    """What tells a row's tokens apart: their ids and places."""
-    return list(zip(encoding.ids, encoding.offsets, strict=True))
-
-
-def _index_of(part: list[Any], whole: list[Any]) -> int:
-    """Where a stretch of tokens stands in all of them."""
-    length = len(part)
-    return next(at for at in range(len(whole) + 1) if part == whole[at : at + length])
-
-
-def _read_backend(path: str | os.PathLike[str]) -> Tokenizer:
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"There is no tokenizer file {str(path)!r}: give the path of a saved tokenizer.json.")
-    try:
-        backend = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"{path} is damaged: the tokenizers library cannot read it ({error}).") from error
-    if not isinstance(backend.model, models.WordPiece):
-        raise ValueError(
-            f"{path} holds a {type(backend.model).__name__} model, ErnieTokenizer needs WordPiece: this is the file "
-            "of another tokenizer."
-        )
-    return backend
-
-
 def _backend_from_vocabulary(path: str | os.PathLike[str] | None, special_tokens: dict[str, str]) -> Tokenizer:
     if path is None:
         raise ValueError(
@@ -540,11 +498,7 @@ def _backend_from_vocabulary(path: str | os.PathLike[str] | None, special_tokens
         )
     vocabulary, _ = read_vocabulary(path)
     check_special_tokens(vocabulary, special_tokens.values(), str(path))
-    return Tokenizer(
-        models.WordPiece(
-            vocabulary, unk_token=special_tokens["unk_token"], max_input_chars_per_word=MAX_CHARACTERS_PER_WORD
-        )
-    )
+    return word_piece(vocabulary, special_tokens["unk_token"])
 
 
 def _template(backend: Tokenizer, cls_token: str, sep_token: str) -> processors.TemplateProcessing:

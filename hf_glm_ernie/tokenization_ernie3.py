@@ -17,11 +17,10 @@ later releases do it; the 10B's program split them into pieces.
 Sources: PaddleNLP, side branch with `transformers/ernie3/tokenizer.py`, and its pull request 1978 (`ernie3_prompt`).
 """
 
-import copy
 import os
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, processors
+from tokenizers import AddedToken, Tokenizer, decoders, processors
 from transformers import TokenizersBackend
 from transformers.tokenization_utils_base import BatchEncoding
 
@@ -29,9 +28,14 @@ from .host_versions import warn_of_untested_host  # noqa: F401  # it warns when 
 from .tokenization_ernie3_sentences import CLOSING, FINAL, build_normalizer, build_pre_tokenizer
 from .tokenization_ernie_added import check_content, read_plain, read_special
 from .tokenization_ernie_unicode import without_half_pairs
-from .tokenization_ernie_vocabulary import read_vocabulary, vocabulary_lines, without_holes
+from .tokenization_ernie_vocabulary import (
+    open_backend,
+    read_vocabulary,
+    without_holes,
+    word_piece,
+    write_vocabulary,
+)
 
-MAX_CHARACTERS_PER_WORD = 100  # a longer word is unknown
 NUM_PIECES = 29979
 RESERVED = "[unused{}]"
 
@@ -112,30 +116,24 @@ class Ernie3Tokenizer(TokenizersBackend):
         tokenizer_file: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        named = kwargs.pop("model_specific_special_tokens", None) or {}
-        absent = [name for name in REPLACEABLE_TOKENS if kwargs.get(name, "") is None]
-        given = {name: kwargs.pop(name, None) or named.pop(name, None) for name in SPECIAL_TOKENS}
-        kwargs["model_specific_special_tokens"] = named
-        special_tokens = {name: given[name] or token for name, token in SPECIAL_TOKENS.items() if name not in absent}
         backend = kwargs.pop("tokenizer_object", None)
         if backend is not None:
-            backend = copy.deepcopy(backend)
             kwargs.pop("added_tokens_decoder", None)  # of the tokenizer it was trained from; it has its own
-        elif tokenizer_file is not None:
-            backend = _read_backend(tokenizer_file)
-        else:
-            backend = _backend_from_file(vocab_file, str(special_tokens["unk_token"]))
+        special_tokens, kwargs = _special_tokens(kwargs)
+        backend = open_backend(
+            backend,
+            tokenizer_file,
+            "Ernie3Tokenizer",
+            lambda: _backend_from_file(vocab_file, str(special_tokens["unk_token"] or SPECIAL_TOKENS["unk_token"])),
+        )
         vocabulary = set(backend.get_vocab(with_added_tokens=False))
-        for name in OPTIONAL_TOKENS:
-            if given[name] is None and special_tokens[name] not in vocabulary:
-                del special_tokens[name]
-        contents = {name: str(token) for name, token in special_tokens.items()}
-        own = {
-            name: token
-            for name, token in contents.items()
-            if name not in REPLACEABLE_TOKENS or token == SPECIAL_TOKENS[name]
+        special_tokens = {
+            name: token or SPECIAL_TOKENS[name]
+            for name, token in special_tokens.items()
+            if token or name not in OPTIONAL_TOKENS or SPECIAL_TOKENS[name] in vocabulary
         }
-        _check_special_tokens(vocabulary, own, str(tokenizer_file or vocab_file or "the vocabulary"))
+        contents = {name: str(token) for name, token in special_tokens.items()}
+        _check_special_tokens(vocabulary, contents, str(tokenizer_file or vocab_file or "the vocabulary"))
         mark = contents["sentence_token"] if sentence_marks else None
         closing = "".join(char for char in FINAL + CLOSING if backend.model.token_to_id(char) is not None)
         backend.normalizer = build_normalizer(do_lower_case, mark, closing)
@@ -224,12 +222,8 @@ class Ernie3Tokenizer(TokenizersBackend):
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:  # type: ignore[override]
         """Writes `vocab.txt`, one token a line, without added tokens; returns the path."""
-        name = (f"{filename_prefix}-" if filename_prefix else "") + self.vocab_files_names["vocab_file"]
-        path = os.path.join(save_directory, name)
         vocabulary = self.backend_tokenizer.get_vocab(with_added_tokens=False)
-        with open(path, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(f"{line}\n" for line in vocabulary_lines(vocabulary, {}))
-        return (path,)
+        return write_vocabulary(save_directory, filename_prefix, vocabulary, {})
 
     def _save_pretrained(
         self,
@@ -242,13 +236,24 @@ class Ernie3Tokenizer(TokenizersBackend):
         return names + self.save_vocabulary(str(save_directory), filename_prefix)
 
 
+def _special_tokens(arguments: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The special tokens among the arguments, `None` where one is not named, and the other arguments.
+
+    A token that was asked away, by `None` for one of `REPLACEABLE_TOKENS`, is not among them.
+    """
+    named = arguments.get("model_specific_special_tokens") or {}
+    asked_away = {name for name in REPLACEABLE_TOKENS if arguments.get(name, "") is None}
+    tokens = {name: arguments.get(name) or named.get(name) for name in SPECIAL_TOKENS if name not in asked_away}
+    others = {name: value for name, value in arguments.items() if name not in SPECIAL_TOKENS}
+    others["model_specific_special_tokens"] = {
+        name: token for name, token in named.items() if name not in SPECIAL_TOKENS or arguments.get(name)
+    }
+    return tokens, others
+
+
 def _word_piece(vocabulary: dict[str, int], unk_token: str) -> Tokenizer:
     """A backend in which every id has a token, so that the first added one gets an id of its own."""
-    return Tokenizer(
-        models.WordPiece(
-            without_holes(vocabulary), unk_token=unk_token, max_input_chars_per_word=MAX_CHARACTERS_PER_WORD
-        )
-    )
+    return word_piece(without_holes(vocabulary), unk_token)
 
 
 def _backend_from_file(path: str | os.PathLike[str] | None, unk_token: str) -> Tokenizer:
@@ -261,22 +266,12 @@ def _backend_from_file(path: str | os.PathLike[str] | None, unk_token: str) -> T
     return _word_piece(read_vocabulary(path)[0], unk_token)
 
 
-def _read_backend(path: str | os.PathLike[str]) -> Tokenizer:
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"There is no tokenizer file {str(path)!r}: give the path of a saved tokenizer.json.")
-    try:
-        backend = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"{path} is damaged: the tokenizers library cannot read it ({error}).") from error
-    if not isinstance(backend.model, models.WordPiece):
-        raise ValueError(
-            f"{path} holds a {type(backend.model).__name__} model, Ernie3Tokenizer needs WordPiece: this is the file "
-            "of another tokenizer."
-        )
-    return backend
-
-
-def _check_special_tokens(vocabulary: set[str], special_tokens: dict[str, str], where: str) -> None:
+def _check_special_tokens(vocabulary: set[str], contents: dict[str, str], where: str) -> None:
+    special_tokens = {
+        name: token
+        for name, token in contents.items()
+        if name not in REPLACEABLE_TOKENS or token == SPECIAL_TOKENS[name]
+    }
     missing = [token for token in dict.fromkeys(special_tokens.values()) if token not in vocabulary]
     if missing:
         raise ValueError(

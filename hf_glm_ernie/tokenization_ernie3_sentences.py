@@ -17,7 +17,15 @@ Source: PaddleNLP, side branch with `transformers/ernie3/tokenizer.py` (`cut_sen
 
 from tokenizers import Regex, normalizers, pre_tokenizers
 
-from .tokenization_ernie_unicode import ACCENTS, HAN, LATE_DECOMPOSITION, MARKS, REMOVED, character_class
+from .tokenization_ernie_unicode import (
+    HAN,
+    MARKS,
+    REMOVED,
+    character_class,
+    inside_class,
+    literal,
+    lowering_steps,
+)
 
 FINAL = "。！？?!；;"
 CLOSING = "”’"
@@ -64,15 +72,13 @@ def build_normalizer(do_lower_case: bool, sentence_token: str | None, closing: s
         steps.append(normalizers.Replace(Regex(BETWEEN_CHINESE), MARK))
     steps.append(normalizers.Replace(character_class(cleaned.replace(*KEPT)), ""))
     if do_lower_case:
-        strip = normalizers.Replace(character_class(ACCENTS), "")
-        late = normalizers.Replace(*LATE_DECOMPOSITION)
-        steps += [late, normalizers.NFD(), strip, normalizers.Lowercase()]
+        steps += lowering_steps()
     if sentence_token is not None:
         if closing:
             steps.append(normalizers.Replace(Regex(f"[{closing}]\\K(?=[{BLANKS}]*\\z)"), MARK))
         # Words end at marks like "<", so that a blank behind one changes no word, but keeps the text's own from
         # looking like a sentence mark.
-        first, rest = map(_literal, (sentence_token[0], sentence_token[1:]))
+        first, rest = map(literal, (sentence_token[0], sentence_token[1:]))
         steps.append(normalizers.Replace(Regex(f"{first}\\K(?={rest})"), " "))
         steps.append(normalizers.Replace(MARK, sentence_token))
     return normalizers.Sequence(steps)
@@ -83,14 +89,8 @@ def build_pre_tokenizer(sentence_token: str | None) -> pre_tokenizers.PreTokeniz
     if sentence_token is None:
         alone = character_class(MARKS, HAN)
     else:
-        ranges = (one.partition("-") for one in f"{MARKS} {HAN}".split())
-        inside = "".join(f"\\x{{{first}}}" + (f"-\\x{{{last}}}" if last else "") for first, _, last in ranges)
-        alone = Regex(f"{_literal(sentence_token)}|[{inside}]")
+        alone = Regex(f"{literal(sentence_token)}|[{inside_class(MARKS, HAN)}]")
     return pre_tokenizers.Sequence([pre_tokenizers.Split(alone, "isolated"), pre_tokenizers.WhitespaceSplit()])
-
-
-def _literal(text: str) -> str:
-    return "".join(f"\\x{{{ord(char):X}}}" for char in text)
 
 
 __all__ = ["CLOSING", "FINAL", "build_normalizer", "build_pre_tokenizer"]

@@ -19,7 +19,7 @@ from collections.abc import Collection
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers
 
-from .tokenization_ernie_unicode import REMOVED, build_normalizer, lowering_steps
+from .tokenization_ernie_unicode import REMOVED, build_normalizer, inside_class, literal, lowering_steps
 
 MARK = "\u2060"  # a word joiner: cleaning takes a text's own away, and nobody sees this one
 NOTHING = "\0"  # stands for every character that cleaning drops, so that it still parts what it stands between
@@ -102,15 +102,15 @@ def with_added_tokens(backend: Tokenizer, lowered: bool, new: Collection[AddedTo
     Returns:
         The tokenizer, or a new one where tokens have to be looked up in another way than before.
     """
-    found = looked_up_in_lowered(backend, lowered)
+    known = looked_up_in_lowered(backend, lowered)
     named = {str(token) for token in new if token.normalized or (lowered and not has_case(str(token)))}
-    marked = lowered and any(has_case(token) for token in {*found, *named})
-    backend.normalizer = build_marking_normalizer({*found, *named}) if marked else build_normalizer(lowered)
+    marked = lowered and any(has_case(token) for token in {*known, *named})
+    backend.normalizer = build_marking_normalizer({*known, *named}) if marked else build_normalizer(lowered)
     new = [_copy(token, str(token), normalized=marked and str(token) in named, special=False) for token in new]
     pieces = decoders.WordPiece(prefix="##", cleanup=False)
     backend.decoder = decoders.Sequence([pieces, decoders.Replace(MARK, "")]) if marked else pieces
-    if any(normalized != marked for normalized in found.values()):
-        backend = _looked_up_alike(backend, found, marked)
+    if any(normalized != marked for normalized in known.values()):
+        backend = _looked_up_alike(backend, known, marked)
     backend.add_tokens(new)
     return backend
 
@@ -137,11 +137,11 @@ def build_marking_normalizer(tokens: Collection[str]) -> normalizers.Normalizer:
     """
     tokens = sorted({token.lower() for token in tokens}, key=lambda token: (-len(token), token))
     chars = sorted(set("".join(tokens)))
-    any_token = "|".join(map(_literal, tokens))
-    first = "".join(sorted({_literal(token[0]) for token in tokens}))
+    any_token = "|".join(map(literal, tokens))
+    first = "".join(sorted({literal(token[0]) for token in tokens}))
     hidden = _hiding_places(chars)
     steps: list[normalizers.Normalizer] = [
-        normalizers.Replace(_dropped("".join(map(_literal, chars))), NOTHING),
+        normalizers.Replace(_dropped("".join(map(literal, chars))), NOTHING),
         normalizers.Lowercase(),
         # From where the last token ended: what begins no token, a token, and there is the place.
         normalizers.Replace(Regex(f"(?m)\\G(?:[^{first}]|(?!{any_token}).)*+(?:{any_token})\\K"), MARK),
@@ -149,8 +149,8 @@ def build_marking_normalizer(tokens: Collection[str]) -> normalizers.Normalizer:
     for char, place in hidden.items():
         rests = {token[at + 1 :] for token in tokens for at, one in enumerate(token) if one == char}
         rest = "|".join("".join(_hidden_or_not(one, hidden) for one in rest) for rest in sorted(rests, key=len))
-        steps.append(normalizers.Replace(Regex(f"{_literal(char)}(?=(?:{rest}){_literal(MARK)})"), place))
-    kept = _literal(MARK) + "".join(map(_literal, hidden.values()))
+        steps.append(normalizers.Replace(Regex(f"{literal(char)}(?=(?:{rest}){literal(MARK)})"), place))
+    kept = literal(MARK) + "".join(map(literal, hidden.values()))
     steps.append(normalizers.Replace(_dropped(kept), ""))
     steps += lowering_steps()
     steps += [normalizers.Replace(place, char) for char, place in hidden.items()]
@@ -172,18 +172,12 @@ def _hiding_places(chars: Collection[str]) -> dict[str, str]:
 
 
 def _hidden_or_not(char: str, hidden: dict[str, str]) -> str:
-    return f"[{_literal(char)}{_literal(hidden[char])}]" if char in hidden else _literal(char)
+    return f"[{literal(char)}{literal(hidden[char])}]" if char in hidden else literal(char)
 
 
 def _dropped(but: str) -> Regex:
     """One of the characters that cleaning drops, but for some."""
-    ranges = (one.partition("-") for one in REMOVED.split())
-    inside = "".join(f"\\x{{{first}}}" + (f"-\\x{{{last}}}" if last else "") for first, _, last in ranges)
-    return Regex(f"[{inside}&&[^{but}]]")
-
-
-def _literal(text: str) -> str:
-    return "".join(f"\\x{{{ord(char):X}}}" for char in text)
+    return Regex(f"[{inside_class(REMOVED)}&&[^{but}]]")
 
 
 __all__ = [

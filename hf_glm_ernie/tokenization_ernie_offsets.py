@@ -9,6 +9,9 @@ Source: PaddleNLP 2.8.1, `PretrainedTokenizer._get_bert_like_offset_mapping` and
 """
 
 from collections.abc import Callable, Collection, Sequence
+from typing import Any
+
+from tokenizers import Encoding
 
 Spans = list[tuple[int, int]]
 
@@ -93,4 +96,16 @@ def kept_lengths(first: int, second: int | None, excess: int, strategy: str) -> 
     return max(0, first - rest // 2), max(0, second - (rest + 1) // 2)
 
 
-__all__ = ["kept_lengths", "search_offsets"]
+def token_marks(encoding: Encoding, places: Sequence[int]) -> list[tuple[int, tuple[int, int]]]:
+    """What tells the tokens of a row apart: the id and the place of those at `places`."""
+    ids, offsets = encoding.ids, encoding.offsets
+    return [(ids[at], offsets[at]) for at in places]
+
+
+def index_of(part: list[Any], whole: list[Any]) -> int:
+    """Where a stretch of tokens stands in all of them."""
+    length = len(part)
+    return next(at for at in range(len(whole) + 1) if part == whole[at : at + length])
+
+
+__all__ = ["index_of", "kept_lengths", "search_offsets", "token_marks"]

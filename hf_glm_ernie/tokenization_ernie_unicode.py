@@ -142,10 +142,18 @@ LATE_DECOMPOSITION = ("\U00011938", "\U00011935\U00011930")
 
 def character_class(*ranges: str) -> Regex:
     """Compiles ranges of hexadecimal code points, "9-D 20", to a regular expression for one of these characters."""
+    return Regex(f"[{inside_class(*ranges)}]")
+
+
+def inside_class(*ranges: str) -> str:
+    """What stands between the brackets of such an expression."""
     bounds = (one.partition("-") for one in " ".join(ranges).split())
-    return Regex(
-        "[" + "".join(f"\\x{{{first}}}" + (f"-\\x{{{last}}}" if last else "") for first, _, last in bounds) + "]"
-    )
+    return "".join(f"\\x{{{first}}}" + (f"-\\x{{{last}}}" if last else "") for first, _, last in bounds)
+
+
+def literal(text: str) -> str:
+    """A regular expression for a text, whatever its characters mean to one."""
+    return "".join(f"\\x{{{ord(char):X}}}" for char in text)
 
 
 def without_half_pairs(text: Any) -> Any:
@@ -188,6 +196,8 @@ __all__ = [
     "build_normalizer",
     "build_pre_tokenizer",
     "character_class",
+    "inside_class",
+    "literal",
     "lowering_steps",
     "without_half_pairs",
 ]

@@ -1,4 +1,4 @@
-"""ERNIE's vocabulary files: one token a line, or `token<tab>id` as ERNIE-kit writes them.
+"""ERNIE's vocabulary files, one token a line or `token<tab>id` as ERNIE-kit writes them, and what is made of them.
 
 What is unusual about them: the released vocabulary holds `$` twice, at 12084 and 18005. The later line counts, so that
 id 12084 belongs to no token: ids are line numbers, and 39979 tokens have ids up to 39979. The `tokenizers` library
@@ -7,11 +7,15 @@ counts tokens to find the id of a new one and would give it [UNK]'s, so the hole
 Source: PaddleNLP 2.8.1, `PretrainedTokenizer.load_vocabulary`; ERNIE-kit's `vocab.txt`.
 """
 
+import copy
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from tokenizers import Tokenizer, models
+
 FILLER = "[no token {}]"
+MAX_CHARACTERS_PER_WORD = 100  # a longer word is unknown
 
 
 def read_vocabulary(path: str | os.PathLike[str]) -> tuple[dict[str, int], dict[int, str]]:
@@ -107,4 +111,75 @@ def check_special_tokens(vocabulary: Mapping[str, int], tokens: Iterable[str], w
         )
 
 
-__all__ = ["check_special_tokens", "read_vocabulary", "vocabulary_lines", "with_holes", "without_holes"]
+def write_vocabulary(
+    directory: str | os.PathLike[str], prefix: str | None, vocabulary: Mapping[str, int], doubled: Mapping[int, str]
+) -> tuple[str, ...]:
+    """Writes `vocab.txt`, one token a line as in [`vocabulary_lines`]; returns the path, as the host asks for it."""
+    path = os.path.join(directory, (f"{prefix}-" if prefix else "") + "vocab.txt")
+    with open(path, "w", encoding="utf-8", newline="\n") as file:
+        file.writelines(f"{line}\n" for line in vocabulary_lines(vocabulary, doubled))
+    return (path,)
+
+
+def word_piece(vocabulary: dict[str, int], unk_token: str) -> Tokenizer:
+    """The library's tokenizer on a vocabulary."""
+    return Tokenizer(
+        models.WordPiece(vocabulary, unk_token=unk_token, max_input_chars_per_word=MAX_CHARACTERS_PER_WORD)
+    )
+
+
+def set_vocabulary(backend: Tokenizer, vocabulary: dict[str, int]) -> None:
+    """Gives the library's tokenizer another vocabulary, in place."""
+    model = backend.model
+    if vocabulary != backend.get_vocab(with_added_tokens=False):
+        backend.model = models.WordPiece(
+            vocabulary,
+            unk_token=model.unk_token,
+            max_input_chars_per_word=model.max_input_chars_per_word,
+            continuing_subword_prefix=model.continuing_subword_prefix,
+        )
+
+
+def open_backend(
+    given: Tokenizer | None,
+    tokenizer_file: str | os.PathLike[str] | None,
+    name: str,
+    from_vocabulary: Callable[[], Tokenizer],
+) -> Tokenizer:
+    """The library's tokenizer for the class `name`: a copy of the one `given`, else what a file holds.
+
+    Raises:
+        FileNotFoundError: there is no such `tokenizer_file`.
+        ValueError: it is damaged or another tokenizer's; and what `from_vocabulary` raises.
+    """
+    if given is not None:
+        return copy.deepcopy(given)
+    if tokenizer_file is None:
+        return from_vocabulary()
+    if not os.path.isfile(tokenizer_file):
+        raise FileNotFoundError(
+            f"There is no tokenizer file {str(tokenizer_file)!r}: give the path of a saved tokenizer.json."
+        )
+    try:
+        backend = Tokenizer.from_file(str(tokenizer_file))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"{tokenizer_file} is damaged: the tokenizers library cannot read it ({error}).") from error
+    if not isinstance(backend.model, models.WordPiece):
+        raise ValueError(
+            f"{tokenizer_file} holds a {type(backend.model).__name__} model, {name} needs WordPiece: this is the file "
+            "of another tokenizer."
+        )
+    return backend
+
+
+__all__ = [
+    "check_special_tokens",
+    "open_backend",
+    "read_vocabulary",
+    "set_vocabulary",
+    "vocabulary_lines",
+    "with_holes",
+    "without_holes",
+    "word_piece",
+    "write_vocabulary",
+]

@@ -153,12 +153,12 @@ def test_two_ranks_give_the_numbers_of_one(tmp_path: Path) -> None:
         model = AutoModelForCausalLM.from_pretrained(tmp_path / "float", **quantized)
         folder, file = tmp_path / f"model{bits}", tmp_path / f"expected{bits}.pt"
         model.save_pretrained(folder)
-        inner = {"": model.config.intermediate_size, "branch_": model.config.branch_intermediate_size}
+        inner = {"universal": model.config.intermediate_size, "branch": model.config.branch_intermediate_size}
         torch.save(INPUTS | two_segments(model) | {"inner": inner}, file)
         pairs += [str(folder), str(file)]
     script = Path(__file__).parent / "support" / "tensor_parallel_ernie3_run.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[2])}
     done = subprocess.run(
         [*command, *pairs], env=environment, capture_output=True, text=True, timeout=240, check=False
     )

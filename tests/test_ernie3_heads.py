@@ -18,9 +18,10 @@ from transformers import (
     ErnieForTokenClassification,
     ErnieModel,
 )
+from transformers.utils.generic import find_labels
 
 from hf_glm_ernie import ErnieForUIE, ErnieUIEConfig
-from hf_glm_ernie.configuration_ernie3 import Ernie3Config
+from hf_glm_ernie.configuration_ernie3 import TASK_BRANCHES, Ernie3Config
 from hf_glm_ernie.ernie3_training.learning_rates import layerwise_lr_groups, parameter_depth
 from hf_glm_ernie.modeling_ernie3 import Ernie3Model
 from hf_glm_ernie.modeling_ernie3_heads import (
@@ -31,7 +32,7 @@ from hf_glm_ernie.modeling_ernie3_heads import (
     Ernie3ForSequenceClassification,
     Ernie3ForTokenClassification,
 )
-from hf_glm_ernie.modeling_ernie3_pretraining import TASKS, Ernie3ForPreTraining, mean_cross_entropy
+from hf_glm_ernie.modeling_ernie3_pretraining import Ernie3ForPreTraining, mean_cross_entropy
 from tests.support.tiny_ernie3 import PAD, VOCABULARY, left_padded, random_ids, tiny_config, tiny_model
 
 UNDERSTANDING = (
@@ -162,18 +163,18 @@ def test_pretraining_losses() -> None:
         IDS, branch="nlu", labels=WORDS, reorder_labels=reorder, distance_labels=distance, credible_labels=credible
     )
     expected = {
-        "knowledge_masked_lm": F.cross_entropy(output.logits[:, 4:].flatten(0, 1), IDS[:, 4:].flatten()),
-        "sentence_reordering": F.cross_entropy(output.reorder_logits[:1], reorder[:1]),
-        "sentence_distance": F.cross_entropy(output.distance_logits, distance),
+        "nlu_lm": F.cross_entropy(output.logits[:, 4:].flatten(0, 1), IDS[:, 4:].flatten()),
+        "reorder": F.cross_entropy(output.reorder_logits[:1], reorder[:1]),
+        "distance": F.cross_entropy(output.distance_logits, distance),
         "credible": F.cross_entropy(output.credible_logits, credible),
     }
     assert output.losses.keys() == expected.keys()
-    for task, loss in expected.items():
-        assert abs(output.losses[task] - loss) < SAME, task
+    for head, loss in expected.items():
+        assert abs(output.losses[head] - loss) < SAME, head
     assert abs(output.loss - sum(expected.values())) < SAME
 
     generated = model(IDS, branch="nlg", labels=WORDS)
-    assert list(generated.losses) == ["document_lm"]
+    assert list(generated.losses) == ["nlg_lm"]
     shifted = F.cross_entropy(generated.logits[:, 3:6].flatten(0, 1), IDS[:, 4:7].flatten())
     assert abs(generated.loss - shifted) < SAME
     assert generated.reorder_logits is None
@@ -239,7 +240,7 @@ def test_mixed_batches() -> None:
 
 def test_all_tasks_are_known() -> None:
     model = pretraining_model()
-    for task in TASKS:
+    for task in TASK_BRANCHES:
         row = {"input_ids": IDS, "labels": WORDS, "branch": "nlu"}
         assert list(model(batches={task: row}).losses) == [task]
 
@@ -289,6 +290,20 @@ def test_no_credible_head() -> None:
 def test_refused_labels(model_class: Any, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny_model(model_class)(IDS, **arguments)
+
+
+def test_a_span_has_no_labels() -> None:
+    model = tiny_model(Ernie3ForQuestionAnswering)
+    with pytest.raises(TypeError, match="unexpected argument 'labels'"):
+        model(IDS, labels=NONE)
+    assert find_labels(Ernie3ForQuestionAnswering) == ["start_positions", "end_positions"]
+    assert all(find_labels(one) == ["labels"] for one in UNDERSTANDING if one is not Ernie3ForQuestionAnswering)
+
+
+def test_losses_of_a_generation_branch_alone() -> None:
+    """The branch that the model has is the default, for the heads too."""
+    model = tiny_model(Ernie3ForPreTraining, branches=["nlg"])
+    assert list(model(IDS, labels=IDS).losses) == ["nlg_lm"]
 
 
 @pytest.mark.parametrize("model_class", [Ernie3ForCausalLM, Ernie3ForPreTraining, *UNDERSTANDING])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from hf_glm_ernie.ernie3_training.builders import TASK_BRANCHES
+from hf_glm_ernie.configuration_ernie3 import TASK_BRANCHES
 from hf_glm_ernie.ernie3_training.collator import Ernie3PretrainingCollator
 from hf_glm_ernie.ernie3_training.documents import DocumentStreams
 from hf_glm_ernie.ernie3_training.masking import KnowledgeMasking

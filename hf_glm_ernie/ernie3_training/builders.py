@@ -1,4 +1,4 @@
-"""What all builders of ERNIE 3.0's pre-training rows share: task names, special ids, randomness, the map function.
+"""What all builders of ERNIE 3.0's pre-training rows share: checks, randomness, the map function.
 
 A builder turns one row of data into one row of the model's inputs. It is a pure function of the row and of a
 generator, and the generator is a pure function of (seed, task, epoch, index of the row). So the result depends
@@ -20,16 +20,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-# Every task, and the branch of the model that it trains.
-TASK_BRANCHES = {
-    "knowledge_masked_lm": "nlu",
-    "document_lm": "nlg",
-    "sentence_reordering": "nlu",
-    "sentence_distance": "nlu",
-    "knowledge_text_prediction": "nlu",
-    "credible": "nlu",
-    "controllable_lm": "nlg",
-}
 IGNORED = -100  # label of what no loss is taken of
 
 
@@ -56,40 +46,8 @@ def shuffled(count: int, seed: int, task: str, epoch: int) -> np.ndarray:
     return row_generator(seed, f"{task}, order", epoch, 0).permutation(count)
 
 
-def special_id(tokenizer: Any, attribute: str, token: str) -> int:
-    """The id of a special token: the tokenizer's attribute, else the token of that name in its vocabulary.
-
-    Args:
-        tokenizer: A tokenizer of transformers.
-        attribute: As `"eos_token_id"`.
-        token: As `"[END]"`.
-
-    Raises:
-        ValueError: the tokenizer has neither.
-    """
-    found = getattr(tokenizer, attribute, None)
-    if found is None:
-        found = token_id(tokenizer, token)
-    if found is None:
-        raise ValueError(
-            f"The tokenizer ({type(tokenizer).__name__}) has no {attribute} and no token {token!r}. Give it one: "
-            f"tokenizer.add_special_tokens({{'{attribute.removesuffix('_id')}': '{token}'}}), or use Ernie3Tokenizer."
-        )
-    return found
-
-
-def token_id(tokenizer: Any, token: str) -> int | None:
-    """The id of a token as the vocabulary has it, or `None`: never that of the unknown token."""
-    found = tokenizer.convert_tokens_to_ids(token)
-    return None if found is None or (found == tokenizer.unk_token_id and token != tokenizer.unk_token) else found
-
-
 def checked_text(row: Mapping[str, Any], column: str) -> str:
     """A text column of a row.
-
-    Args:
-        row: The row.
-        column: The column's name.
 
     Raises:
         ValueError: the column is missing, no string, or empty but for white space.
@@ -107,12 +65,7 @@ def checked_text(row: Mapping[str, Any], column: str) -> str:
 
 
 def checked_texts(row: Mapping[str, Any], column: str, least: int) -> list[str]:
-    """A column with a list of texts, none of them empty.
-
-    Args:
-        row: The row.
-        column: The column's name.
-        least: How many texts there must be.
+    """A column with a list of texts, at least `least` of them and none of them empty.
 
     Raises:
         ValueError: the column is missing, no list of strings, too short, or holds an empty text.
@@ -126,11 +79,6 @@ def checked_texts(row: Mapping[str, Any], column: str, least: int) -> list[str]:
     if empty:
         raise ValueError(f"{column}[{empty[0]}] is an empty text; leave it out.")
     return list(texts)
-
-
-def text_ids(tokenizer: Any, text: str) -> list[int]:
-    """The ids of a text alone, without special tokens around it."""
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def fitted(ids: list[int], room: int, truncation: bool, what: str) -> list[int]:
@@ -232,14 +180,10 @@ class RowBuilder(abc.ABC):
 
 __all__ = [
     "IGNORED",
-    "TASK_BRANCHES",
     "RowBuilder",
     "checked_text",
     "checked_texts",
     "fitted",
     "row_generator",
     "shuffled",
-    "special_id",
-    "text_ids",
-    "token_id",
 ]

@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
-from .builders import IGNORED, TASK_BRANCHES
+from hf_glm_ernie.configuration_ernie3 import TASK_BRANCHES
+
+from .builders import IGNORED
 
 # Columns with a value per token, and what fills them up; None = the pad id. Other columns have a value per row.
 TOKEN_FILLS: dict[str, int | None] = {"input_ids": None, "attention_mask": 0, "labels": IGNORED}

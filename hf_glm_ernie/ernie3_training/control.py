@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from hf_glm_ernie.configuration_ernie3 import CONTROLLABLE_LM
 from hf_glm_ernie.ernie_tasks.prompts import (
     ATTRIBUTES,
     GENRES,
@@ -23,8 +24,9 @@ from hf_glm_ernie.ernie_tasks.prompts import (
     build_control_prompt,
     place_of,
 )
+from hf_glm_ernie.inference.token_ids import special_id, text_ids
 
-from .builders import IGNORED, RowBuilder, checked_text, fitted, special_id, text_ids
+from .builders import IGNORED, RowBuilder, checked_text, fitted
 
 PLAIN_SHARE = 0.5
 DROP_PROBABILITY = 0.5
@@ -48,7 +50,7 @@ class ControllableLM(RowBuilder):
 
     soft_prompt_token_id: int | None = dataclasses.field(default=None, kw_only=True)
 
-    task = "controllable_lm"
+    task = CONTROLLABLE_LM
 
     def build(self, row: Mapping[str, Any], generator: np.random.Generator, max_length: int) -> dict[str, Any]:
         """A plain or a prompted text."""
@@ -61,7 +63,7 @@ class ControllableLM(RowBuilder):
             if row.get(name):
                 place_of(row[name], choices, name)
         text = text_ids(self.tokenizer, checked_text(row, "text"))
-        end = special_id(self.tokenizer, "eos_token_id", "[END]")
+        end = special_id(self.tokenizer, "eos")
         settings: dict[str, Any] = {}
         if generator.random() > PLAIN_SHARE:
             given = {name: row.get(name) for name in ATTRIBUTES if row.get(name)} | {"length": len(text)}

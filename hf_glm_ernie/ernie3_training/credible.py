@@ -19,12 +19,14 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from .builders import RowBuilder, checked_text, fitted, row_generator, special_id, text_ids
+from hf_glm_ernie.configuration_ernie3 import CREDIBLE
+from hf_glm_ernie.inference.token_ids import special_id, text_ids
+
+from .builders import RowBuilder, checked_text, fitted, row_generator
 from .splitting import complete_sentences, split_sentences
 
 logger = logging.get_logger(__name__)
 
-TASK = "credible"
 GENERATED, ORIGINAL = 0, 1
 MOST_PROMPT_SENTENCES = 3
 # Settings of the 10B's own program.
@@ -83,7 +85,9 @@ class AdversarialTexts:
         prompts = [self.prompt(text, index) for text, index in zip(rows["text"], indices, strict=True)]
         continuations = self.generate(prompts)
         if len(continuations) != len(prompts):
-            raise ValueError(f"{TASK}: the generator returned {len(continuations)} texts for {len(prompts)} prompts.")
+            raise ValueError(
+                f"{CREDIBLE}: the generator returned {len(continuations)} texts for {len(prompts)} prompts."
+            )
         made: dict[str, list[Any]] = {"text": [], "credible_labels": []}
         for text, prompt, continuation in zip(rows["text"], prompts, continuations, strict=True):
             original, generated = self._short(text), self._short(prompt + continuation)
@@ -111,9 +115,9 @@ class AdversarialTexts:
         try:
             sentences = split_sentences(checked_text({"text": text}, "text"))
         except ValueError as error:
-            raise ValueError(f"{TASK}, row {index}: {error}") from error
+            raise ValueError(f"{CREDIBLE}, row {index}: {error}") from error
         most = max(min(MOST_PROMPT_SENTENCES, len(sentences) - 1), 1)
-        count = int(row_generator(self.seed, TASK, 0, index).integers(1, most + 1))
+        count = int(row_generator(self.seed, CREDIBLE, 0, index).integers(1, most + 1))
         return "".join(sentences[:count])
 
     def _short(self, text: str) -> str:
@@ -158,9 +162,9 @@ class ModelContinuations:
 
     @torch.no_grad()
     def _continue(self, prompts: list[str]) -> list[str]:
-        cls = special_id(self.tokenizer, "cls_token_id", "[CLS]")
-        end = special_id(self.tokenizer, "eos_token_id", "[END]")
-        pad = special_id(self.tokenizer, "pad_token_id", "[PAD]")
+        cls = special_id(self.tokenizer, "cls")
+        end = special_id(self.tokenizer, "eos")
+        pad = special_id(self.tokenizer, "pad")
         rows = [
             [cls, *fitted(text_ids(self.tokenizer, one), self.max_length - 2, False, "a prompt")] for one in prompts
         ]
@@ -187,7 +191,7 @@ class CredibleRows(RowBuilder):
     Arguments: those of [`RowBuilder`].
     """
 
-    task = TASK
+    task = CREDIBLE
 
     def build(self, row: Mapping[str, Any], generator: np.random.Generator, max_length: int) -> dict[str, Any]:
         """`[CLS] text` and its label."""
@@ -195,7 +199,7 @@ class CredibleRows(RowBuilder):
         label = row.get("credible_labels")
         if label not in (GENERATED, ORIGINAL):
             raise ValueError(f"credible_labels={label!r} must be {ORIGINAL} (original) or {GENERATED} (generated).")
-        cls = special_id(self.tokenizer, "cls_token_id", "[CLS]")
+        cls = special_id(self.tokenizer, "cls")
         return {
             "input_ids": [cls, *fitted(ids, max_length - 1, self.truncation, "the text")],
             "credible_labels": int(label),

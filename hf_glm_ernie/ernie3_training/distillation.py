@@ -41,6 +41,7 @@ from .relations import (
 )
 
 AUXILIARY_FILE = "auxiliary_layers.safetensors"
+LOSSES = ("distillation", "own")  # of every learner, as `<name>/own`
 # What a learner is given of a batch; the rest belongs to the teacher's tasks.
 LEARNER_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "task_type_ids", "position_ids")
 
@@ -101,7 +102,7 @@ class OnlineDistillationOutput(ModelOutput):
 
     Attributes:
         loss: Scalar: the teacher's own loss and, for every learner, its divergence and its weighted own loss.
-        losses: The teacher's losses by task, where it gives them.
+        losses: The teacher's losses as it gives them, of a mixed batch by task.
         model_losses: Every model's part of the loss, detached: `teacher`, `assistant/distillation`,
             `<student>/distillation`, and `<name>/own` for learners with an objective of their own, before weighting.
         memories: The teacher's memories, where it returns some.

@@ -14,10 +14,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Trainer
 
-from .distillation import AUXILIARY_FILE, LEARNER_INPUTS, OnlineDistillation
-from .schedule import ProgressiveDropout
+from .distillation import AUXILIARY_FILE, LEARNER_INPUTS, LOSSES, OnlineDistillation
 from .trainer import COLUMNS, Ernie3PretrainingTrainer
 
 TRAINING_ARGUMENTS_FILE = "training_args.bin"  # as the host's Trainer names it
@@ -59,6 +57,10 @@ class Ernie3DistillationTrainer(Ernie3PretrainingTrainer):
     ```
     """
 
+    columns = [*dict.fromkeys((*COLUMNS, *LEARNER_INPUTS))]
+    part_with_dropout = "teacher"
+    takes_plain_rows = True
+
     def __init__(
         self,
         model: OnlineDistillation,
@@ -72,13 +74,7 @@ class Ernie3DistillationTrainer(Ernie3PretrainingTrainer):
         if unknown:
             raise ValueError(f"learning_rates names {sorted(unknown)}; the models are {list(model.models())}.")
         self.learning_rates = dict(learning_rates or {})
-        self._model_sums: dict[str, dict[str, torch.Tensor]] = {"train": {}, "eval": {}}
-        self._passes = {"train": 0, "eval": 0}
         super().__init__(model, *args, **kwargs)
-        self._signature_columns = [*dict.fromkeys((*COLUMNS, *LEARNER_INPUTS))]  # type: ignore[assignment]  # host: None
-        if self.schedule is not None:
-            self.remove_callback(ProgressiveDropout)
-            self.add_callback(_TeacherDropout(self.schedule))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """One optimizer with two groups a model: with and without weight decay."""
@@ -107,43 +103,14 @@ class Ernie3DistillationTrainer(Ernie3PretrainingTrainer):
         self.optimizer = optimizer_class(groups, **settings)
         return self.optimizer
 
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> Any:
-        """The sum of all losses of a mixed batch, or of rows; its parts are kept for the log."""
-        if "batches" in inputs:
-            loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        else:
-            loss, outputs = Trainer.compute_loss(self, model, inputs, True, num_items_in_batch)
-        phase = "train" if model.training else "eval"
-        sums = self._model_sums[phase]
-        for name, value in outputs["model_losses"].items():
-            sums[name] = sums.get(name, 0) + value.float()
-        self._passes[phase] += 1
-        return (loss, outputs) if return_outputs else loss
+    def loss_names(self) -> list[str]:
+        """The tasks' losses, and every model's."""
+        learners = self._container().learners()
+        return [*super().loss_names(), "teacher", *(f"{name}/{part}" for name in learners for part in LOSSES)]
 
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds every model's losses, their means since the last time, wherever the training loss is logged."""
-        if "loss" in logs:
-            logs = logs | self._model_means("train")
-        super().log(logs, start_time)
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """As it was, with every model's losses among the metrics, e.g. `eval_tiny/distillation`."""
-        output = super().evaluation_loop(*args, **kwargs)
-        prefix = kwargs.get("metric_key_prefix", "eval")
-        output.metrics.update({f"{prefix}_{name}": value for name, value in self._model_means("eval").items()})
-        return output
-
-    def _model_means(self, phase: str) -> dict[str, float]:
-        """The mean of every loss over the passes of all processes since the last call."""
-        sums, passes = self._model_sums[phase], self._passes[phase]
-        self._model_sums[phase], self._passes[phase] = {}, 0
-        return {name: self.accelerator.reduce(sums[name] / passes, "mean").item() for name in sorted(sums)}
+    def losses_to_log(self, outputs: Any, mixed: bool) -> dict[str, torch.Tensor]:
+        """A pass's losses: the tasks', where the batch was a mixed one, and every model's."""
+        return super().losses_to_log(outputs, mixed) | outputs["model_losses"]
 
     def _clip_grad_norm(self, model: nn.Module) -> torch.Tensor:
         """Each model's gradients by their own norm; the norm of all of them is returned."""
@@ -182,13 +149,6 @@ class Ernie3DistillationTrainer(Ernie3PretrainingTrainer):
 
     def _container(self) -> OnlineDistillation:
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-
-
-class _TeacherDropout(ProgressiveDropout):
-    """Sets the teacher's dropout."""
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        super().on_step_begin(args, state, control, model=kwargs["model"].teacher)
 
 
 __all__ = ["Ernie3DistillationTrainer"]

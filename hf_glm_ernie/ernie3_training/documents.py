@@ -17,11 +17,12 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from .builders import IGNORED, checked_text, shuffled, special_id, text_ids
+from hf_glm_ernie.configuration_ernie3 import DOCUMENT_LM
+from hf_glm_ernie.inference.token_ids import special_id, text_ids
+
+from .builders import IGNORED, checked_text, shuffled
 from .collator import collate_rows
 from .streams import Shard, ShardedStream
-
-TASK = "document_lm"
 
 
 def document_ids(tokenizer: Any, row: Mapping[str, Any]) -> list[int]:
@@ -34,8 +35,8 @@ def document_ids(tokenizer: Any, row: Mapping[str, Any]) -> list[int]:
     Raises:
         ValueError: the text is missing or empty, or the tokenizer has no `[CLS]` or `[END]`.
     """
-    cls = special_id(tokenizer, "cls_token_id", "[CLS]")
-    end = special_id(tokenizer, "eos_token_id", "[END]")
+    cls = special_id(tokenizer, "cls")
+    end = special_id(tokenizer, "eos")
     return [cls, *text_ids(tokenizer, checked_text(row, "text")), end]
 
 
@@ -93,7 +94,8 @@ class DocumentReader:
             )
         self.documents, self.tokenizer, self.seed = documents, tokenizer, seed
         rounds = itertools.count() if epochs is None else range(epochs)
-        self._order = (int(at) for epoch in rounds for at in shuffled(len(documents), seed, TASK, epoch)[index::count])
+        orders = (shuffled(len(documents), seed, DOCUMENT_LM, epoch) for epoch in rounds)
+        self._order = (int(at) for order in orders for at in order[index::count])
         self._open: dict[int, tuple[list[int], int]] = {}  # row -> its document and how much of it was read
 
     def read(self, rows: int, length: int) -> list[dict[str, Any]]:
@@ -148,7 +150,7 @@ class DocumentReader:
                 raise ValueError(f"no input_ids but {sorted(document)}, and no tokenizer was given to make them.")
             return document_ids(self.tokenizer, document)
         except ValueError as error:
-            raise ValueError(f"{TASK}, document {at}: {error}") from error
+            raise ValueError(f"{DOCUMENT_LM}, document {at}: {error}") from error
 
 
 class DocumentStreams(ShardedStream):
@@ -199,7 +201,7 @@ class DocumentStreams(ShardedStream):
             count=shard.count,
             epochs=self.epochs,
         )
-        pad = special_id(self.tokenizer, "pad_token_id", "[PAD]")
+        pad = special_id(self.tokenizer, "pad")
         for number in itertools.count(shard.worker, shard.workers):
             segments = reader.read(_at(self.rows, number, "rows"), _at(self.length, number, "length"))
             if not segments:

@@ -16,8 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from .builders import IGNORED, checked_text, fitted, special_id, text_ids
-from .masking import MaskingBuilder, Span, find_mentions, units_of_tokens
+from hf_glm_ernie.configuration_ernie3 import KNOWLEDGE_TEXT_PREDICTION
+from hf_glm_ernie.inference.token_ids import special_id, text_ids
+
+from .builders import IGNORED, checked_text, fitted
+from .masking import MaskingBuilder, Span, find_mentions
 from .splitting import split_sentences
 
 PARTS = ("head", "relation", "tail")
@@ -81,7 +84,7 @@ class DistantSupervision:
                 checked_text({"text": text}, "text")
                 parts = [checked_triple(triple) for triple in triples]
             except ValueError as error:
-                raise ValueError(f"knowledge_text_prediction, page {place} of the batch: {error}") from error
+                raise ValueError(f"{KNOWLEDGE_TEXT_PREDICTION}, page {place} of the batch: {error}") from error
             for head, relation, tail in parts:
                 for sentence in sentences_with(text, head, tail):
                     for name, value in zip(made, (head, relation, tail, sentence), strict=True):
@@ -103,7 +106,7 @@ class KnowledgeTextPrediction(MaskingBuilder):
 
     relation_share: float = dataclasses.field(default=0.5, kw_only=True)
 
-    task = "knowledge_text_prediction"
+    task = KNOWLEDGE_TEXT_PREDICTION
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -116,15 +119,15 @@ class KnowledgeTextPrediction(MaskingBuilder):
         sentence = checked_text(row, "sentence")
         mentions = []
         for name, part in (("head", head), ("tail", tail)):
-            found = find_mentions(sentence, part)
-            if not found:
+            places = find_mentions(sentence, part)
+            if not places:
                 raise ValueError(
                     f"the {name} {part!r} does not stand in the sentence {sentence!r}; sentences_with() finds those "
                     "that serve."
                 )
-            mentions += [Span(start, end, "entity") for start, end in found]
-        cls = special_id(self.tokenizer, "cls_token_id", "[CLS]")
-        sep = special_id(self.tokenizer, "sep_token_id", "[SEP]")
+            mentions += [Span(start, end, "entity") for start, end in places]
+        cls = special_id(self.tokenizer, "cls")
+        sep = special_id(self.tokenizer, "sep")
         head_ids, relation_ids, tail_ids = (text_ids(self.tokenizer, part) for part in (head, relation, tail))
         encoding = self.encoding(sentence)
         fixed = 3 + len(head_ids) + len(relation_ids) + len(tail_ids)
@@ -132,12 +135,10 @@ class KnowledgeTextPrediction(MaskingBuilder):
         labels = [IGNORED] * len(ids)
         relation_labels = [IGNORED] * len(relation_ids)
         if generator.random() < self.relation_share:
-            mask = special_id(self.tokenizer, "mask_token_id", "[MASK]")
+            mask = special_id(self.tokenizer, "mask")
             relation_ids, relation_labels = [mask] * len(relation_ids), relation_ids
         else:
-            units = units_of_tokens(encoding, mentions + self.spans(sentence, row.get("spans")), self._special)
-            kept = [[at for at in unit if at < len(ids)] for unit in units]
-            ids, labels = self.masked(ids, [unit for unit in kept if unit], generator)
+            ids, labels = self.masked(encoding, ids, mentions + self.spans(sentence, row.get("spans")), generator)
         before, after = [IGNORED] * (1 + len(head_ids)), [IGNORED] * (len(tail_ids) + 1)
         return {
             "input_ids": [cls, *head_ids, *relation_ids, *tail_ids, sep, *ids, sep],

@@ -20,7 +20,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .builders import IGNORED, RowBuilder, checked_text, fitted, special_id
+from hf_glm_ernie.configuration_ernie3 import KNOWLEDGE_MASKED_LM
+from hf_glm_ernie.inference.token_ids import special_id
+
+from .builders import IGNORED, RowBuilder, checked_text, fitted
 
 KINDS = ("word", "phrase", "entity")  # where spans overlap, later kinds win
 MASK_SHARE, RANDOM_SHARE = 0.8, 0.1  # of the chosen tokens; the rest stays as it is
@@ -46,14 +49,14 @@ def find_mentions(text: str, mention: str) -> list[tuple[int, int]]:
         (start, end) of every place in characters. A mention that starts or ends with a Latin letter or digit is found
         only where no further one adjoins: "art" is not in "party", 巴黎 is in 大巴黎区.
     """
-    found = []
+    mentions = []
     for match in re.finditer(re.escape(mention), text) if mention else ():
         start, end = match.span()
         cut_before = start > 0 and LATIN.match(text[start]) and LATIN.match(text[start - 1])
         cut_after = end < len(text) and LATIN.match(text[end]) and LATIN.match(text[end - 1])
         if not cut_before and not cut_after:
-            found.append((start, end))
-    return found
+            mentions.append((start, end))
+    return mentions
 
 
 class Lexicon:
@@ -75,7 +78,7 @@ class Lexicon:
         lengths: dict[str, set[int]] = {}
         for entry in entries:
             lengths.setdefault(entry[0], set()).add(len(entry))
-        self._lengths = {first: sorted(found, reverse=True) for first, found in lengths.items()}
+        self._lengths = {first: sorted(some, reverse=True) for first, some in lengths.items()}
 
     def spans(self, text: str) -> list[Span]:
         """The entries in a text, from left to right and without overlaps; at each place the longest one."""
@@ -226,13 +229,13 @@ class MaskingBuilder(RowBuilder):
         Raises:
             ValueError: a tokenizer that does not say which token stands where.
         """
-        found = self.tokenizer([text], add_special_tokens=False, verbose=False)
-        if not getattr(found, "encodings", None):
+        encoded = self.tokenizer([text], add_special_tokens=False, verbose=False)
+        if not getattr(encoded, "encodings", None):
             raise ValueError(
                 f"{type(self.tokenizer).__name__} does not say which tokens are one word; masking whole words needs a "
                 "tokenizer on the tokenizers library (tokenizer.is_fast)."
             )
-        return found.encodings[0]
+        return encoded.encodings[0]
 
     def spans(self, text: str, given: Any) -> list[Span]:
         """All spans of a text that count: those given with it, the segmenter's and the lexicon's.
@@ -252,15 +255,17 @@ class MaskingBuilder(RowBuilder):
         return [span for span in spans if span.kind in self.kinds]
 
     def masked(
-        self, ids: Sequence[int], units: Sequence[Sequence[int]], generator: np.random.Generator
+        self, encoding: Any, ids: Sequence[int], spans: Sequence[Span], generator: np.random.Generator
     ) -> tuple[list[int], list[int]]:
-        """[`mask_units`] with this tokenizer's ids and this builder's rate."""
+        """[`mask_units`] on what is left of a text: its `ids`, and of each unit the tokens among them."""
+        units = units_of_tokens(encoding, spans, self._special)
+        kept = [[at for at in unit if at < len(ids)] for unit in units]
         return mask_units(
             ids,
-            units,
+            [unit for unit in kept if unit],
             generator,
             rate=self.rate,
-            mask_token_id=special_id(self.tokenizer, "mask_token_id", "[MASK]"),
+            mask_token_id=special_id(self.tokenizer, "mask"),
             ordinary_ids=self._ordinary,
         )
 
@@ -281,17 +286,15 @@ class KnowledgeMasking(MaskingBuilder):
     ```
     """
 
-    task = "knowledge_masked_lm"
+    task = KNOWLEDGE_MASKED_LM
 
     def build(self, row: Mapping[str, Any], generator: np.random.Generator, max_length: int) -> dict[str, Any]:
         """`[CLS] text` with whole units masked; of a text that is cut, a unit's tokens up to the cut."""
         text = checked_text(row, "text")
         encoding = self.encoding(text)
         ids = fitted(encoding.ids, max_length - 1, self.truncation, "the text")
-        units = units_of_tokens(encoding, self.spans(text, row.get("spans")), self._special)
-        kept = [[at for at in unit if at < len(ids)] for unit in units]
-        masked, labels = self.masked(ids, [unit for unit in kept if unit], generator)
-        cls = special_id(self.tokenizer, "cls_token_id", "[CLS]")
+        masked, labels = self.masked(encoding, ids, self.spans(text, row.get("spans")), generator)
+        cls = special_id(self.tokenizer, "cls")
         return {"input_ids": [cls, *masked], "labels": [IGNORED, *labels]}
 
 

@@ -12,9 +12,11 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .builders import TASK_BRANCHES, RowBuilder, shuffled, special_id
+from hf_glm_ernie.configuration_ernie3 import DOCUMENT_LM, TASK_BRANCHES
+from hf_glm_ernie.inference.token_ids import special_id
+
+from .builders import RowBuilder, shuffled
 from .collator import mixed_batch
-from .documents import TASK as DOCUMENT_LM
 from .documents import DocumentReader, stream_segments
 from .schedule import ProgressiveSchedule
 from .streams import Shard, ShardedStream
@@ -121,7 +123,7 @@ class Ernie3PretrainingMixture(ShardedStream):
 
     def batches(self, shard: Shard) -> Iterator[dict[str, Any]]:
         """All batches of one shard."""
-        pad = special_id(self.tokenizer, "pad_token_id", "[PAD]")
+        pad = special_id(self.tokenizer, "pad")
         cursors = {task: self._places(task, shard) for task in self.tasks}
         reader = None
         if self.documents is not None:

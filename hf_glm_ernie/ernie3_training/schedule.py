@@ -137,16 +137,17 @@ class ProgressiveDropout(TrainerCallback):
 
     Args:
         schedule: The schedule.
+        part: Name of the submodule whose dropout it is; "" = the model itself.
     """
 
-    def __init__(self, schedule: ProgressiveSchedule) -> None:
-        self.schedule = schedule
+    def __init__(self, schedule: ProgressiveSchedule, part: str = "") -> None:
+        self.schedule, self.part = schedule, part
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Called by the Trainer."""
         probability = self.schedule.at(state.global_step).dropout
         for name in DROPOUTS:
-            setattr(kwargs["model"].config, name, probability)
+            setattr(kwargs["model"].get_submodule(self.part).config, name, probability)
 
 
 __all__ = ["ProgressiveDropout", "ProgressiveSchedule", "ProgressiveSettings"]

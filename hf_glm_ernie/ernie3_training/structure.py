@@ -20,7 +20,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .builders import RowBuilder, checked_texts, fitted, special_id, text_ids
+from hf_glm_ernie.configuration_ernie3 import SENTENCE_DISTANCE, SENTENCE_REORDERING
+from hf_glm_ernie.inference.token_ids import special_id, text_ids
+
+from .builders import RowBuilder, checked_texts, fitted
 
 ADJACENT, SAME_DOCUMENT, OTHER_DOCUMENT = 0, 1, 2
 DRAWS = 64  # of a document, until one is another than the row's own
@@ -51,10 +54,7 @@ def permutation_label(permutation: Sequence[int]) -> int:
     count = len(permutation)
     if count == 0 or sorted(permutation) != list(range(count)):
         raise ValueError(f"{tuple(permutation)} is no permutation of 0..{count - 1}, each number once.")
-    rank = 0
-    for place, value in enumerate(permutation):
-        smaller = sum(later < value for later in permutation[place + 1 :])
-        rank += smaller * math.factorial(count - 1 - place)
+    rank = next(rank for rank, one in enumerate(itertools.permutations(range(count))) if one == tuple(permutation))
     return permutation_classes(count - 1) + rank
 
 
@@ -69,15 +69,8 @@ def label_permutation(label: int) -> tuple[int, ...]:
     """
     if label < 0:
         raise ValueError(f"label={label}: classes go from 0.")
-    count = 1
-    while label >= permutation_classes(count):
-        count += 1
-    rank = label - permutation_classes(count - 1)
-    left, permutation = list(range(count)), []
-    for place in range(count):
-        at, rank = divmod(rank, math.factorial(count - 1 - place))
-        permutation.append(left.pop(at))
-    return tuple(permutation)
+    in_order = (one for count in itertools.count(1) for one in itertools.permutations(range(count)))
+    return next(itertools.islice(in_order, label, None))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +90,7 @@ class SentenceReordering(RowBuilder):
     max_segments: int = dataclasses.field(default=4, kw_only=True)
     uniform: Literal["segments", "classes"] = dataclasses.field(default="segments", kw_only=True)
 
-    task = "sentence_reordering"
+    task = SENTENCE_REORDERING
 
     def __post_init__(self) -> None:
         if self.max_segments < 1:
@@ -114,7 +107,7 @@ class SentenceReordering(RowBuilder):
         cuts = [0, *sorted(inner.tolist()), len(sentences)]
         segments = [sentences[start:end] for start, end in itertools.pairwise(cuts)]
         ids = [token for place in permutation for sentence in segments[place] for token in sentence]
-        cls = special_id(self.tokenizer, "cls_token_id", "[CLS]")
+        cls = special_id(self.tokenizer, "cls")
         return {"input_ids": [cls, *ids], "reorder_labels": permutation_label(permutation)}
 
     def _permutation(self, most: int, generator: np.random.Generator) -> tuple[int, ...]:
@@ -138,7 +131,7 @@ class SentenceDistance(RowBuilder):
 
     documents: Sequence[Sequence[str]] = dataclasses.field(kw_only=True)
 
-    task = "sentence_distance"
+    task = SENTENCE_DISTANCE
 
     def build(self, row: Mapping[str, Any], generator: np.random.Generator, max_length: int) -> dict[str, Any]:
         """`[CLS] a [SEP] b` and the class as `distance_labels`."""
@@ -156,8 +149,8 @@ class SentenceDistance(RowBuilder):
             other = self._other(sentences, generator)
             pair = sentences[int(generator.integers(count))], other[int(generator.integers(len(other)))]
         first_ids, second_ids = self._pair([text_ids(self.tokenizer, text) for text in pair], max_length - 2)
-        cls = special_id(self.tokenizer, "cls_token_id", "[CLS]")
-        sep = special_id(self.tokenizer, "sep_token_id", "[SEP]")
+        cls = special_id(self.tokenizer, "cls")
+        sep = special_id(self.tokenizer, "sep")
         return {"input_ids": [cls, *first_ids, sep, *second_ids], "distance_labels": label}
 
     def _other(self, sentences: list[str], generator: np.random.Generator) -> list[str]:

@@ -23,8 +23,9 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from transformers.utils import logging
 
-from .builders import TASK_BRANCHES
-from .documents import TASK as DOCUMENT_LM
+from hf_glm_ernie.configuration_ernie3 import DOCUMENT_LM, TASK_BRANCHES
+
+from .mean_losses import MeanLosses
 from .memories import MemoryBank
 from .schedule import ProgressiveDropout, ProgressiveSchedule
 from .streams import ShardedStream
@@ -69,6 +70,10 @@ class Ernie3PretrainingTrainer(Trainer):
     ```
     """
 
+    columns = COLUMNS
+    part_with_dropout = ""  # of the model: where the schedule sets the dropout
+    takes_plain_rows = False  # beside mixed batches
+
     def __init__(
         self,
         *args: Any,
@@ -85,9 +90,9 @@ class Ernie3PretrainingTrainer(Trainer):
         self.task_weights = dict(task_weights or {})
         self.schedule = schedule
         self._memories = {"train": MemoryBank(), "eval": MemoryBank()}
-        self._sums: dict[str, dict[str, list[torch.Tensor]]] = {"train": {}, "eval": {}}
         super().__init__(*args, **kwargs)
-        self._signature_columns = COLUMNS  # type: ignore[assignment]  # the host sets None first
+        self.mean_losses = {phase: MeanLosses(self.loss_names()) for phase in ("train", "eval")}
+        self._signature_columns = self.columns  # type: ignore[assignment]  # the host sets None first
         self.add_callback(_SaveMemories(self))
         if schedule is not None:
             peak = schedule.learning_rate[1]
@@ -95,7 +100,7 @@ class Ernie3PretrainingTrainer(Trainer):
                 raise ValueError(
                     f"TrainingArguments(learning_rate={self.args.learning_rate}) must be the schedule's peak, {peak}."
                 )
-            self.add_callback(ProgressiveDropout(schedule))
+            self.add_callback(ProgressiveDropout(schedule, self.part_with_dropout))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As the host's; a checkpoint's memories are read, too."""
@@ -175,26 +180,39 @@ class Ernie3PretrainingTrainer(Trainer):
         Raises:
             ValueError: inputs of another form.
         """
-        if set(inputs) != {"batches"}:
+        if set(inputs) != {"batches"} and ("batches" in inputs or not self.takes_plain_rows):
             raise ValueError(
                 f"A batch must be {{'batches': {{task: inputs}}}}, got {sorted(inputs)}. Use "
                 "Ernie3PretrainingMixture, or data_collator=Ernie3PretrainingCollator(tokenizer)."
             )
         phase = "train" if model.training else "eval"
+        inputs, stream_ids = self._with_memories(inputs, phase)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if stream_ids is not None:
+            self._memories[phase].put(stream_ids, outputs.memories)
+        self.mean_losses[phase].add(self.losses_to_log(outputs, mixed="batches" in inputs))
+        return (loss, outputs) if return_outputs else loss
+
+    def _with_memories(self, inputs: dict[str, Any], phase: str) -> tuple[dict[str, Any], torch.Tensor | None]:
+        """A mixed batch with its tasks' weights and the memories of its document rows, and the numbers of those."""
+        if "batches" not in inputs:
+            return inputs, None
         batches = {task: dict(batch) for task, batch in inputs["batches"].items()}
-        documents = batches.get(DOCUMENT_LM)
-        stream_ids = None
+        documents, stream_ids = batches.get(DOCUMENT_LM), None
         if documents is not None:
             stream_ids, reset = documents.pop("stream_ids"), documents.pop("memory_reset")
             documents["memories"] = self._memories[phase].take(stream_ids, reset)
             documents["return_memories"] = True
         weights = {task: self.task_weights.get(task, 1.0) for task in batches}
-        outputs = model(batches=batches, task_weights=weights)
-        if stream_ids is not None:
-            self._memories[phase].put(stream_ids, outputs.memories)
-        for task, loss in outputs.losses.items():
-            self._sums[phase].setdefault(task, []).append(loss.detach().float())
-        return (outputs.loss, outputs) if return_outputs else outputs.loss
+        return {"batches": batches, "task_weights": weights}, stream_ids
+
+    def loss_names(self) -> list[str]:
+        """Every loss that logs may hold beside the sum."""
+        return [f"{task}_loss" for task in TASK_BRANCHES]
+
+    def losses_to_log(self, outputs: Any, mixed: bool) -> dict[str, torch.Tensor]:
+        """A pass's losses under the names of [`loss_names`]; those of tasks where the batch was a mixed one."""
+        return {f"{task}_loss": loss for task, loss in outputs.losses.items()} if mixed else {}
 
     def prediction_step(
         self,
@@ -211,33 +229,19 @@ class Ernie3PretrainingTrainer(Trainer):
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
         """The host's, with each task's loss among the metrics."""
         self._memories["eval"].clear()
-        self._sums["eval"].clear()
+        self.mean_losses["eval"].clear()
         output: Any = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
-        output.metrics.update({f"{prefix}_{task}_loss": mean for task, mean in self._means("eval").items()})
+        means = self.mean_losses["eval"].means(self.accelerator)
+        output.metrics.update({f"{prefix}_{name}": mean for name, mean in means.items()})
         self._memories["eval"].clear()
         return output
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds each task's mean loss since the last log to the log of a training step."""
+        """Adds every loss's mean since the last log to the log of a training step."""
         if "loss" in logs:
-            logs |= {f"{task}_loss": mean for task, mean in self._means("train").items()}
+            logs |= self.mean_losses["train"].means(self.accelerator)
         super().log(logs, start_time)
-
-    def _means(self, phase: str) -> dict[str, float]:
-        """Each task's mean loss over all processes since it was last asked for."""
-        sums = self._sums[phase]
-        self._sums[phase] = {}
-        table = torch.zeros(len(TASK_BRANCHES), 2, dtype=torch.float64)  # (tasks, sum and count)
-        for place, task in enumerate(TASK_BRANCHES):
-            if task in sums:
-                table[place] = torch.tensor([torch.stack(sums[task]).sum().item(), len(sums[task])])
-        table = self.accelerator.reduce(table.float().to(self.args.device), "sum").cpu()
-        return {
-            task: (total / count).item()
-            for task, (total, count) in zip(TASK_BRANCHES, table, strict=True)
-            if count > 0
-        }
 
     def _memory_file(self) -> str:
         return f"ernie3_memories_{self.args.process_index}.safetensors"

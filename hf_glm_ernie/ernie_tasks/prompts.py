@@ -12,7 +12,7 @@ Source: PT = arXiv 2112.12731, section 3.2.2 (its example prints a genre "News",
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from hf_glm_ernie.ernie3_training.builders import special_id, text_ids, token_id
+from hf_glm_ernie.inference.token_ids import special_id, text_ids, token_id
 
 GENRES = (
     "general",
@@ -82,7 +82,7 @@ def build_control_prompt(
     >>> model.generate(ids, genre_ids=torch.tensor([prompt.genre_id]), max_new_tokens=256)
     ```
     """
-    ids = [special_id(tokenizer, "cls_token_id", "[CLS]")]
+    ids = [special_id(tokenizer, "cls")]
     genre_id = 0
     if genre is not None:
         genre_id = place_of(genre, GENRES, "genre")
@@ -123,19 +123,14 @@ def _soft_prompts(tokenizer: Any, genre: str | None, count: int, placeholder: in
 def _marked(tokenizer: Any, name: str, text: str) -> list[int]:
     """A text between its two marks."""
     opening, closing = (
-        [found] if (found := token_id(tokenizer, mark)) is not None else text_ids(tokenizer, mark)
+        [index] if (index := token_id(tokenizer, mark)) is not None else text_ids(tokenizer, mark)
         for mark in MARKS[name]
     )
     return [*opening, *text_ids(tokenizer, text), *closing]
 
 
 def place_of(value: str, choices: tuple[str, ...], name: str) -> int:
-    """Where a value stands among those allowed.
-
-    Args:
-        value: What was given.
-        choices: What is allowed.
-        name: Of the setting, for the message.
+    """Where a value stands among those that the setting `name` may have.
 
     Raises:
         ValueError: it is not among them.

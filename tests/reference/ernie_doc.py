@@ -41,7 +41,7 @@ class ErnieDoc:
 
     def _load_attention(self, config: Ernie3Config, layer: int) -> Ernie3Attention:
         """The package's module with the original's parameters; a shared bias may stand with another layer."""
-        attention = Ernie3Attention(config, layer, "").eval()
+        attention = Ernie3Attention(config, layer, config.universal_sizes).eval()
         own = f"encoder.layers.{layer}.attn."
         state = {}
         for name in attention.state_dict():

@@ -75,6 +75,7 @@ HOST_PRIVATE: tuple[HostName, ...] = (
     HostName("transformers.utils:can_return_tuple", "`return_dict=False`"),
     HostName("transformers.activations:ACT2FN", "activations by name"),
     HostName("transformers.dynamic_module_utils:custom_object_save", "code into a saved folder", ("obj", "folder")),
+    HostName("transformers.dynamic_module_utils:get_relative_import_files", "code of other classes beside it"),
     HostName("huggingface_hub.dataclasses:strict", "configurations check their types"),
     HostName("huggingface_hub.errors:StrictDataclassError", "what those checks raise"),
     # masks and caches

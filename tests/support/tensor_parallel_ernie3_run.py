@@ -23,10 +23,10 @@ def compare(folder: str, expected_file: str) -> None:
     expected = torch.load(expected_file, weights_only=True)
     plan = DistributedConfig(tp_size=2, tp_plan="auto")
     model = AutoModelForCausalLM.from_pretrained(folder, distributed_config=plan, dtype=torch.float32).eval()
-    for stack in (model.ernie3.encoder, model.ernie3.branches["nlg"]):
-        layer = stack.layers[0]
-        part = getattr(layer.linear1.weight, "_local_tensor", layer.linear1.weight)
-        assert part.shape[-2] * 2 == expected["inner"][layer.prefix], (folder, part.shape)
+    for name, stack in (("universal", model.ernie3.encoder), ("branch", model.ernie3.branches["nlg"])):
+        inner = stack.layers[0].linear1.weight
+        part = getattr(inner, "_local_tensor", inner)
+        assert part.shape[-2] * 2 == expected["inner"][name], (folder, part.shape)
     ids, mask = expected["input_ids"], expected["attention_mask"]
     with torch.no_grad():
         first = model(ids, attention_mask=mask, return_memories=True)
