@@ -1,5 +1,6 @@
 """How much memory a model takes, and which devices hold it."""
 
-from .devices import DevicePlan, Plan, plan
+from .devices import plan
+from .report import DevicePlan, Plan
 
 __all__ = ["DevicePlan", "Plan", "plan"]

@@ -13,9 +13,9 @@ import itertools
 import json
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -30,7 +30,7 @@ from hf_glm_ernie.configuration_glm130b import Glm130bConfig
 from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
 
 from .models import PRESETS, known_models, preset_of
-from .report import describe
+from .report import Device, DeviceMap, DevicePlan, Plan, main_device
 from .sizes import Job, Transients, cache_sizes, model_on_meta, module_bytes, reserve_cache, trace
 
 # Of each device, for what no count shows: the CUDA context with its libraries (0.3 to 0.5 GiB), what the card itself
@@ -43,93 +43,6 @@ CONFIG_CLASSES = {
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 SIZE = r"(\d+(?:\.\d+)?)\s*(GB|GiB|MB|MiB|KB|KiB|B)"
 LEAST_BYTES = 2**20  # below this a bare number has lost its unit
-
-Device = int | str
-DeviceMap = dict[str, Device]
-
-
-@dataclass(frozen=True)
-class DevicePlan:
-    """What one device holds, in bytes.
-
-    Args:
-        name: Number of the accelerator, `"cpu"` or `"disk"`: a value of the device map.
-        capacity: Its memory; `None` for the disk.
-        reserve: Set aside of it, see `RESERVE`.
-        weights: Parameters and buffers.
-        cache: Keys and values at full context; in ERNIE 3.0 with a memory before it, and that memory.
-        activations: The most that is alive at one time beside these, with a prompt as long as the context.
-        staging: Room for the largest weight that is brought here from memory or disk while it is used.
-        modules: What lies here, keys of the device map.
-    """
-
-    name: Device
-    capacity: int | None
-    reserve: int = 0
-    weights: int = 0
-    cache: int = 0
-    activations: int = 0
-    staging: int = 0
-    modules: tuple[str, ...] = ()
-
-    @property
-    def used(self) -> int:
-        """All of it, the reserve too."""
-        return self.reserve + self.weights + self.cache + self.activations + self.staging
-
-    @property
-    def free(self) -> int | None:
-        """What is left, negative where it does not fit; `None` for the disk."""
-        return None if self.capacity is None else self.capacity - self.used
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Where a model goes; made by [`plan`].
-
-    Args:
-        job: What is run: config, dtype, context, batch, ranks.
-        devices: The accelerators in order, then memory and disk where they are used.
-        device_map: For `from_pretrained`; `None` where the model does not fit, and for tensor parallelism (there:
-            `distributed_config=DistributedConfig(tp_size=..., tp_plan="auto")` under `torchrun`).
-        missing: Modules without a place, with their bytes; empty where the model fits.
-    """
-
-    job: Job
-    devices: tuple[DevicePlan, ...]
-    device_map: DeviceMap | None
-    missing: Mapping[str, int]
-
-    @property
-    def tensor_parallel(self) -> bool:
-        """Whether every weight is cut among the devices."""
-        return self.job.ranks > 1
-
-    @property
-    def fits(self) -> bool:
-        """Whether everything has a place, offloaded modules included."""
-        return not self.missing and not self.lacking
-
-    @property
-    def lacking(self) -> int:
-        """Bytes too little: of what has no place, and of devices that would be overfull."""
-        over = sum(-device.free for device in self.devices if device.free is not None and device.free < 0)
-        return sum(self.missing.values()) + over
-
-    @property
-    def offloaded(self) -> DeviceMap:
-        """The modules that lie in memory or on disk and are brought to a device for every use."""
-        main = main_device([device.name for device in self.devices])
-        return {
-            module: device.name
-            for device in self.devices
-            if device.name != main and isinstance(device.name, str)
-            for module in device.modules
-        }
-
-    def describe(self) -> str:
-        """The plan as text: a table of the devices, what is offloaded, and what to pass to `from_pretrained`."""
-        return describe(self)
 
 
 def plan(
@@ -276,11 +189,6 @@ def parse_size(size: int | str, name: str) -> int:
     raise ValueError(
         f"{name}={text!r} {what}. Write 24GiB (2^30 bytes each), 40GB (10^9 each), MiB or MB, or B for single bytes."
     )
-
-
-def main_device(names: Sequence[Device]) -> Device:
-    """The device that computes what is offloaded: the first accelerator, or the CPU where there is none."""
-    return next((name for name in names if isinstance(name, int)), "cpu")
 
 
 def _unknown_type(model_type: object, where: str) -> ValueError:

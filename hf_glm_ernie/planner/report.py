@@ -1,17 +1,108 @@
-"""A plan as text: an aligned table, what is offloaded or missing, and the arguments for `from_pretrained`."""
+"""A plan, and how it reads: an aligned table, what is offloaded or missing, the arguments for `from_pretrained`."""
 
 import re
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-if TYPE_CHECKING:
-    from .devices import Plan
+from .sizes import Job
+
+Device = int | str
+DeviceMap = dict[str, Device]
 
 UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 COLUMNS = ("memory", "reserve", "weights", "cache", "activations", "staging", "free")
 
 
-def describe(plan: "Plan") -> str:
+@dataclass(frozen=True)
+class DevicePlan:
+    """What one device holds, in bytes.
+
+    Args:
+        name: Number of the accelerator, `"cpu"` or `"disk"`: a value of the device map.
+        capacity: Its memory; `None` for the disk.
+        reserve: Set aside of it, see `devices.RESERVE`.
+        weights: Parameters and buffers.
+        cache: Keys and values at full context; in ERNIE 3.0 with a memory before it, and that memory.
+        activations: The most that is alive at one time beside these, with a prompt as long as the context.
+        staging: Room for the largest weight that is brought here from memory or disk while it is used.
+        modules: What lies here, keys of the device map.
+    """
+
+    name: Device
+    capacity: int | None
+    reserve: int = 0
+    weights: int = 0
+    cache: int = 0
+    activations: int = 0
+    staging: int = 0
+    modules: tuple[str, ...] = ()
+
+    @property
+    def used(self) -> int:
+        """All of it, the reserve too."""
+        return self.reserve + self.weights + self.cache + self.activations + self.staging
+
+    @property
+    def free(self) -> int | None:
+        """What is left, negative where it does not fit; `None` for the disk."""
+        return None if self.capacity is None else self.capacity - self.used
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where a model goes; made by [`plan`].
+
+    Args:
+        job: What is run: config, dtype, context, batch, ranks.
+        devices: The accelerators in order, then memory and disk where they are used.
+        device_map: For `from_pretrained`; `None` where the model does not fit, and for tensor parallelism (there:
+            `distributed_config=DistributedConfig(tp_size=..., tp_plan="auto")` under `torchrun`).
+        missing: Modules without a place, with their bytes; empty where the model fits.
+    """
+
+    job: Job
+    devices: tuple[DevicePlan, ...]
+    device_map: DeviceMap | None
+    missing: Mapping[str, int]
+
+    @property
+    def tensor_parallel(self) -> bool:
+        """Whether every weight is cut among the devices."""
+        return self.job.ranks > 1
+
+    @property
+    def fits(self) -> bool:
+        """Whether everything has a place, offloaded modules included."""
+        return not self.missing and not self.lacking
+
+    @property
+    def lacking(self) -> int:
+        """Bytes too little: of what has no place, and of devices that would be overfull."""
+        over = sum(-device.free for device in self.devices if device.free is not None and device.free < 0)
+        return sum(self.missing.values()) + over
+
+    @property
+    def offloaded(self) -> DeviceMap:
+        """The modules that lie in memory or on disk and are brought to a device for every use."""
+        main = main_device([device.name for device in self.devices])
+        return {
+            module: device.name
+            for device in self.devices
+            if device.name != main and isinstance(device.name, str)
+            for module in device.modules
+        }
+
+    def describe(self) -> str:
+        """The plan as text: a table of the devices, what is offloaded, and what to pass to `from_pretrained`."""
+        return describe(self)
+
+
+def main_device(names: Sequence[Device]) -> Device:
+    """The device that computes what is offloaded: the first accelerator, or the CPU where there is none."""
+    return next((name for name in names if isinstance(name, int)), "cpu")
+
+
+def describe(plan: Plan) -> str:
     """Returns the text, without a newline at the end."""
     largest = max(max(device.used, device.capacity or 0) for device in plan.devices)
     unit = next((name for name, size in UNITS.items() if largest >= size), "KiB")
@@ -19,7 +110,7 @@ def describe(plan: "Plan") -> str:
     return "\n".join(parts)
 
 
-def _headline(plan: "Plan") -> str:
+def _headline(plan: Plan) -> str:
     config, quantization = plan.job.config, getattr(plan.job.config, "quantization_config", None)
     dtype = str(plan.job.dtype).removeprefix("torch.")
     weights = dtype if quantization is None else f"int{quantization.bits} weights, {dtype} else"
@@ -27,7 +118,7 @@ def _headline(plan: "Plan") -> str:
     return f"{config.model_type}: {weights}; context {plan.job.context}, batch {plan.job.batch}; {way}"
 
 
-def _table(plan: "Plan", unit: str) -> list[str]:
+def _table(plan: Plan, unit: str) -> list[str]:
     rows = [["device", *COLUMNS, "holds"]]
     for device in plan.devices:
         amounts = (
@@ -51,7 +142,7 @@ def _table(plan: "Plan", unit: str) -> list[str]:
     return lines
 
 
-def _verdict(plan: "Plan", unit: str) -> list[str]:
+def _verdict(plan: Plan, unit: str) -> list[str]:
     if not plan.fits:
         lines = [f"fits: no ({_amount(plan.lacking, unit)} {unit} too little)"]
         if plan.missing:
@@ -105,4 +196,4 @@ def _holds(modules: Iterable[str]) -> str:
     return ", ".join(shown) or "nothing"
 
 
-__all__ = ["describe"]
+__all__ = ["Device", "DeviceMap", "DevicePlan", "Plan", "describe", "main_device"]
