@@ -23,6 +23,12 @@ import torch
 SUPPORTED_BITS = (4, 8)
 LARGEST_VALUE = 65472.0  # with a scale rounded up, the value is still within fp16
 ELEMENTS_AT_ONCE = 1 << 22  # temporaries of the functions below stay this small
+WAY_OUT = "Take LoRA, which merges into integers, or dequantize the model first (model.dequantize())."  # of adapters
+
+
+def holds_integers(module: object) -> bool:
+    """Whether a module is a `WeightOnlyLinear`; by name, for a Hub model may bring a copy of the class."""
+    return type(module).__name__ == "WeightOnlyLinear"
 
 
 def check_bits(bits: int) -> None:

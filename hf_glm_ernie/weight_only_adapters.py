@@ -18,7 +18,8 @@ from typing import Any, NoReturn
 
 from torch import nn
 
-INTEGERS = "WeightOnlyLinear"  # by name: a model from the Hub may bring its own copy of the class
+from .weight_only import WAY_OUT, holds_integers
+
 LORA = "peft.tuners.lora.layer.Linear"
 # Of PEFT's layers on linears those whose outputs are the same on integers as on the same values in floating point
 # (tests/test_adapters_weight_only.py compares them all).
@@ -27,12 +28,6 @@ ONLY_CALLS = (
     *("vera", "waveft"),
 )
 ONLY_BIAS = ("beft",)  # and merges into the bias alone
-WAY_OUT = "Take LoRA, which merges into integers, or dequantize the model first (model.dequantize())."
-
-
-def holds_integers(module: Any) -> bool:
-    """Whether a module is a `WeightOnlyLinear`, of this file's package or of a copy of it."""
-    return type(module).__name__ == INTEGERS
 
 
 def _refuse_to_merge(layer: str, *args: Any, **kwargs: Any) -> NoReturn:
@@ -85,4 +80,4 @@ def look_at_base_layer(layer: nn.Module, name: str, module: nn.Module | None) ->
         )
 
 
-__all__ = ["ONLY_BIAS", "ONLY_CALLS", "WAY_OUT", "holds_integers", "look_at_base_layer"]
+__all__ = ["ONLY_BIAS", "ONLY_CALLS", "look_at_base_layer"]

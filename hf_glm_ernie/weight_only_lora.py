@@ -19,8 +19,7 @@ from typing import Any
 
 import torch
 
-from .weight_only import dequantize, from_storage, quantize, to_storage
-from .weight_only_adapters import WAY_OUT, holds_integers
+from .weight_only import WAY_OUT, dequantize, from_storage, holds_integers, quantize, to_storage
 
 try:
     from peft.tuners.lora import Linear as LoraLinear

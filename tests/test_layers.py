@@ -158,21 +158,18 @@ for name in {behind!r}:
     __import__(name)
 print(json.dumps([before, after, state()]))
 """
-FINDER = "hf_glm_ernie.finetuning.targets._WaitForTables"
 LOOK = "hf_glm_ernie.weight_only_adapters.look_at_base_layer"
+WAIT = "hf_glm_ernie.finetuning.targets.register_default_targets.<locals>.add_when_adapted"
 
 
 @pytest.mark.parametrize("peft", ["later", "before", "never"])
 def test_the_hooks_that_importing_leaves_are_the_two_there_are(peft: str) -> None:
-    """A finder that waits for PEFT's tables and leaves with them, and torch's look at what adapters are put on."""
+    """Both torch's, on new submodules: a look at what adapters are put on, and a wait for PEFT's first model."""
     if peft != "never" and importlib.util.find_spec("peft") is None:
         pytest.skip("needs peft (the extra `peft`)")
     code = IMPORTED.format(before=["peft"] if peft == "before" else [], behind=["peft"] if peft == "later" else [])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     before, after, behind = json.loads(done.stdout.splitlines()[-1])
-    assert FINDER not in before["finders"]
-    assert LOOK not in before["torch"]
-    expected = before | {"torch": [*before["torch"], LOOK]}
-    waiting = expected | {"finders": [FINDER, *before["finders"]]}
-    assert after == (expected if peft == "before" else waiting)
-    assert behind["finders"].count(FINDER) == (peft == "never")
+    ours = [LOOK] if peft == "before" else [LOOK, WAIT]
+    assert sorted(after["torch"]) == sorted([*before["torch"], *ours])
+    assert before | {"torch": None} == after | {"torch": None} == behind | {"torch": None}

@@ -5,17 +5,15 @@ those serves: LoRA takes `q_proj` and `v_proj`, or `query` and `value`; IA3 the 
 the feed-forward. ERNIE 3.0's universal model has names of its own for the feed-forward, and takes the choices that
 name attention only.
 
-PEFT is optional and takes a second to import, so the entries are made when PEFT is imported: at once where it has
-been, else by a finder that waits for the module of the tables and leaves when it has come.
+PEFT is optional and takes a second to import, so the entries are made when it is there: at once where it has been
+imported, else when PEFT first takes a model, which torch tells those who ask about new submodules.
 """
 
-import importlib.abc
-import importlib.machinery
-import importlib.util
 import sys
-from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
+
+from torch.nn.modules.module import register_module_module_registration_hook
 
 TABLES = "peft.utils.constants"
 LIKE_LLAMA = ("glm130b",)
@@ -41,33 +39,20 @@ def add_default_targets(tables: ModuleType) -> None:
                 table.setdefault(model_type, list(table["llama"]))
 
 
-class _WaitForTables(importlib.abc.MetaPathFinder):
-    """Finds `peft.utils.constants` as the others do, and has the entries made once it has run."""
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        if name != TABLES:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.loader is not None:
-            load: Any = spec.loader.exec_module
-
-            def load_and_add(module: ModuleType) -> None:
-                load(module)
-                add_default_targets(module)
-
-            spec.loader.exec_module = load_and_add  # type: ignore[method-assign]  # on this spec alone
-        return spec
-
-
 def register_default_targets() -> None:
-    """Sees to it that PEFT knows our model types, now or when it is imported. Registering again is harmless."""
+    """Sees to it that PEFT knows our model types before it looks for one. Registering again is harmless."""
     if TABLES in sys.modules:
         add_default_targets(sys.modules[TABLES])
-    elif not any(type(finder).__name__ == _WaitForTables.__name__ for finder in sys.meta_path):
-        sys.meta_path.insert(0, _WaitForTables())
+        return
+    waits = True
+
+    def add_when_adapted(module: Any, name: str, submodule: Any) -> None:
+        nonlocal waits  # torch is going through its hooks, so this one cannot leave
+        if waits and type(module).__module__.startswith("peft."):
+            waits = False
+            add_default_targets(sys.modules[TABLES])
+
+    register_module_module_registration_hook(add_when_adapted)
 
 
 register_default_targets()
