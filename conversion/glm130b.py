@@ -17,11 +17,11 @@ from huggingface_hub.errors import StrictDataclassError
 
 from hf_glm_ernie.configuration_glm130b import Glm130bConfig
 from hf_glm_ernie.tokenization_glm130b import Glm130bTokenizer
+from hf_glm_ernie.weight_only import METHOD
 
 from .folder_files import count, main_dtype
 from .glm130b_files import DEFAULT_ITERATION, Record, read_record, write_first, write_last
 from .glm130b_quantized import (
-    QUANT_METHOD,
     check_scales_of,
     notices_on_copies,
     notices_on_quantization,
@@ -399,10 +399,10 @@ def _read_config(source: Path) -> Glm130bConfig:
         if raw.get("model_type") != Glm130bConfig.model_type:
             raise ValueError(f"model_type is {raw.get('model_type')!r}, not {Glm130bConfig.model_type!r}")
         quantization = raw.get("quantization_config")
-        if quantization and quantization.get("quant_method") != QUANT_METHOD:
+        if quantization and quantization.get("quant_method") != METHOD:
             raise ValueError(
                 f"the weights are quantized by {quantization.get('quant_method')!r}; the released format holds "
-                f"floating-point weights and those of {QUANT_METHOD!r}"
+                f"floating-point weights and those of {METHOD!r}"
             )
         if not raw.get("tie_word_embeddings", True):
             raise ValueError(

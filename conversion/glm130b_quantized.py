@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from hf_glm_ernie.weight_only import SUPPORTED_BITS, check_scales, quantize, storage_shape, to_storage
+from hf_glm_ernie.weight_only import METHOD, SUPPORTED_BITS, check_scales, quantize, storage_shape, to_storage
 
 from .operations import (
     Concat,
@@ -36,7 +36,6 @@ from .readers import CheckpointError
 from .state_map import Computation, CoverageError, Plan, PlannedTensor, Row, StateMap
 from .writer import DtypeRangeError, Source
 
-QUANT_METHOD = "weight_only_int"
 SCALE = "_scale"
 """Behind the name of a weight, that of its scales; alike on both sides."""
 
@@ -66,7 +65,7 @@ class Quantization:
         """The `quantization_config` of config.json."""
         several = {name: groups for name, groups in self.groups.items() if groups > 1}
         return {
-            "quant_method": QUANT_METHOD,
+            "quant_method": METHOD,
             "bits": self.bits,
             "group_size": None,
             "num_groups": several or None,
@@ -464,7 +463,6 @@ def _linear_name(name: str) -> str:
 
 
 __all__ = [
-    "QUANT_METHOD",
     "SCALE",
     "Quantization",
     "RowQuantizer",

@@ -27,12 +27,14 @@ import torch
 from safetensors.torch import load_file
 from tqdm import tqdm
 
+from hf_glm_ernie.weight_only import METHOD
+
 from . import publish_check
 from .folder_files import count, write_code, write_json
 from .output_folder import refuse_existing
 from .publish_card import CardTexts, host_requirement, model_card
 from .publish_check import FULL, STRUCTURE
-from .publish_classes import METHOD, license_of, remote_classes
+from .publish_classes import license_of, remote_classes
 from .publish_hub import check_repo_name
 from .publish_source import PublishError, Source, read_source
 

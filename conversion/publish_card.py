@@ -9,9 +9,10 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 import hf_glm_ernie
+from hf_glm_ernie.weight_only import METHOD
 
 from .folder_files import count
-from .publish_classes import AS_SOURCE, METHOD, License, Published
+from .publish_classes import AS_SOURCE, License, Published
 
 PACKAGE = "hf-glm-ernie"
 INSTALL = "`pip install .` in a checkout of it"  # it is on no index

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from hf_glm_ernie.configuration_ernie3 import HUB_CLASSES as ERNIE3_CLASSES
+from hf_glm_ernie.weight_only import METHOD
 
 from .glm130b_files import LICENSE_LINK
 
@@ -18,9 +19,6 @@ License = tuple[str, str | None, str | None]
 
 APACHE: License = ("apache-2.0", None, None)
 AS_SOURCE: License = ("other", "as-the-source-checkpoint", None)
-
-METHOD = "weight_only_int"
-"""The `quant_method` of this package's quantizer."""
 
 
 @dataclass(frozen=True)
@@ -193,4 +191,4 @@ def remote_classes(row: Published, quant_method: str | None) -> dict[str, str]:
     return config | dict(row.models)
 
 
-__all__ = ["AS_SOURCE", "METHOD", "PUBLISHED", "License", "Published", "license_of", "remote_classes"]
+__all__ = ["AS_SOURCE", "PUBLISHED", "License", "Published", "license_of", "remote_classes"]

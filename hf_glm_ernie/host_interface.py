@@ -11,7 +11,7 @@ Which versions were tested, and the warning about others: `host_versions.py`, wh
 
 from collections.abc import Collection, Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, ClassVar
 
 import transformers
 from transformers import Cache
@@ -88,6 +88,19 @@ def generation_setting(name: str, kwargs: Mapping[str, Any], given: Any, own: An
     return next((value for value in values if value is not None), None)
 
 
+class CarriesItsCode:
+    """A model, in front of the host's class, whose saved folder opens with `trust_remote_code=True` alone."""
+
+    hub_classes: ClassVar[dict[str, str]]
+    """Auto class -> `file.Class` that opens the folder: what it says about its code."""
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """As in the host. The folder carries its code."""
+        config = self.config  # type: ignore[attr-defined]  # the host's class behind has it
+        config.auto_map = {**(getattr(config, "auto_map", None) or {}), **self.hub_classes}
+        super().save_pretrained(*args, **kwargs)  # type: ignore[misc]  # likewise
+
+
 def check_arguments(
     where: str, kwargs: Mapping[str, Any], implementation: str | None = None, known: Collection[str] = ()
 ) -> None:
@@ -115,6 +128,7 @@ def check_arguments(
 __all__ = [
     "CACHE_NAME",
     "CACHE_NAMES",
+    "CarriesItsCode",
     "check_arguments",
     "generation_setting",
     "given_cache",

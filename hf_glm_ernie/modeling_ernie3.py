@@ -48,7 +48,7 @@ from .attention_ernie3 import (
     remember,
 )
 from .configuration_ernie3 import BRANCHES, HUB_CLASSES, Ernie3Config, StackSizes
-from .host_interface import CACHE_NAME, CACHE_NAMES, check_arguments, given_cache, named_cache
+from .host_interface import CACHE_NAME, CACHE_NAMES, CarriesItsCode, check_arguments, given_cache, named_cache
 from .inputs_ernie3 import Ernie3Embeddings
 from .memory_ernie3 import (
     Ernie3Memories,
@@ -245,10 +245,11 @@ class _LayersOfBothStacks(OutputRecorder):
     num_hidden_layers_key: str = "num_generation_layers"
 
 
-class Ernie3PreTrainedModel(PreTrainedModel):
+class Ernie3PreTrainedModel(CarriesItsCode, PreTrainedModel):
     """What the host must know about every ERNIE 3.0 model: sharding, attention implementations, initialisation."""
 
     config: Ernie3Config
+    hub_classes = HUB_CLASSES
     base_model_prefix = "ernie3"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Ernie3Layer", "Ernie3Embeddings"]
@@ -261,8 +262,7 @@ class Ernie3PreTrainedModel(PreTrainedModel):
     _can_record_outputs: Any = {"hidden_states": _LayersOfBothStacks(Ernie3Layer), "attentions": Ernie3Attention}
 
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """As in the host. The folder carries the code of every class that opens it, for `trust_remote_code=True`."""
-        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **HUB_CLASSES}
+        """As in the host. The folder carries the code of every class that opens it."""
         super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
             _copy_code(Path(save_directory))

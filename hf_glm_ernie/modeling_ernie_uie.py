@@ -9,7 +9,6 @@ the PaddleNLP repository. Letters in shape comments: B batch, T tokens.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_ernie_uie import ErnieUIEConfig
-from .host_interface import check_arguments
+from .host_interface import CarriesItsCode, check_arguments
 from .inputs_ernie import encoder_inputs
 from .quantization_weight_only import WeightOnlyQuantizer  # noqa: F401  # so that a Hub repository carries it
 
@@ -50,7 +49,7 @@ class ErnieUIEOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-class ErnieForUIE(ErniePreTrainedModel):
+class ErnieForUIE(CarriesItsCode, ErniePreTrainedModel):
     """ERNIE with a start and an end probability for every token.
 
     The pooler belongs to the checkpoints; its output is not used.
@@ -58,6 +57,7 @@ class ErnieForUIE(ErniePreTrainedModel):
 
     config: ErnieUIEConfig
     config_class = ErnieUIEConfig
+    hub_classes = HUB_CLASSES
     _auto_class = "AutoModel"
     # The loss is a mean over tokens, so a trainer must average it over accumulation steps itself.
     accepts_loss_kwargs = False
@@ -68,11 +68,6 @@ class ErnieForUIE(ErniePreTrainedModel):
         self.linear_start = nn.Linear(config.hidden_size, 1)
         self.linear_end = nn.Linear(config.hidden_size, 1)
         self.post_init()
-
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As in the host. The folder carries its code, so it opens with `trust_remote_code=True` alone."""
-        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **HUB_CLASSES}
-        super().save_pretrained(*args, **kwargs)
 
     @can_return_tuple
     def forward(  # type: ignore[misc]  # the host types keyword arguments so, and mypy wants them total

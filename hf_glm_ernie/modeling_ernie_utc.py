@@ -11,7 +11,6 @@ Source: PaddleNLP 2.8.1, `paddlenlp/transformers/ernie/modeling.py` (`UTC`); the
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +19,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_ernie_utc import ErnieUTCConfig
-from .host_interface import check_arguments
+from .host_interface import CarriesItsCode, check_arguments
 from .inputs_ernie import encoder_inputs
 from .quantization_weight_only import WeightOnlyQuantizer  # noqa: F401  # so that a Hub repository carries it
 
@@ -67,7 +66,7 @@ def tag_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return (others.logsumexp(-1) + chosen.logsumexp(-1)).mean()
 
 
-class ErnieForUTC(ErniePreTrainedModel):
+class ErnieForUTC(CarriesItsCode, ErniePreTrainedModel):
     """ERNIE with a logit for every option that the input spells out.
 
     The pooler belongs to the checkpoints; its output is not used.
@@ -75,6 +74,7 @@ class ErnieForUTC(ErniePreTrainedModel):
 
     config: ErnieUTCConfig
     config_class = ErnieUTCConfig
+    hub_classes = HUB_CLASSES
     _auto_class = "AutoModel"
     # The loss is a mean over the batch, so a trainer must average it over accumulation steps itself.
     accepts_loss_kwargs = False
@@ -85,11 +85,6 @@ class ErnieForUTC(ErniePreTrainedModel):
         self.linear_q = nn.Linear(config.hidden_size, PREDICT_SIZE)
         self.linear_k = nn.Linear(config.hidden_size, PREDICT_SIZE)
         self.post_init()
-
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As in the host. The folder carries its code, so it opens with `trust_remote_code=True` alone."""
-        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **HUB_CLASSES}
-        super().save_pretrained(*args, **kwargs)
 
     @can_return_tuple
     def forward(  # type: ignore[misc]  # the host types keyword arguments so, and mypy wants them total

@@ -40,7 +40,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_glm130b import Glm130bConfig
 from .generation_glm130b import Glm130bGenerationMixin
-from .host_interface import CACHE_NAMES, check_arguments, given_cache, named_cache, returned_cache
+from .host_interface import CACHE_NAMES, CarriesItsCode, check_arguments, given_cache, named_cache, returned_cache
 from .inputs_glm130b import check_training_batch, labels_seen_first, refuse_joined_rows
 from .prefix_glm130b import (
     ROWS_OF_CACHE,
@@ -228,10 +228,11 @@ class Glm130bDecoderLayer(GradientCheckpointingLayer):
         return torch.add(branch_output, branch_input, alpha=self.alpha)
 
 
-class Glm130bPreTrainedModel(PreTrainedModel):
+class Glm130bPreTrainedModel(CarriesItsCode, PreTrainedModel):
     """What the host must know about every GLM-130B model: sharding, attention implementations, initialisation."""
 
     config: Glm130bConfig
+    hub_classes = HUB_CLASSES
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["Glm130bDecoderLayer"]
@@ -242,11 +243,6 @@ class Glm130bPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = False  # serving engines bring causal masks of their own
     _can_compile_fullgraph = True
     _can_record_outputs = {"hidden_states": Glm130bDecoderLayer, "attentions": Glm130bAttention}
-
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """As in the host. The folder carries its code, so it opens with `trust_remote_code=True` alone."""
-        self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), **HUB_CLASSES}
-        super().save_pretrained(*args, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -31,12 +31,11 @@ from transformers.quantizers.quantizers_utils import get_module_from_name, shoul
 from transformers.utils import logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from .weight_only import check_bits, check_groups, check_scales, quantize, storage_shape, to_storage
+from .weight_only import METHOD, check_bits, check_groups, check_scales, quantize, storage_shape, to_storage
 from .weight_only_linear import WeightOnlyLinear
 
 logger = logging.get_logger(__name__)
 
-METHOD = "weight_only_int"
 # A plan entry under which the host leaves a parameter whole on every rank; it has this name in all versions.
 REPLICATED = "replicated_with_grad_allreduce"
 

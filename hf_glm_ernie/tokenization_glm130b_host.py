@@ -225,3 +225,11 @@ class RowsBackend(TokenizersBackend):
         if not is_batched and return_tensors is None:
             data = {name: values[0] for name, values in data.items()}
         return BatchEncoding(data, encodings, tensor_type=return_tensors, n_sequences=call.options["n_sequences"])
+
+
+__all__ = [
+    "Call",
+    "LazyEncodings",
+    "new_encoding",
+    "with_answer_types",
+]  # `RowsBackend` is a base, nothing to use by itself

@@ -20,6 +20,7 @@ Sources: GLM-130B's `quantization/layers.py` and `kernels/quantization.cu` (pack
 
 import torch
 
+METHOD = "weight_only_int"  # the format's name, in a config's `quant_method`
 SUPPORTED_BITS = (4, 8)
 LARGEST_VALUE = 65472.0  # with a scale rounded up, the value is still within fp16
 ELEMENTS_AT_ONCE = 1 << 22  # temporaries of the functions below stay this small

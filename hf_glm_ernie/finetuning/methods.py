@@ -22,6 +22,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
+from hf_glm_ernie.weight_only import METHOD
 
 from .targets import register_default_targets
 from .virtual_tokens import IN_FRONT, check_virtual_tokens, name_the_cache
@@ -121,19 +122,14 @@ def adapt(
         import peft
     except ImportError as error:
         raise ImportError(f"method={arguments.method!r} needs PEFT: pip install 'hf-glm-ernie[peft]'") from error
-    from .weight_only import merging_into_integers
-
     register_default_targets()
-    if quantizer is not None and quantizer.quantization_config.quant_method != "weight_only_int":
+    if quantizer is not None and quantizer.quantization_config.quant_method != METHOD:
         # bitsandbytes wants the rest in fp32. Our integers need nothing, and 130B's embedding is large.
         model = peft.prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
     if arguments.method in IN_FRONT:
         check_virtual_tokens(arguments.method, task_type)
         name_the_cache(model)
-    config = _adapter_config(peft, arguments, task_type, heads)
-    if "lora" in arguments.method:
-        config = merging_into_integers(config, model)
-    return peft.get_peft_model(model, config)
+    return peft.get_peft_model(model, _adapter_config(peft, arguments, task_type, heads))
 
 
 def _adapter_config(peft: Any, arguments: AdapterArguments, task_type: str | None, heads: list[str] | None) -> Any:

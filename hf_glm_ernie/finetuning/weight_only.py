@@ -80,8 +80,6 @@ def load_adapter(model: nn.Module, folder: str | Path, trainable: bool = False) 
             f"The adapter in {folder} is made of virtual tokens, which PEFT opens for use only. To go on training, "
             "resume from a checkpoint of the Trainer."
         )
-    if isinstance(config, LoraConfig):
-        merging_into_integers(config, model)
     if config.is_prompt_learning:
         name_the_cache(model)
     for of_adapter, of_model in SIZES_IN_FRONT.items() if config.is_prompt_learning else ():

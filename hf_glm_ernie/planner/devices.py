@@ -28,6 +28,7 @@ from hf_glm_ernie.configuration_ernie_uie import ErnieUIEConfig
 from hf_glm_ernie.configuration_ernie_utc import ErnieUTCConfig
 from hf_glm_ernie.configuration_glm130b import Glm130bConfig
 from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
+from hf_glm_ernie.weight_only import METHOD
 
 from .models import PRESETS, known_models, preset_of
 from .report import Device, DeviceMap, DevicePlan, Plan, main_device
@@ -223,7 +224,7 @@ def _method(quantization: object) -> object:
 
 
 def _is_weight_only(quantization: object) -> bool:
-    return isinstance(quantization, dict) and _method(quantization) == "weight_only_int"
+    return isinstance(quantization, dict) and _method(quantization) == METHOD
 
 
 def _dtype(config: PreTrainedConfig, dtype: torch.dtype | str | None) -> torch.dtype:
