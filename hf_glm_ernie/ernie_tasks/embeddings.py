@@ -14,12 +14,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
 
+from hf_glm_ernie.inference.batches import in_batches
 from hf_glm_ernie.inference.texts import checked_texts
 
 POOLINGS = ("mean", "cls", "pooler")
-FEW_BATCHES = 4  # a progress bar from so many batches on, unless told otherwise
 
 
 def sentence_embeddings(
@@ -74,21 +73,16 @@ def sentence_embeddings(
     longest = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
     limit = min(max_length or longest, longest, tokenizer.model_max_length)
     encoded = _encode(tokenizer, texts, limit)
-    by_length = sorted(range(len(texts)), key=lambda i: -len(encoded[i]["input_ids"]))
-    batches = [by_length[i : i + batch_size] for i in range(0, len(texts), batch_size)]
-    hidden = len(batches) <= FEW_BATCHES if show_progress is None else not show_progress
-    embeddings = torch.zeros(len(texts), model.config.hidden_size)  # (N, H)
-    was_training = model.training
-    model.eval()
-    try:
-        for batch in tqdm(batches, desc="Embedding", unit="batch", disable=hidden):
-            # On the right, whatever the tokenizer prefers: [CLS] stays in front.
-            inputs = tokenizer.pad([encoded[i] for i in batch], padding_side="right", return_tensors="pt")
-            with torch.inference_mode():
-                pooled = _pool(model, inputs.to(model.device), pooling)
-            embeddings[batch] = pooled.cpu()
-    finally:
-        model.train(was_training)
+
+    def embed(batch: list[int]) -> torch.Tensor:
+        # On the right, whatever the tokenizer prefers: [CLS] stays in front.
+        inputs = tokenizer.pad([encoded[i] for i in batch], padding_side="right", return_tensors="pt")
+        return _pool(model, inputs.to(model.device), pooling).cpu()
+
+    lengths = [len(row["input_ids"]) for row in encoded]
+    settings: dict[str, Any] = {"what": "Embedding", "show_progress": show_progress}
+    rows = in_batches(model, embed, lengths, batch_size, **settings)
+    embeddings = torch.stack(rows) if rows else torch.zeros(0, model.config.hidden_size)  # (N, H)
     return F.normalize(embeddings, dim=-1) if normalize else embeddings
 
 

@@ -23,21 +23,19 @@ pseudo-log-likelihood: arXiv 1910.14659. Choices where the papers are silent: th
 normalised. Letters in shape comments: N rows, B batch, T tokens, K tokens scored in a batch, V vocabulary, C choices.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
+from hf_glm_ernie.inference.batches import in_batches
 from hf_glm_ernie.inference.texts import checked_texts
 
 DIRECTIONS = {"uni": "nlg", "bi": "nlu"}  # and the branch of each
 BLANK = "{}"
 ADJACENT = 0  # class of the sentence-distance head
 ORIGINAL = 1  # class of the credible head
-FEW_BATCHES = 4  # a progress bar from so many batches on, unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -322,54 +320,45 @@ def _log_probabilities(run: _Run, rows: list[_Row], direction: str) -> torch.Ten
     jobs: list[tuple[_Row, int | None]] = []
     for row in unique:
         jobs += [(row, None)] if direction == "uni" else [(row, place) for place in row.scored]
-    jobs.sort(key=lambda job: -len(job[0].ids))
-    sums = torch.zeros(len(unique), dtype=torch.float64)  # of hundreds of terms
-    branch = DIRECTIONS[direction]
+    branch, mask = DIRECTIONS[direction], run.tokenizer.mask_token_id
     head = getattr(run.model, f"{branch}_lm_head")
-    with _in_batches(run, jobs) as batches:
-        for batch in batches:
-            ids = [
-                row.ids if place is None else (*row.ids[:place], run.tokenizer.mask_token_id, *row.ids[place + 1 :])
-                for row, place in batch
-            ]
-            states, _ = _states(run, ids, branch)
-            # The token at a place is read at the place before, or where it is masked at the place itself.
-            where = [
-                (i, t - 1 if place is None else t, row.ids[t])
-                for i, (row, place) in enumerate(batch)
-                for t in (row.scored if place is None else (place,))
-            ]
-            i, read, target = torch.tensor(where, device=states.device).T  # (K,) each
-            logits = head(states[i, read]).float()  # (K, V)
-            found = logits.log_softmax(-1).gather(-1, target[:, None].to(logits.device))[:, 0].cpu()
-            sums.index_add_(0, torch.tensor([unique[batch[k][0]] for k in i.tolist()]), found.double())
-    return sums[[unique[row] for row in rows]].float()
+
+    def score(batch: list[int]) -> list[float]:
+        chosen = [jobs[i] for i in batch]
+        ids = [row.ids if t is None else (*row.ids[:t], mask, *row.ids[t + 1 :]) for row, t in chosen]
+        states, _ = _states(run, ids, branch)
+        # The token at a place is read at the place before, or where it is masked at the place itself.
+        where = [
+            (i, t - 1 if place is None else t, row.ids[t])
+            for i, (row, place) in enumerate(chosen)
+            for t in (row.scored if place is None else (place,))
+        ]
+        i, read, target = torch.tensor(where, device=states.device).T  # (K,) each
+        logits = head(states[i, read]).float()  # (K, V)
+        of_tokens = logits.log_softmax(-1).gather(-1, target[:, None].to(logits.device))[:, 0].double()
+        sums = torch.zeros(len(chosen), dtype=torch.float64, device=of_tokens.device)  # of hundreds of terms
+        return sums.index_add_(0, i.to(of_tokens.device), of_tokens).tolist()
+
+    sums = [0.0] * len(unique)
+    for (row, _), value in zip(jobs, _in_batches(run, score, [len(row.ids) for row, _ in jobs]), strict=True):
+        sums[unique[row]] += value
+    return torch.tensor([sums[unique[row]] for row in rows], dtype=torch.float32)
 
 
 def _class_log_probabilities(run: _Run, rows: list[tuple[int, ...]], head: str) -> torch.Tensor:
     """Log-probabilities of a head on the pooled first token. Returns (N, classes) fp32."""
-    found = torch.zeros(len(rows), getattr(run.model, head).out_features)
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
-    with _in_batches(run, order) as batches:
-        for batch in batches:
-            states, inputs = _states(run, [rows[i] for i in batch], "nlu")
-            pooled = run.model.pooler(states, inputs["input_ids"], inputs["attention_mask"])
-            found[batch] = getattr(run.model, head)(pooled).float().log_softmax(-1).cpu()
-    return found
+
+    def classify(batch: list[int]) -> torch.Tensor:
+        states, inputs = _states(run, [rows[i] for i in batch], "nlu")
+        pooled = run.model.pooler(states, inputs["input_ids"], inputs["attention_mask"])
+        return getattr(run.model, head)(pooled).float().log_softmax(-1).cpu()
+
+    results = _in_batches(run, classify, list(map(len, rows)))
+    return torch.stack(results) if results else torch.zeros(0, getattr(run.model, head).out_features)
 
 
-@contextmanager
-def _in_batches(run: _Run, jobs: list[Any]) -> Iterator[Iterable[list[Any]]]:
-    """The jobs batch by batch under a progress bar; inside, there is no gradient and no dropout."""
-    batches = [jobs[i : i + run.batch_size] for i in range(0, len(jobs), run.batch_size)]
-    hidden = len(batches) <= FEW_BATCHES if run.show_progress is None else not run.show_progress
-    was_training = run.model.training
-    run.model.eval()
-    try:
-        with torch.inference_mode():
-            yield tqdm(batches, desc="Scoring", unit="batch", disable=hidden)
-    finally:
-        run.model.train(was_training)
+def _in_batches(run: _Run, function: Callable[[list[int]], Iterable[Any]], lengths: list[int]) -> list[Any]:
+    return in_batches(run.model, function, lengths, run.batch_size, what="Scoring", show_progress=run.show_progress)
 
 
 def _states(run: _Run, rows: Sequence[tuple[int, ...]], branch: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

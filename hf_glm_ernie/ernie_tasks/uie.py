@@ -23,6 +23,7 @@ Source: PaddleNLP 2.8.1, `paddlenlp/taskflow/information_extraction.py` (`UIETas
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from hf_glm_ernie.inference.batches import FEW_BATCHES, in_batches
 from hf_glm_ernie.inference.texts import checked_texts
 
 from .uie_schema import LANGUAGES, SchemaNode, read_schema
@@ -49,7 +51,6 @@ logger = logging.get_logger(__name__)
 # Windows encoded ahead, in batches: enough to sort by length, little enough to hold.
 BATCHES_AHEAD = 64
 # A progress bar from so many batches on, unless told otherwise.
-FEW_BATCHES = 4
 
 
 @dataclass
@@ -115,26 +116,21 @@ def uie(
     _check_settings(tokenizer, nodes, threshold, batch_size, max_length, language)
     results: list[dict[str, list[dict[str, Any]]]] = [{} for _ in texts]
     level = [_Question(i, node, node.prompt(), None) for node in nodes for i in range(len(texts))]
-    was_training = model.training
-    model.eval()
-    try:
-        while level:
-            reader = _Reader(model, tokenizer, threshold, batch_size, max_length, split_sentences, show_progress)
-            answers = reader.answer(level, texts)
-            below: list[_Question] = []
-            for question, found in zip(level, answers, strict=True):
-                if not found:
-                    continue
-                into = results[question.text] if question.about is None else question.about.setdefault("relations", {})
-                into[question.node.name] = found
-                below += [
-                    _Question(question.text, child, child.prompt(answer["text"], language), answer)
-                    for child in question.node.children
-                    for answer in found
-                ]
-            level = below
-    finally:
-        model.train(was_training)
+    reader = _Reader(model, tokenizer, threshold, batch_size, max_length, split_sentences, show_progress)
+    while level:
+        answers = reader.answer(level, texts)
+        below: list[_Question] = []
+        for question, given in zip(level, answers, strict=True):
+            if not given:
+                continue
+            into = results[question.text] if question.about is None else question.about.setdefault("relations", {})
+            into[question.node.name] = given
+            below += [
+                _Question(question.text, child, child.prompt(answer["text"], language), answer)
+                for child in question.node.children
+                for answer in given
+            ]
+        level = below
     return results
 
 
@@ -188,17 +184,13 @@ class _Reader:
         with tqdm(total=len(windows), desc="Extracting", unit="window", disable=hidden) as progress:
             for begin in range(0, len(windows), ahead):
                 encoded = encode_windows(self.tokenizer, windows[begin : begin + ahead], self.max_length)
-                by_length = sorted(range(len(encoded)), key=lambda i: -len(encoded[i].input_ids))
-                spans: list[list[Span]] = [[] for _ in encoded]
-                for i in range(0, len(encoded), self.batch_size):
-                    batch = by_length[i : i + self.batch_size]
-                    for j, found in zip(batch, self._spans([encoded[j] for j in batch]), strict=True):
-                        spans[j] = found
-                    progress.update(len(batch))
-                yield from ((one.window.question, found) for one, found in zip(encoded, spans, strict=True))
+                lengths = [len(one.input_ids) for one in encoded]
+                spans = in_batches(self.model, partial(self._spans, encoded), lengths, self.batch_size, bar=progress)
+                yield from ((one.window.question, own) for one, own in zip(encoded, spans, strict=True))
 
-    def _spans(self, batch: list[EncodedWindow]) -> Iterator[list[Span]]:
+    def _spans(self, encoded: list[EncodedWindow], indices: list[int]) -> Iterator[list[Span]]:
         """One forward, and the spans of every window in it."""
+        batch = [encoded[i] for i in indices]
         width = max(len(one.input_ids) for one in batch)
         shape = (len(batch), width)
         ids, types, mask = np.full(shape, self.tokenizer.pad_token_id), np.zeros(shape, int), np.zeros(shape, int)
@@ -207,8 +199,7 @@ class _Reader:
             ids[row, :length], types[row, :length], mask[row, :length] = one.input_ids, one.token_type_ids, 1
         arrays = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
         inputs = {name: torch.from_numpy(array).to(self.model.device) for name, array in arrays.items()}
-        with torch.inference_mode():
-            outputs = self.model(**inputs)
+        outputs = self.model(**inputs)
         start = outputs.start_prob.double().cpu().numpy()
         end = outputs.end_prob.double().cpu().numpy()
         for row, one in enumerate(batch):

@@ -9,15 +9,15 @@ Source: PaddleNLP 2.8.1, `paddlenlp/prompt/template.py` (`UTCTemplate`), `paddle
 `paddlenlp/taskflow/zero_shot_text_classification.py`. Letters in shape comments: B batch, T tokens, O choices.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
+
+from hf_glm_ernie.inference.batches import in_batches
 
 OPTION_TOKEN = "[O-MASK]"
 MASKED = -1e4  # added to the attention scores between choices, and of padding
-FEW_BATCHES = 4  # a progress bar from so many batches on, unless told otherwise
 
 
 def utc(
@@ -77,22 +77,17 @@ def utc(
     omask = _option_id(model, tokenizer)
     max_length = min(max_length, model.config.max_position_embeddings)
     options = [[omask, *ids] for ids in _plain_ids(tokenizer, labels)]
-    batches = [pairs[i : i + batch_size] for i in range(0, len(pairs), batch_size)]
-    hidden = len(batches) <= FEW_BATCHES if show_progress is None else not show_progress
-    results = []
-    was_training = model.training
-    model.eval()
-    try:
-        for batch in tqdm(batches, desc="Classifying", unit="batch", disable=hidden):
-            inputs = utc_inputs(tokenizer, options, batch, max_length)
-            with torch.inference_mode():
-                logits = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()}).logits
-            for (first, second), row in zip(batch, logits.float().cpu(), strict=True):
-                texts_of_row = {"text_a": first} | ({"text_b": second} if second else {})
-                results.append(texts_of_row | {"predictions": _predictions(row, labels, threshold, single_label)})
-    finally:
-        model.train(was_training)
-    return results
+
+    def classify(batch: list[int]) -> Iterator[dict[str, Any]]:
+        chosen = [pairs[i] for i in batch]
+        inputs = utc_inputs(tokenizer, options, chosen, max_length)
+        logits = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()}).logits
+        for (first, second), row in zip(chosen, logits.float().cpu(), strict=True):
+            texts_of_row = {"text_a": first} | ({"text_b": second} if second else {})
+            yield texts_of_row | {"predictions": _predictions(row, labels, threshold, single_label)}
+
+    lengths = [len(first) + len(second) for first, second in pairs]
+    return in_batches(model, classify, lengths, batch_size, what="Classifying", show_progress=show_progress)
 
 
 def utc_inputs(

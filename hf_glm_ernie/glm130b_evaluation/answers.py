@@ -20,10 +20,10 @@ from string import punctuation
 from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from hf_glm_ernie.host_interface import CACHE_NAME
+from hf_glm_ernie.inference.batches import in_batches
 from hf_glm_ernie.prefix_glm130b import left_padded
 
 from .scoring import PromptRow, Text, fit_text, prompt_row, token_ids
@@ -246,18 +246,21 @@ def answer_ids(
     }
     if num_beams > 1:
         settings |= {"custom_generate": released_beam_search, "length_penalty": length_penalty}
-    answers: list[list[list[int]]] = []
-    batches = [prompts[i : i + batch_size] for i in range(0, len(prompts), batch_size)]
-    for batch in tqdm(batches, desc="Generating", unit="batch", disable=not progress or len(batches) < 2):
-        width = max(len(prompt.ids) for prompt in batch)
+
+    def answer(batch: list[int]) -> list[list[list[int]]]:
+        chosen = [prompts[i] for i in batch]
+        width = max(len(prompt.ids) for prompt in chosen)
         processors = LogitsProcessorList()
         if no_repeat_ngram_size:
             processors.append(AnswerNgramBan(no_repeat_ngram_size, width))
         if banned_prefixes:
             processors.append(BannedPrefixes(banned_prefixes, width))
-        found = _generate(model, tokenizer, batch, settings | {"logits_processor": processors})
-        answers += [found[i : i + num_beams] for i in range(0, len(found), num_beams)]
-    return answers
+        beams = _generate(model, tokenizer, chosen, settings | {"logits_processor": processors})
+        return [beams[i : i + num_beams] for i in range(0, len(beams), num_beams)]
+
+    lengths = [len(prompt.ids) for prompt in prompts]
+    show = progress and len(prompts) > batch_size
+    return in_batches(model, answer, lengths, batch_size, what="Generating", show_progress=show)
 
 
 def _generate(model: Any, tokenizer: Any, batch: list[PromptRow], settings: dict[str, Any]) -> list[list[int]]:

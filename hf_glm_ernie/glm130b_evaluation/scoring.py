@@ -24,10 +24,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from hf_glm_ernie.host_interface import named_cache
+from hf_glm_ernie.inference.batches import in_batches
 
 logger = logging.get_logger(__name__)
 
@@ -267,7 +267,6 @@ def prompt_row(
     return PromptRow(ids, [*range(last), last if use_task_mask else mask_position], [0] * last + [1])
 
 
-@torch.no_grad()
 def span_scores(
     model: Any, rows: Sequence[ScoredRow], *, batch_size: int = 8, progress: bool = True, what: str = "Scoring"
 ) -> list[list[SpanScore]]:
@@ -293,17 +292,14 @@ def span_scores(
             f"A row has {longest} tokens and the model's context {core.config.max_position_embeddings}: lower "
             "max_seq_length."
         )
-    was_training = model.training
-    model.eval()
-    order = sorted(range(len(rows)), key=lambda index: -len(rows[index].ids))
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    found: dict[int, list[SpanScore]] = {}
-    try:
-        for batch in tqdm(batches, desc=what, unit="batch", disable=not progress or len(batches) < 2):
-            found |= zip(batch, _batch_scores(core, make_prefix, [rows[index] for index in batch]), strict=True)
-    finally:
-        model.train(was_training)
-    return [found[index] for index in range(len(rows))]
+    return in_batches(
+        model,
+        lambda batch: _batch_scores(core, make_prefix, [rows[i] for i in batch]),
+        [len(row.ids) for row in rows],
+        batch_size,
+        what=what,
+        show_progress=progress and len(rows) > batch_size,
+    )
 
 
 def _without_adapter_wrapper(model: Any) -> tuple[Any, Any]:
