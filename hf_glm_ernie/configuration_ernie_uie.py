@@ -1,20 +1,12 @@
-"""Configuration of UIE, universal information extraction on an ERNIE encoder.
-
-The host's ERNIE settings and one more: `task_id`, the task type PaddleNLP gives to every token where none is named.
-
-Source: PaddleNLP 2.8.1, `paddlenlp/transformers/ernie/configuration.py`.
-"""
-
-from typing import Any
+"""Configuration of UIE, universal information extraction on an ERNIE encoder."""
 
 from huggingface_hub.dataclasses import strict
-from transformers import ErnieConfig
 
-from .configuration_arguments import check_arguments
+from .configuration_ernie_task import ErnieTaskConfig
 
 
 @strict
-class ErnieUIEConfig(ErnieConfig):
+class ErnieUIEConfig(ErnieTaskConfig):
     r"""Settings of an [`ErnieForUIE`]: those of `transformers.ErnieConfig`, and `task_id`.
 
     Args:
@@ -33,20 +25,6 @@ class ErnieUIEConfig(ErnieConfig):
     """
 
     model_type = "ernie_uie"
-
-    task_id: int = 0
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        check_arguments(self, kwargs)
-        super().__post_init__(**kwargs)
-
-    def validate_task_id(self) -> None:
-        """Checks `task_id` against the task types there are (called by the host's `@strict` validation)."""
-        if self.use_task_id and not 0 <= self.task_id < self.task_type_vocab_size:
-            raise ValueError(
-                f"task_id={self.task_id} has no row in the task type embedding of {self.task_type_vocab_size} "
-                "(task_type_vocab_size). Released checkpoints have task_id 0."
-            )
 
 
 __all__ = ["ErnieUIEConfig"]

@@ -14,6 +14,9 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import ErnieModel, ErniePreTrainedModel
+
+from .host_interface import CarriesItsCode, check_arguments
 
 # What PaddleNLP adds to the scores of masked tokens, by the kind of mask.
 MASKED_BY_2D = -1e4
@@ -90,4 +93,41 @@ def encoder_inputs(
     return {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "task_type_ids": task_type_ids}
 
 
-__all__ = ["additive_mask", "encoder_inputs"]
+class ErnieTaskModel(CarriesItsCode, ErniePreTrainedModel):
+    """An ERNIE encoder that is given PaddleNLP's inputs; a subclass puts its head on `encode`.
+
+    The pooler belongs to the checkpoints; its output is not used.
+    """
+
+    _auto_class = "AutoModel"
+    # The loss is a mean, so a trainer must average it over accumulation steps itself.
+    accepts_loss_kwargs = False
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.ernie = ErnieModel(config)
+
+    def encode(
+        self,
+        input_ids: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        token_type_ids: torch.Tensor | None,
+        task_type_ids: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        options: Any,
+    ) -> Any:
+        """The encoder's outputs for a forward's arguments; `options` are the rest of them, for the encoder.
+
+        Raises:
+            TypeError: an option that nothing reads.
+            ValueError: as in [`encoder_inputs`].
+        """
+        check_arguments(type(self).__name__, options, self.config._attn_implementation)
+        inputs = encoder_inputs(
+            self.get_input_embeddings(), self.config, input_ids, attention_mask, task_type_ids, inputs_embeds
+        )
+        return self.ernie(token_type_ids=token_type_ids, position_ids=position_ids, **inputs, **options)
+
+
+__all__ = ["ErnieTaskModel", "additive_mask", "encoder_inputs"]

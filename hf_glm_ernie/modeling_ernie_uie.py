@@ -13,13 +13,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import ErnieModel, ErniePreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_ernie_uie import ErnieUIEConfig
-from .host_interface import CarriesItsCode, check_arguments
-from .inputs_ernie import encoder_inputs
+from .inputs_ernie import ErnieTaskModel
 from .quantization_weight_only import WeightOnlyQuantizer  # noqa: F401  # so that a Hub repository carries it
 
 # What a saved folder says about its code: every Auto class that opens it.
@@ -49,7 +47,7 @@ class ErnieUIEOutput(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
 
 
-class ErnieForUIE(CarriesItsCode, ErniePreTrainedModel):
+class ErnieForUIE(ErnieTaskModel):
     """ERNIE with a start and an end probability for every token.
 
     The pooler belongs to the checkpoints; its output is not used.
@@ -58,13 +56,9 @@ class ErnieForUIE(CarriesItsCode, ErniePreTrainedModel):
     config: ErnieUIEConfig
     config_class = ErnieUIEConfig
     hub_classes = HUB_CLASSES
-    _auto_class = "AutoModel"
-    # The loss is a mean over tokens, so a trainer must average it over accumulation steps itself.
-    accepts_loss_kwargs = False
 
     def __init__(self, config: ErnieUIEConfig):
         super().__init__(config)
-        self.ernie = ErnieModel(config)
         self.linear_start = nn.Linear(config.hidden_size, 1)
         self.linear_end = nn.Linear(config.hidden_size, 1)
         self.post_init()
@@ -105,11 +99,9 @@ class ErnieForUIE(CarriesItsCode, ErniePreTrainedModel):
             TypeError: an argument that nothing reads.
             ValueError: only one of the two kinds of positions; not exactly one of ids and embeddings.
         """
-        check_arguments(type(self).__name__, kwargs, self.config._attn_implementation)
-        inputs = encoder_inputs(
-            self.get_input_embeddings(), self.config, input_ids, attention_mask, task_type_ids, inputs_embeds
+        outputs = self.encode(
+            input_ids, attention_mask, token_type_ids, task_type_ids, position_ids, inputs_embeds, kwargs
         )
-        outputs = self.ernie(token_type_ids=token_type_ids, position_ids=position_ids, **inputs, **kwargs)
         start_logits = self.linear_start(outputs.last_hidden_state).squeeze(-1)  # (B, T)
         end_logits = self.linear_end(outputs.last_hidden_state).squeeze(-1)  # (B, T)
         return ErnieUIEOutput(

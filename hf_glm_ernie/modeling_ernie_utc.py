@@ -14,13 +14,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import ErnieModel, ErniePreTrainedModel
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_ernie_utc import ErnieUTCConfig
-from .host_interface import CarriesItsCode, check_arguments
-from .inputs_ernie import encoder_inputs
+from .inputs_ernie import ErnieTaskModel
 from .quantization_weight_only import WeightOnlyQuantizer  # noqa: F401  # so that a Hub repository carries it
 
 PREDICT_SIZE = 64  # width of query and key, the same in every released model
@@ -66,7 +64,7 @@ def tag_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return (others.logsumexp(-1) + chosen.logsumexp(-1)).mean()
 
 
-class ErnieForUTC(CarriesItsCode, ErniePreTrainedModel):
+class ErnieForUTC(ErnieTaskModel):
     """ERNIE with a logit for every option that the input spells out.
 
     The pooler belongs to the checkpoints; its output is not used.
@@ -75,13 +73,9 @@ class ErnieForUTC(CarriesItsCode, ErniePreTrainedModel):
     config: ErnieUTCConfig
     config_class = ErnieUTCConfig
     hub_classes = HUB_CLASSES
-    _auto_class = "AutoModel"
-    # The loss is a mean over the batch, so a trainer must average it over accumulation steps itself.
-    accepts_loss_kwargs = False
 
     def __init__(self, config: ErnieUTCConfig):
         super().__init__(config)
-        self.ernie = ErnieModel(config)
         self.linear_q = nn.Linear(config.hidden_size, PREDICT_SIZE)
         self.linear_k = nn.Linear(config.hidden_size, PREDICT_SIZE)
         self.post_init()
@@ -128,11 +122,9 @@ class ErnieForUTC(CarriesItsCode, ErniePreTrainedModel):
                 f"{missing} is missing: the model scores the options at omask_positions (batch, options) against the "
                 "token at cls_positions (batch,)."
             )
-        check_arguments(type(self).__name__, kwargs, self.config._attn_implementation)
-        inputs = encoder_inputs(
-            self.get_input_embeddings(), self.config, input_ids, attention_mask, task_type_ids, inputs_embeds
+        outputs = self.encode(
+            input_ids, attention_mask, token_type_ids, task_type_ids, position_ids, inputs_embeds, kwargs
         )
-        outputs = self.ernie(token_type_ids=token_type_ids, position_ids=position_ids, **inputs, **kwargs)
         hidden = outputs.last_hidden_state  # (B, T, hidden)
         query = self.linear_q(tokens_at(hidden, cls_positions[:, None]))  # (B, 1, 64)
         keys = self.linear_k(tokens_at(hidden, omask_positions))  # (B, O, 64)

@@ -30,7 +30,7 @@ HUB_IMPORTS = {
 BELOW: dict[str, set[str]] = {
     "host": {"host"},
     "configuration": {"configuration"},
-    "inputs": {"configuration", "prefix", "attention"},
+    "inputs": {"host", "configuration", "prefix", "attention"},
     "prefix": {"host", "configuration"},
     "rotary": {"configuration"},
     "attention": {"configuration"},

@@ -57,8 +57,23 @@ ERNIE3_CODE = {
     "modeling_ernie3_heads.py",
     "modeling_ernie3_pretraining.py",
 }
-UIE_CODE = {"configuration_arguments.py", "configuration_ernie_uie.py", "modeling_ernie_uie.py", "inputs_ernie.py"}
-UTC_CODE = {"configuration_arguments.py", "configuration_ernie_utc.py", "modeling_ernie_utc.py", "inputs_ernie.py"}
+ERNIE_TASK_CODE = {"configuration_arguments.py", "configuration_ernie_task.py", "inputs_ernie.py"}
+UIE_CODE = ERNIE_TASK_CODE | {"configuration_ernie_uie.py", "modeling_ernie_uie.py"}
+UTC_CODE = ERNIE_TASK_CODE | {"configuration_ernie_utc.py", "modeling_ernie_utc.py"}
+CODE = {
+    "configuration_arguments.py",
+    "configuration_ernie_task.py",
+    "configuration_ernie_uie.py",
+    "modeling_ernie_uie.py",
+    "inputs_ernie.py",
+}
+UTC_CODE = {
+    "configuration_arguments.py",
+    "configuration_ernie_task.py",
+    "configuration_ernie_utc.py",
+    "modeling_ernie_utc.py",
+    "inputs_ernie.py",
+}
 CODE = {
     "glm": GLM_CODE | HOST_CODE | QUANTIZER_CODE,
     "glm_int4": GLM_CODE | HOST_CODE | QUANTIZER_CODE,
