@@ -21,9 +21,8 @@ from typing import BinaryIO
 import torch
 
 from .operations import Shape, TensorSpec
-from .paddle_opcodes import checked_spec
-from .paddle_pickle import foreign_kind, read_structured_names, row_major
-from .readers import CheckpointError, LazyFile, StoredTensor
+from .paddle_pickle import foreign_kind, read_structured_names
+from .readers import CheckpointError, LazyFile, StoredTensor, checked_spec, row_major
 from .state_map import PlannedTensor
 from .writer import WriteError
 

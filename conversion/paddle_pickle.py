@@ -1,6 +1,6 @@
 """Paddle's `.pdparams`, a pickle of {name: numpy array}: read and written without Paddle and without running pickles.
 
-`paddle_opcodes` works out what the pickle describes; here its arrays become tensors of a mapped file. Arrays whose
+`paddle_unpickler` works out what the pickle describes; here its arrays become tensors of a mapped file. Arrays whose
 bytes the file holds as text (protocols 0 to 2: Python 2 had no bytes) or in several slices (protocols 2 and 3 end at
 4 GB) do not lie anywhere as they are; they are put together in memory, one at a time, when they are asked for.
 
@@ -21,20 +21,21 @@ from typing import Any, BinaryIO
 import torch
 
 from .operations import TensorSpec
-from .paddle_opcodes import (
+from .paddle_unpickler import (
     CHUNK_BYTES,
+    DAMAGE,
     MAX_TEXT_BYTES,
     NUMPY_DTYPES,
     ArraySymbol,
-    Latin1Text,
+    Entries,
     Literal,
-    Machine,
     NameSymbol,
     PickleRefusal,
-    checked_spec,
+    describe,
+    text,
     unquote,
 )
-from .readers import CheckpointError, LazyFile, StoredTensor
+from .readers import CheckpointError, LazyFile, StoredTensor, checked_spec, row_major
 from .state_map import PlannedTensor
 from .writer import WriteError
 
@@ -44,10 +45,7 @@ SLICE_TABLE = "UnpackBigParamInfor@@"
 NUMPY_CODES = {dtype: code for code, dtype in NUMPY_DTYPES.items()}
 TORCH_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 
-DAMAGE = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, struct.error)
-"""What walking a damaged pickle raises."""
-
-Parts = tuple[Literal | Latin1Text, ...]
+Parts = tuple[Literal, ...]
 
 
 class PaddlePickle(LazyFile):
@@ -131,15 +129,14 @@ class PaddlePickle(LazyFile):
         return target
 
 
-def _decoded(file: BinaryIO, part: Literal | Latin1Text) -> Iterator[bytes]:
+def _decoded(file: BinaryIO, part: Literal) -> Iterator[bytes]:
     """The bytes a literal stands for, chunk by chunk."""
-    literal = part.text if isinstance(part, Latin1Text) else part
-    file.seek(literal.offset)
-    if literal.form == "quoted":
-        yield unquote(file.read(literal.length))
+    file.seek(part.offset)
+    if part.form == "quoted":
+        yield unquote(file.read(part.length))
         return
-    decoder = codecs.getincrementaldecoder(literal.form)() if isinstance(part, Latin1Text) else None
-    left = literal.length
+    decoder = codecs.getincrementaldecoder(part.form)() if part.is_latin1 else None
+    left = part.length
     while left:
         chunk = file.read(min(left, CHUNK_BYTES))
         left -= len(chunk)
@@ -156,8 +153,8 @@ def open_pdparams(path: Path) -> PaddlePickle:
         CheckpointError: missing, empty, cut short, another kind of file, a pickle of anything but {name: array}, a
             name that stands twice, an array that no weights file holds (big-endian, objects, ...).
     """
-    with _open_pickle(path) as (machine, value):
-        content = _Contents(path, machine, value)
+    with _open_pickle(path) as value:
+        content = _Contents(path, value)
     return PaddlePickle(path, content.tensors, content.parts, content.static_names, content.extras)
 
 
@@ -167,17 +164,17 @@ def read_structured_names(path: Path) -> dict[str, str]:
     Raises:
         CheckpointError: as `open_pdparams`.
     """
-    names = {}
-    with _open_pickle(path) as (machine, value):
-        for static_name, entries in value.items():
-            if "structured_name" in entries:
-                names[static_name] = machine.text(entries["structured_name"])
-    return names
+    with _open_pickle(path) as value:
+        return {
+            static_name: text(entries["structured_name"])
+            for static_name, entries in value.items()
+            if "structured_name" in entries
+        }
 
 
 @contextlib.contextmanager
-def _open_pickle(path: Path) -> Iterator[tuple[Machine, Any]]:
-    """Walks a pickle; what goes wrong then or while its symbols are worked on becomes a `CheckpointError`."""
+def _open_pickle(path: Path) -> Iterator[Any]:
+    """What a pickle describes; what goes wrong then or while its symbols are worked on becomes a `CheckpointError`."""
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file. Copy the complete checkpoint.")
     other = foreign_kind(path)
@@ -185,8 +182,7 @@ def _open_pickle(path: Path) -> Iterator[tuple[Machine, Any]]:
         raise CheckpointError(f"{path}: {other}")
     with path.open("rb") as file:
         try:
-            machine = Machine(file, path.stat().st_size)
-            yield machine, machine.run()
+            yield describe(file, path.stat().st_size)
         except CheckpointError:
             raise
         except PickleRefusal as refusal:
@@ -205,15 +201,14 @@ def _open_pickle(path: Path) -> Iterator[tuple[Machine, Any]]:
 class _Contents:
     """What the dictionary of a `.pdparams` holds, as the arguments of `PaddlePickle`."""
 
-    def __init__(self, path: Path, machine: Machine, value: Any):
+    def __init__(self, path: Path, value: Any):
         self.tensors: dict[str, StoredTensor] = {}
         self.parts: dict[str, Parts] = {}
         self.static_names: dict[str, str] = {}
         self.extras: dict[str, Any] = {}
         self._path = path
-        self._machine = machine
-        self._data: dict[str, Literal | Latin1Text] = {}
-        if not isinstance(value, dict):
+        self._data: dict[str, Literal] = {}
+        if not isinstance(value, Entries):
             raise CheckpointError(
                 f"{path}: holds {_kind(value)}, not a dictionary of tensors. Save the whole state dict: "
                 "paddle.save(model.state_dict(), path)."
@@ -224,7 +219,7 @@ class _Contents:
             self._enter(name, entry)
         for name, description in slices.items():
             self._join(name, description)
-        self.static_names |= {name: machine.text(static) for name, static in table.items() if name in self.tensors}
+        self.static_names |= {name: text(static) for name, static in table.items() if name in self.tensors}
         if not self.tensors:
             raise CheckpointError(f"{path}: {_where_the_tensors_are(value)}")
 
@@ -232,7 +227,7 @@ class _Contents:
         static_name = None
         if isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], ArraySymbol):
             # Saved beside other things, a tensor is a pair with its name in the static graph.
-            static_name, entry = self._machine.text(entry[0]), entry[1]
+            static_name, entry = text(entry[0]), entry[1]
         if not isinstance(entry, ArraySymbol):
             self.extras[str(name)] = self._plain(entry)
             return
@@ -240,10 +235,9 @@ class _Contents:
             raise PickleRefusal(f"holds a tensor under {name!r}, which is no text")
         if entry.spec is None or entry.data is None:
             raise ValueError(f"{name} has no contents")
-        literal = entry.data.text if isinstance(entry.data, Latin1Text) else entry.data
-        self.tensors[name] = StoredTensor(entry.spec, entry.stride, literal.offset)
+        self.tensors[name] = StoredTensor(entry.spec, entry.stride, entry.data.offset)
         self._data[name] = entry.data
-        if isinstance(entry.data, Latin1Text) or literal.form == "quoted":
+        if not entry.data.is_plain:
             self.parts[name] = (entry.data,)
         if static_name is not None:
             self.static_names[name] = static_name
@@ -252,12 +246,12 @@ class _Contents:
         if entry is None or isinstance(entry, bool | int | float):
             return entry
         short = isinstance(entry, Literal) and entry.form != "bytes" and entry.length <= MAX_TEXT_BYTES
-        return self._machine.text(entry) if short else _kind(entry)
+        return text(entry) if short else _kind(entry)
 
     def _join(self, name: str, description: Mapping[str, Any]) -> None:
         """Makes one tensor of the slices that a large one was cut into."""
         shape = tuple(description["OriginShape"])
-        names = [self._machine.text(slice_name) for slice_name in description["slices"]]
+        names = [text(slice_name) for slice_name in description["slices"]]
         missing = [slice_name for slice_name in names if slice_name not in self.tensors]
         if missing or not names:
             raise CheckpointError(
@@ -273,8 +267,7 @@ class _Contents:
         if sum(slice_.shape[0] for slice_ in specs) != math.prod(shape):
             raise ValueError(f"the slices of {name} do not make up its shape {list(shape)}")
         self.parts[name] = tuple(self._data[slice_name] for slice_name in names)
-        literals = [part.text if isinstance(part, Latin1Text) else part for part in self.parts[name]]
-        self.tensors[name] = StoredTensor(spec, row_major(shape), min(literal.offset for literal in literals))
+        self.tensors[name] = StoredTensor(spec, row_major(shape), min(part.offset for part in self.parts[name]))
         for slice_name in names:
             self.parts.pop(slice_name, None)
 
@@ -289,7 +282,9 @@ def _kind(value: Any) -> str:
         return f"{'bytes' if value.form == 'bytes' else 'a text'} of length {value.length}"
     if isinstance(value, NameSymbol):
         return value.name
-    if isinstance(value, dict | list | tuple):
+    if isinstance(value, Entries):
+        return f"a dict of {len(value)}"
+    if isinstance(value, list | tuple):
         return f"a {type(value).__name__} of {len(value)}"
     return f"a {type(value).__name__}"
 
@@ -362,11 +357,6 @@ def _is_prose(head: bytes, last: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return all(letter.isprintable() or letter.isspace() for letter in text)
-
-
-def row_major(shape: Sequence[int]) -> tuple[int, ...]:
-    """The strides, in elements, of a tensor that lies in row-major order without gaps."""
-    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 class PaddleArchive:
@@ -459,5 +449,4 @@ __all__ = [
     "foreign_kind",
     "open_pdparams",
     "read_structured_names",
-    "row_major",
 ]

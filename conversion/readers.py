@@ -10,6 +10,7 @@ otherwise everything ever read would count as this process's memory.
 
 import hashlib
 import json
+import math
 import mmap
 import os
 import pickle
@@ -41,6 +42,7 @@ SAFETENSORS_DTYPES = {
     "BOOL": torch.bool,
 }
 MAX_RANKS = 1024
+MAX_DIMENSIONS = 64  # numpy's own limit
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
 
@@ -64,6 +66,24 @@ class StoredTensor:
         return (
             sum((n - 1) * step for n, step in zip(self.spec.shape, self.stride, strict=True)) + 1
         ) * self.spec.dtype.itemsize
+
+
+def row_major(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides, in elements, of a tensor that lies in row-major order without gaps."""
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+
+
+def checked_spec(shape: Shape, dtype: torch.dtype) -> TensorSpec:
+    """A spec of a shape from a file.
+
+    Raises:
+        ValueError: no tensor can have that shape.
+    """
+    if len(shape) > MAX_DIMENSIONS or any(type(n) is not int or n < 0 for n in shape):
+        raise ValueError("a shape that is no list of lengths")
+    if math.prod(max(n, 1) for n in shape) * dtype.itemsize >= 2**63:  # also what a length of 0 hides
+        raise ValueError(f"the shape {list(shape)}")
+    return TensorSpec(shape, dtype)
 
 
 class LazyFile:
@@ -295,11 +315,7 @@ def _safetensors_entry(entry: Mapping[str, Any], base: int, dtypes: Mapping[str,
     begin, end = entry["data_offsets"]
     if begin < 0 or min(shape, default=0) < 0 or end - begin != spec.nbytes:
         raise ValueError(f"bytes {begin} to {end} for a tensor of {spec.nbytes}")
-    stride, step = [], 1
-    for n in reversed(shape):
-        stride.append(step)
-        step *= n
-    return StoredTensor(spec, tuple(reversed(stride)), base + begin)
+    return StoredTensor(spec, row_major(shape), base + begin)
 
 
 class TensorFiles:
@@ -549,8 +565,10 @@ __all__ = [
     "SafetensorsFolder",
     "StoredTensor",
     "TensorFiles",
+    "checked_spec",
     "open_safetensors_file",
     "open_torch_file",
     "read_safetensors_header",
     "refuse_duplicates",
+    "row_major",
 ]
