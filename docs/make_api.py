@@ -101,7 +101,7 @@ HEAD = """\
 
 Made by `python docs/make_api.py` from the docstrings; change those, not this page. The classes are transformers' own
 kinds: whatever `from_pretrained`, `generate` and `Trainer` take, they take. Letters in shapes are said where they are
-used; B is always the batch.
+used; B is always the batch; "the host" is transformers.
 """
 
 # A Returns section is one text, whose lines are not several results.

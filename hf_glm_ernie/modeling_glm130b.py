@@ -386,8 +386,8 @@ class Glm130bModel(Glm130bPreTrainedModel):
         if input_ids is None:
             if token_type_ids is not None or attention_mask is not padding:
                 if position_ids is None:
-                    shape = inputs_embeds.shape[:2]
-                    position_ids = plain_position_ids(*shape, padding, past_length, inputs_embeds.device)
+                    batch_size, length = inputs_embeds.shape[:2]
+                    position_ids = plain_position_ids(batch_size, length, padding, past_length, inputs_embeds.device)
                 return token_type_ids, position_ids, None
             input_ids = self._ids_seen_in(inputs_embeds, past_length)
 

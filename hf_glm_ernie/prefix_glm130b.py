@@ -12,7 +12,7 @@ Source: `get_masks_and_position_ids` in `generate.py` of the GLM-130B repository
 batch, L new tokens, S all tokens, those in the cache included.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -169,7 +169,8 @@ def layout(
         _refuse_late_sop(input_ids, rows, config.sop_token_id)
         token_type_ids = torch.ones_like(input_ids)
     if position_ids is None:
-        position_ids = plain_position_ids(*input_ids.shape, attention_mask, past_length, input_ids.device)
+        batch_size, length = input_ids.shape
+        position_ids = plain_position_ids(batch_size, length, attention_mask, past_length, input_ids.device)
         if rows is None:
             position_ids = blank_position_ids(
                 input_ids, token_type_ids, position_ids, config.mask_token_id, config.smask_token_id
@@ -204,12 +205,15 @@ def left_padded(
         `input_ids`, `attention_mask`, `token_type_ids`, `position_ids`: each (B, P) int64.
     """
     width = max(len(ids) for ids, _, _ in rows)
-    columns = {"input_ids": [ids for ids, _, _ in rows], "attention_mask": [[1] * len(ids) for ids, _, _ in rows]}
-    columns |= {"token_type_ids": [types for _, types, _ in rows], "position_ids": [places for _, _, places in rows]}
-    fill = {"input_ids": pad_token_id}
+
+    def padded(column: Iterable[Sequence[int]], fill: int = 0) -> torch.Tensor:
+        return torch.tensor([[fill] * (width - len(row)) + list(row) for row in column], device=device)
+
     return {
-        name: torch.tensor([[fill.get(name, 0)] * (width - len(row)) + list(row) for row in column], device=device)
-        for name, column in columns.items()
+        "input_ids": padded((ids for ids, _, _ in rows), pad_token_id),
+        "attention_mask": padded([1] * len(ids) for ids, _, _ in rows),
+        "token_type_ids": padded(types for _, types, _ in rows),
+        "position_ids": padded(positions for _, _, positions in rows),
     }
 
 

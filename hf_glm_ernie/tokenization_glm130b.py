@@ -241,7 +241,7 @@ class Glm130bTokenizer(ChatTemplateMixin, RowsBackend):
         rows = [self._row(item, mode, call.is_split_into_words) for item in given]
         all_ids = self._tokenize(rows, mode)
         call.options["n_sequences"] = 1 + any(isinstance(row, Row) and row.second is not None for row in rows)
-        too_long = [call.truncates and len(ids) > call.max_length for ids in all_ids]
+        too_long = [call.truncates and len(ids) > (call.max_length or 0) for ids in all_ids]
         if call.wants_only_ids and not any(too_long):
             length = call.padded_length(all_ids)
             lazy = LazyEncodings(
