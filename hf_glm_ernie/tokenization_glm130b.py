@@ -182,12 +182,12 @@ class Glm130bTokenizer(ChatTemplateMixin, RowsBackend):
     def _check_encoder(self, rules: dict[str, bool]) -> None:
         """Makes sure that sentencepiece and the backend have one vocabulary, or says what is missing."""
         if self._encoder is not None:
-            expected, found = self._encoder.size, self.vocab_size
-            if expected != found:
+            expected, actual = self._encoder.size, self.vocab_size
+            if expected != actual:
                 raise ValueError(
                     f"ice_text.model and tokenizer.json do not belong together: with num_image_tokens="
                     f"{self.num_image_tokens}, max_blank_length={self.max_blank_length} and byte_fallback="
-                    f"{self.byte_fallback} the one has {expected} tokens, the other {found}. Give the arguments the "
+                    f"{self.byte_fallback} the one has {expected} tokens, the other {actual}. Give the arguments the "
                     "tokenizer was made with, or remove tokenizer.json to have it made anew."
                 )
             return
@@ -333,16 +333,16 @@ class Glm130bTokenizer(ChatTemplateMixin, RowsBackend):
                 texts.append(row)
             else:
                 texts += [part.text for part in row.texts()]
-        found = iter(self._ids(texts, mode.special, mode.split))
+        ids_of_texts = iter(self._ids(texts, mode.special, mode.split))
         tail = [self.token_id(token) for token in mode.tail]
         all_ids = []
         for row in rows:
             if isinstance(row, str):
-                ids = next(found)
+                ids = next(ids_of_texts)
                 ids += tail
             else:
                 for part in row.texts():
-                    part.ids = next(found)
+                    part.ids = next(ids_of_texts)
                 ids = [index for part in row.first for index in part.ids]
                 ids += map(self.token_id, row.tail)
                 ids += [index for part in row.second or () for index in part.ids]
@@ -379,8 +379,8 @@ class Glm130bTokenizer(ChatTemplateMixin, RowsBackend):
         for index, match in enumerate([*matches, None]):
             segment = text[done:] if match is None else text[done : match.start()]
             if segment:
-                found = self._encoder.pieces(segment, special, after_token=index > 0, before_token=match is not None)
-                pieces += [p._replace(start=p.start + done, end=p.end + done) for p in found]
+                own = self._encoder.pieces(segment, special, after_token=index > 0, before_token=match is not None)
+                pieces += [p._replace(start=p.start + done, end=p.end + done) for p in own]
             if match is not None:
                 name = match[match.lastindex or 0]
                 pieces.append(Piece(self.token_id(name), name, *match.span(match.lastindex or 0)))

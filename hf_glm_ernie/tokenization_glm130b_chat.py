@@ -88,19 +88,20 @@ def written_layout(text: str, sop: str, eop: str, eos: str, strict: bool) -> tup
     """
     if sop not in text:
         return None
-    found = []
+    written = []
     for match in re.finditer(rf"({MASK_PATTERN.pattern}|{re.escape(eos)}){re.escape(sop)}", text):
         if match[1] != eos or MASK_PATTERN.search(text, 0, match.start()):
-            found.append(match)
-    if len(found) > 1 and strict:
+            written.append(match)
+    if len(written) > 1 and strict:
+        one, other = written[:2]
         raise ValueError(
-            f"The text has the layout of a row written out {len(found)} times, as {found[0][0]!r} at character "
-            f"{found[0].start()} and {found[1][0]!r} at {found[1].start()}: a row has one context and one answer. "
+            f"The text has the layout of a row written out {len(written)} times, as {one[0]!r} at character "
+            f"{one.start()} and {other[0]!r} at {other.start()}: a row has one context and one answer. "
             "Take it out of the messages, or pass split_special_tokens=True if it is not meant as layout."
         )
-    if len(found) != 1:
+    if len(written) != 1:
         return None
-    (match,) = found
+    (match,) = written
     end = eos if match[1] == eos else ""
     context = text[: match.end(1) - len(end)]
     rest = text[match.end() :]

@@ -309,14 +309,14 @@ class IceTextEncoder:
         prepared, places = self._prepare_with_places(text)
         places = [(0, 0)] * len(left) + places + [(len(text), len(text))] * len(right)
         try:
-            found = self._places(left + prepared + right, special)
+            tokens = self._places(left + prepared + right, special)
         except (RuntimeError, TypeError, UnicodeError) as error:
             raise _not_unicode([text]) or error from error
         if left:
-            found = found[next(i for i, token in enumerate(found) if token.piece == LINE_BREAK) + 1 :]
+            tokens = tokens[next(i for i, token in enumerate(tokens) if token.piece == LINE_BREAK) + 1 :]
         if right:
-            found = found[:-1]
-        return list(_spread(_to_text(token, places) for token in found))
+            tokens = tokens[:-1]
+        return list(_spread(_to_text(token, places) for token in tokens))
 
     def _places(self, prepared: str, special: bool) -> list[Piece]:
         """Sentencepiece's pieces of a prepared text, placed in its characters."""

@@ -287,16 +287,16 @@ class OnlineDistillation(nn.Module):
         for relations, part in zip(source, understood, strict=True):
             inputs = {key: part[key] for key in LEARNER_INPUTS if part.get(key) is not None}
             labelled = self.student_loss_weight > 0 and part.get("labels") is not None
-            with recorded_relations(learner) as found:
+            with recorded_relations(learner) as recorded:
                 output = learner(**inputs, **({"labels": part["labels"]} if labelled else {}))
-            learnt += found
-            if torch.is_grad_enabled() and not found[0].queries.requires_grad:
+            learnt += recorded
+            if torch.is_grad_enabled() and not recorded[0].queries.requires_grad:
                 raise ValueError(
                     f"The relations of {name!r} carry no gradient: its parameters are frozen, or its layers are "
                     "checkpointed with use_reentrant=True. Unfreeze them, or pass use_reentrant=False."
                 )
             divergences.append(
-                relation_divergence(relations, found[0], part["attention_mask"], self.relation_heads[name])
+                relation_divergence(relations, recorded[0], part["attention_mask"], self.relation_heads[name])
             )
             if labelled:
                 if getattr(output, "loss", None) is None:

@@ -88,9 +88,9 @@ def relation_divergence(
                 f"{heads} relation heads do not divide the {name}'s {relations.queries.shape[-1]} wide queries."
             )
     target = relation_log_probabilities(teacher.queries, teacher.keys, heads, attention_mask)
-    found = relation_log_probabilities(student.queries, student.keys, heads, attention_mask)
+    of_student = relation_log_probabilities(student.queries, student.keys, heads, attention_mask)
     real = attention_mask != 0
-    terms = F.kl_div(found, target, reduction="none", log_target=True)
+    terms = F.kl_div(of_student, target, reduction="none", log_target=True)
     # Left out, not multiplied by 0: padding may hold anything, NaN as well.
     terms = terms.masked_fill(~(real[:, None, :, None] & real[:, None, None, :]), 0.0)
     return terms.sum() / (heads * real.sum()).clamp(min=1)
@@ -122,13 +122,13 @@ def common_relation_heads(
             allowed = [n for n in range(1, common + 1) if common % n == 0]
             raise ValueError(f"relation_heads={wanted} does not divide the widths {widths}; these do: {allowed}.")
         return wanted
-    found = max(n for n in range(1, teacher_heads + 1) if common % n == 0)
-    if found == 1 < teacher_heads:
+    heads = max(n for n in range(1, teacher_heads + 1) if common % n == 0)
+    if heads == 1 < teacher_heads:
         raise ValueError(
             f"No number of relation heads above 1 divides the widths {widths}. Choose a student whose width shares a "
             "divisor with the teacher's, or pass relation_heads=1."
         )
-    return found
+    return heads
 
 
 def understanding_layers(model: PreTrainedModel) -> tuple[nn.ModuleList, int, int]:
@@ -186,18 +186,18 @@ def last_query_and_key(model: PreTrainedModel) -> tuple[nn.Module, nn.Module, in
 def recorded_relations(model: PreTrainedModel) -> Iterator[list[Relations]]:
     """Collects the last layer's queries and keys, one entry for each forward of the branch inside the block."""
     query, key, heads = last_query_and_key(model)
-    found: list[Relations] = []
+    recorded: list[Relations] = []
     queries: list[torch.Tensor] = []
 
     def keep_queries(module: nn.Module, args: Any, output: torch.Tensor) -> None:
         queries.append(output)
 
     def keep_keys(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-        found.append(Relations(queries.pop(), output, heads))
+        recorded.append(Relations(queries.pop(), output, heads))
 
     handles = [query.register_forward_hook(keep_queries), key.register_forward_hook(keep_keys)]
     try:
-        yield found
+        yield recorded
     finally:
         for handle in handles:
             handle.remove()

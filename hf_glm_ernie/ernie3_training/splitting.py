@@ -22,8 +22,8 @@ def split_sentences(text: str) -> list[str]:
         rest without an end mark is a sentence of its own.
     """
     sentences, start = [], 0
-    for found in SENTENCE_END.finditer(text):
-        end = found.end()
+    for match in SENTENCE_END.finditer(text):
+        end = match.end()
         while end < len(text) and text[end].isspace():
             end += 1
         sentences.append(text[start:end])
@@ -38,7 +38,7 @@ def split_sentences(text: str) -> list[str]:
 def ends_a_sentence(text: str) -> bool:
     """Whether the last sentence of a text is complete."""
     stripped = text.rstrip()
-    return any(found.end() == len(stripped) for found in SENTENCE_END.finditer(stripped))
+    return any(match.end() == len(stripped) for match in SENTENCE_END.finditer(stripped))
 
 
 def complete_sentences(text: str) -> str:

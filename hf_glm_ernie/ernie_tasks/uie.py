@@ -163,8 +163,8 @@ class _Reader:
             spans.setdefault(question_index, []).append(of_window)
         answers = []
         for question in questions:
-            found = spans.get(first_like[question.text, question.prompt], [])
-            answers.append(_answers(question, texts[question.text], found))
+            of_question = spans.get(first_like[question.text, question.prompt], [])
+            answers.append(_answers(question, texts[question.text], of_question))
         return answers
 
     def _windows(self, index: int, question: _Question, text: str) -> Iterator[Window]:
@@ -213,10 +213,12 @@ def _answers(question: _Question, text: str, windows: list[list[Span]]) -> list[
         elected = elect_option(question.prompt, windows)
         if elected is not None:
             return [elected]
-    found = sorted((span for spans in windows for span in spans if not span.in_prompt), key=lambda s: (s.start, s.end))
+    in_text = sorted(
+        (span for spans in windows for span in spans if not span.in_prompt), key=lambda s: (s.start, s.end)
+    )
     return [
         {"text": text[span.start : span.end], "start": span.start, "end": span.end, "probability": span.probability}
-        for span in found
+        for span in in_text
     ]
 
 

@@ -58,8 +58,8 @@ class StopTexts(StoppingCriteria):
     def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
         """As in the host: (rows, T) ids; returns (rows,) bool."""
         answers = [answer_text(self.tokenizer, ids) for ids in input_ids[:, self.prompt_length :].tolist()]
-        found = [any(text in answer for text in self.texts) for answer in answers]
-        return torch.tensor(found, device=input_ids.device)  # type: ignore[return-value]  # a BoolTensor
+        ended = [any(text in answer for text in self.texts) for answer in answers]
+        return torch.tensor(ended, device=input_ids.device)  # type: ignore[return-value]  # a BoolTensor
 
 
 class Glm130bLM(TemplateLM):

@@ -453,8 +453,8 @@ def cond_log_probs(
             text = fit_text(context, size - 2 - (1 if one_sop else sum(map(len, group))), mask_id, where)
             rows.append(choice_row(text, group, mask_id, tokenizer.sop_token_id, one_sop=one_sop, **kind))
         counts.append(len(groups))
-    found = iter(span_scores(model, rows, batch_size=batch_size, progress=progress, what="Scoring choices"))
-    return [[score.log_prob for _ in range(count) for score in next(found)] for count in counts]
+    scores = iter(span_scores(model, rows, batch_size=batch_size, progress=progress, what="Scoring choices"))
+    return [[score.log_prob for _ in range(count) for score in next(scores)] for count in counts]
 
 
 def _check_choices(candidates: list[list[int]], where: str) -> None:
@@ -511,13 +511,13 @@ def lm_loss(
         for ids in token_ids(tokenizer, texts, masks_in_text=False)
     ]
     rows = [row for part in windows for row in part]
-    found = iter(span_scores(model, rows, batch_size=batch_size, progress=progress, what="Scoring windows"))
+    scores = iter(span_scores(model, rows, batch_size=batch_size, progress=progress, what="Scoring windows"))
     losses = []
     for text, part in zip(texts, windows, strict=True):
         is_text = isinstance(text, str)
         losses.append(
             TextLoss(
-                windows=[-next(found)[0].log_prob for _ in part],
+                windows=[-next(scores)[0].log_prob for _ in part],
                 num_tokens=sum(len(row.targets[0]) for row in part),
                 num_words=len(text.strip().split(" ")) if is_text else None,  # type: ignore[union-attr]  # a str
                 num_bytes=len(text.encode()) if is_text else None,  # type: ignore[union-attr]  # is_text says so

@@ -229,10 +229,10 @@ def _is_weight_only(quantization: object) -> bool:
 
 def _dtype(config: PreTrainedConfig, dtype: torch.dtype | str | None) -> torch.dtype:
     chosen = dtype or getattr(config, "dtype", None) or torch.float16
-    found = next((known for name, known in DTYPES.items() if chosen in (name, known)), None)
-    if found is None:
+    dtype_of_name = next((known for name, known in DTYPES.items() if chosen in (name, known)), None)
+    if dtype_of_name is None:
         raise ValueError(f"dtype={str(dtype)!r} is not one of {', '.join(DTYPES)}.")
-    return found
+    return dtype_of_name
 
 
 def _context(config: PreTrainedConfig, context: int | None) -> int:

@@ -52,20 +52,22 @@ def _encoder(size: str, kind: type[ErnieConfig] = ErnieConfig, **changes: Any) -
 
 
 def _encoders() -> dict[str, PreTrainedConfig]:
-    found: dict[str, PreTrainedConfig] = {f"ernie-3.0-{size}-zh": _encoder(size) for size in FIRST}
-    found |= {f"ernie-3.0-tiny-{size}-v1-zh": _encoder(size) for size in WITHOUT_XBASE}
-    found |= {f"ernie-3.0-tiny-{size}-v2-zh": _encoder(size, use_task_id=False) for size in (*WITHOUT_XBASE, "pico")}
-    found["ernie-3.0-tiny-mini-v2-en"] = _encoder(
+    released: dict[str, PreTrainedConfig] = {f"ernie-3.0-{size}-zh": _encoder(size) for size in FIRST}
+    released |= {f"ernie-3.0-tiny-{size}-v1-zh": _encoder(size) for size in WITHOUT_XBASE}
+    released |= {
+        f"ernie-3.0-tiny-{size}-v2-zh": _encoder(size, use_task_id=False) for size in (*WITHOUT_XBASE, "pico")
+    }
+    released["ernie-3.0-tiny-mini-v2-en"] = _encoder(
         "mini", use_task_id=False, vocab_size=50265, max_position_embeddings=514, type_vocab_size=1
     )
     for stem in ("uie", "uie-senta"):
-        found |= {f"{stem}-{size}": _encoder(size, ErnieUIEConfig) for size in WITHOUT_XBASE}
-    found |= {f"uie-base-{use}": _encoder("base", ErnieUIEConfig) for use in ("answer-extractor", "qa-filter")}
-    found["uie-base-en"] = _encoder("base", ErnieUIEConfig, **ENGLISH)
-    found |= {
+        released |= {f"{stem}-{size}": _encoder(size, ErnieUIEConfig) for size in WITHOUT_XBASE}
+    released |= {f"uie-base-{use}": _encoder("base", ErnieUIEConfig) for use in ("answer-extractor", "qa-filter")}
+    released["uie-base-en"] = _encoder("base", ErnieUIEConfig, **ENGLISH)
+    released |= {
         f"utc-{size}": _encoder(size, ErnieUTCConfig, vocab_size=39981, use_task_id=size == "xbase") for size in SIZES
     }
-    found["utc-large"] = _encoder(
+    released["utc-large"] = _encoder(
         "base",
         ErnieUTCConfig,
         num_hidden_layers=24,
@@ -76,15 +78,15 @@ def _encoders() -> dict[str, PreTrainedConfig]:
         type_vocab_size=2,
         hidden_act="relu",
     )
-    found |= {f"rocketqa-{size}-cross-encoder": _encoder(size, **CROSS) for size in WITHOUT_XBASE}
-    found |= {
+    released |= {f"rocketqa-{size}-cross-encoder": _encoder(size, **CROSS) for size in WITHOUT_XBASE}
+    released |= {
         f"rocketqa-zh-{size}-{side}-encoder": _encoder(size) for size in WITHOUT_XBASE for side in ("query", "para")
     }
     for stem, changes in (("zh-dureader", DUREADER), ("v1-marco", ENGLISH), ("v2-en-marco", ENGLISH)):
         stem = f"rocketqa{'' if stem.startswith('v2') else '-'}{stem}"
-        found |= {f"{stem}-{side}-encoder": _encoder("base", **changes) for side in ("query", "para")}
-        found[f"{stem}-cross-encoder"] = _encoder("base", **changes, **CROSS)
-    return found
+        released |= {f"{stem}-{side}-encoder": _encoder("base", **changes) for side in ("query", "para")}
+        released[f"{stem}-cross-encoder"] = _encoder("base", **changes, **CROSS)
+    return released
 
 
 PRESETS: dict[str, PreTrainedConfig] = {

@@ -121,6 +121,8 @@ HOST_PRIVATE: tuple[HostName, ...] = (
     HostName("transformers.pipelines.text_generation:ReturnType", "what was asked of it"),
     # tokenizers
     HostName(_TOKENIZER + "_encode_plus", "rows are cut by the original's rules"),
+    HostName("tokenizers:Encoding.__setstate__", "makes a row's record, whose constructor takes nothing, from JSON"),
+    HostName("tokenizers:Encoding.__getstate__", "copies a row's record with other token types"),
     HostName(_TOKENIZER + "_add_tokens", "added tokens get the original's ids"),
     HostName(_TOKENIZER + "_decode", "blanks, tabs and newlines come back"),
     HostName(_TOKENIZER + "_encode_without_added_tokens", "control tokens in what users say", ("text",), since="5.20"),
