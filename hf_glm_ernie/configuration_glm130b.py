@@ -119,7 +119,8 @@ class Glm130bConfig(PreTrainedConfig):
         if self.hidden_size % self.num_attention_heads or (self.hidden_size // self.num_attention_heads) % 2:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} must divide hidden_size={self.hidden_size} into "
-                "heads of even size (rotary positions turn pairs of dimensions). The released model has 96 heads of 128."
+                "heads of even size (rotary positions turn pairs of dimensions). The released model has 96 heads "
+                "of 128."
             )
         if self.rotary_dtype not in ROTARY_DTYPES:
             raise ValueError(
