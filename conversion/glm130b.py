@@ -32,7 +32,8 @@ from .glm130b_quantized import (
 from .glm130b_settings import Sizes, build_config, read_settings
 from .job import Job
 from .operations import Concat, Drop, Replicated, SettingsError, Shape, Split, SplitGlu, SplitQkv, Tied
-from .readers import CheckpointError, RankCheckpoint, SafetensorsFolder
+from .rank_files import RankCheckpoint
+from .readers import CheckpointError, SafetensorsFolder
 from .state_map import Plan, Row, StateMap
 from .writer import OutputFile, TorchArchive, plan_shards
 

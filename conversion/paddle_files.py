@@ -5,7 +5,6 @@ The layouts, in the order they are looked for: `model_state.pdparams.index.json`
 ERNIE-kit's `params`, a combined static file with its program, and a folder of one static file for each variable.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,9 +17,9 @@ from .readers import (
     SAFETENSORS_DTYPES,
     CheckpointError,
     LazyFile,
-    TensorFiles,
+    NamedFiles,
     read_safetensors_header,
-    refuse_duplicates,
+    read_weight_map,
 )
 
 PDPARAMS = "model_state.pdparams"
@@ -34,7 +33,7 @@ PADDLE_DTYPES = {**SAFETENSORS_DTYPES, "U16": torch.bfloat16}
 PADDLE_FORMATS = ("np", "pd", None)  # None: a file without metadata
 
 
-class PaddleFiles(TensorFiles):
+class PaddleFiles(NamedFiles):
     """A Paddle checkpoint: tensors by name, whichever file they lie in.
 
     Args:
@@ -43,9 +42,6 @@ class PaddleFiles(TensorFiles):
         folder: Where configuration and vocabulary lie.
         static_names: Name -> name of the same tensor in a static graph, where the files tell.
         extras: What the files hold beside tensors: value, or a few words.
-
-    Attributes:
-        specs: Name -> shape and dtype, in the order of the files.
 
     Raises:
         CheckpointError: a name that stands in two files.
@@ -59,33 +55,11 @@ class PaddleFiles(TensorFiles):
         static_names: Mapping[str, str] | None = None,
         extras: Mapping[str, Any] | None = None,
     ):
-        super().__init__(files)
+        super().__init__(files, folder)
         self.kind = kind
         self.folder = folder
         self.static_names = dict(static_names or {})
         self.extras = dict(extras or {})
-        self._home: dict[str, int] = {}
-        for number, file in enumerate(self.files):
-            for name in file.tensors:
-                if name in self._home:
-                    raise CheckpointError(
-                        f"{folder}: {name} stands in {self.files[self._home[name]].path.name} and in "
-                        f"{file.path.name}. Remove one."
-                    )
-                self._home[name] = number
-        self.specs = {name: file.tensors[name].spec for file in self.files for name in file.tensors}
-
-    def tensor(self, part: int, name: str) -> torch.Tensor:
-        """The unread tensor `name`; the names are unique, so `part` does not matter."""
-        return super().tensor(self._home[name], name)
-
-    def release(self, part: int, name: str) -> None:
-        """Hands its pages back."""
-        super().release(self._home[name], name)
-
-    def forget(self, part: int, name: str) -> None:
-        """Also drops it from the system's file cache."""
-        super().forget(self._home[name], name)
 
 
 def open_paddle_source(path: Path) -> PaddleFiles:
@@ -159,14 +133,9 @@ def _open_sharded(index: Path) -> PaddleFiles:
         raise CheckpointError(
             f"{index}: not the index of a Paddle checkpoint. Pass the folder that holds the weights."
         )
-    weight_map = _read_weight_map(index)
+    weight_map = read_weight_map(index)
     folder, (stem, suffix) = index.parent, single.rsplit(".", 1)
     listed = sorted(set(weight_map.values()))
-    missing = [name for name in listed if not (folder / name).is_file()]
-    if missing:
-        raise CheckpointError(
-            f"{folder}: missing {', '.join(missing)}, which the index names. Copy the missing shards."
-        )
     extra = sorted({path.name for path in folder.glob(f"{stem}-*-of-*.{suffix}")} - set(listed))
     if extra:
         raise CheckpointError(
@@ -174,28 +143,8 @@ def _open_sharded(index: Path) -> PaddleFiles:
         )
     open_files = _from_pdparams if single == PDPARAMS else _from_safetensors
     opened = open_files([folder / name for name in listed])
-    found = {name: file.path.name for file in opened.files for name in file.tensors}
-    wrong = sorted(name for name in weight_map.keys() | found.keys() if weight_map.get(name) != found.get(name))
-    if wrong:
-        raise CheckpointError(
-            f"{index}: {len(wrong)} names do not lie where it says, e.g. {wrong[0]} "
-            f"(index: {weight_map.get(wrong[0])}, shards: {found.get(wrong[0])}). Copy the folder again."
-        )
+    opened.check_index(index, weight_map)
     return opened
-
-
-def _read_weight_map(index: Path) -> dict[str, str]:
-    if not index.is_file():
-        raise CheckpointError(f"{index}: no such file. Copy the complete folder.")
-    try:
-        entries = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=refuse_duplicates)["weight_map"]
-        weight_map = {str(name): str(shard) for name, shard in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: not an index of weights ({error}). Copy the folder again.") from error
-    elsewhere = sorted(shard for shard in set(weight_map.values()) if Path(shard).name != shard)
-    if elsewhere or not weight_map:
-        raise CheckpointError(f"{index}: names {', '.join(elsewhere) or 'no shards'}. Copy the folder again.")
-    return weight_map
 
 
 def _from_pdparams(paths: Sequence[Path]) -> PaddleFiles:

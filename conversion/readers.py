@@ -1,4 +1,4 @@
-"""Lazy tensors from checkpoint files: tensor-parallel torch pickles as released, and safetensors folders.
+"""Lazy tensors from checkpoint files: torch's pickles and safetensors, one file or many.
 
 Opening a file reads its header only. The pickle goes through `torch.load(weights_only=True)`, so nothing in it is ever
 executed, under a `FakeTensorMode`, which makes tensors of shape, dtype and file offset without data. The bytes are
@@ -28,7 +28,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from .state_map import ConversionError, Shape, TensorSpec
 from .torch_zip import read_records
 
-RANK_FILE = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -41,7 +40,8 @@ SAFETENSORS_DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-MAX_RANKS = 1024
+SAFETENSORS_SINGLE = "model.safetensors"
+SAFETENSORS_INDEX = "model.safetensors.index.json"
 MAX_DIMENSIONS = 64  # numpy's own limit
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 
@@ -346,176 +346,32 @@ def _size_and_time(path: Path) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 
-class RankCheckpoint(TensorFiles):
-    """A tensor-parallel checkpoint: `latest` with an iteration, `<iteration>/mp_rank_XX_model_states.pt` per rank.
+class NamedFiles(TensorFiles):
+    """Files that share no name: tensors are asked for by name, whichever file they lie in.
 
     Args:
-        folder: The folder with `latest`, or the iteration's folder itself.
+        files: The open files.
+        folder: Where they lie, for messages.
 
     Attributes:
-        iteration: The iteration, as text.
-        specs: Name -> shape and dtype, the same on every rank.
+        specs: Name -> shape and dtype, in the order of the files.
 
     Raises:
-        CheckpointError: `latest` missing or pointing nowhere; a rank missing; ranks that differ in names, shapes,
-            dtypes or iteration; an unreadable file.
+        CheckpointError: a name that stands in two files.
     """
 
-    def __init__(self, folder: Path):
-        iteration_folder = _iteration_folder(folder)
-        opened = [open_torch_file(path, "module") for path in _rank_paths(iteration_folder)]
-        super().__init__([file for file, _ in opened])
-        self.folder = iteration_folder
-        self.iteration = iteration_folder.resolve().name
-        self._check_iterations([rest for _, rest in opened])
-        self._check_ranks_agree()
-        self.specs = {name: stored.spec for name, stored in self.files[0].tensors.items()}
-
-    def _check_iterations(self, rests: Sequence[Mapping[str, Any]]) -> None:
-        saved = {
-            file.path.name: str(rest["iteration"])
-            for file, rest in zip(self.files, rests, strict=True)
-            if "iteration" in rest
-        }
-        if len(set(saved.values())) > 1:
-            raise CheckpointError(
-                f"{self.folder}: the ranks come from different iterations: "
-                f"{', '.join(f'{name} from {iteration}' for name, iteration in saved.items())}. Copy all ranks of "
-                "one iteration."
-            )
-
-    def _check_ranks_agree(self) -> None:
-        first = self.files[0]
-        for file in self.files[1:]:
-            different = sorted(first.tensors.keys() ^ file.tensors.keys())
-            if different:
-                holder = first if different[0] in first.tensors else file
-                raise CheckpointError(
-                    f"{file.path} and {first.path.name} hold different names, {len(different)} of them, e.g. "
-                    f"{different[0]} (only in {holder.path.name}). Copy all ranks of one checkpoint."
-                )
-            for name, stored in file.tensors.items():
-                if stored.spec != first.tensors[name].spec:
-                    raise CheckpointError(
-                        f"{file.path}: {name} is {_describe(stored.spec)}, in {first.path.name} it is "
-                        f"{_describe(first.tensors[name].spec)}. The ranks come from different checkpoints; copy all "
-                        "ranks of one."
-                    )
-
-    def ranks_that_differ(self, names: Sequence[str]) -> list[tuple[int, str]]:
-        """(rank, name) of every tensor that is not, bit for bit, rank 0's; for small tensors that should be alike."""
-        found: list[tuple[int, str]] = []
-        for name in names:
-            digests = [file.digest(name) for file in self.files]
-            found.extend((rank, name) for rank, digest in enumerate(digests) if digest != digests[0])
-        return found
-
-
-def _describe(spec: TensorSpec) -> str:
-    return f"{list(spec.shape)} {str(spec.dtype).removeprefix('torch.')}"
-
-
-def _iteration_folder(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder. --source is the folder that holds `latest`.")
-    latest = folder / "latest"
-    has_ranks = _has_ranks(folder)
-    iterations = sorted(path.name for path in folder.iterdir() if path.is_dir() and _has_ranks(path))
-    present = f"folders with rank files here: {', '.join(iterations) or 'none'}"
-    if not latest.is_file():
-        if has_ranks:
-            return folder
-        raise CheckpointError(
-            f"{folder}: no `latest`, which names the iteration, and no mp_rank_XX_model_states.pt ({present}). Pass "
-            "an iteration's folder itself, or write its name into `latest`."
-        )
-    if has_ranks:
-        raise CheckpointError(
-            f"{folder}: rank files beside `latest`, so it is not clear which are meant ({present}). Pass the folder "
-            "meant."
-        )
-    iteration = latest.read_text(encoding="utf-8", errors="replace").strip()
-    if iteration not in iterations:
-        raise CheckpointError(
-            f"{latest}: names the iteration {iteration!r}, but {folder / 'ITERATION'} with rank files is not there "
-            f"({present}). Copy that iteration, or correct `latest`."
-        )
-    return folder / iteration
-
-
-def _has_ranks(folder: Path) -> bool:
-    return any(RANK_FILE.fullmatch(path.name) for path in folder.iterdir())
-
-
-def _rank_paths(folder: Path) -> list[Path]:
-    found: dict[int, Path] = {}
-    for path in sorted(folder.iterdir()):
-        match = RANK_FILE.fullmatch(path.name)
-        if match is None:
-            continue
-        rank = int(match.group(1))
-        if rank in found:
-            raise CheckpointError(
-                f"{folder}: rank {rank} is there twice, {found[rank].name} and {path.name}. Remove one."
-            )
-        found[rank] = path
-    highest = max(found)
-    missing = [rank for rank in range(min(highest, MAX_RANKS)) if rank not in found]
-    if highest >= MAX_RANKS:
-        raise CheckpointError(f"{folder}: {found[highest].name} is no rank of any checkpoint. Remove it.")
-    if missing:
-        names = ", ".join(f"mp_rank_{rank:02d}_model_states.pt" for rank in missing)
-        elsewhere = sorted(
-            str(path) for rank in missing for path in folder.parent.glob(f"*/mp_rank_{rank:02d}_model_states.pt")
-        )
-        hint = f" There is {', '.join(elsewhere)}, of another iteration." if elsewhere else ""
-        raise CheckpointError(
-            f"{folder}: missing {names}; found {', '.join(path.name for path in found.values())}.{hint} Copy the "
-            "missing ranks of this iteration."
-        )
-    return [found[rank] for rank in sorted(found)]
-
-
-class SafetensorsFolder(TensorFiles):
-    """A folder with `model.safetensors`, or shards and `model.safetensors.index.json`.
-
-    Args:
-        folder: The folder.
-
-    Attributes:
-        specs: Name -> shape and dtype.
-
-    Raises:
-        CheckpointError: no weights; a shard missing, extra or unreadable; a name in two shards; an index that does not
-            match.
-    """
-
-    def __init__(self, folder: Path):
-        paths = _shard_paths(folder)
-        super().__init__([open_safetensors_file(path) for path in paths])
+    def __init__(self, files: Sequence[LazyFile], folder: Path):
+        super().__init__(files)
         self._home: dict[str, int] = {}
         for number, file in enumerate(self.files):
             for name in file.tensors:
                 if name in self._home:
                     raise CheckpointError(
-                        f"{folder}: {name} stands in {paths[self._home[name]].name} and in {paths[number].name}. "
-                        "Remove one."
+                        f"{folder}: {name} stands in {self.files[self._home[name]].path.name} and in "
+                        f"{file.path.name}. Remove one."
                     )
                 self._home[name] = number
         self.specs = {name: file.tensors[name].spec for file in self.files for name in file.tensors}
-        index = folder / "model.safetensors.index.json"
-        if index.is_file():
-            listed = _weight_map(index)
-            wrong = sorted(
-                name for name in listed.keys() | self._home.keys() if listed.get(name) != self._shard_of(name)
-            )
-            if wrong:
-                raise CheckpointError(
-                    f"{index}: {len(wrong)} names do not lie where it says, e.g. {wrong[0]}. Copy the folder again."
-                )
-
-    def _shard_of(self, name: str) -> str | None:
-        return self.files[self._home[name]].path.name if name in self._home else None
 
     def tensor(self, part: int, name: str) -> torch.Tensor:
         """The unread tensor `name`; the names are unique, so `part` does not matter."""
@@ -529,39 +385,78 @@ class SafetensorsFolder(TensorFiles):
         """Also drops it from the system's file cache."""
         super().forget(self._home[name], name)
 
+    def check_index(self, index: Path, weight_map: Mapping[str, str]) -> None:
+        """Makes sure that the tensors lie where an index says.
 
-def _shard_paths(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder}: no such folder.")
-    index = folder / "model.safetensors.index.json"
-    single = folder / "model.safetensors"
-    if index.is_file():
-        names = sorted(set(_weight_map(index).values()))
-        missing = [name for name in names if not (folder / name).is_file()]
-        if missing:
+        Raises:
+            CheckpointError: they do not.
+        """
+        placed = {name: self.files[number].path.name for name, number in self._home.items()}
+        wrong = sorted(name for name in weight_map.keys() | placed.keys() if weight_map.get(name) != placed.get(name))
+        if wrong:
             raise CheckpointError(
-                f"{folder}: missing {', '.join(missing)}, which the index names. Copy the missing shards."
+                f"{index}: {len(wrong)} names do not lie where it says, e.g. {wrong[0]} "
+                f"(index: {weight_map.get(wrong[0])}, shards: {placed.get(wrong[0])}). Copy the folder again."
             )
-        return [folder / name for name in names]
-    if single.is_file():
-        return [single]
-    raise CheckpointError(
-        f"{folder}: neither model.safetensors nor model.safetensors.index.json. --source is a converted folder."
-    )
 
 
-def _weight_map(index: Path) -> dict[str, str]:
+def read_weight_map(index: Path) -> dict[str, str]:
+    """Tensor -> file, from the index of a folder's shards, all of which are there.
+
+    Raises:
+        CheckpointError: no such file, not an index, a shard that is missing or lies elsewhere.
+    """
+    if not index.is_file():
+        raise CheckpointError(f"{index}: no such file. Copy the complete folder.")
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=refuse_duplicates)["weight_map"]
-        return {str(name): str(shard) for name, shard in weight_map.items()}
+        entries = json.loads(index.read_text(encoding="utf-8"), object_pairs_hook=refuse_duplicates)["weight_map"]
+        weight_map = {str(name): str(shard) for name, shard in entries.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: not a safetensors index ({error}). Copy the folder again.") from error
+        what = "a safetensors index" if index.name == SAFETENSORS_INDEX else "an index of weights"
+        raise CheckpointError(f"{index}: not {what} ({error}). Copy the folder again.") from error
+    shards = sorted(set(weight_map.values()))
+    elsewhere = [shard for shard in shards if Path(shard).name != shard]
+    if elsewhere or not shards:
+        raise CheckpointError(f"{index}: names {', '.join(elsewhere) or 'no shards'}. Copy the folder again.")
+    missing = [shard for shard in shards if not (index.parent / shard).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{index.parent}: missing {', '.join(missing)}, which the index names. Copy the missing shards."
+        )
+    return weight_map
+
+
+class SafetensorsFolder(NamedFiles):
+    """A folder with `model.safetensors`, or shards and `model.safetensors.index.json`.
+
+    Args:
+        folder: The folder.
+
+    Raises:
+        CheckpointError: no weights; a shard missing, extra or unreadable; a name in two shards; an index that does not
+            match.
+    """
+
+    def __init__(self, folder: Path):
+        if not folder.is_dir():
+            raise CheckpointError(f"{folder}: no such folder.")
+        index, single = folder / SAFETENSORS_INDEX, folder / SAFETENSORS_SINGLE
+        if not index.is_file() and not single.is_file():
+            raise CheckpointError(f"{folder}: neither {single.name} nor {index.name}. --source is a converted folder.")
+        weight_map = read_weight_map(index) if index.is_file() else {}
+        paths = [folder / name for name in sorted(set(weight_map.values()))] or [single]
+        super().__init__([open_safetensors_file(path) for path in paths], folder)
+        if weight_map:
+            self.check_index(index, weight_map)
 
 
 __all__ = [
+    "SAFETENSORS_DTYPES",
+    "SAFETENSORS_INDEX",
+    "SAFETENSORS_SINGLE",
     "CheckpointError",
     "LazyFile",
-    "RankCheckpoint",
+    "NamedFiles",
     "SafetensorsFolder",
     "StoredTensor",
     "TensorFiles",
@@ -569,6 +464,7 @@ __all__ = [
     "open_safetensors_file",
     "open_torch_file",
     "read_safetensors_header",
+    "read_weight_map",
     "refuse_duplicates",
     "row_major",
 ]

@@ -14,13 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from conversion.readers import (
-    CheckpointError,
-    RankCheckpoint,
-    SafetensorsFolder,
-    open_safetensors_file,
-    open_torch_file,
-)
+from conversion.rank_files import RankCheckpoint
+from conversion.readers import CheckpointError, SafetensorsFolder, open_safetensors_file, open_torch_file
 from tests.support.tiny import (
     Hostile,
     Sizes,

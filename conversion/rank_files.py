@@ -1,0 +1,145 @@
+"""The files of GLM-130B's tensor-parallel ranks: which are there, and that they are of one checkpoint."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .operations import TensorSpec
+from .readers import CheckpointError, TensorFiles, open_torch_file
+
+RANK_FILE = re.compile(r"mp_rank_(\d+)_model_states\.pt")
+MAX_RANKS = 1024
+
+
+class RankCheckpoint(TensorFiles):
+    """A tensor-parallel checkpoint: `latest` with an iteration, `<iteration>/mp_rank_XX_model_states.pt` per rank.
+
+    Args:
+        folder: The folder with `latest`, or the iteration's folder itself.
+
+    Attributes:
+        iteration: The iteration, as text.
+        specs: Name -> shape and dtype, the same on every rank.
+
+    Raises:
+        CheckpointError: `latest` missing or pointing nowhere; a rank missing; ranks that differ in names, shapes,
+            dtypes or iteration; an unreadable file.
+    """
+
+    def __init__(self, folder: Path):
+        iteration_folder = _iteration_folder(folder)
+        opened = [open_torch_file(path, "module") for path in _rank_paths(iteration_folder)]
+        super().__init__([file for file, _ in opened])
+        self.folder = iteration_folder
+        self.iteration = iteration_folder.resolve().name
+        self._check_iterations([rest for _, rest in opened])
+        self._check_ranks_agree()
+        self.specs = {name: stored.spec for name, stored in self.files[0].tensors.items()}
+
+    def _check_iterations(self, rests: Sequence[Mapping[str, Any]]) -> None:
+        saved = {
+            file.path.name: str(rest["iteration"])
+            for file, rest in zip(self.files, rests, strict=True)
+            if "iteration" in rest
+        }
+        if len(set(saved.values())) > 1:
+            raise CheckpointError(
+                f"{self.folder}: the ranks come from different iterations: "
+                f"{', '.join(f'{name} from {iteration}' for name, iteration in saved.items())}. Copy all ranks of "
+                "one iteration."
+            )
+
+    def _check_ranks_agree(self) -> None:
+        first = self.files[0]
+        for file in self.files[1:]:
+            different = sorted(first.tensors.keys() ^ file.tensors.keys())
+            if different:
+                holder = first if different[0] in first.tensors else file
+                raise CheckpointError(
+                    f"{file.path} and {first.path.name} hold different names, {len(different)} of them, e.g. "
+                    f"{different[0]} (only in {holder.path.name}). Copy all ranks of one checkpoint."
+                )
+            for name, stored in file.tensors.items():
+                if stored.spec != first.tensors[name].spec:
+                    raise CheckpointError(
+                        f"{file.path}: {name} is {_describe(stored.spec)}, in {first.path.name} it is "
+                        f"{_describe(first.tensors[name].spec)}. The ranks come from different checkpoints; copy all "
+                        "ranks of one."
+                    )
+
+    def ranks_that_differ(self, names: Sequence[str]) -> list[tuple[int, str]]:
+        """(rank, name) of every tensor that is not, bit for bit, rank 0's; for small tensors that should be alike."""
+        different: list[tuple[int, str]] = []
+        for name in names:
+            digests = [file.digest(name) for file in self.files]
+            different.extend((rank, name) for rank, digest in enumerate(digests) if digest != digests[0])
+        return different
+
+
+def _describe(spec: TensorSpec) -> str:
+    return f"{list(spec.shape)} {str(spec.dtype).removeprefix('torch.')}"
+
+
+def _iteration_folder(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder}: no such folder. --source is the folder that holds `latest`.")
+    latest = folder / "latest"
+    has_ranks = _has_ranks(folder)
+    iterations = sorted(path.name for path in folder.iterdir() if path.is_dir() and _has_ranks(path))
+    present = f"folders with rank files here: {', '.join(iterations) or 'none'}"
+    if not latest.is_file():
+        if has_ranks:
+            return folder
+        raise CheckpointError(
+            f"{folder}: no `latest`, which names the iteration, and no mp_rank_XX_model_states.pt ({present}). Pass "
+            "an iteration's folder itself, or write its name into `latest`."
+        )
+    if has_ranks:
+        raise CheckpointError(
+            f"{folder}: rank files beside `latest`, so it is not clear which are meant ({present}). Pass the folder "
+            "meant."
+        )
+    iteration = latest.read_text(encoding="utf-8", errors="replace").strip()
+    if iteration not in iterations:
+        raise CheckpointError(
+            f"{latest}: names the iteration {iteration!r}, but {folder / 'ITERATION'} with rank files is not there "
+            f"({present}). Copy that iteration, or correct `latest`."
+        )
+    return folder / iteration
+
+
+def _has_ranks(folder: Path) -> bool:
+    return any(RANK_FILE.fullmatch(path.name) for path in folder.iterdir())
+
+
+def _rank_paths(folder: Path) -> list[Path]:
+    paths: dict[int, Path] = {}
+    for path in sorted(folder.iterdir()):
+        match = RANK_FILE.fullmatch(path.name)
+        if match is None:
+            continue
+        rank = int(match.group(1))
+        if rank in paths:
+            raise CheckpointError(
+                f"{folder}: rank {rank} is there twice, {paths[rank].name} and {path.name}. Remove one."
+            )
+        paths[rank] = path
+    highest = max(paths)
+    missing = [rank for rank in range(min(highest, MAX_RANKS)) if rank not in paths]
+    if highest >= MAX_RANKS:
+        raise CheckpointError(f"{folder}: {paths[highest].name} is no rank of any checkpoint. Remove it.")
+    if missing:
+        names = ", ".join(f"mp_rank_{rank:02d}_model_states.pt" for rank in missing)
+        elsewhere = sorted(
+            str(path) for rank in missing for path in folder.parent.glob(f"*/mp_rank_{rank:02d}_model_states.pt")
+        )
+        hint = f" There is {', '.join(elsewhere)}, of another iteration." if elsewhere else ""
+        raise CheckpointError(
+            f"{folder}: missing {names}; found {', '.join(path.name for path in paths.values())}.{hint} Copy the "
+            "missing ranks of this iteration."
+        )
+    return [paths[rank] for rank in sorted(paths)]
+
+
+__all__ = ["RankCheckpoint"]
