@@ -22,7 +22,6 @@ import statistics
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +50,15 @@ def measure(what: str, source: Path, target: Path, ranks: int) -> dict[str, floa
 def run_child(what: str, source: Path, target: Path, ranks: int, started: float) -> None:
     """Plans a conversion, then runs it or `cp -r`; prints the measurements as JSON."""
     sys.path.insert(0, str(ROOT))
+    from conversion.classes import expected_shapes
     from conversion.glm130b import ForwardOptions, plan_forward, plan_reverse
     from conversion.job import run
-    from conversion.verify import expected_shapes, verify_file
-    from hf_glm_ernie.modeling_glm130b import Glm130bForCausalLM
+    from conversion.verify import verify_file
 
-    expected = partial(expected_shapes, Glm130bForCausalLM)
     if (source / "model.safetensors.index.json").exists() or (source / "model.safetensors").exists():
-        job = plan_reverse(source, ranks, None, expected)
+        job = plan_reverse(source, ranks, None, expected_shapes)
     else:
-        job = plan_forward(source, ForwardOptions(settings=source / "config.json"), expected)
+        job = plan_forward(source, ForwardOptions(settings=source / "config.json"), expected_shapes)
     evict(source)
     marks = [time.time()]
 

@@ -3,22 +3,20 @@
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from hf_glm_ernie.modeling_glm130b import Glm130bForCausalLM
-
 from . import ernie, ernie3, glm130b
-from .ernie3_classes import expected_shapes_of_class
+from .classes import expected_shapes
 from .ernie3_settings import LAYER_NORM_EPS as LAYER_NORM_EPS_10B
 from .ernie3_settings import Choices
-from .ernie_classes import expected_shapes_of_task
 from .ernie_names import TASK_NAMES
 from .ernie_settings import LAYER_NORM_EPS
-from .job import Job, run
+from .job import ExpectedShapes, ForwardOptions, Job, run
 from .output_folder import refuse_existing
 from .publish import CHECKS, default_output, plan_publication, publish, read_parity
 from .publish_card import CardTexts
@@ -26,7 +24,7 @@ from .publish_classes import license_of
 from .publish_hub import check_repo_name, push, require_token
 from .publish_source import PublishError, read_source
 from .state_map import ConversionError
-from .verify import expected_shapes, verify_file
+from .verify import verify_file
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -86,19 +84,13 @@ def _add_ernie(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     _add_common(
         parser, source="PaddleNLP's file or folder, or a static-graph folder (with --reverse: a converted one)"
     )
-    parser.add_argument("--vocab", type=Path, help="vocab.txt (default: the one beside the weights, if there)")
-    parser.add_argument(
-        "--config",
-        type=Path,
-        help="JSON settings (default: config.json, model_config.json or ernie_config.json there)",
+    _add_of_paddle(
+        parser,
+        vocab="vocab.txt",
+        settings="config.json, model_config.json or ernie_config.json there",
+        eps=f"{LAYER_NORM_EPS:g}, as PaddleNLP computes",
     )
     parser.add_argument("--task", choices=TASK_NAMES, help="head to convert (default: the checkpoint's)")
-    parser.add_argument(
-        "--layer-norm-eps",
-        type=float,
-        metavar="EPS",
-        help=f"of every LayerNorm (default: {LAYER_NORM_EPS:g}, as PaddleNLP computes)",
-    )
     parser.add_argument("--reverse", action="store_true", help="write PaddleNLP's format from a converted folder")
     parser.set_defaults(run=partial(_run_ernie, parser))
 
@@ -127,26 +119,24 @@ def _add_ernie3(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     _add_common(
         parser, source="folder of one file for each variable, or combined file (with --reverse: a converted folder)"
     )
-    parser.add_argument(
-        "--vocab",
-        type=Path,
-        help="the model's vocab.txt, or the released encoders' (default: the one beside the weights, if there)",
+    _add_of_paddle(
+        parser,
+        vocab="the model's vocab.txt, or the released encoders'",
+        settings="ernie_config.json beside the weights, if there",
+        eps=f"the settings', or {LAYER_NORM_EPS_10B:g}",
     )
-    parser.add_argument(
-        "--config", type=Path, help="JSON settings (default: ernie_config.json beside the weights, if there)"
-    )
-    parser.add_argument("--num-attention-heads", type=int, metavar="N", help="default: the settings', or of size 64")
-    parser.add_argument(
-        "--branch-num-attention-heads", type=int, metavar="N", help="default: the settings', or of size 64"
-    )
-    parser.add_argument(
-        "--layer-norm-eps",
-        type=float,
-        metavar="EPS",
-        help=f"of every LayerNorm (default: the settings', or {LAYER_NORM_EPS_10B:g})",
-    )
+    for stack in ("", "branch-"):
+        parser.add_argument(
+            f"--{stack}num-attention-heads", type=int, metavar="N", help="default: the settings', or of size 64"
+        )
     parser.add_argument("--reverse", action="store_true", help="write a static graph's files from a converted folder")
     parser.set_defaults(run=partial(_run_ernie3, parser))
+
+
+def _add_of_paddle(parser: argparse.ArgumentParser, vocab: str, settings: str, eps: str) -> None:
+    parser.add_argument("--vocab", type=Path, help=f"{vocab} (default: the one beside the weights, if there)")
+    parser.add_argument("--config", type=Path, help=f"JSON settings (default: {settings})")
+    parser.add_argument("--layer-norm-eps", type=float, metavar="EPS", help=f"of every LayerNorm (default: {eps})")
 
 
 def _add_common(parser: argparse.ArgumentParser, source: str) -> None:
@@ -172,44 +162,25 @@ def _run_glm130b(parser: argparse.ArgumentParser, options: argparse.Namespace) -
             "--tokenizer, --config, --bits and --replicated-from-rank-0 are for the conversion from the released "
             "format"
         )
-    refuse_existing(options.output)
-    dtype = None if options.dtype is None else getattr(torch, options.dtype)
-    expected = partial(expected_shapes, Glm130bForCausalLM)
-    if options.reverse:
-        job = glm130b.plan_reverse(options.source, options.tensor_parallel, dtype, expected)
-    else:
-        choices = glm130b.ForwardOptions(
-            settings=options.config,
-            tokenizer_model=options.tokenizer,
-            dtype=dtype,
-            bits=options.bits,
-            max_shard_bytes=options.max_shard_size,
-            replicated_from_rank_0=options.replicated_from_rank_0,
-            headers_only=options.dry_run,
-        )
-        job = glm130b.plan_forward(options.source, choices, expected)
-    _run(job, options)
+    forward = partial(
+        glm130b.ForwardOptions,
+        tokenizer_model=options.tokenizer,
+        bits=options.bits,
+        replicated_from_rank_0=options.replicated_from_rank_0,
+    )
+    _run(options, glm130b.plan_forward, forward, partial(glm130b.plan_reverse, ranks=options.tensor_parallel))
 
 
 def _run_ernie(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     if options.reverse and (options.vocab or options.config or options.task or options.layer_norm_eps):
         parser.error("--vocab, --config, --task and --layer-norm-eps are for the conversion from PaddleNLP's format")
-    refuse_existing(options.output)
-    dtype = None if options.dtype is None else getattr(torch, options.dtype)
-    if options.reverse:
-        job = ernie.plan_reverse(options.source, dtype, expected_shapes_of_task)
-    else:
-        choices = ernie.ForwardOptions(
-            settings=options.config,
-            vocab=options.vocab,
-            task=options.task,
-            dtype=dtype,
-            layer_norm_eps=options.layer_norm_eps or LAYER_NORM_EPS,
-            max_shard_bytes=options.max_shard_size,
-            headers_only=options.dry_run,
-        )
-        job = ernie.plan_forward(options.source, choices, expected_shapes_of_task)
-    _run(job, options)
+    forward = partial(
+        ernie.ForwardOptions,
+        vocab=options.vocab,
+        task=options.task,
+        layer_norm_eps=options.layer_norm_eps or LAYER_NORM_EPS,
+    )
+    _run(options, ernie.plan_forward, forward, ernie.plan_reverse)
 
 
 def _run_publish(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -257,23 +228,29 @@ def _run_ernie3(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
             "--vocab, --config, --num-attention-heads, --branch-num-attention-heads and --layer-norm-eps are for the "
             "conversion from static files"
         )
+    forward = partial(ernie3.ForwardOptions, vocab=options.vocab, choices=choices)
+    _run(options, ernie3.plan_forward, forward, ernie3.plan_reverse)
+
+
+def _run(
+    options: argparse.Namespace,
+    plan_forward: Callable[[Path, Any, ExpectedShapes], Job],
+    forward_options: Callable[..., ForwardOptions],
+    plan_reverse: Callable[..., Job],
+) -> None:
+    """Plans a family's conversion in the direction asked for, and runs it."""
     refuse_existing(options.output)
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     if options.reverse:
-        job = ernie3.plan_reverse(options.source, dtype, expected_shapes_of_class)
+        job = plan_reverse(options.source, dtype=dtype, expected=expected_shapes)
     else:
-        forward = ernie3.ForwardOptions(
+        choices = forward_options(
             settings=options.config,
-            vocab=options.vocab,
-            choices=choices,
             dtype=dtype,
             max_shard_bytes=options.max_shard_size,
+            headers_only=options.dry_run,
         )
-        job = ernie3.plan_forward(options.source, forward, expected_shapes_of_class)
-    _run(job, options)
-
-
-def _run(job: Job, options: argparse.Namespace) -> None:
+        job = plan_forward(options.source, choices, expected_shapes)
     print(job.describe(), flush=True)
     if options.dry_run:
         print("dry run: nothing was written")

@@ -5,22 +5,16 @@ other, and the table of the task gives the plan. Nothing is left out silently: a
 distillation layer of micro and nano and second copies of tied tensors are named; any other name is an error.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from transformers import ErnieConfig
 
-from .ernie_files import (
-    Origin,
-    original_config,
-    read_config,
-    read_origin,
-    write_first,
-    write_last,
-    write_original_files,
-)
+from .converted_folder import ConvertedFolder, Record, read_config, read_record
+from .ernie_files import check_config, hub_classes, model_card, original_config, write_original_files
 from .ernie_names import (
     CLASSIFIER,
     CLASSIFIER_TASKS,
@@ -29,15 +23,15 @@ from .ernie_names import (
     TASK_NAMES,
     TASKS,
     TELLTALES,
-    TRAINING_STATE,
     WORD_EMBEDDINGS,
     Task,
     canonical_names,
     find_task,
     layer_of,
+    state_of_training,
     with_prefix,
 )
-from .ernie_settings import LAYER_NORM_EPS, Settings, Sizes, build_config, read_settings
+from .ernie_settings import CONFIG_CLASSES, LAYER_NORM_EPS, Settings, Sizes, build_config, read_settings
 from .ernie_vocabulary import (
     check_highest_id,
     check_vocabulary,
@@ -46,69 +40,33 @@ from .ernie_vocabulary import (
     shared_rows,
     stated_ids,
 )
-from .folder_files import count, main_dtype
-from .job import Job
+from .folder_files import main_dtype, notices_on_left_out
+from .job import ExpectedShapes, Job
+from .job import ForwardOptions as CommonOptions
 from .operations import SameAs, SettingsError, Shape, Split, TensorSpec
-from .paddle_files import PaddleFiles, open_paddle_source
+from .paddle_files import open_paddle_source
 from .paddle_pickle import PaddleArchive
-from .readers import CheckpointError, SafetensorsFolder, TensorFiles
-from .state_map import Plan, StateMap
+from .readers import CheckpointError, SafetensorsFolder, TensorFiles, matrix_shape_of
+from .state_map import StateMap
 from .writer import plan_shards
-
-ExpectedShapes = Callable[[Task, ErnieConfig], Mapping[str, Shape]]
-"""Names and shapes the class of a task has, tied names included."""
 
 WHOLE = Split(ranks=1, heads=1)
 COMPARED_ROWS = 4096
 
 
 @dataclass(frozen=True)
-class ForwardOptions:
+class ForwardOptions(CommonOptions):
     """Choices of a conversion from PaddleNLP's files.
 
     Attributes:
-        settings: JSON file; default: the one beside the weights.
         vocab: `vocab.txt`; default: the one beside the weights.
         task: One of `TASK_NAMES`; default: what settings and tensors tell.
-        dtype: What the weights become; `None` keeps theirs.
         layer_norm_eps: For every LayerNorm.
-        max_shard_bytes: Upper limit of a shard's data.
-        headers_only: Plan without reading any tensor, for a dry run.
     """
 
-    settings: Path | None = None
     vocab: Path | None = None
     task: str | None = None
-    dtype: torch.dtype | None = None
     layer_norm_eps: float = LAYER_NORM_EPS
-    max_shard_bytes: int = 5 * 10**9
-    headers_only: bool = False
-
-
-class RenamedFiles(TensorFiles):
-    """A source whose tensors are asked for under other names.
-
-    Args:
-        source: The files.
-        names: New name -> name in the files.
-    """
-
-    def __init__(self, source: TensorFiles, names: Mapping[str, str]):
-        super().__init__(source.files)
-        self._source = source
-        self._names = names
-
-    def tensor(self, part: int, name: str) -> torch.Tensor:
-        """The unread tensor."""
-        return self._source.tensor(part, self._names[name])
-
-    def release(self, part: int, name: str) -> None:
-        """Hands its pages back."""
-        self._source.release(part, self._names[name])
-
-    def forget(self, part: int, name: str) -> None:
-        """Also drops it from the system's file cache."""
-        self._source.forget(part, self._names[name])
 
 
 def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes) -> Job:
@@ -124,7 +82,8 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
     """
     checkpoint = open_paddle_source(source)
     settings = read_settings(checkpoint.folder, options.settings)
-    names = canonical_names([name for name in checkpoint.specs if not TRAINING_STATE.fullmatch(name)], source)
+    training = state_of_training(checkpoint.specs)
+    names = canonical_names([name for name in checkpoint.specs if name not in training], source)
     task, notices = choose_task(names, settings, options.task, source)
     sizes = read_sizes({name: checkpoint.specs[in_file] for name, in_file in names.items()}, source)
     tokenizer = load_tokenizer(checkpoint.folder, options.vocab)
@@ -134,11 +93,11 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
     left_out = _left_out(names, task, config.num_hidden_layers, options.task is not None)
     names = with_prefix({name: n for name, n in names.items() if name not in left_out}, task)
     specs = {name: checkpoint.specs[in_file] for name, in_file in names.items()}
-    files_by_name = RenamedFiles(checkpoint, names)
     table = task.table(config.task_id if config.use_task_id else 0, repeated)
-    plan = table.forward(specs, WHOLE, _with_pooler(expected(task, config), specs, config, task), options.dtype)
+    shapes = _with_pooler(expected(task.architecture, config), specs, config, task)
+    plan = table.forward(specs, WHOLE, shapes, options.dtype).read_from(names)
     if not options.headers_only:
-        _check_second_copies(table, files_by_name, specs, source)
+        _check_second_copies(table, checkpoint, names, specs, source)
     notices += config_notices + check_vocabulary(tokenizer, config)
     if tokenizer is not None and repeated is not None:
         notices.append(
@@ -147,25 +106,27 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
         )
     files = plan_shards(plan.tensors, options.max_shard_bytes, {"format": "pt"})
     dtype, dtype_notices = main_dtype(plan, specs.values())
-    origin = Origin(checkpoint.kind, task.original, settings.values, dropped=_dropped(plan, left_out, checkpoint))
-
-    def first(folder: Path) -> None:
-        write_first(folder, config, dtype, tokenizer)
-
-    def last(folder: Path, digests: Mapping[str, str]) -> None:
-        write_last(folder, config, files, replace(origin, sha256=digests), task, tokenizer is not None)
-
+    left_out = dict(plan.dropped) | left_out | training
+    source_of = {"kind": checkpoint.kind, "original_class": task.original, "settings": settings.values}
+    small = ConvertedFolder(
+        config,
+        dtype,
+        files,
+        Record(source_of, left_out),
+        partial(model_card, config, task, tokenizer is not None),
+        tokenizer,
+        hub_classes(config),
+    )
     return Job(
         title=f"ERNIE {source} ({checkpoint.kind}, {task.original}) -> safetensors for {task.architecture}",
-        source=files_by_name,
+        source=checkpoint,
         plan=plan,
         files=files,
-        order=[(file.name, position) for file in files for position in range(len(file.tensors))],
         options={"task": task.name, "dtype": str(options.dtype), "config": config.to_json_string()},
-        write_first=first,
-        write_last=last,
-        reopen=lambda folder: _reopen(SafetensorsFolder(folder), plan, folder),
-        notices=[*notices, *dtype_notices, *_notices_on_left_out(origin.dropped)],
+        write_first=small.write_first,
+        reopen=lambda folder: SafetensorsFolder(folder).specs,
+        write_last=small.write_last,
+        notices=[*notices, *dtype_notices, *notices_on_left_out(left_out)],
     )
 
 
@@ -180,18 +141,19 @@ def plan_reverse(source: Path, dtype: torch.dtype | None, expected: ExpectedShap
     Raises:
         ConversionError: anything about the folder that does not fit.
     """
-    config, architecture = read_config(source)
+    config, raw = read_config(source, [ErnieConfig, *CONFIG_CLASSES.values()], "an ERNIE encoder", check_config)
+    architecture = raw["architectures"][0]
     task = find_task(architecture)
     if task is None:
         known = ", ".join(task.architecture for task in TASKS)
         raise CheckpointError(f"{source}: a {architecture}, which PaddleNLP does not have; known are {known}")
     checkpoint = SafetensorsFolder(source)
-    origin = read_origin(source)
+    record = read_record(source, kind=str, original_class=str, settings=dict)
     tokenizer = load_tokenizer(source, None)
     repeated = repeated_rows(tokenizer, {})
     table = task.table(getattr(config, "task_id", 0) if config.use_task_id else 0, repeated)
     specs = checkpoint.specs
-    plan = table.reverse(specs, WHOLE, _with_pooler(expected(task, config), specs, config, task), dtype)
+    plan = table.reverse(specs, WHOLE, _with_pooler(expected(task.architecture, config), specs, config, task), dtype)
     archive = PaddleArchive("model_state.pdparams", plan.tensors)
     main, notices = main_dtype(plan, specs.values())
     if task.prefix + "pooler.dense.weight" not in specs:
@@ -199,7 +161,7 @@ def plan_reverse(source: Path, dtype: torch.dtype | None, expected: ExpectedShap
             "the folder has no pooler (transformers saves none for this class); PaddleNLP will make a random one, "
             "which this head does not use"
         )
-    paddle_config = original_config(config, task, main, origin)
+    paddle_config = original_config(config, task, main, record)
     if tokenizer is not None and tokenizer.paddlenlp_ids():
         check_highest_id(tokenizer, config)
     if tokenizer is not None and repeated is not None:
@@ -213,18 +175,11 @@ def plan_reverse(source: Path, dtype: torch.dtype | None, expected: ExpectedShap
         source=checkpoint,
         plan=plan,
         files=[archive],
-        order=[(archive.name, position) for position in range(len(archive.tensors))],
         options={"task": task.name, "dtype": str(dtype), "reverse": "yes"},
         write_first=lambda folder: write_original_files(folder, paddle_config, source, tokenizer),
-        write_last=lambda folder, digests: None,
-        reopen=lambda folder: _reopen(open_paddle_source(folder), plan, folder),
+        reopen=lambda folder: open_paddle_source(folder).specs,
         notices=notices,
     )
-
-
-def _reopen(written: SafetensorsFolder | PaddleFiles, plan: Plan, folder: Path) -> None:
-    if written.specs != {tensor.name: tensor.spec for tensor in plan.tensors}:
-        raise CheckpointError(f"{folder}: the files do not hold the planned tensors")
 
 
 def choose_task(
@@ -267,9 +222,7 @@ def choose_task(
             f"{where}: there is a `classifier`, and no settings say whose. Pass --task with one of "
             f"{', '.join(CLASSIFIER_TASKS)}."
         )
-    found = find_task(in_file or "features")
-    assert found is not None  # the names are those of TASKS
-    return found, []
+    return next(task for task in TASKS if task.name == (in_file or "features")), []
 
 
 def read_sizes(specs: Mapping[str, TensorSpec], where: object) -> Sizes:
@@ -282,13 +235,7 @@ def read_sizes(specs: Mapping[str, TensorSpec], where: object) -> Sizes:
     Raises:
         CheckpointError: a tensor is missing or not a matrix; layers are missing.
     """
-
-    def matrix(name: str) -> Shape:
-        if name not in specs or len(specs[name].shape) != 2:
-            found = f"of shape {list(specs[name].shape)}" if name in specs else "missing"
-            raise CheckpointError(f"{where}: {name} should be a matrix, it is {found}. Take the complete checkpoint.")
-        return specs[name].shape
-
+    matrix = partial(matrix_shape_of, specs, where=where)
     layers = {layer for name in specs if (layer := layer_of(name)) is not None}
     gaps = sorted(set(range(max(layers, default=0))) - layers)
     if not layers or gaps:
@@ -332,13 +279,16 @@ def _with_pooler(
     return dict(expected) | {name: shape for name, shape in pooler.items() if name in specs}
 
 
-def _check_second_copies(table: StateMap, source: TensorFiles, specs: Mapping[str, TensorSpec], where: object) -> None:
+def _check_second_copies(
+    table: StateMap, source: TensorFiles, names: Mapping[str, str], specs: Mapping[str, TensorSpec], where: object
+) -> None:
     """A tied tensor that the file holds twice must be the same twice."""
     for row in table.rows:
         operation, copy = row.operation, row.source
         if not isinstance(operation, SameAs) or copy is None or copy not in specs or operation.of not in specs:
             continue
-        if specs[copy].shape != specs[operation.of].shape or not _equal(source, copy, operation.of, specs[copy]):
+        same_shape = specs[copy].shape == specs[operation.of].shape
+        if not same_shape or not _equal(source, names[copy], names[operation.of], specs[copy]):
             raise CheckpointError(
                 f"{where}: {copy} is not the same tensor as {operation.of}. PaddleNLP and transformers tie them; a "
                 "checkpoint in which they differ cannot be converted. Save it again from PaddleNLP's class."
@@ -355,26 +305,4 @@ def _equal(source: TensorFiles, one: str, other: str, spec: TensorSpec) -> bool:
     return True
 
 
-def _dropped(plan: Plan, left_out: Mapping[str, str], checkpoint: PaddleFiles) -> dict[str, str]:
-    training = {name: "state of the training" for name in checkpoint.specs if TRAINING_STATE.fullmatch(name)}
-    return dict(plan.dropped) | dict(left_out) | training
-
-
-def _notices_on_left_out(dropped: Mapping[str, str]) -> Sequence[str]:
-    by_reason: dict[str, list[str]] = {}
-    for name, reason in dropped.items():
-        by_reason.setdefault(reason, []).append(name)
-    return [
-        f"left out: {count(len(names), 'tensor')}, e.g. {names[0]} ({reason})" for reason, names in by_reason.items()
-    ]
-
-
-__all__ = [
-    "ExpectedShapes",
-    "ForwardOptions",
-    "RenamedFiles",
-    "choose_task",
-    "plan_forward",
-    "plan_reverse",
-    "read_sizes",
-]
+__all__ = ["ForwardOptions", "choose_task", "plan_forward", "plan_reverse", "read_sizes"]

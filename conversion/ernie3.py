@@ -5,23 +5,22 @@ plan. A model may have both branches or one. Heads of other tasks and what a tra
 out and named; any other name that the table does not know is an error.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from hf_glm_ernie.configuration_ernie3 import Ernie3Config
+from hf_glm_ernie.configuration_ernie3 import HUB_CLASSES, Ernie3Config
 
+from .converted_folder import ConvertedFolder, Record, check_plain, read_config, read_record
 from .ernie3_files import (
-    Origin,
+    check_supported,
     check_vocabulary,
     load_tokenizer,
-    read_config,
-    read_origin,
+    model_card,
     static_settings,
-    write_first,
-    write_last,
     write_static_files,
 )
 from .ernie3_names import (
@@ -34,19 +33,16 @@ from .ernie3_names import (
     static_name,
 )
 from .ernie3_settings import Choices, build_config, read_sizes
-from .ernie_names import TRAINING_STATE
+from .ernie_names import state_of_training
 from .ernie_settings import read_settings
-from .folder_files import count, main_dtype
-from .job import Job
-from .operations import Shape, Split
-from .paddle_files import PaddleFiles, open_paddle_source
+from .folder_files import main_dtype, notices_on_left_out
+from .job import ExpectedShapes, Job
+from .job import ForwardOptions as CommonOptions
+from .operations import Split
+from .paddle_files import open_paddle_source
 from .paddle_lod import LodFile
 from .readers import CheckpointError, SafetensorsFolder
-from .state_map import Plan
 from .writer import plan_shards
-
-ExpectedShapes = Callable[[str, Ernie3Config], Mapping[str, Shape]]
-"""Names and shapes that a class of this package, given by name, has."""
 
 ARCHITECTURES = ("Ernie3ForPreTraining", "Ernie3ForCausalLM", "Ernie3ForMaskedLM")
 """Classes whose parameters all have static names."""
@@ -55,22 +51,16 @@ WHOLE = Split(ranks=1, heads=1)
 
 
 @dataclass(frozen=True)
-class ForwardOptions:
+class ForwardOptions(CommonOptions):
     """Choices of a conversion from static files.
 
     Attributes:
-        settings: JSON file; default: the one beside the weights.
         vocab: `vocab.txt`; default: the one beside the weights.
         choices: Settings that neither files nor tensors tell.
-        dtype: What the weights become; `None` keeps theirs.
-        max_shard_bytes: Upper limit of a shard's data.
     """
 
-    settings: Path | None = None
     vocab: Path | None = None
     choices: Choices = field(default_factory=Choices)
-    dtype: torch.dtype | None = None
-    max_shard_bytes: int = 5 * 10**9
 
 
 def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes) -> Job:
@@ -85,7 +75,7 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
         ConversionError: anything about the files, the settings or the vocabulary that does not fit.
     """
     checkpoint = open_paddle_source(source)
-    left_out = {name: "state of the training" for name in checkpoint.specs if TRAINING_STATE.fullmatch(name)}
+    left_out = state_of_training(checkpoint.specs)
     names = [name for name in checkpoint.specs if name not in left_out]
     refuse_other_models(names, source)
     other_heads = heads_of_other_tasks(names)
@@ -106,28 +96,28 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
     config, config_notices = build_config(settings, sizes, branches, options.choices, tokenizer)
     architecture = choose_architecture(specs)
     config.architectures = [architecture]
-    plan = _read_from(TABLE.forward(specs, WHOLE, expected(architecture, config), options.dtype), in_files)
+    plan = TABLE.forward(specs, WHOLE, expected(architecture, config), options.dtype).read_from(in_files)
     files = plan_shards(plan.tensors, options.max_shard_bytes, {"format": "pt"})
     dtype, dtype_notices = main_dtype(plan, specs.values())
-    origin = Origin(checkpoint.kind, settings.values, first_layers, left_out)
-
-    def first(folder: Path) -> None:
-        write_first(folder, config, dtype, tokenizer)
-
-    def last(folder: Path, digests: Mapping[str, str]) -> None:
-        write_last(folder, config, files, replace(origin, sha256=digests), tokenizer is not None)
-
+    small = ConvertedFolder(
+        config,
+        dtype,
+        files,
+        Record({"kind": checkpoint.kind, "settings": settings.values, "first_layers": first_layers}, left_out),
+        partial(model_card, config, tokenizer is not None),
+        tokenizer,
+        HUB_CLASSES,
+    )
     return Job(
         title=f"ERNIE 3.0 {source} ({checkpoint.kind}, {' and '.join(branches)}) -> safetensors for {architecture}",
         source=checkpoint,
         plan=plan,
         files=files,
-        order=[(file.name, position) for file in files for position in range(len(file.tensors))],
         options={"dtype": str(options.dtype), "config": config.to_json_string()},
-        write_first=first,
-        write_last=last,
-        reopen=lambda folder: _reopen(SafetensorsFolder(folder), plan, folder),
-        notices=[*notices, *config_notices, *dtype_notices, *_notices_on_left_out(left_out)],
+        write_first=small.write_first,
+        reopen=lambda folder: SafetensorsFolder(folder).specs,
+        write_last=small.write_last,
+        notices=[*notices, *config_notices, *dtype_notices, *notices_on_left_out(left_out, name_all=True)],
     )
 
 
@@ -145,34 +135,33 @@ def plan_reverse(source: Path, dtype: torch.dtype | None, expected: ExpectedShap
     Raises:
         ConversionError: anything about the folder that does not fit.
     """
-    config, architecture = read_config(source)
+    config, raw = read_config(source, [Ernie3Config], "an ERNIE 3.0 model", check_plain)
+    check_supported(config, source)
+    architecture = raw["architectures"][0]
     if architecture not in ARCHITECTURES:
         raise CheckpointError(
             f"{source}: a {architecture}, whose parameters the static graph has no names for; it has them for "
             f"{', '.join(ARCHITECTURES)}. Save the model as one of these."
         )
     checkpoint = SafetensorsFolder(source)
-    origin = read_origin(source)
-    first_layers = dict.fromkeys(("nlu", "nlg"), config.num_hidden_layers) | dict(
-        origin.first_layers if origin else {}
-    )
+    record = read_record(source, kind=str, settings=dict, first_layers=_first_layers)
+    first_layers = dict.fromkeys(("nlu", "nlg"), config.num_hidden_layers)
+    first_layers |= record.source["first_layers"] if record else {}
     specs = checkpoint.specs
     plan = TABLE.reverse(specs, WHOLE, expected(architecture, config), dtype)
     plan = replace(plan, tensors=tuple(replace(t, name=static_name(t.name, first_layers)) for t in plan.tensors))
     files = [LodFile(tensor) for tensor in plan.tensors]
     _, notices = main_dtype(plan, specs.values())
-    settings = static_settings(config, origin)
+    settings = static_settings(config, record)
 
     return Job(
         title=f"ERNIE 3.0 {source} ({architecture}) -> static files, one for each variable",
         source=checkpoint,
         plan=plan,
         files=files,
-        order=[(file.name, 0) for file in files],
         options={"dtype": str(dtype), "reverse": "yes"},
         write_first=lambda folder: write_static_files(folder, settings, source),
-        write_last=lambda folder, digests: None,
-        reopen=lambda folder: _reopen(open_paddle_source(folder), plan, folder),
+        reopen=lambda folder: open_paddle_source(folder).specs,
         notices=notices,
     )
 
@@ -185,30 +174,8 @@ def choose_architecture(names: Mapping[str, object]) -> str:
     return "Ernie3ForPreTraining" if pre_trained else "Ernie3ForMaskedLM"
 
 
-def _read_from(plan: Plan, in_files: Mapping[str, str]) -> Plan:
-    """The plan with the names that the source's files have."""
-    return replace(
-        plan,
-        tensors=tuple(
-            replace(tensor, pieces=tuple(replace(piece, source=in_files[piece.source]) for piece in tensor.pieces))
-            for tensor in plan.tensors
-        ),
-    )
+def _first_layers(recorded: Mapping[str, int]) -> dict[str, int]:
+    return {str(branch): int(layer) for branch, layer in recorded.items()}
 
 
-def _reopen(written: SafetensorsFolder | PaddleFiles, plan: Plan, folder: Path) -> None:
-    if written.specs != {tensor.name: tensor.spec for tensor in plan.tensors}:
-        raise CheckpointError(f"{folder}: the files do not hold the planned tensors")
-
-
-def _notices_on_left_out(left_out: Mapping[str, str]) -> Sequence[str]:
-    by_reason: dict[str, list[str]] = {}
-    for name, reason in left_out.items():
-        by_reason.setdefault(reason, []).append(name)
-    return [
-        f"left out: {count(len(names), 'tensor')}, {', '.join(names)} ({reason})"
-        for reason, names in by_reason.items()
-    ]
-
-
-__all__ = ["ARCHITECTURES", "ExpectedShapes", "ForwardOptions", "choose_architecture", "plan_forward", "plan_reverse"]
+__all__ = ["ARCHITECTURES", "ForwardOptions", "choose_architecture", "plan_forward", "plan_reverse"]

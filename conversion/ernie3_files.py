@@ -1,65 +1,25 @@
-"""The small files of a converted ERNIE 3.0 folder (config, tokenizer, record, model card), and of a static one."""
+"""What is ERNIE 3.0's own among the small files of a converted folder (tokenizer, card), and a static folder's."""
 
-import json
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
-from huggingface_hub.errors import StrictDataclassError
-
-import hf_glm_ernie
-from hf_glm_ernie.configuration_ernie3 import HUB_CLASSES, Ernie3Config
+from hf_glm_ernie.configuration_ernie3 import Ernie3Config
 from hf_glm_ernie.tokenization_ernie3 import Ernie3Tokenizer
 from hf_glm_ernie.tokenization_ernie_vocabulary import read_vocabulary
 
+from .converted_folder import Record, origin_of_paddle
 from .ernie3_names import BRANCHES
 from .ernie3_settings import CARRIED
-from .folder_files import RECORD, checksum_table, dtype_name, write_code, write_index, write_json
+from .folder_files import dtype_name, write_json
 from .operations import SettingsError
 from .readers import CheckpointError
-from .writer import OutputFile
 
 STATIC_SETTINGS = "ernie_config.json"
 VOCABULARY = "vocab.txt"
 MAX_UNUSED_IDS = 100
 """Rows of the embeddings without a token, in a model that is not larger than its vocabulary by a hundredth."""
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a converted folder comes from; kept in it as `conversion.json`, read back by `--reverse`.
-
-    Attributes:
-        kind: The source's file format.
-        settings: The source's settings.
-        first_layers: Branch -> number of its first layer in the source's names.
-        dropped: Source name -> why it was left out.
-        sha256: Weight file -> SHA-256; empty if the result was not verified.
-        converter: Version of this package.
-        torch: Version of torch.
-    """
-
-    kind: str
-    settings: Mapping[str, Any]
-    first_layers: Mapping[str, int]
-    dropped: Mapping[str, str] = field(default_factory=dict)
-    sha256: Mapping[str, str] = field(default_factory=dict)
-    converter: str = hf_glm_ernie.__version__
-    torch: str = torch.__version__
-
-
-def read_origin(folder: Path) -> Origin | None:
-    """The record of a converted folder; None if it has none or it is not one."""
-    try:
-        raw = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        first = {str(branch): int(layer) for branch, layer in raw["first_layers"].items()}
-        return Origin(str(raw["kind"]), dict(raw["settings"]), first)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
 
 
 def load_tokenizer(folder: Path, given: Path | None) -> Ernie3Tokenizer | None:
@@ -104,43 +64,12 @@ def check_vocabulary(tokenizer: Ernie3Tokenizer | None, vocab_size: int) -> list
     return []
 
 
-def write_first(folder: Path, config: Ernie3Config, dtype: torch.dtype, tokenizer: Ernie3Tokenizer | None) -> None:
-    """Writes config.json, the tokenizer's files and the model's code (the tokenizer needs none)."""
-    config.dtype = dtype
-    config.auto_map = dict(HUB_CLASSES)
-    config.save_pretrained(folder)
-    write_code(folder, HUB_CLASSES.values())
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
-
-
-def write_last(
-    folder: Path, config: Ernie3Config, files: Sequence[OutputFile], origin: Origin, has_tokenizer: bool
-) -> None:
-    """Writes the index (where there are several shards), the record and the model card."""
-    write_index(folder, files)
-    write_json(folder / RECORD, asdict(origin))
-    (folder / "README.md").write_text(model_card(config, origin, has_tokenizer), encoding="utf-8")
-
-
-def read_config(folder: Path) -> tuple[Ernie3Config, str]:
-    """The configuration of a folder to be written as a static graph's, and the class it is of.
+def check_supported(config: Ernie3Config, folder: Path) -> None:
+    """Makes sure that the static layout has names for all that a model has.
 
     Raises:
-        CheckpointError: not the configuration of an ERNIE 3.0 model, or one the static layout has no names for.
+        CheckpointError: it has not.
     """
-    path = folder / "config.json"
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw.get("model_type") != Ernie3Config.model_type:
-            raise ValueError(f"model_type is {raw.get('model_type')!r}, expected {Ernie3Config.model_type!r}")
-        if raw.get("quantization_config"):
-            raise ValueError("the weights are quantized; only floating-point weights can be written")
-        if len(raw.get("architectures") or []) != 1:
-            raise ValueError(f"architectures should name one class, it is {raw.get('architectures')!r}")
-        config = Ernie3Config.from_dict(raw)
-    except (OSError, ValueError, AttributeError, TypeError, StrictDataclassError) as error:
-        raise CheckpointError(f"{path}: not the configuration of an ERNIE 3.0 model ({error})") from error
     for unknown, what in (
         (config.position_embedding_type != "absolute", "relative positions"),
         (config.num_soft_prompt_genres > 0, "soft prompts"),
@@ -148,20 +77,19 @@ def read_config(folder: Path) -> tuple[Ernie3Config, str]:
     ):
         if unknown:
             raise CheckpointError(
-                f"{path}: a model with {what}; nothing public tells how the static graph names or stores that, so it "
-                "cannot be written."
+                f"{folder / 'config.json'}: a model with {what}; nothing public tells how the static graph names or "
+                "stores that, so it cannot be written."
             )
-    return config, raw["architectures"][0]
 
 
-def static_settings(config: Ernie3Config, origin: Origin | None) -> dict[str, Any]:
+def static_settings(config: Ernie3Config, record: Record | None) -> dict[str, Any]:
     """The `ernie_config.json` of a static folder, in the original's words.
 
     Args:
         config: The model's configuration.
-        origin: The record, if the folder has one: settings this package does not know are taken from it.
+        record: The folder's, if it has one: settings this package does not know are taken from it.
     """
-    values: dict[str, Any] = dict(origin.settings) if origin is not None else {}
+    values: dict[str, Any] = dict(record.source["settings"]) if record is not None else {}
     values |= {key: value for key in CARRIED if (value := getattr(config, key)) is not None}
     values["end_token_id"] = values.pop("eos_token_id", None)
     same = ("vocab_size", "hidden_size", "intermediate_size", "branch_hidden_size", "branch_intermediate_size")
@@ -184,9 +112,9 @@ def write_static_files(folder: Path, settings: Mapping[str, Any], source: Path) 
         shutil.copyfile(source / VOCABULARY, folder / VOCABULARY)
 
 
-def model_card(config: Ernie3Config, origin: Origin, has_tokenizer: bool) -> str:
+def model_card(config: Ernie3Config, has_tokenizer: bool, record: Record) -> str:
     """The README.md of a converted folder."""
-    left_out = "\n".join(f"- `{name}`: {reason}" for name, reason in origin.dropped.items()) or "- nothing"
+    source = f"The static graph's parameters ({record.source['kind']})"
     return CARD.format(
         branches=" and ".join(name for name in BRANCHES if name in config.branches),
         layers=config.num_hidden_layers,
@@ -199,13 +127,7 @@ def model_card(config: Ernie3Config, origin: Origin, has_tokenizer: bool) -> str
         dtype=dtype_name(config.dtype),
         example=GENERATION if "nlg" in config.branches else UNDERSTANDING,
         tokenizer="" if has_tokenizer else NO_TOKENIZER,
-        kind=origin.kind,
-        eps=f"{config.layer_norm_eps:g}",
-        converter=origin.converter,
-        torch=origin.torch,
-        transformers=transformers.__version__,
-        left_out=left_out,
-        checksums=checksum_table(origin.sha256),
+        origin=origin_of_paddle(record, source, config.layer_norm_eps, "ernie3", "the static files"),
     )
 
 
@@ -241,31 +163,14 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 {example}
 ```
 {tokenizer}
-## Origin
-
-The static graph's parameters ({kind}), converted with hf-glm-ernie {converter} (torch {torch}, transformers
-{transformers}). Every LayerNorm has eps {eps}. Weights are renamed and transposed, not changed, unless `--dtype` asked
-for another type; `glm-ernie-convert ernie3 --reverse` writes the static files back. Left out:
-
-{left_out}
-
-{checksums}
-
-## Licence
-
-Whoever published the source checkpoint sets the licence of these weights.
-"""
+{origin}"""
 
 
 __all__ = [
-    "Origin",
+    "check_supported",
     "check_vocabulary",
     "load_tokenizer",
     "model_card",
-    "read_config",
-    "read_origin",
     "static_settings",
-    "write_first",
-    "write_last",
     "write_static_files",
 ]

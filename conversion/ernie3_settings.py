@@ -6,6 +6,7 @@ The original's file counts all layers a text passes: `num_hidden_layers` 60 are 
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
@@ -15,8 +16,8 @@ from hf_glm_ernie.tokenization_ernie3 import Ernie3Tokenizer
 
 from .ernie3_names import BRANCHES, POSITIONS, PROJECTION, TASK_HEADS, TASK_TYPES, TYPES, WORDS
 from .ernie_settings import SAME_ACTIVATIONS, Settings
-from .operations import SettingsError, Shape, TensorSpec
-from .readers import CheckpointError
+from .operations import SettingsError, TensorSpec
+from .readers import CheckpointError, matrix_shape_of
 
 HEAD_SIZE = 64
 """Of every published size, in the universal stack and in the branches."""
@@ -84,13 +85,7 @@ def read_sizes(specs: Mapping[str, TensorSpec], universal: int, branches: Mappin
     Raises:
         CheckpointError: a tensor is missing or not a matrix, or the branches differ in length.
     """
-
-    def matrix(name: str) -> Shape:
-        if name not in specs or len(specs[name].shape) != 2:
-            found = f"of shape {list(specs[name].shape)}" if name in specs else "missing"
-            raise CheckpointError(f"{where}: {name} should be a matrix, it is {found}. Take the complete checkpoint.")
-        return specs[name].shape
-
+    matrix = partial(matrix_shape_of, specs, where=where)
     if len(set(branches.values())) > 1:
         counted = ", ".join(f"{name} {layers}" for name, layers in branches.items())
         raise CheckpointError(f"{where}: the branches should have equally many layers: {counted}")

@@ -1,26 +1,20 @@
-"""The small files of a converted ERNIE folder (config, tokenizer, record, model card), and PaddleNLP's own."""
+"""What is ERNIE's own among the small files of a converted folder (its code, the model card), and PaddleNLP's."""
 
-import json
 import shutil
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from huggingface_hub.errors import StrictDataclassError
 from transformers import ErnieConfig
 
-import hf_glm_ernie
 from hf_glm_ernie import modeling_ernie_uie, modeling_ernie_utc
 from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
 
+from .converted_folder import Record, check_plain, origin_of_paddle
 from .ernie_names import LABELLED_TASKS, Task
-from .ernie_settings import CARRIED, CONFIG_CLASSES
-from .folder_files import RECORD, checksum_table, dtype_name, write_code, write_index, write_json
-from .readers import CheckpointError
-from .writer import OutputFile
+from .ernie_settings import CARRIED
+from .folder_files import dtype_name, write_json
 
 OWN_CLASSES: Mapping[str, Mapping[str, str]] = {
     "ernie_uie": modeling_ernie_uie.HUB_CLASSES,
@@ -47,93 +41,28 @@ PADDLE_KEYS = (
 """Settings that have the same name and meaning in both programs."""
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where a converted folder comes from; kept in it as `conversion.json`, read back by `--reverse`.
-
-    Attributes:
-        kind: The source's file format.
-        original_class: PaddleNLP's class.
-        settings: The source's settings.
-        dropped: Source name -> why it was left out.
-        sha256: Weight file -> SHA-256; empty if the result was not verified.
-        converter: Version of this package.
-        torch: Version of torch.
-    """
-
-    kind: str
-    original_class: str
-    settings: Mapping[str, Any]
-    dropped: Mapping[str, str] = field(default_factory=dict)
-    sha256: Mapping[str, str] = field(default_factory=dict)
-    converter: str = hf_glm_ernie.__version__
-    torch: str = torch.__version__
+def hub_classes(config: ErnieConfig) -> Mapping[str, str]:
+    """`auto_map` of config.json, where transformers has no class."""
+    return OWN_CLASSES.get(config.model_type, {})
 
 
-def read_origin(folder: Path) -> Origin | None:
-    """The record of a converted folder; None if it has none or it is not one."""
-    try:
-        raw = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        return Origin(str(raw["kind"]), str(raw["original_class"]), dict(raw["settings"]))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+def check_config(raw: Mapping[str, Any]) -> None:
+    """Raises `ValueError` for a config.json that PaddleNLP cannot express."""
+    if not raw.get("tie_word_embeddings", True):
+        raise ValueError("tie_word_embeddings is false, and PaddleNLP's heads are always tied")
+    check_plain(raw)
 
 
-def write_first(folder: Path, config: ErnieConfig, dtype: torch.dtype, tokenizer: ErnieTokenizer | None) -> None:
-    """Writes config.json, the tokenizer's files, and the code of a class that transformers does not have."""
-    config.dtype = dtype
-    if config.model_type in OWN_CLASSES:
-        config.auto_map = dict(OWN_CLASSES[config.model_type])
-        write_code(folder, config.auto_map.values())
-    config.save_pretrained(folder)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
-        tokenizer.save_vocabulary(str(folder))
-
-
-def write_last(
-    folder: Path, config: ErnieConfig, files: Sequence[OutputFile], origin: Origin, task: Task, has_tokenizer: bool
-) -> None:
-    """Writes the index (where there are several shards), the record and the model card."""
-    write_index(folder, files)
-    write_json(folder / RECORD, asdict(origin))
-    (folder / "README.md").write_text(model_card(config, origin, task, has_tokenizer), encoding="utf-8")
-
-
-def read_config(folder: Path) -> tuple[ErnieConfig, str]:
-    """The configuration of a folder to be written in PaddleNLP's format, and the class it is of.
-
-    Raises:
-        CheckpointError: not the configuration of an ERNIE encoder, or one PaddleNLP cannot express.
-    """
-    path = folder / "config.json"
-    known: list[type[ErnieConfig]] = [ErnieConfig, *CONFIG_CLASSES.values()]
-    classes = {config_class.model_type: config_class for config_class in known}
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw.get("model_type") not in classes:
-            raise ValueError(f"model_type is {raw.get('model_type')!r}, expected one of {', '.join(classes)}")
-        if raw.get("quantization_config"):
-            raise ValueError("the weights are quantized; only floating-point weights can be written")
-        if not raw.get("tie_word_embeddings", True):
-            raise ValueError("tie_word_embeddings is false, and PaddleNLP's heads are always tied")
-        if len(raw.get("architectures") or []) != 1:
-            raise ValueError(f"architectures should name one class, it is {raw.get('architectures')!r}")
-        return classes[raw["model_type"]].from_dict(raw), raw["architectures"][0]
-    except (OSError, ValueError, AttributeError, TypeError, StrictDataclassError) as error:
-        raise CheckpointError(f"{path}: not the configuration of an ERNIE encoder ({error})") from error
-
-
-def original_config(config: ErnieConfig, task: Task, dtype: torch.dtype, origin: Origin | None) -> dict[str, Any]:
+def original_config(config: ErnieConfig, task: Task, dtype: torch.dtype, record: Record | None) -> dict[str, Any]:
     """The `config.json` PaddleNLP 2.5 and later reads.
 
     Args:
         config: transformers' configuration.
         task: The head.
         dtype: Of the weights.
-        origin: The record, if the folder has one: settings transformers does not know are taken from it.
+        record: The folder's, if it has one: settings transformers does not know are taken from it.
     """
-    values: dict[str, Any] = dict(origin.settings) if origin is not None else {}
+    values: dict[str, Any] = dict(record.source["settings"]) if record is not None else {}
     values |= {key: getattr(config, key) for key in PADDLE_KEYS}
     carried = CARRIED if task.name in LABELLED_TASKS else tuple(key for key in CARRIED if "label" not in key)
     values |= {key: value for key in carried if (value := getattr(config, key, None)) is not None}
@@ -170,26 +99,26 @@ def write_original_files(
     write_json(folder / "tokenizer_config.json", settings | {"model_max_length": config["max_position_embeddings"]})
 
 
-def model_card(config: ErnieConfig, origin: Origin, task: Task, has_tokenizer: bool) -> str:
+def model_card(config: ErnieConfig, task: Task, has_tokenizer: bool, record: Record) -> str:
     """The README.md of a converted folder.
 
     Args:
         config: The model's configuration.
-        origin: Where it comes from.
         task: The head.
         has_tokenizer: Whether the folder holds a tokenizer.
+        record: Where it comes from.
     """
     tokenizer = (
         "The tokenizer gives PaddleNLP's ids and needs nothing but transformers."
         if has_tokenizer
         else "This folder has no tokenizer: convert again with `--vocab vocab.txt` to add it."
     )
-    left_out = "\n".join(f"- `{name}`: {reason}" for name, reason in origin.dropped.items()) or "- nothing"
-    pooler = "" if task.architecture in WITH_POOLER else POOLER_NOTE.format(architecture=task.architecture)
+    source = f"PaddleNLP's {record.source['original_class']}, {record.source['kind']}"
+    pooler = "" if task.has_pooler else POOLER_NOTE.format(architecture=task.architecture)
     return CARD.format(
         plugin="" if task.is_native else PLUGIN,
-        pipeline=PIPELINES[task.name],
-        auto=AUTO_CLASSES[task.name],
+        pipeline=task.pipeline,
+        auto=task.auto_class,
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         heads=config.num_attention_heads,
@@ -198,47 +127,10 @@ def model_card(config: ErnieConfig, origin: Origin, task: Task, has_tokenizer: b
         tokenizer=tokenizer,
         pad="PaddleNLP's behaviour on padding is built in." if not task.is_native else PAD_NOTE,
         pooler=pooler,
-        eps=f"{config.layer_norm_eps:g}",
-        kind=origin.kind,
-        original=origin.original_class,
-        converter=origin.converter,
-        torch=origin.torch,
-        transformers=transformers.__version__,
-        left_out=left_out,
-        checksums=checksum_table(origin.sha256),
+        origin=origin_of_paddle(record, source, config.layer_norm_eps, "ernie", "PaddleNLP's format"),
     )
 
 
-WITH_POOLER = (
-    "ErnieModel",
-    "ErnieForPreTraining",
-    "ErnieForSequenceClassification",
-    "ErnieForMultipleChoice",
-    "ErnieForUIE",
-    "ErnieForUTC",
-)
-PIPELINES = {
-    "features": "feature-extraction",
-    "masked-lm": "fill-mask",
-    "pretraining": "fill-mask",
-    "sequence-classification": "text-classification",
-    "token-classification": "token-classification",
-    "question-answering": "question-answering",
-    "multiple-choice": "multiple-choice",
-    "uie": "token-classification",
-    "utc": "zero-shot-classification",
-}
-AUTO_CLASSES = {
-    "features": "AutoModel",
-    "masked-lm": "AutoModelForMaskedLM",
-    "pretraining": "AutoModelForPreTraining",
-    "sequence-classification": "AutoModelForSequenceClassification",
-    "token-classification": "AutoModelForTokenClassification",
-    "question-answering": "AutoModelForQuestionAnswering",
-    "multiple-choice": "AutoModelForMultipleChoice",
-    "uie": "AutoModel",
-    "utc": "AutoModel",
-}
 PAD_NOTE = (
     "Always pass the tokenizer's `attention_mask`: without it transformers attends to padding, PaddleNLP does not. "
     "Hidden states at padded positions differ from PaddleNLP's, whose padding embedding is zero; others do not."
@@ -277,29 +169,7 @@ outputs = model(**tokenizer("巴黎是法国的首都。", return_tensors="pt"))
 {tokenizer}
 {pad}
 {pooler}
-## Origin
-
-PaddleNLP's {original}, {kind}, converted with hf-glm-ernie {converter} (torch {torch}, transformers {transformers}).
-Every LayerNorm has eps {eps}. Weights are renamed and transposed, not changed, unless `--dtype` asked for another
-type; `glm-ernie-convert ernie --reverse` writes PaddleNLP's format back. Left out:
-
-{left_out}
-
-{checksums}
-
-## Licence
-
-Whoever published the source checkpoint sets the licence of these weights.
-"""
+{origin}"""
 
 
-__all__ = [
-    "Origin",
-    "model_card",
-    "original_config",
-    "read_config",
-    "read_origin",
-    "write_first",
-    "write_last",
-    "write_original_files",
-]
+__all__ = ["check_config", "hub_classes", "model_card", "original_config", "write_original_files"]

@@ -10,7 +10,7 @@ A Linear of Paddle is [in, out] and is transposed; embeddings and the decoder ti
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from .operations import DefaultRow, Operation, Replicated, SameAs, Tied, Transposed
@@ -34,17 +34,23 @@ class Task:
         name: As `--task` spells it.
         original: PaddleNLP's class.
         architecture: The class that reads the result: transformers' own, or one of this package.
+        auto_class: The Auto class that opens it.
+        pipeline: The `pipeline_tag` of its model card.
         rows: The head's part of the table.
         prefix: Of the backbone's names, on both sides.
         is_native: Whether transformers itself has the class.
+        has_pooler: Whether that class has the pooler, which PaddleNLP keeps in every checkpoint.
     """
 
     name: str
     original: str
     architecture: str
+    auto_class: str
+    pipeline: str
     rows: tuple[Row, ...] = ()
     prefix: str = PREFIX
     is_native: bool = True
+    has_pooler: bool = True
 
     def table(self, default_task_type: int = 0, vocabulary: Operation | None = None) -> StateMap:
         """PaddleNLP's names <-> transformers'.
@@ -116,35 +122,43 @@ _PREDICTIONS = (
 )
 _CLASSIFIER = _rows(_linear("classifier", "classifier"))
 
+
+def _native(name: str, head: str, pipeline: str, rows: tuple[Row, ...], has_pooler: bool = True) -> Task:
+    """A head that transformers has, under a name like PaddleNLP's."""
+    return Task(
+        name, f"ErnieFor{head}", f"ErnieFor{head}", f"AutoModelFor{head}", pipeline, rows, has_pooler=has_pooler
+    )
+
+
 TASKS = (
-    Task("features", "ErnieModel", "ErnieModel", prefix=""),
-    Task("masked-lm", "ErnieForMaskedLM", "ErnieForMaskedLM", _PREDICTIONS),
-    Task(
-        "pretraining",
-        "ErnieForPretraining",
-        "ErnieForPreTraining",
-        _PREDICTIONS + _rows(_linear("cls.seq_relationship", "cls.seq_relationship")),
+    Task("features", "ErnieModel", "ErnieModel", "AutoModel", "feature-extraction", prefix=""),
+    _native("masked-lm", "MaskedLM", "fill-mask", _PREDICTIONS, has_pooler=False),
+    replace(
+        _native(
+            "pretraining",
+            "PreTraining",
+            "fill-mask",
+            _PREDICTIONS + _rows(_linear("cls.seq_relationship", "cls.seq_relationship")),
+        ),
+        original="ErnieForPretraining",
     ),
-    Task("sequence-classification", "ErnieForSequenceClassification", "ErnieForSequenceClassification", _CLASSIFIER),
-    Task("token-classification", "ErnieForTokenClassification", "ErnieForTokenClassification", _CLASSIFIER),
-    Task(
+    _native("sequence-classification", "SequenceClassification", "text-classification", _CLASSIFIER),
+    _native("token-classification", "TokenClassification", "token-classification", _CLASSIFIER, has_pooler=False),
+    _native(
         "question-answering",
-        "ErnieForQuestionAnswering",
-        "ErnieForQuestionAnswering",
+        "QuestionAnswering",
+        "question-answering",
         _rows(_linear("classifier", "qa_outputs")),
+        has_pooler=False,
     ),
-    Task("multiple-choice", "ErnieForMultipleChoice", "ErnieForMultipleChoice", _CLASSIFIER),
+    _native("multiple-choice", "MultipleChoice", "multiple-choice", _CLASSIFIER),
     Task(
-        "uie",
-        "UIE",
-        "ErnieForUIE",
+        *("uie", "UIE", "ErnieForUIE", "AutoModel", "token-classification"),
         _rows(_linear("linear_start", "linear_start"), _linear("linear_end", "linear_end")),
         is_native=False,
     ),
     Task(
-        "utc",
-        "UTC",
-        "ErnieForUTC",
+        *("utc", "UTC", "ErnieForUTC", "AutoModel", "zero-shot-classification"),
         _rows(_linear("linear_q", "linear_q"), _linear("linear_k", "linear_k")),
         is_native=False,
     ),
@@ -172,40 +186,43 @@ EARLIER_NAMES = {
     "cls.predictions.decoder_weight": f"{DECODER}.weight",  # before 2.5
 }
 
+STATIC_LAYER_PARTS = {
+    "multi_head_att_query_fc": "self_attn.q_proj",
+    "multi_head_att_key_fc": "self_attn.k_proj",
+    "multi_head_att_value_fc": "self_attn.v_proj",
+    "multi_head_att_output_fc": "self_attn.out_proj",
+    "post_att_layer_norm": "norm1",
+    "ffn_fc_0": "linear1",
+    "ffn_fc_1": "linear2",
+    "post_ffn_layer_norm": "norm2",
+}
+STATIC_MODULES = {
+    "pre_encoder_layer_norm": "ernie.embeddings.layer_norm",
+    **{
+        rf"encoder_layer_(\d+)_{part}": rf"ernie.encoder.layers.\1.{name}" for part, name in STATIC_LAYER_PARTS.items()
+    },
+    "pooled_fc": "ernie.pooler.dense",
+    "mask_lm_trans_fc": "cls.predictions.transform",
+    "mask_lm_trans_layer_norm": "cls.predictions.layer_norm",
+    "next_sent_fc": "cls.seq_relationship",
+}
+"""Linear or LayerNorm of the static graph, as a regular expression -> PaddleNLP's."""
+
 STATIC_NAMES: tuple[tuple[str, str], ...] = (
-    (r"word_embedding", PREFIX + WORD_EMBEDDINGS),
-    (r"pos_embedding", "ernie.embeddings.position_embeddings.weight"),
-    (r"sent_embedding", "ernie.embeddings.token_type_embeddings.weight"),
-    (r"task_embedding", PREFIX + TASK_EMBEDDINGS),
-    (r"pre_encoder_layer_norm_scale", "ernie.embeddings.layer_norm.weight"),
-    (r"pre_encoder_layer_norm_bias", "ernie.embeddings.layer_norm.bias"),
-    (r"encoder_layer_(\d+)_multi_head_att_query_fc\.w_0", r"ernie.encoder.layers.\1.self_attn.q_proj.weight"),
-    (r"encoder_layer_(\d+)_multi_head_att_query_fc\.b_0", r"ernie.encoder.layers.\1.self_attn.q_proj.bias"),
-    (r"encoder_layer_(\d+)_multi_head_att_key_fc\.w_0", r"ernie.encoder.layers.\1.self_attn.k_proj.weight"),
-    (r"encoder_layer_(\d+)_multi_head_att_key_fc\.b_0", r"ernie.encoder.layers.\1.self_attn.k_proj.bias"),
-    (r"encoder_layer_(\d+)_multi_head_att_value_fc\.w_0", r"ernie.encoder.layers.\1.self_attn.v_proj.weight"),
-    (r"encoder_layer_(\d+)_multi_head_att_value_fc\.b_0", r"ernie.encoder.layers.\1.self_attn.v_proj.bias"),
-    (r"encoder_layer_(\d+)_multi_head_att_output_fc\.w_0", r"ernie.encoder.layers.\1.self_attn.out_proj.weight"),
-    (r"encoder_layer_(\d+)_multi_head_att_output_fc\.b_0", r"ernie.encoder.layers.\1.self_attn.out_proj.bias"),
-    (r"encoder_layer_(\d+)_post_att_layer_norm_scale", r"ernie.encoder.layers.\1.norm1.weight"),
-    (r"encoder_layer_(\d+)_post_att_layer_norm_bias", r"ernie.encoder.layers.\1.norm1.bias"),
-    (r"encoder_layer_(\d+)_ffn_fc_0\.w_0", r"ernie.encoder.layers.\1.linear1.weight"),
-    (r"encoder_layer_(\d+)_ffn_fc_0\.b_0", r"ernie.encoder.layers.\1.linear1.bias"),
-    (r"encoder_layer_(\d+)_ffn_fc_1\.w_0", r"ernie.encoder.layers.\1.linear2.weight"),
-    (r"encoder_layer_(\d+)_ffn_fc_1\.b_0", r"ernie.encoder.layers.\1.linear2.bias"),
-    (r"encoder_layer_(\d+)_post_ffn_layer_norm_scale", r"ernie.encoder.layers.\1.norm2.weight"),
-    (r"encoder_layer_(\d+)_post_ffn_layer_norm_bias", r"ernie.encoder.layers.\1.norm2.bias"),
-    (r"pooled_fc\.w_0", "ernie.pooler.dense.weight"),
-    (r"pooled_fc\.b_0", "ernie.pooler.dense.bias"),
-    (r"mask_lm_trans_fc\.w_0", "cls.predictions.transform.weight"),
-    (r"mask_lm_trans_fc\.b_0", "cls.predictions.transform.bias"),
-    (r"mask_lm_trans_layer_norm_scale", "cls.predictions.layer_norm.weight"),
-    (r"mask_lm_trans_layer_norm_bias", "cls.predictions.layer_norm.bias"),
-    (r"mask_lm_out_fc\.b_0", "cls.predictions.decoder_bias"),
-    (r"next_sent_fc\.w_0", "cls.seq_relationship.weight"),
-    (r"next_sent_fc\.b_0", "cls.seq_relationship.bias"),
-    (r"cls_out_w|cls_seq_label_out_w", "classifier.weight"),
-    (r"cls_out_b|cls_seq_label_out_b", "classifier.bias"),
+    ("word_embedding", PREFIX + WORD_EMBEDDINGS),
+    ("pos_embedding", "ernie.embeddings.position_embeddings.weight"),
+    ("sent_embedding", "ernie.embeddings.token_type_embeddings.weight"),
+    ("task_embedding", PREFIX + TASK_EMBEDDINGS),
+    *(
+        (f"{static}{static_part}", f"{name}.{part}")
+        for static, name in STATIC_MODULES.items()
+        for static_part, part in zip(
+            ("_scale", "_bias") if static.endswith("norm") else (r"\.w_0", r"\.b_0"), ("weight", "bias"), strict=True
+        )
+    ),
+    (r"mask_lm_out_fc\.b_0", DECODER_BIAS),
+    ("cls_out_w|cls_seq_label_out_w", "classifier.weight"),
+    ("cls_out_b|cls_seq_label_out_b", "classifier.bias"),
 )
 """Names of the static graph, as regular expressions -> PaddleNLP's."""
 
@@ -214,6 +231,11 @@ TRAINING_STATE = re.compile(r".*_(moment[12]|beta[12]_pow_acc|fp32_master)_\d+|(
 
 _STATIC = [(re.compile(pattern), name) for pattern, name in STATIC_NAMES]
 _LAYER = re.compile(r"(?:ernie\.)?encoder\.layers\.(\d+)\..+")
+
+
+def state_of_training(names: Iterable[str]) -> dict[str, str]:
+    """Those of the names that are no parameters but left by a training run -> that reason."""
+    return {name: "state of the training" for name in names if TRAINING_STATE.fullmatch(name)}
 
 
 def find_task(name: str) -> Task | None:
@@ -235,12 +257,12 @@ def canonical_names(names: Sequence[str], where: object) -> dict[str, str]:
     canonical: dict[str, str] = {}
     prefix = _find_prefix(names, where)
     for name in names:
-        found = _static_name(name) if prefix is None else _dynamic_name(name, prefix)
-        if found in canonical:
+        known_as = _static_name(name) if prefix is None else _dynamic_name(name, prefix)
+        if known_as in canonical:
             raise CheckpointError(
-                f"{where}: {canonical[found]} and {name} are two names of one tensor, {found}. Remove one."
+                f"{where}: {canonical[known_as]} and {name} are two names of one tensor, {known_as}. Remove one."
             )
-        canonical[found] = name
+        canonical[known_as] = name
     return canonical
 
 
@@ -296,11 +318,11 @@ __all__ = [
     "TASK_EMBEDDINGS",
     "TASK_NAMES",
     "TELLTALES",
-    "TRAINING_STATE",
     "WORD_EMBEDDINGS",
     "Task",
     "canonical_names",
     "find_task",
     "layer_of",
+    "state_of_training",
     "with_prefix",
 ]

@@ -1,4 +1,4 @@
-"""What every converted folder has beside its weights, whatever the model: index, record, checksums, main dtype."""
+"""What is written and said about every converted folder, whatever the model: index, code, checksums, notices."""
 
 import importlib
 import json
@@ -11,13 +11,12 @@ import torch
 from transformers.dynamic_module_utils import custom_object_save
 
 from .operations import TensorSpec
+from .readers import SAFETENSORS_INDEX
 from .state_map import Plan
 from .writer import OutputFile
 
 RECORD = "conversion.json"
 """Where the folder comes from; `--reverse` reads it back."""
-
-INDEX = "model.safetensors.index.json"
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -42,7 +41,7 @@ def write_index(folder: Path, files: Sequence[OutputFile]) -> None:
         "total_size": sum(tensor.spec.nbytes for tensor in tensors),
     }
     weight_map = {tensor.name: file.name for file in files for tensor in file.tensors}
-    write_json(folder / INDEX, {"metadata": totals, "weight_map": weight_map})
+    write_json(folder / SAFETENSORS_INDEX, {"metadata": totals, "weight_map": weight_map})
 
 
 def checksum_table(sha256: Mapping[str, str] | None) -> str:
@@ -71,6 +70,17 @@ def main_dtype(plan: Plan, sources: Iterable[TensorSpec]) -> tuple[torch.dtype, 
     return main, notices
 
 
+def notices_on_left_out(dropped: Mapping[str, str], name_all: bool = False) -> list[str]:
+    """A line for each reason why source tensors are left out, with the first one's name or with all."""
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in dropped.items():
+        by_reason.setdefault(reason, []).append(name)
+    return [
+        f"left out: {count(len(names), 'tensor')}, {', '.join(names) if name_all else f'e.g. {names[0]}'} ({reason})"
+        for reason, names in by_reason.items()
+    ]
+
+
 def dtype_name(dtype: object) -> str:
     """`float32` for `torch.float32`."""
     return str(dtype).removeprefix("torch.")
@@ -82,12 +92,12 @@ def count(number: int, noun: str) -> str:
 
 
 __all__ = [
-    "INDEX",
     "RECORD",
     "checksum_table",
     "count",
     "dtype_name",
     "main_dtype",
+    "notices_on_left_out",
     "write_code",
     "write_index",
     "write_json",

@@ -6,21 +6,23 @@ join), SwissArmyTransformer 0.2.12 `model/official/glm130B_model.py` (order of t
 dense_h_to_4h).
 """
 
-import json
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 
 from hf_glm_ernie.configuration_glm130b import Glm130bConfig
+from hf_glm_ernie.modeling_glm130b import HUB_CLASSES
 from hf_glm_ernie.tokenization_glm130b import Glm130bTokenizer
 from hf_glm_ernie.weight_only import METHOD
 
-from .folder_files import count, main_dtype
-from .glm130b_files import DEFAULT_ITERATION, Record, read_record, write_first, write_last
+from .converted_folder import ConvertedFolder, Record, read_config, read_record
+from .folder_files import count, main_dtype, notices_on_left_out
+from .glm130b_files import DEFAULT_ITERATION, generation_defaults, model_card, write_latest
 from .glm130b_quantized import (
     check_scales_of,
     notices_on_copies,
@@ -30,17 +32,29 @@ from .glm130b_quantized import (
     without_quantized,
 )
 from .glm130b_settings import Sizes, build_config, read_settings
-from .job import Job
-from .operations import Concat, Drop, Replicated, SettingsError, Shape, Split, SplitGlu, SplitQkv, Tied
+from .job import ExpectedShapes, Job
+from .job import ForwardOptions as CommonOptions
+from .operations import Concat, Drop, Operation, Replicated, SettingsError, Shape, Split, SplitGlu, SplitQkv, Tied
 from .rank_files import RankCheckpoint
 from .readers import CheckpointError, SafetensorsFolder
-from .state_map import Plan, Row, StateMap
-from .writer import OutputFile, TorchArchive, plan_shards
+from .state_map import Row, StateMap
+from .writer import TorchArchive, plan_shards
 
-ExpectedShapes = Callable[[Glm130bConfig], Mapping[str, Shape]]
-"""Names and shapes the model of a configuration has."""
-
+ARCHITECTURE = "Glm130bForCausalLM"
 _RECOMPUTED = "a rotary table of the original's buffers; the model computes it"
+
+
+def _layer(source: str, targets: tuple[str, ...], weight: Operation, bias: Operation) -> tuple[Row, Row]:
+    """Weight and bias of a part of every layer."""
+    weights, biases = (
+        Row(
+            f"transformer.layers.{{i}}.{source}.{part}",
+            tuple(f"model.layers.{{i}}.{target}.{part}" for target in targets),
+            operation,
+        )
+        for part, operation in (("weight", weight), ("bias", bias))
+    )
+    return weights, biases
 
 
 # The rows stand in the order of the original's files.
@@ -48,59 +62,18 @@ TABLE = StateMap(
     "GLM-130B",
     (
         Row("transformer.word_embeddings.weight", ("model.embed_tokens.weight",), Concat(0)),
-        Row(
-            "transformer.layers.{i}.input_layernorm.weight", ("model.layers.{i}.input_layernorm.weight",), Replicated()
-        ),
-        Row("transformer.layers.{i}.input_layernorm.bias", ("model.layers.{i}.input_layernorm.bias",), Replicated()),
-        Row(
-            "transformer.layers.{i}.attention.query_key_value.weight",
-            (
-                "model.layers.{i}.self_attn.q_proj.weight",
-                "model.layers.{i}.self_attn.k_proj.weight",
-                "model.layers.{i}.self_attn.v_proj.weight",
-            ),
+        *_layer("input_layernorm", ("input_layernorm",), Replicated(), Replicated()),
+        *_layer(
+            "attention.query_key_value",
+            ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+            SplitQkv(),
             SplitQkv(),
         ),
-        Row(
-            "transformer.layers.{i}.attention.query_key_value.bias",
-            (
-                "model.layers.{i}.self_attn.q_proj.bias",
-                "model.layers.{i}.self_attn.k_proj.bias",
-                "model.layers.{i}.self_attn.v_proj.bias",
-            ),
-            SplitQkv(),
-        ),
-        Row("transformer.layers.{i}.attention.dense.weight", ("model.layers.{i}.self_attn.o_proj.weight",), Concat(1)),
-        Row("transformer.layers.{i}.attention.dense.bias", ("model.layers.{i}.self_attn.o_proj.bias",), Replicated()),
-        Row(
-            "transformer.layers.{i}.post_attention_layernorm.weight",
-            ("model.layers.{i}.post_attention_layernorm.weight",),
-            Replicated(),
-        ),
-        Row(
-            "transformer.layers.{i}.post_attention_layernorm.bias",
-            ("model.layers.{i}.post_attention_layernorm.bias",),
-            Replicated(),
-        ),
-        Row("transformer.layers.{i}.mlp.dense_4h_to_h.weight", ("model.layers.{i}.mlp.down_proj.weight",), Concat(1)),
-        Row("transformer.layers.{i}.mlp.dense_4h_to_h.bias", ("model.layers.{i}.mlp.down_proj.bias",), Replicated()),
+        *_layer("attention.dense", ("self_attn.o_proj",), Concat(1), Replicated()),
+        *_layer("post_attention_layernorm", ("post_attention_layernorm",), Replicated(), Replicated()),
+        *_layer("mlp.dense_4h_to_h", ("mlp.down_proj",), Concat(1), Replicated()),
         # The original computes x1 * gelu(x2) from [x1; x2]: x1 is `up`, x2, under the gelu, is `gate`.
-        Row(
-            "transformer.layers.{i}.mlp.dense_h_to_4h.weight",
-            (
-                "model.layers.{i}.mlp.up_proj.weight",
-                "model.layers.{i}.mlp.gate_proj.weight",
-            ),
-            SplitGlu(),
-        ),
-        Row(
-            "transformer.layers.{i}.mlp.dense_h_to_4h.bias",
-            (
-                "model.layers.{i}.mlp.up_proj.bias",
-                "model.layers.{i}.mlp.gate_proj.bias",
-            ),
-            SplitGlu(),
-        ),
+        *_layer("mlp.dense_h_to_4h", ("mlp.up_proj", "mlp.gate_proj"), SplitGlu(), SplitGlu()),
         Row("transformer.final_layernorm.weight", ("model.norm.weight",), Replicated()),
         Row("transformer.final_layernorm.bias", ("model.norm.bias",), Replicated()),
         Row(None, ("lm_head.weight",), Tied("model.embed_tokens.weight")),
@@ -111,26 +84,18 @@ TABLE = StateMap(
 
 
 @dataclass(frozen=True)
-class ForwardOptions:
+class ForwardOptions(CommonOptions):
     """Choices of a conversion from the released format.
 
     Attributes:
-        settings: JSON file with what the tensors cannot tell; default: `config.json` in the source folder, if there.
         tokenizer_model: sentencepiece file; default: `ice_text.model` in the source folder, if there.
-        dtype: What the weights become; `None` keeps theirs.
         bits: Quantize the linears' weights to 4 or 8 bits, one scale a row; `None` keeps them as they are.
-        max_shard_bytes: Upper limit of a shard's data.
         replicated_from_rank_0: Accept ranks whose replicated tensors differ, and take rank 0's.
-        headers_only: Plan without reading any tensor, for a dry run.
     """
 
-    settings: Path | None = None
     tokenizer_model: Path | None = None
-    dtype: torch.dtype | None = None
     bits: int | None = None
-    max_shard_bytes: int = 5 * 10**9
     replicated_from_rank_0: bool = False
-    headers_only: bool = False
 
 
 def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes) -> Job:
@@ -139,7 +104,7 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
     Args:
         source: Folder with `latest`, or an iteration's folder.
         options: The user's choices.
-        expected: Gives the names and shapes the target model has.
+        expected: Gives the names and shapes the model has.
 
     Raises:
         ConversionError: anything about the checkpoint, the settings or the tokenizer that does not fit.
@@ -150,7 +115,7 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
     config, tokenizer, notices = _configure(source, sizes, ranks, options)
     split = Split(ranks, config.num_attention_heads)
     plan, quantization = plan_merging(
-        TABLE, checkpoint.specs, split, expected(config), options.dtype, options.bits, checkpoint.folder
+        TABLE, checkpoint.specs, split, expected(ARCHITECTURE, config), options.dtype, options.bits, checkpoint.folder
     )
     if quantization is not None:
         config.quantization_config = quantization.config
@@ -159,35 +124,35 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
         check_scales_of(checkpoint, checkpoint.specs, [file.path for file in checkpoint.files])
     files = plan_shards(plan.tensors, options.max_shard_bytes, {"format": "pt"}, quantized=quantization is not None)
     dtype, dtype_notices = main_dtype(*without_quantized(plan, checkpoint.specs))
-    record = Record(checkpoint.iteration, ranks, dropped=[name for name, _ in plan.dropped], bits=options.bits)
-    is_released_size = sizes == read_released_sizes()
-
-    def first(folder: Path) -> None:
-        write_first(folder, config, dtype, tokenizer)
-
-    def last(folder: Path, digests: Mapping[str, str]) -> None:
-        write_last(folder, config, files, replace(record, sha256=digests), is_released_size, tokenizer is not None)
-
-    def reopen(folder: Path) -> None:
-        if SafetensorsFolder(folder).specs != {tensor.name: tensor.spec for tensor in plan.tensors}:
-            raise CheckpointError(f"{folder}: the index and the shards do not hold the planned tensors")
-
+    config.architectures = [ARCHITECTURE]
+    small = ConvertedFolder(
+        config,
+        dtype,
+        files,
+        Record(
+            {"iteration": checkpoint.iteration, "tensor_parallel": ranks, "bits": options.bits},
+            dropped=list(plan.dropped),
+        ),
+        partial(model_card, config, sizes == read_released_sizes(), tokenizer is not None),
+        tokenizer,
+        HUB_CLASSES,
+        generation_defaults(config),
+    )
     return Job(
         title=f"GLM-130B {checkpoint.folder} (iteration {checkpoint.iteration}, {count(ranks, 'rank')}) "
         f"-> safetensors for transformers",
         source=checkpoint,
         plan=plan,
         files=files,
-        order=_in_order_of_the_plan(plan, files),
         options={"split": str(split), "dtype": str(options.dtype), "bits": str(options.bits)},
-        write_first=first,
-        write_last=last,
-        reopen=reopen,
+        write_first=small.write_first,
+        reopen=lambda folder: SafetensorsFolder(folder).specs,
+        write_last=small.write_last,
         notices=[
             *notices,
             *dtype_notices,
             *notices_on_quantization(quantization, options.bits),
-            *_notices_on_dropped(plan),
+            *notices_on_left_out(plan.dropped),
         ],
     )
 
@@ -205,16 +170,6 @@ def _configure(
     return config, tokenizer, [*settings.notices, *notices]
 
 
-def _in_order_of_the_plan(plan: Plan, files: Sequence[OutputFile]) -> list[tuple[str, int]]:
-    """File by file, a file's tensors in the order of the plan: what shares a source is written one after the other."""
-    number = {tensor.name: index for index, tensor in enumerate(plan.tensors)}
-    order = []
-    for file in files:
-        numbered = sorted((number[tensor.name], position) for position, tensor in enumerate(file.tensors))
-        order += [(file.name, position) for _, position in numbered]
-    return order
-
-
 def plan_reverse(source: Path, ranks: int, dtype: torch.dtype | None, expected: ExpectedShapes) -> Job:
     """Plans writing the released format from a folder for `from_pretrained`. Writes nothing.
 
@@ -222,45 +177,40 @@ def plan_reverse(source: Path, ranks: int, dtype: torch.dtype | None, expected: 
         source: A converted (and perhaps fine-tuned) folder.
         ranks: Tensor-parallel degree to write.
         dtype: What the weights become; `None` keeps theirs.
-        expected: Gives the names and shapes the source model has.
+        expected: Gives the names and shapes the model has.
 
     Raises:
         ConversionError: anything about the folder that does not fit, or a degree that does not divide.
     """
-    config = _read_config(source)
+    config, _ = read_config(source, [Glm130bConfig], "a converted GLM-130B folder", _check_config)
     checkpoint = SafetensorsFolder(source)
     _check_degree(ranks, config)
     split = Split(ranks, config.num_attention_heads)
     bits = (getattr(config, "quantization_config", None) or {}).get("bits")
-    plan, quantization = plan_splitting(TABLE, checkpoint.specs, split, expected(config), dtype, bits, source)
+    plan, quantization = plan_splitting(
+        TABLE, checkpoint.specs, split, expected(ARCHITECTURE, config), dtype, bits, source
+    )
     check_scales_of(checkpoint, checkpoint.specs, [source])
     iteration, record_notices = _read_iteration(source)
-    by_rank = [[tensor for tensor in plan.tensors if tensor.part == rank] for rank in range(ranks)]
     files = [
-        TorchArchive(f"{iteration}/mp_rank_{rank:02d}_model_states.pt", tensors, "module")
-        for rank, tensors in enumerate(by_rank)
+        TorchArchive(
+            f"{iteration}/mp_rank_{rank:02d}_model_states.pt",
+            [tensor for tensor in plan.tensors if tensor.part == rank],
+            "module",
+        )
+        for rank in range(ranks)
     ]
-
-    def first(folder: Path) -> None:
-        (folder / "latest").write_text(iteration, encoding="utf-8")
-
-    def reopen(folder: Path) -> None:
-        if RankCheckpoint(folder).specs != {tensor.name: tensor.spec for tensor in by_rank[0]}:
-            raise CheckpointError(f"{folder}: the ranks do not hold the planned tensors")
-
     return Job(
         title=f"GLM-130B {source} -> released format, iteration {iteration}, {count(ranks, 'rank')}",
         source=checkpoint,
         plan=plan,
         files=files,
-        # Tensor by tensor across the ranks, so that a tensor cut by columns is read from disk once.
-        order=[(files[rank].name, position) for position in range(len(by_rank[0])) for rank in range(ranks)],
         options={"heads": str(config.num_attention_heads), "ranks": str(ranks), "dtype": str(dtype)},
-        write_first=first,
-        write_last=lambda folder, digests: None,
-        reopen=reopen,
+        write_first=lambda folder: write_latest(folder, iteration),
+        reopen=lambda folder: RankCheckpoint(folder).specs,
+        by_tensor=True,  # a tensor cut by columns is read from disk once
         notices=[
-            *_notices_on_dropped(plan),
+            *notices_on_left_out(plan.dropped),
             *main_dtype(*without_quantized(plan, checkpoint.specs))[1],
             *notices_on_copies(TABLE, quantization, ranks),
             *record_notices,
@@ -282,18 +232,18 @@ def _check_degree(ranks: int, config: Glm130bConfig) -> None:
 
 def _read_iteration(source: Path) -> tuple[str, list[str]]:
     """The iteration a folder was converted from, or the released one, and notices on its record."""
-    record = read_record(source)
+    record = read_record(source, iteration=str)
     if record is None:
         return DEFAULT_ITERATION, [f"no conversion.json: written as iteration {DEFAULT_ITERATION}, the released one"]
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", record.iteration) or record.iteration == "latest":
+    iteration: str = record.source["iteration"]
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", iteration) or iteration == "latest":
         raise CheckpointError(
-            f"{source / 'conversion.json'}: names the iteration {record.iteration!r}, which is not a folder name. "
-            "Correct it."
+            f"{source / 'conversion.json'}: names the iteration {iteration!r}, which is not a folder name. Correct it."
         )
     if not record.dropped:
-        return record.iteration, []
+        return iteration, []
     left = f"{count(len(record.dropped), 'leftover rotary table')} of the original, not written back"
-    return record.iteration, [f"{left}: {', '.join(record.dropped[:2])}"]
+    return iteration, [f"{left}: {', '.join(list(record.dropped)[:2])}"]
 
 
 def read_released_sizes() -> Sizes:
@@ -393,31 +343,17 @@ def _load_tokenizer(path: Path, num_image_tokens: int | None) -> Glm130bTokenize
         raise SettingsError(f"--tokenizer {path}: {error}") from error
 
 
-def _read_config(source: Path) -> Glm130bConfig:
-    path = source / "config.json"
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw.get("model_type") != Glm130bConfig.model_type:
-            raise ValueError(f"model_type is {raw.get('model_type')!r}, not {Glm130bConfig.model_type!r}")
-        quantization = raw.get("quantization_config")
-        if quantization and quantization.get("quant_method") != METHOD:
-            raise ValueError(
-                f"the weights are quantized by {quantization.get('quant_method')!r}; the released format holds "
-                f"floating-point weights and those of {METHOD!r}"
-            )
-        if not raw.get("tie_word_embeddings", True):
-            raise ValueError(
-                "tie_word_embeddings is false, and the released format has no place for a separate output projection"
-            )
-        return Glm130bConfig.from_dict(raw)
-    except (OSError, ValueError, AttributeError, TypeError, StrictDataclassError) as error:
-        raise CheckpointError(f"{path}: not the configuration of a converted GLM-130B folder ({error})") from error
-
-
-def _notices_on_dropped(plan: Plan) -> Sequence[str]:
-    if not plan.dropped:
-        return []
-    return [f"left out: {len(plan.dropped)} tensors, e.g. {plan.dropped[0][0]} ({plan.dropped[0][1]})"]
+def _check_config(raw: Mapping[str, Any]) -> None:
+    quantization = raw.get("quantization_config")
+    if quantization and quantization.get("quant_method") != METHOD:
+        raise ValueError(
+            f"the weights are quantized by {quantization.get('quant_method')!r}; the released format holds "
+            f"floating-point weights and those of {METHOD!r}"
+        )
+    if not raw.get("tie_word_embeddings", True):
+        raise ValueError(
+            "tie_word_embeddings is false, and the released format has no place for a separate output projection"
+        )
 
 
 __all__ = ["TABLE", "ForwardOptions", "plan_forward", "plan_reverse", "read_sizes"]

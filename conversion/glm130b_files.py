@@ -1,23 +1,15 @@
-"""The small files of a converted GLM-130B folder: config, generation defaults, tokenizer, index, record of the
-conversion, model card.
-"""
+"""The small files of a converted GLM-130B folder that only this model has: generation defaults, model card."""
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 import transformers
 from transformers import GenerationConfig
 
-import hf_glm_ernie
 from hf_glm_ernie.configuration_glm130b import Glm130bConfig
-from hf_glm_ernie.modeling_glm130b import HUB_CLASSES
-from hf_glm_ernie.tokenization_glm130b import PLAIN_TOKENIZER_NOTE, Glm130bTokenizer
+from hf_glm_ernie.tokenization_glm130b import PLAIN_TOKENIZER_NOTE
 
-from .folder_files import RECORD, checksum_table, dtype_name, write_code, write_index, write_json
-from .writer import OutputFile
+from .converted_folder import Record
+from .folder_files import checksum_table, dtype_name
 
 DEFAULT_ITERATION = "49300"
 """The iteration of the released weights; written by `--reverse` where no record says otherwise."""
@@ -28,81 +20,29 @@ OUT_SEQ_LENGTH = 256
 LICENSE_LINK = "https://github.com/THUDM/GLM-130B/blob/main/MODEL_LICENSE"
 
 
-@dataclass(frozen=True)
-class Record:
-    """Where a converted folder comes from; kept in it as `conversion.json`, read back by `--reverse`.
-
-    Attributes:
-        iteration: The source's iteration, as text.
-        tensor_parallel: Number of ranks of the source.
-        converter: Version of this package.
-        torch: Version of torch.
-        dropped: Source names that were left out.
-        bits: What `--bits` quantized the weights to; None if it did not.
-        sha256: Weight file -> SHA-256; empty if the result was not verified.
-    """
-
-    iteration: str
-    tensor_parallel: int
-    converter: str = hf_glm_ernie.__version__
-    torch: str = torch.__version__
-    dropped: Sequence[str] = ()
-    bits: int | None = None
-    sha256: Mapping[str, str] | None = None
-
-
-def read_record(folder: Path) -> Record | None:
-    """The record of a converted folder; None if it has none or it is not one."""
-    try:
-        raw = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        dropped = [str(name) for name in raw.get("dropped", ())]
-        return Record(str(raw["iteration"]), int(raw["tensor_parallel"]), dropped=dropped)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-
-
-def write_first(folder: Path, config: Glm130bConfig, dtype: torch.dtype, tokenizer: Glm130bTokenizer | None) -> None:
-    """Writes config.json, generation_config.json, the tokenizer's files, `ice_text.model` among them, and the code of
-    both, so that the folder opens with `trust_remote_code=True` alone.
-    """
-    config.architectures = ["Glm130bForCausalLM"]
-    config.auto_map = dict(HUB_CLASSES)
-    config.dtype = dtype
-    config.save_pretrained(folder)
-    write_code(folder, HUB_CLASSES.values())
-    GenerationConfig(
+def generation_defaults(config: Glm130bConfig) -> GenerationConfig:
+    """What `generate` does by default; a context shorter than the released one keeps half for the prompt."""
+    return GenerationConfig(
         eos_token_id=config.eos_token_id,
         pad_token_id=config.pad_token_id,
-        # A model with a shorter context than the released one keeps half of it for the prompt.
         max_new_tokens=min(OUT_SEQ_LENGTH, max(1, config.max_position_embeddings // 2)),
         do_sample=False,
-    ).save_pretrained(folder)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(folder)
+    )
 
 
-def write_last(
-    folder: Path,
-    config: Glm130bConfig,
-    files: Sequence[OutputFile],
-    record: Record,
-    is_released_size: bool,
-    has_tokenizer: bool,
-) -> None:
-    """Writes the index (where there are several shards), the record and the model card."""
-    write_index(folder, files)
-    write_json(folder / RECORD, asdict(record))
-    (folder / "README.md").write_text(model_card(config, record, is_released_size, has_tokenizer), encoding="utf-8")
+def write_latest(folder: Path, iteration: str) -> None:
+    """Writes the file that names the iteration."""
+    (folder / "latest").write_text(iteration, encoding="utf-8")
 
 
-def model_card(config: Glm130bConfig, record: Record, is_released_size: bool, has_tokenizer: bool) -> str:
+def model_card(config: Glm130bConfig, is_released_size: bool, has_tokenizer: bool, record: Record) -> str:
     """The README.md of a converted folder.
 
     Args:
         config: The model's configuration.
-        record: Where it comes from.
         is_released_size: Whether the shapes are the released GLM-130B's, to which its model licence applies.
         has_tokenizer: Whether the folder holds a tokenizer.
+        record: Where it comes from.
     """
     licence = (
         f"license: other\nlicense_name: glm-130b-model-license\nlicense_link: {LICENSE_LINK}"
@@ -132,8 +72,8 @@ def model_card(config: Glm130bConfig, record: Record, is_released_size: bool, ha
         context=config.max_position_embeddings,
         numbers=_numbers(config),
         change=_change(config, record),
-        iteration=record.iteration,
-        ranks=record.tensor_parallel,
+        iteration=record.source["iteration"],
+        ranks=record.source["tensor_parallel"],
         converter=record.converter,
         torch=record.torch,
         transformers=transformers.__version__,
@@ -152,10 +92,11 @@ def _numbers(config: Glm130bConfig) -> str:
 
 def _change(config: Glm130bConfig, record: Record) -> str:
     """What the conversion did to the weights, and the way back."""
-    back = f"`glm-ernie-convert glm130b --reverse --tensor-parallel {record.tensor_parallel}`"
-    if record.bits is not None:
+    back = f"`glm-ernie-convert glm130b --reverse --tensor-parallel {record.source['tensor_parallel']}`"
+    bits = record.source["bits"]
+    if bits is not None:
         return (
-            f"The linears' weights\nwere quantized, symmetrically and with one scale a row (`--bits {record.bits}`). "
+            f"The linears' weights\nwere quantized, symmetrically and with one scale a row (`--bits {bits}`). "
             f"{back} writes a\nquantized checkpoint; the floating-point weights do not come back from it."
         )
     if getattr(config, "quantization_config", None) is not None:
@@ -216,4 +157,4 @@ Iteration {iteration} of a {ranks}-way tensor-parallel checkpoint in the release
 """
 
 
-__all__ = ["DEFAULT_ITERATION", "Record", "model_card", "read_record", "write_first", "write_last"]
+__all__ = ["DEFAULT_ITERATION", "generation_defaults", "model_card", "write_latest"]

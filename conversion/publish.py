@@ -16,8 +16,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,12 +24,12 @@ from typing import Any
 import psutil
 import torch
 from safetensors.torch import load_file
-from tqdm import tqdm
 
 from hf_glm_ernie.weight_only import METHOD
 
 from . import publish_check
 from .folder_files import count, write_code, write_json
+from .job import progress_bar
 from .output_folder import refuse_existing
 from .publish_card import CardTexts, host_requirement, model_card
 from .publish_check import FULL, STRUCTURE
@@ -260,7 +259,7 @@ def _write_generation_config(source: Source, folder: Path) -> None:
 def _place_weights(publication: Publication, folder: Path, show_progress: bool) -> None:
     source = publication.source
     what = "linking" if publication.links else "copying"
-    with _bar(what, source.nbytes, show_progress) as progress:
+    with progress_bar(what, source.nbytes, 0, show_progress) as progress:
         for path in source.weights:
             if publication.links:
                 os.link(path.resolve(), folder / path.name)
@@ -277,7 +276,7 @@ def _checksums(publication: Publication, folder: Path, show_progress: bool) -> d
     """
     files = sorted(path for path in folder.iterdir() if path.is_file())
     sha256 = {}
-    with _bar("hashing", sum(map(_size, files)), show_progress) as progress:
+    with progress_bar("hashing", sum(map(_size, files)), 0, show_progress) as progress:
         for path in files:
             digest = hashlib.sha256()
             with path.open("rb") as file:
@@ -300,12 +299,6 @@ def _size(path: Path) -> int:
     return path.stat().st_size
 
 
-@contextmanager
-def _bar(what: str, total: int, show: bool) -> Iterator[Callable[[int], object]]:
-    with tqdm(total=total, desc=what, unit="B", unit_scale=True, unit_divisor=1000, disable=not show) as bar:
-        yield bar.update
-
-
 # Checking.
 
 
@@ -324,7 +317,10 @@ def _checked(publication: Publication, folder: Path, show_progress: bool) -> lis
         PublishError: it does not open, or differs.
     """
     source, mode = publication.source, publication.mode
-    with tempfile.TemporaryDirectory() as scratch, _bar("checking", 2 * source.nbytes, show_progress) as progress:
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        progress_bar("checking", 2 * source.nbytes, 0, show_progress) as progress,
+    ):
         request = _request(publication, folder, Path(scratch))
         seen = _stranger(request, Path(scratch))
         progress(source.nbytes)

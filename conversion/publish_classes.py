@@ -12,6 +12,7 @@ from typing import Any
 from hf_glm_ernie.configuration_ernie3 import HUB_CLASSES as ERNIE3_CLASSES
 from hf_glm_ernie.weight_only import METHOD
 
+from .ernie_names import TASKS
 from .glm130b_files import LICENSE_LINK
 
 License = tuple[str, str | None, str | None]
@@ -60,15 +61,7 @@ class Published:
 
 
 _ERNIE_TEXTS = ("巴黎是法国的首都。", "ERNIE 3.0 [MASK] 25℃", "价格$")
-_ERNIE_HEADS = {
-    "AutoModel": "ErnieModel",
-    "AutoModelForPreTraining": "ErnieForPreTraining",
-    "AutoModelForMaskedLM": "ErnieForMaskedLM",
-    "AutoModelForSequenceClassification": "ErnieForSequenceClassification",
-    "AutoModelForTokenClassification": "ErnieForTokenClassification",
-    "AutoModelForQuestionAnswering": "ErnieForQuestionAnswering",
-    "AutoModelForMultipleChoice": "ErnieForMultipleChoice",
-}
+_NATIVE = tuple(task for task in TASKS if task.is_native)
 
 ROWS = (
     Published(
@@ -145,19 +138,11 @@ ROWS = (
         model_type="ernie",
         title="ERNIE 3.0",
         config=None,
-        models={auto: f"modeling_ernie_quantized.{name}" for auto, name in _ERNIE_HEADS.items()},
+        models={task.auto_class: f"modeling_ernie_quantized.{task.architecture}" for task in _NATIVE},
         native=True,
         tokenizer=None,
-        auto_classes={name: auto for auto, name in _ERNIE_HEADS.items()},
-        pipelines={
-            "ErnieModel": "feature-extraction",
-            "ErnieForPreTraining": "fill-mask",
-            "ErnieForMaskedLM": "fill-mask",
-            "ErnieForSequenceClassification": "text-classification",
-            "ErnieForTokenClassification": "token-classification",
-            "ErnieForQuestionAnswering": "question-answering",
-            "ErnieForMultipleChoice": "multiple-choice",
-        },
+        auto_classes={task.architecture: task.auto_class for task in _NATIVE},
+        pipelines={task.architecture: task.pipeline for task in _NATIVE},
         tags=("ernie",),
         language=("zh", "en"),
         license=APACHE,

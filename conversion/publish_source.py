@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .folder_files import INDEX, RECORD
+from .folder_files import RECORD
 from .publish_classes import PUBLISHED, Published
+from .readers import SAFETENSORS_INDEX as INDEX
+from .readers import SAFETENSORS_SINGLE as SINGLE
 from .readers import open_safetensors_file
 from .state_map import ConversionError
 
-SINGLE = "model.safetensors"
 CARRIED = (
     "generation_config.json",
     "tokenizer.json",

@@ -86,6 +86,23 @@ def checked_spec(shape: Shape, dtype: torch.dtype) -> TensorSpec:
     return TensorSpec(shape, dtype)
 
 
+def matrix_shape_of(specs: Mapping[str, TensorSpec], name: str, where: object) -> Shape:
+    """The shape of a tensor that tells a size of the model, and so must be there and a matrix.
+
+    Args:
+        specs: What the checkpoint holds.
+        name: The tensor.
+        where: The checkpoint, for messages.
+
+    Raises:
+        CheckpointError: it is missing or not a matrix.
+    """
+    if name not in specs or len(specs[name].shape) != 2:
+        is_there = f"of shape {list(specs[name].shape)}" if name in specs else "missing"
+        raise CheckpointError(f"{where}: {name} should be a matrix, it is {is_there}. Take the complete checkpoint.")
+    return specs[name].shape
+
+
 class LazyFile:
     """A file whose tensors are views of a read-only mapping.
 
@@ -461,6 +478,7 @@ __all__ = [
     "StoredTensor",
     "TensorFiles",
     "checked_spec",
+    "matrix_shape_of",
     "open_safetensors_file",
     "open_torch_file",
     "read_safetensors_header",

@@ -89,15 +89,23 @@ class PlannedTensor:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything to be written, in the order of the table, and what is left out with the reason."""
+    """Everything to be written, in the order of the table; name -> reason of what is left out."""
 
     tensors: tuple[PlannedTensor, ...]
-    dropped: tuple[tuple[str, str], ...]
+    dropped: Mapping[str, str]
 
     @property
     def nbytes(self) -> int:
         """Bytes of all tensors to be written."""
         return sum(tensor.spec.nbytes for tensor in self.tensors)
+
+    def read_from(self, names: Mapping[str, str]) -> "Plan":
+        """The same plan for a source with other names: name here -> name there."""
+        tensors = (
+            replace(tensor, pieces=tuple(replace(piece, source=names[piece.source]) for piece in tensor.pieces))
+            for tensor in self.tensors
+        )
+        return replace(self, tensors=tuple(tensors))
 
 
 @dataclass(frozen=True)
@@ -168,14 +176,14 @@ class StateMap:
             "source names claimed twice": twice,
         }
         tensors: list[PlannedTensor] = []
-        dropped: list[tuple[str, str]] = []
+        dropped: dict[str, str] = {}
         made: dict[str, str] = {}
         duplicates, shapes = [], []
         for row, layer, name in self._in_table_order(claims):
             if isinstance(row.operation, Drop):
-                dropped.append((name, row.operation.reason))
+                dropped[name] = row.operation.reason
             if isinstance(row.operation, SameAs):
-                dropped.append((name, f"the same as {_fill(row.operation.of, layer)}"))
+                dropped[name] = f"the same as {_fill(row.operation.of, layer)}"
             targets = [_fill(template, layer) for template in row.targets]
             duplicates += [f"{target} (from {made[target]} and from {name})" for target in targets if target in made]
             made |= dict.fromkeys(targets, name)
@@ -198,7 +206,7 @@ class StateMap:
                 "--config.",
                 problems,
             )
-        return Plan(tuple(tensors), tuple(dropped))
+        return Plan(tuple(tensors), dropped)
 
     def reverse(
         self,
@@ -222,7 +230,7 @@ class StateMap:
             CoverageError: unclaimed or missing names; shapes or dtypes that do not fit together or do not divide.
         """
         claims, unclaimed, twice = _claim(self._target_patterns, wholes)
-        dropped = [(name, f"it is {row.operation.of}") for row, _, name in claims if isinstance(row.operation, Tied)]
+        dropped = {name: f"it is {row.operation.of}" for row, _, name in claims if isinstance(row.operation, Tied)}
         present = {name for _, _, name in claims}
         tied = {target for row in self.rows if isinstance(row.operation, Tied) for target in row.targets}
         differing = [
@@ -259,7 +267,7 @@ class StateMap:
                 f"Nothing was written.{advice}",
                 problems,
             )
-        return Plan(tuple(tensors), tuple(dropped))
+        return Plan(tuple(tensors), dropped)
 
     def _second_copies(self, tensors: Sequence[PlannedTensor]) -> list[PlannedTensor]:
         """What the source format holds twice."""

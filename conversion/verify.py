@@ -1,4 +1,4 @@
-"""Checks of a written folder against what was planned and written, and the names and shapes a model really has."""
+"""Checks of a written folder against what was planned and written."""
 
 import hashlib
 import os
@@ -6,11 +6,8 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from transformers import PreTrainedConfig, PreTrainedModel
-
 from .job import Progress
-from .operations import ConversionError, Shape
+from .operations import ConversionError
 from .paddle_lod import LodFile, open_lod_file
 from .paddle_pickle import open_pdparams
 from .readers import LazyFile, open_safetensors_file, open_torch_file
@@ -21,13 +18,6 @@ CAUSE = "The disk or the memory may be faulty, or the machine lost power."
 
 class VerifyError(ConversionError):
     """A written file does not hold what was written to it."""
-
-
-def expected_shapes(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> dict[str, Shape]:
-    """Names and shapes of a model's state, tied names included, from a model without data, on `meta`."""
-    with torch.device("meta"):
-        model = model_class(config)
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
 def verify_file(folder: Path, file: OutputFile, checksums: Mapping[str, int], progress: Progress) -> str:
@@ -48,9 +38,9 @@ def verify_file(folder: Path, file: OutputFile, checksums: Mapping[str, int], pr
     path = folder / file.name
     written = _open(path, file)
     planned = {tensor.name: tensor.spec for tensor in file.tensors}
-    found = {name: stored.spec for name, stored in written.tensors.items()}
-    if planned != found:
-        wrong = sorted(name for name in planned.keys() | found.keys() if planned.get(name) != found.get(name))
+    stored = {name: tensor.spec for name, tensor in written.tensors.items()}
+    if planned != stored:
+        wrong = sorted(name for name in planned.keys() | stored.keys() if planned.get(name) != stored.get(name))
         raise VerifyError(f"{path}: {len(wrong)} tensors are not as planned, e.g. {wrong[0]}. {CAUSE}")
     digest, actual = _read_through(path, written, progress)
     damaged = sorted(name for name, value in actual.items() if value != checksums[name])
@@ -107,4 +97,4 @@ def _read_through(path: Path, written: LazyFile, progress: Progress) -> tuple[st
     return digest.hexdigest(), checksums
 
 
-__all__ = ["VerifyError", "expected_shapes", "verify_file"]
+__all__ = ["VerifyError", "verify_file"]

@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from benchmarks.make_checkpoint_glm130b import RELEASED, rank_shapes, write_checkpoint
 from conversion import writer
+from conversion.classes import expected_shapes
 from conversion.glm130b import TABLE
 from conversion.state_map import Split, TensorSpec
-from conversion.verify import expected_shapes
 from conversion.writer import copy_peak_bytes
 from hf_glm_ernie import Glm130bConfig, Glm130bForCausalLM
 from tests.support.converting import SIZES, convert, kill_then_run, listing, weights, write_settings
@@ -308,7 +308,7 @@ def test_the_released_size_by_a_dry_run_on_files_without_data(tmp_path: Path, ca
 @pytest.mark.parametrize("dtype", [None, torch.float32])
 def test_the_released_size_on_paper(dtype: torch.dtype | None) -> None:
     """Both directions planned on shapes: every target of the real model, far under 8 GiB."""
-    expected = expected_shapes(Glm130bForCausalLM, Glm130bConfig())
+    expected = expected_shapes("Glm130bForCausalLM", Glm130bConfig())
     parts = {name: TensorSpec(shape, torch.float16) for name, shape, _ in rank_shapes(RELEASED, 8)}
     plan = TABLE.forward(parts, Split(8, 96), expected, dtype)
     assert {tensor.name for tensor in plan.tensors} == expected.keys() - {"lm_head.weight"}

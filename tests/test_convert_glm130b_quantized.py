@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from benchmarks.make_checkpoint_glm130b import RELEASED, rank_shapes
 from conversion import glm130b_quantized, output_folder, writer
+from conversion.classes import expected_shapes
 from conversion.glm130b import TABLE
 from conversion.glm130b_quantized import plan_merging, plan_splitting
 from conversion.operations import (
@@ -25,9 +26,8 @@ from conversion.operations import (
     SplitQkvScales,
 )
 from conversion.state_map import Computation, Piece, PlannedTensor, TensorSpec
-from conversion.verify import expected_shapes
 from conversion.writer import COMPUTING_COPIES, copy_peak_bytes, row_blocks
-from hf_glm_ernie import Glm130bConfig, Glm130bForCausalLM
+from hf_glm_ernie import Glm130bConfig
 from hf_glm_ernie.weight_only import quantize, to_storage
 from tests.support.converting import convert, kill_then_run, listing, weights, write_settings
 from tests.support.quantized_tiny import (
@@ -289,7 +289,7 @@ def test_scales_alone_are_computed_again_after_an_interruption(
 
 def test_the_released_size_on_paper() -> None:
     """INT4 of 130B: about 70 GB, and the same small blocks."""
-    expected = expected_shapes(Glm130bForCausalLM, Glm130bConfig())
+    expected = expected_shapes("Glm130bForCausalLM", Glm130bConfig())
     parts = {name: TensorSpec(shape, torch.float16) for name, shape, _ in rank_shapes(RELEASED, 8)}
     split, where = Split(8, 96), Path("released")
     plan, how = plan_merging(TABLE, parts, split, expected, None, 4, where)

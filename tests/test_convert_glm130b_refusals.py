@@ -254,7 +254,7 @@ BAD_MERGED: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
     "config of another model": (
         lambda folder: (folder / "config.json").write_text('{"model_type": "llama"}'),
         ["--tensor-parallel=2"],
-        "model_type is 'llama', not 'glm130b'",
+        "model_type is 'llama', expected 'glm130b'",
     ),
     "quantized": (
         lambda folder: edit_config(folder, quantization_config={"quant_method": "x"}),

@@ -140,8 +140,8 @@ def test_leftover_rotary_tables_are_dropped_with_a_reason() -> None:
     ]
     parts = specs(whole_state(sizes)) | {name: TensorSpec((2,), torch.float16) for name in leftovers}
     plan = TABLE.forward(parts, Split(1, sizes.heads), shapes(expected_state(whole_state(sizes), sizes)))
-    assert sorted(name for name, _ in plan.dropped) == sorted(leftovers)
-    assert all("the model computes it" in reason for _, reason in plan.dropped)
+    assert sorted(plan.dropped) == sorted(leftovers)
+    assert all("the model computes it" in reason for reason in plan.dropped.values())
     assert not [tensor for tensor in plan.tensors if "inv_freq" in tensor.name]
 
 
@@ -218,7 +218,7 @@ def test_a_stored_tied_projection_is_left_out_of_the_reverse() -> None:
     merged = expected_state(whole_state(sizes), sizes)
     stored = specs(merged) | {"lm_head.weight": specs(merged)["model.embed_tokens.weight"]}
     plan = TABLE.reverse(stored, Split(1, sizes.heads), shapes(merged))
-    assert plan.dropped == (("lm_head.weight", "it is model.embed_tokens.weight"),)
+    assert plan.dropped == {"lm_head.weight": "it is model.embed_tokens.weight"}
     assert {tensor.name for tensor in plan.tensors} == whole_state(sizes).keys()
 
 
@@ -353,7 +353,7 @@ def test_second_copies_are_dropped_and_written_again() -> None:
     table = StateMap("test", (Row("a", ("b",), Replicated()), Row("copy", (), SameAs("a"))))
     spec = TensorSpec((2, 3), torch.float32)
     there = table.forward({"a": spec, "copy": spec}, Split(1, 1), {"b": (2, 3)})
-    assert there.dropped == (("copy", "the same as a"),)
+    assert there.dropped == {"copy": "the same as a"}
     back = table.reverse({"b": spec}, Split(1, 1), {"b": (2, 3)})
     assert [tensor.name for tensor in back.tensors] == ["a", "copy"]
     assert back.tensors[0].pieces == back.tensors[1].pieces

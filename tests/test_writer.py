@@ -92,13 +92,12 @@ def job(
     return Job(
         title="copy",
         source=Memory(state),  # type: ignore[arg-type]
-        plan=Plan(tuple(tensors), ()),
+        plan=Plan(tuple(tensors), {}),
         files=files,
-        order=[(file.name, position) for file in files for position in range(len(file.tensors))],
         options=options or {},
         write_first=write_config,
         write_last=write_last,
-        reopen=lambda folder: None,
+        reopen=lambda folder: {tensor.name: tensor.spec for tensor in tensors},
     )
 
 
