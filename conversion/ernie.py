@@ -141,7 +141,8 @@ def plan_reverse(source: Path, dtype: torch.dtype | None, expected: ExpectedShap
     Raises:
         ConversionError: anything about the folder that does not fit.
     """
-    config, raw = read_config(source, [ErnieConfig, *CONFIG_CLASSES.values()], "an ERNIE encoder", check_config)
+    classes: list[type[ErnieConfig]] = [ErnieConfig, *CONFIG_CLASSES.values()]
+    config, raw = read_config(source, classes, "an ERNIE encoder", check_config)
     architecture = raw["architectures"][0]
     task = find_task(architecture)
     if task is None:
