@@ -2,7 +2,6 @@
 of the conversion, model card; and what is read of it on the way back.
 """
 
-import json
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizer
 
 import hf_glm_ernie
 
-from .folder_files import RECORD, checksum_table, write_code, write_index, write_json
+from .folder_files import RECORD, checksum_table, read_json, write_code, write_index, write_json
 from .readers import CheckpointError
 from .writer import OutputFile
 
@@ -57,7 +56,7 @@ def read_record(folder: Path, **wanted: Callable[[Any], Any]) -> Record | None:
         **wanted: Key of `Record.source` -> what makes its value of what the file holds, such as `int`.
     """
     try:
-        raw = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        raw = read_json(folder / RECORD)
         dropped = [str(name) for name in raw.get("dropped", ())]
         return Record({key: make(raw[key]) for key, make in wanted.items()}, dropped)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -125,7 +124,8 @@ def origin_of_paddle(record: Record, what: str, eps: float, command: str, back: 
         f"changed, unless `--dtype` asked for another type; `glm-ernie-convert {command} --reverse` writes {back} "
         "back. Left out:"
     )
-    dropped = dict(record.dropped)
+    dropped = record.dropped
+    assert isinstance(dropped, Mapping)  # a record that was read back has names alone; a card is written before
     left_out = "\n".join(f"- `{name}`: {reason}" for name, reason in dropped.items()) or "- nothing"
     return ORIGIN.format(text=textwrap.fill(text, 119), left_out=left_out, checksums=checksum_table(record.sha256))
 
@@ -161,7 +161,7 @@ def read_config(
     path = folder / "config.json"
     known = {config_class.model_type: config_class for config_class in classes}
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path)
         if raw.get("model_type") not in known:
             allowed = f"one of {', '.join(known)}" if len(known) > 1 else repr(*known)
             raise ValueError(f"model_type is {raw.get('model_type')!r}, expected {allowed}")

@@ -16,6 +16,7 @@ Sources: PaddleNLP, side branch with `transformers/ernie3/match_static_to_dygrap
 import re
 from collections.abc import Mapping, Sequence
 
+from .ernie_names import STATIC_LAYER_PARTS
 from .operations import Operation, Replicated, Transposed
 from .readers import CheckpointError
 from .state_map import Row, StateMap
@@ -27,16 +28,8 @@ WORDS, POSITIONS, TYPES, TASK_TYPES = "word_embedding", "pos_embedding", "sent_e
 TASK_HEADS = {"reorder": "multi_sent_sorted_fc", "distance": "sentence_distance_fc", "credible": "credible_fc"}
 """Head of this package -> Linear of the static graph."""
 
-LAYER_PARTS = {
-    "multi_head_att_query_fc": "self_attn.q_proj",
-    "multi_head_att_key_fc": "self_attn.k_proj",
-    "multi_head_att_value_fc": "self_attn.v_proj",
-    "multi_head_att_output_fc": "self_attn.out_proj",
-    "ffn_fc_0": "linear1",
-    "ffn_fc_1": "linear2",
-    "pre_att_layer_norm": "norm1",
-    "pre_ffn_layer_norm": "norm2",
-}
+LAYER_PARTS = {static.replace("post_", "pre_"): name for static, name in STATIC_LAYER_PARTS.items()}
+"""As in the encoders, but for LayerNorms before a layer's halves."""
 
 UNSUPPORTED = (
     (r"emb_hidden_mapping.*", "a factorised embedding, which only sibling models have"),
@@ -117,9 +110,9 @@ def refuse_other_models(names: Sequence[str], where: object) -> None:
     """
     problems = []
     for pattern, what in UNSUPPORTED:
-        found = sorted(name for name in names if re.fullmatch(pattern, name))
-        if found:
-            shown = ", ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+        matching = sorted(name for name in names if re.fullmatch(pattern, name))
+        if matching:
+            shown = ", ".join(matching[:4]) + (f" and {len(matching) - 4} more" if len(matching) > 4 else "")
             problems.append(f"{what}: {shown}")
     if PROJECTION in names and not problems:
         return
@@ -207,24 +200,20 @@ def _refuse_gaps(layers: set[int], start: int, prefix: str, where: object, count
 
 def canonical_names(names: Sequence[str], first_layers: Mapping[str, int]) -> dict[str, str]:
     """Name with a branch's layers counted from 0 -> name in the files."""
-    canonical = {}
-    for name in names:
-        match = _BRANCH_LAYER.fullmatch(name)
-        if match is None:
-            canonical[name] = name
-            continue
-        branch, layer, rest = match.groups()
-        canonical[f"{branch}_encoder_layer_{int(layer) - first_layers[branch]}_{rest}"] = name
-    return canonical
+    return {_counted_on(name, {branch: -first for branch, first in first_layers.items()}): name for name in names}
 
 
 def static_name(name: str, first_layers: Mapping[str, int]) -> str:
     """The inverse of `canonical_names`, for one name."""
+    return _counted_on(name, first_layers)
+
+
+def _counted_on(name: str, numbers: Mapping[str, int]) -> str:
     match = _BRANCH_LAYER.fullmatch(name)
     if match is None:
         return name
     branch, layer, rest = match.groups()
-    return f"{branch}_encoder_layer_{int(layer) + first_layers[branch]}_{rest}"
+    return f"{branch}_encoder_layer_{int(layer) + numbers[branch]}_{rest}"
 
 
 __all__ = [

@@ -15,9 +15,10 @@ from hf_glm_ernie.configuration_ernie3 import Ernie3Config
 from hf_glm_ernie.tokenization_ernie3 import Ernie3Tokenizer
 
 from .ernie3_names import BRANCHES, POSITIONS, PROJECTION, TASK_HEADS, TASK_TYPES, TYPES, WORDS
-from .ernie_settings import SAME_ACTIVATIONS, Settings
+from .ernie_settings import Settings
 from .operations import SettingsError, TensorSpec
 from .readers import CheckpointError, matrix_shape_of
+from .settings_files import check_activations, check_told
 
 HEAD_SIZE = 64
 """Of every published size, in the universal stack and in the branches."""
@@ -132,12 +133,7 @@ def build_config(
     _check_sizes(given, sizes, where)
     values: dict[str, Any] = {key: given[key] for key in CARRIED if key in given}
     notices = _fill_heads(values, sizes, choices)
-    for key in ("hidden_act", "branch_hidden_act"):
-        if values.get(key, "gelu") not in SAME_ACTIVATIONS:
-            raise SettingsError(
-                f"{where}: {key} is {values[key]!r}; known to be the same in Paddle and transformers: "
-                f"{', '.join(SAME_ACTIVATIONS)}"
-            )
+    check_activations(values, ("hidden_act", "branch_hidden_act"), where)
     notices += _fill_token_ids(values, sizes, tokenizer, where)
     eps = choices.layer_norm_eps or given.get("layer_norm_eps") or LAYER_NORM_EPS
     values |= asdict(sizes) | {
@@ -163,12 +159,8 @@ def _check_sizes(given: Mapping[str, Any], sizes: Sizes, where: object) -> None:
             f"{where}: num_hidden_layers is {said!r}, the weights have {universal} universal layers and {branch} in "
             "each branch. Take the settings that belong to the weights, or correct the file."
         )
-    for key, value in told.items():
-        if key != "num_hidden_layers" and given.get(key, value) != value:
-            raise SettingsError(
-                f"{where}: {key} is {given[key]!r}, the weights say {value}. Take the settings that belong to the "
-                "weights, or correct the file."
-            )
+    told.pop("num_hidden_layers", None)
+    check_told(given, told, where)
 
 
 def _fill_heads(values: dict[str, Any], sizes: Sizes, choices: Choices) -> list[str]:

@@ -14,7 +14,7 @@ from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
 from .converted_folder import Record, check_plain, origin_of_paddle
 from .ernie_names import LABELLED_TASKS, Task
 from .ernie_settings import CARRIED
-from .folder_files import dtype_name, write_json
+from .folder_files import PIPELINES, dtype_name, write_json
 
 OWN_CLASSES: Mapping[str, Mapping[str, str]] = {
     "ernie_uie": modeling_ernie_uie.HUB_CLASSES,
@@ -117,7 +117,7 @@ def model_card(config: ErnieConfig, task: Task, has_tokenizer: bool, record: Rec
     pooler = "" if task.has_pooler else POOLER_NOTE.format(architecture=task.architecture)
     return CARD.format(
         plugin="" if task.is_native else PLUGIN,
-        pipeline=task.pipeline,
+        pipeline=task.pipeline or PIPELINES[task.auto_class],
         auto=task.auto_class,
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,

@@ -35,8 +35,8 @@ class Task:
         original: PaddleNLP's class.
         architecture: The class that reads the result: transformers' own, or one of this package.
         auto_class: The Auto class that opens it.
-        pipeline: The `pipeline_tag` of its model card.
         rows: The head's part of the table.
+        pipeline: The `pipeline_tag` of its model card; None where the Auto class tells.
         prefix: Of the backbone's names, on both sides.
         is_native: Whether transformers itself has the class.
         has_pooler: Whether that class has the pooler, which PaddleNLP keeps in every checkpoint.
@@ -46,8 +46,8 @@ class Task:
     original: str
     architecture: str
     auto_class: str
-    pipeline: str
     rows: tuple[Row, ...] = ()
+    pipeline: str | None = None
     prefix: str = PREFIX
     is_native: bool = True
     has_pooler: bool = True
@@ -123,45 +123,33 @@ _PREDICTIONS = (
 _CLASSIFIER = _rows(_linear("classifier", "classifier"))
 
 
-def _native(name: str, head: str, pipeline: str, rows: tuple[Row, ...], has_pooler: bool = True) -> Task:
-    """A head that transformers has, under a name like PaddleNLP's."""
-    return Task(
-        name, f"ErnieFor{head}", f"ErnieFor{head}", f"AutoModelFor{head}", pipeline, rows, has_pooler=has_pooler
-    )
+def _native(name: str, head: str, rows: tuple[Row, ...], has_pooler: bool = True, original: str = "") -> Task:
+    """A head that transformers has, under PaddleNLP's name unless that is another."""
+    original = original or f"ErnieFor{head}"
+    return Task(name, original, f"ErnieFor{head}", f"AutoModelFor{head}", rows, has_pooler=has_pooler)
+
+
+def _own(name: str, pipeline: str, first: str, second: str) -> Task:
+    """A head of two linears that this package has."""
+    rows = _rows(_linear(first, first), _linear(second, second))
+    return Task(name, name.upper(), f"ErnieFor{name.upper()}", "AutoModel", rows, pipeline=pipeline, is_native=False)
 
 
 TASKS = (
-    Task("features", "ErnieModel", "ErnieModel", "AutoModel", "feature-extraction", prefix=""),
-    _native("masked-lm", "MaskedLM", "fill-mask", _PREDICTIONS, has_pooler=False),
-    replace(
-        _native(
-            "pretraining",
-            "PreTraining",
-            "fill-mask",
-            _PREDICTIONS + _rows(_linear("cls.seq_relationship", "cls.seq_relationship")),
-        ),
+    Task("features", "ErnieModel", "ErnieModel", "AutoModel", prefix=""),
+    _native("masked-lm", "MaskedLM", _PREDICTIONS, has_pooler=False),
+    _native(
+        "pretraining",
+        "PreTraining",
+        _PREDICTIONS + _rows(_linear("cls.seq_relationship", "cls.seq_relationship")),
         original="ErnieForPretraining",
     ),
-    _native("sequence-classification", "SequenceClassification", "text-classification", _CLASSIFIER),
-    _native("token-classification", "TokenClassification", "token-classification", _CLASSIFIER, has_pooler=False),
-    _native(
-        "question-answering",
-        "QuestionAnswering",
-        "question-answering",
-        _rows(_linear("classifier", "qa_outputs")),
-        has_pooler=False,
-    ),
-    _native("multiple-choice", "MultipleChoice", "multiple-choice", _CLASSIFIER),
-    Task(
-        *("uie", "UIE", "ErnieForUIE", "AutoModel", "token-classification"),
-        _rows(_linear("linear_start", "linear_start"), _linear("linear_end", "linear_end")),
-        is_native=False,
-    ),
-    Task(
-        *("utc", "UTC", "ErnieForUTC", "AutoModel", "zero-shot-classification"),
-        _rows(_linear("linear_q", "linear_q"), _linear("linear_k", "linear_k")),
-        is_native=False,
-    ),
+    _native("sequence-classification", "SequenceClassification", _CLASSIFIER),
+    _native("token-classification", "TokenClassification", _CLASSIFIER, has_pooler=False),
+    _native("question-answering", "QuestionAnswering", _rows(_linear("classifier", "qa_outputs")), has_pooler=False),
+    _native("multiple-choice", "MultipleChoice", _CLASSIFIER),
+    _own("uie", "token-classification", "linear_start", "linear_end"),
+    _own("utc", "zero-shot-classification", "linear_q", "linear_k"),
 )
 TASK_NAMES = tuple(task.name for task in TASKS)
 
@@ -191,11 +179,13 @@ STATIC_LAYER_PARTS = {
     "multi_head_att_key_fc": "self_attn.k_proj",
     "multi_head_att_value_fc": "self_attn.v_proj",
     "multi_head_att_output_fc": "self_attn.out_proj",
-    "post_att_layer_norm": "norm1",
     "ffn_fc_0": "linear1",
     "ffn_fc_1": "linear2",
+    "post_att_layer_norm": "norm1",
     "post_ffn_layer_norm": "norm2",
 }
+"""Part of a layer of the static graph -> PaddleNLP's."""
+
 STATIC_MODULES = {
     "pre_encoder_layer_norm": "ernie.embeddings.layer_norm",
     **{
@@ -314,6 +304,7 @@ __all__ = [
     "DECODER",
     "LABELLED_TASKS",
     "PREFIX",
+    "STATIC_LAYER_PARTS",
     "TASKS",
     "TASK_EMBEDDINGS",
     "TASK_NAMES",

@@ -2,7 +2,6 @@
 agree on, and the transformers configuration made of them.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from hf_glm_ernie.configuration_ernie_utc import ErnieUTCConfig
 
 from .ernie_names import LABELLED_TASKS, Task
 from .operations import SettingsError
+from .settings_files import check_activations, check_told, read_settings_object, renamed
 
 SETTINGS_FILES = ("config.json", "model_config.json", "ernie_config.json")
 """PaddleNLP's since 2.5, PaddleNLP's before, ERNIE-kit's; the first there is read."""
@@ -49,9 +49,6 @@ CARRIED = ("classifier_dropout", "id2label", "label2id", "num_choices", "problem
 CARRIED_BESIDE = ("pool_act", "num_choices")
 """What transformers' configuration does not read, and is kept for the way back."""
 
-SAME_ACTIVATIONS = ("gelu", "relu", "tanh", "silu", "sigmoid")
-"""Activations that are the same function under the same name in Paddle and transformers."""
-
 RELEASED_HEADS: Mapping[tuple[int, int], int] = {
     (20, 1024): 16,
     (12, 768): 12,
@@ -70,17 +67,9 @@ ENGLISH_TINY_VOCABULARY = 50265
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the tensors tell.
+    """What the tensors tell, under the names of `ErnieConfig`; 0 for what is not there.
 
-    Attributes:
-        vocab_size: Rows of the word embeddings.
-        hidden_size: Their columns.
-        max_position_embeddings: Rows of the position embeddings.
-        type_vocab_size: Rows of the token type embeddings; 0 without any.
-        task_type_vocab_size: Rows of the task embeddings; 0 without any.
-        num_hidden_layers: Layers in the file.
-        intermediate_size: Inner size of the first layer.
-        num_labels: Outputs of the classifier; 0 without one.
+    `num_hidden_layers` are those in the file, and `num_labels` the outputs of the classifier.
     """
 
     vocab_size: int
@@ -117,20 +106,8 @@ def read_settings(folder: Path, given: Path | None) -> Settings:
     path = given or next((folder / name for name in SETTINGS_FILES if (folder / name).is_file()), None)
     if path is None:
         return Settings(None)
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(raw, dict):
-        raise SettingsError(f"{path}: expected an object of settings, found {type(raw).__name__}")
-    values, original = _flatten(raw, path)
-    renamed: dict[str, Any] = {}
-    for key, value in values.items():
-        name = ORIGINAL_WORDS.get(key, key)
-        if name in renamed and renamed[name] != value:
-            raise SettingsError(f"{path}: {name} is given twice, as {renamed[name]!r} and as {value!r}. Keep one.")
-        renamed[name] = value
-    return Settings(path, renamed, original)
+    values, original = _flatten(read_settings_object(path, str(path)), path)
+    return Settings(path, renamed(values, ORIGINAL_WORDS, str(path)), original)
 
 
 def _flatten(raw: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], str | None]:
@@ -227,12 +204,7 @@ def _refuse_what_is_not_supported(settings: Settings, sizes: Sizes) -> None:
             f"{where}: no token type embeddings (type_vocab_size 0). PaddleNLP allows that, transformers' ERNIE "
             "classes always have them, so this checkpoint cannot be opened there."
         )
-    activation = settings.values.get("hidden_act", "gelu")
-    if activation not in SAME_ACTIVATIONS:
-        raise SettingsError(
-            f"{where}: hidden_act is {activation!r}; known to be the same in Paddle and transformers: "
-            f"{', '.join(SAME_ACTIVATIONS)}"
-        )
+    check_activations(settings.values, ("hidden_act",), where)
     if settings.values.get("pool_act", "tanh") != "tanh":
         raise SettingsError(
             f"{where}: pool_act is {settings.values['pool_act']!r}; transformers' ERNIE pooler always takes tanh"
@@ -285,12 +257,7 @@ def _check_against_tensors(settings: Settings, told: Mapping[str, Any], values: 
         given["num_labels"] = len(given["id2label"])
     if not told["task_type_vocab_size"]:
         given.pop("task_type_vocab_size", None)
-    for key, value in told.items():
-        if given.get(key) is not None and given[key] != value:
-            raise SettingsError(
-                f"{where}: {key} is {given[key]!r}, the weights say {value}. Take the settings that belong to the "
-                "weights, or correct the file."
-            )
+    check_told(given, told, where)
     if bool(values["use_task_id"]) != (told["task_type_vocab_size"] > 0):
         has = "have" if told["task_type_vocab_size"] else "have no"
         raise SettingsError(

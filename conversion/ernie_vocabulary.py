@@ -6,7 +6,6 @@ its own, so that row is repeated and the rows behind move by one, in the embeddi
 logits.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from transformers import ErnieConfig
 
 from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
 
+from .folder_files import read_json
 from .operations import RepeatedRows, SettingsError
 
 ADDED_TOKENS = "added_tokens.json"
@@ -120,7 +120,7 @@ def stated_ids(folder: Path) -> dict[str, int]:
     if not path.is_file():
         return {}
     try:
-        return {str(token): int(index) for token, index in json.loads(path.read_text(encoding="utf-8")).items()}
+        return {str(token): int(index) for token, index in read_json(path).items()}
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise SettingsError(f"{path}: not an object of tokens and ids ({error})") from error
 

@@ -19,6 +19,24 @@ RECORD = "conversion.json"
 """Where the folder comes from; `--reverse` reads it back."""
 
 
+PIPELINES = {
+    "AutoModel": "feature-extraction",
+    "AutoModelForPreTraining": "fill-mask",
+    "AutoModelForMaskedLM": "fill-mask",
+    "AutoModelForCausalLM": "text-generation",
+    "AutoModelForSequenceClassification": "text-classification",
+    "AutoModelForTokenClassification": "token-classification",
+    "AutoModelForQuestionAnswering": "question-answering",
+    "AutoModelForMultipleChoice": "multiple-choice",
+}
+"""Auto class -> `pipeline_tag` of a model card."""
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises `OSError` or `ValueError` where there is none."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes readable JSON."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -92,12 +110,14 @@ def count(number: int, noun: str) -> str:
 
 
 __all__ = [
+    "PIPELINES",
     "RECORD",
     "checksum_table",
     "count",
     "dtype_name",
     "main_dtype",
     "notices_on_left_out",
+    "read_json",
     "write_code",
     "write_index",
     "write_json",

@@ -1,17 +1,18 @@
 """The settings of a GLM-130B checkpoint: what the tensors tell, what a JSON file adds, what the tokenizer decides."""
 
 import difflib
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
 from hf_glm_ernie.configuration_glm130b import Glm130bConfig
+from hf_glm_ernie.tokenization_glm130b import Glm130bTokenizer
 
 from .operations import SettingsError
+from .settings_files import read_settings_object, renamed
 
 ORIGINAL_WORDS = {
     "num_layers": "num_hidden_layers",
@@ -49,19 +50,6 @@ NUM_IMAGE_TOKENS = "num_image_tokens"
 """How many ids stand before the text pieces; 20,000 in the released vocabulary."""
 
 
-class Vocabulary(Protocol):
-    """What is asked of a tokenizer here."""
-
-    @property
-    def unk_token_id(self) -> Any:
-        """What an unknown token's id is."""
-
-    def __len__(self) -> int: ...
-
-    def convert_tokens_to_ids(self, tokens: Any) -> Any:
-        """Id of a token."""
-
-
 @dataclass(frozen=True)
 class Sizes:
     """What the tensors tell, under the names of `Glm130bConfig`."""
@@ -95,34 +83,19 @@ def read_settings(path: Path | None) -> Settings:
     """
     if path is None:
         return Settings({}, None, ())
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"--config {path}: cannot be read as JSON ({error})") from error
-    if not isinstance(raw, dict):
-        raise SettingsError(f"--config {path}: expected an object of settings, found {type(raw).__name__}")
-    known = {field.name for field in Sizes.__dataclass_fields__.values()} | set(FREE_FIELDS) | set(ID_FIELDS)
-    values: dict[str, Any] = {}
-    unused = []
-    for key, value in raw.items():
-        field = ORIGINAL_WORDS.get(key, key)
-        if field not in known:
-            unused.append(key)
-        elif field in values and values[field] != value:
-            raise SettingsError(
-                f"--config {path}: {field} is given twice, as {values[field]!r} and as {value!r}. Keep one."
-            )
-        else:
-            values[field] = value
+    raw = read_settings_object(path, f"--config {path}")
+    images = raw.pop(NUM_IMAGE_TOKENS, None)
+    known = {field.name for field in fields(Sizes)} | set(FREE_FIELDS) | set(ID_FIELDS)
+    unused = [key for key in raw if ORIGINAL_WORDS.get(key, key) not in known]
+    values = renamed(
+        {key: value for key, value in raw.items() if key not in unused}, ORIGINAL_WORDS, f"--config {path}"
+    )
     for name in ("num_attention_heads", "max_position_embeddings"):
         if name in values and (type(values[name]) is not int or values[name] < 1):
             raise SettingsError(f"--config {path}: {name} is {values[name]!r}; it is a whole number above 0")
-    images = raw.get(NUM_IMAGE_TOKENS)
     if images is not None and (type(images) is not int or images < 0):
         raise SettingsError(f"--config {path}: {NUM_IMAGE_TOKENS} is {images!r}; it is a whole number, 0 or more")
-    return Settings(
-        values, images, _notices_on_unused(path, [key for key in unused if key != NUM_IMAGE_TOKENS], known)
-    )
+    return Settings(values, images, _notices_on_unused(path, unused, known))
 
 
 def _notices_on_unused(path: Path, unused: list[str], known: set[str]) -> tuple[str, ...]:
@@ -136,7 +109,7 @@ def _notices_on_unused(path: Path, unused: list[str], known: set[str]) -> tuple[
 
 
 def build_config(
-    sizes: Sizes, ranks: int, settings: Settings, tokenizer: Vocabulary | None
+    sizes: Sizes, ranks: int, settings: Settings, tokenizer: Glm130bTokenizer | None
 ) -> tuple[Glm130bConfig, list[str]]:
     """Puts tensors, settings and tokenizer together.
 
@@ -196,7 +169,7 @@ def _check_heads(heads: int, hidden_size: int, ranks: int) -> None:
 
 
 def _special_ids(
-    settings: Settings, tokenizer: Vocabulary | None, vocab_size: int, released: Glm130bConfig
+    settings: Settings, tokenizer: Glm130bTokenizer | None, vocab_size: int, released: Glm130bConfig
 ) -> tuple[dict[str, Any], list[str]]:
     if tokenizer is not None and len(tokenizer) > vocab_size:
         raise SettingsError(
@@ -209,8 +182,8 @@ def _special_ids(
     for field, tokens in ID_FIELDS.items():
         given = settings.values.get(field)
         if tokenizer is not None:
-            found = [_token_id(tokenizer, token) for token in tokens]
-            ids[field] = found if len(tokens) > 1 else found[0]
+            numbers = [_token_id(tokenizer, token) for token in tokens]
+            ids[field] = numbers if len(tokens) > 1 else numbers[0]
             if given is not None and given != ids[field]:
                 raise SettingsError(
                     f"--config says {field} is {given!r}, the tokenizer says {ids[field]!r}. Remove the key or "
@@ -239,12 +212,13 @@ def _special_ids(
     return ids, notices
 
 
-def _token_id(tokenizer: Vocabulary, token: str) -> int:
+def _token_id(tokenizer: Glm130bTokenizer, token: str) -> int:
     number = tokenizer.convert_tokens_to_ids(token)
     if number is None or number == tokenizer.unk_token_id:
         raise SettingsError(
             f"the tokenizer has no {token}: not a GLM-130B vocabulary. Pass the model's own ice_text.model."
         )
+    assert isinstance(number, int)  # of one token
     return number
 
 
@@ -255,4 +229,4 @@ def _numbers(ids: Any) -> list[int]:
     return numbers
 
 
-__all__ = ["Settings", "Sizes", "Vocabulary", "build_config", "read_settings"]
+__all__ = ["Settings", "Sizes", "build_config", "read_settings"]

@@ -17,7 +17,7 @@ from .readers import CheckpointError, TensorFiles
 from .state_map import ConversionError, Plan
 from .writer import OutputFile, WriteError, copy_peak_bytes
 
-Progress = Callable[[int], None]
+Progress = Callable[[int], object]
 """Called with the number of bytes just done."""
 
 Verifier = Callable[[Path, OutputFile, Mapping[str, int], Progress], str]
@@ -107,26 +107,18 @@ class Job:
         """Bytes of all tensors."""
         return self.plan.nbytes
 
-    @property
-    def largest_bytes(self) -> int:
-        """Bytes of the largest tensor."""
-        return max((tensor.spec.nbytes for tensor in self.plan.tensors), default=0)
-
-    @property
-    def peak_bytes(self) -> int:
-        """Upper bound of the memory the copy takes, in bytes, beside Python, torch and transformers (about 0.5 GB)."""
-        return copy_peak_bytes(self.plan.tensors)
-
     def describe(self) -> str:
         """The plan in a few lines."""
         tensors, files = self.plan.tensors, [file.name for file in self.files]
         shown = ", ".join(files[:2]) + (" ..." if len(files) > 2 else "")
+        largest = max((tensor.spec.nbytes for tensor in tensors), default=0)
         lines = [
             self.title,
-            f"  tensors      {len(tensors)}, {self.nbytes:,} bytes; the largest {self.largest_bytes:,} bytes",
+            f"  tensors      {len(tensors)}, {self.nbytes:,} bytes; the largest {largest:,} bytes",
             f"  files        {len(files)}: {shown}",
             f"  disk needed  {sum(file.size for file in self.files):,} bytes",
-            f"  peak memory  {self.peak_bytes:,} bytes for the copy, beside Python and its libraries (about 0.5 GB)",
+            f"  peak memory  {copy_peak_bytes(tensors):,} bytes for the copy, beside Python and its libraries "
+            "(about 0.5 GB)",
         ]
         return "\n".join(lines + [f"  note: {notice}" for notice in self.notices])
 
@@ -170,11 +162,7 @@ def progress_bar(what: str, total: int, initial: int, show: bool) -> Iterator[Pr
     with tqdm(
         total=total, initial=initial, desc=what, unit="B", unit_scale=True, unit_divisor=1000, disable=not show
     ) as bar:
-
-        def progress(nbytes: int) -> None:
-            bar.update(nbytes)
-
-        yield progress
+        yield bar.update
 
 
 __all__ = ["ExpectedShapes", "ForwardOptions", "Job", "Progress", "Verifier", "progress_bar", "run"]

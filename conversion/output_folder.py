@@ -87,7 +87,7 @@ class OutputFolder:
             t.spec.nbytes for file in self.files.values() for t in file.tensors if t.name in self.checksums[file.name]
         )
 
-    def fill(self, order: Sequence[tuple[str, int]], source: Source, on_bytes: Callable[[int], None]) -> None:
+    def fill(self, order: Sequence[tuple[str, int]], source: Source, on_bytes: Callable[[int], object]) -> None:
         """Writes every tensor that is not written yet.
 
         Args:

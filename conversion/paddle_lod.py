@@ -24,7 +24,7 @@ from .operations import Shape, TensorSpec
 from .paddle_pickle import foreign_kind, read_structured_names
 from .readers import CheckpointError, LazyFile, StoredTensor, checked_spec, row_major
 from .state_map import PlannedTensor
-from .writer import WriteError
+from .writer import OutputFile, WriteError
 
 LOD_DTYPES = {
     0: torch.bool,
@@ -172,7 +172,7 @@ def open_lod_combined(path: Path, program: Path) -> LodTensors:
             stored = _read_record(path, file, size)
             declared = variables[name]
             if len(declared) != len(stored.spec.shape) or any(
-                wanted not in (-1, found) for wanted, found in zip(declared, stored.spec.shape, strict=True)
+                wanted not in (-1, length) for wanted, length in zip(declared, stored.spec.shape, strict=True)
             ):
                 raise CheckpointError(
                     f"{path}: variable {len(tensors) + 1} has shape {list(stored.spec.shape)}, but {name} in "
@@ -343,7 +343,7 @@ def _packed(values: bytes) -> Iterator[int]:
 
 def _all(message: bytes, number: int) -> Iterator[bytes]:
     """Every message in field `number`."""
-    return (_message(value) for found, value in _fields(message) if found == number)
+    return (_message(value) for field, value in _fields(message) if field == number)
 
 
 def _message(value: int | bytes) -> bytes:
@@ -352,7 +352,7 @@ def _message(value: int | bytes) -> bytes:
     return value
 
 
-class LodFile:
+class LodFile(OutputFile):
     """The file of one variable, to be filled at a fixed offset.
 
     Args:
@@ -386,9 +386,6 @@ class LodFile:
     def offsets(self, path: Path) -> dict[str, int]:
         """Behind the header."""
         return {self.tensors[0].name: len(self._header)}
-
-    def finish(self, path: Path, checksums: Mapping[str, int]) -> None:
-        """Nothing to add: the format has no checksums."""
 
 
 def _as_varint(number: int) -> bytes:

@@ -37,7 +37,7 @@ from .paddle_unpickler import (
 )
 from .readers import CheckpointError, LazyFile, StoredTensor, checked_spec, row_major
 from .state_map import PlannedTensor
-from .writer import WriteError
+from .writer import OutputFile, WriteError
 
 NAME_TABLE = "StructuredToParameterName@@"
 SLICE_TABLE = "UnpackBigParamInfor@@"
@@ -45,33 +45,25 @@ SLICE_TABLE = "UnpackBigParamInfor@@"
 NUMPY_CODES = {dtype: code for code, dtype in NUMPY_DTYPES.items()}
 TORCH_LEGACY = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 
-Parts = tuple[Literal, ...]
-
 
 class PaddlePickle(LazyFile):
     """An open `.pdparams` file.
 
     Args:
         path: The file.
-        tensors: Name -> where it lies; for one that has to be put together, its shape, and where its bytes begin.
-        parts: The literals of each tensor that has to be put together.
+        contents: What its pickle describes.
+
+    Attributes:
         static_names: Name -> name of the same tensor in a static graph, where the file tells.
         extras: Entries that are no tensors: their value if it is a number, a truth value, a short text or None,
             otherwise what they are.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        tensors: Mapping[str, StoredTensor],
-        parts: Mapping[str, Parts],
-        static_names: Mapping[str, str],
-        extras: Mapping[str, Any],
-    ):
-        super().__init__(path, tensors)
-        self.static_names = dict(static_names)
-        self.extras = dict(extras)
-        self._parts = parts
+    def __init__(self, path: Path, contents: "_Contents"):
+        super().__init__(path, contents.tensors)
+        self.static_names = contents.static_names
+        self.extras = contents.extras
+        self._parts = contents.parts
         self._assembled: tuple[str, torch.Tensor] | None = None  # the tensor put together last
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -154,8 +146,8 @@ def open_pdparams(path: Path) -> PaddlePickle:
             name that stands twice, an array that no weights file holds (big-endian, objects, ...).
     """
     with _open_pickle(path) as value:
-        content = _Contents(path, value)
-    return PaddlePickle(path, content.tensors, content.parts, content.static_names, content.extras)
+        contents = _Contents(path, value)
+    return PaddlePickle(path, contents)
 
 
 def read_structured_names(path: Path) -> dict[str, str]:
@@ -199,11 +191,11 @@ def _open_pickle(path: Path) -> Iterator[Any]:
 
 
 class _Contents:
-    """What the dictionary of a `.pdparams` holds, as the arguments of `PaddlePickle`."""
+    """What the dictionary of a `.pdparams` holds; `parts` are the literals of tensors that have to be put together."""
 
     def __init__(self, path: Path, value: Any):
         self.tensors: dict[str, StoredTensor] = {}
-        self.parts: dict[str, Parts] = {}
+        self.parts: dict[str, tuple[Literal, ...]] = {}
         self.static_names: dict[str, str] = {}
         self.extras: dict[str, Any] = {}
         self._path = path
@@ -359,7 +351,7 @@ def _is_prose(head: bytes, last: bytes) -> bool:
     return all(letter.isprintable() or letter.isspace() for letter in text)
 
 
-class PaddleArchive:
+class PaddleArchive(OutputFile):
     """A `.pdparams` file as PaddleNLP writes it, to be filled at fixed offsets.
 
     The pickle is of protocol 4 and names numpy's functions as numpy 1 does, which numpy 2 understands too: Paddle 2.6
@@ -407,9 +399,6 @@ class PaddleArchive:
     def offsets(self, path: Path) -> dict[str, int]:
         """Known from the plan."""
         return self._starts
-
-    def finish(self, path: Path, checksums: Mapping[str, int]) -> None:
-        """Nothing to add: the format has no checksums."""
 
 
 def _array_until_its_data(spec: TensorSpec) -> bytes:

@@ -52,13 +52,6 @@ LITERALS = {
 }
 """Opcode of a text or of bytes -> how they are written."""
 
-LENGTHS = {
-    pickletools.TAKEN_FROM_ARGUMENT1: "<B",
-    pickletools.TAKEN_FROM_ARGUMENT4: "<i",
-    pickletools.TAKEN_FROM_ARGUMENT4U: "<I",
-    pickletools.TAKEN_FROM_ARGUMENT8U: "<Q",
-}
-
 COPIED = (
     *("PROTO", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT"),
     *("BINFLOAT", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "LIST", "APPEND", "APPENDS"),
@@ -393,11 +386,11 @@ class _Condenser:
     def _literal(self, info: pickletools.OpcodeInfo, form: str) -> bytes:
         """Goes behind a literal; a number stands for it."""
         assert info.arg is not None
-        if info.arg.n == pickletools.UP_TO_NEWLINE:
-            length, behind = self._length_of_line(), 1
-        else:
-            layout = LENGTHS[info.arg.n]
-            length, behind = struct.unpack(layout, self._read(struct.calcsize(layout)))[0], 0
+        behind = info.arg.n == pickletools.UP_TO_NEWLINE
+        if behind:
+            length = self._length_of_line()
+        else:  # in as many bytes as the last letter of the argument's name says
+            length = int.from_bytes(self._read(int(info.arg.name[-1])), "little", signed=info.name == "BINSTRING")
         offset = self._file.tell()
         if not 0 <= length <= self._size - offset:
             raise ValueError(f"{length:,} bytes declared at byte {offset}, {self._size - offset:,} are left")

@@ -28,7 +28,7 @@ from safetensors.torch import load_file
 from hf_glm_ernie.weight_only import METHOD
 
 from . import publish_check
-from .folder_files import count, write_code, write_json
+from .folder_files import count, read_json, write_code, write_json
 from .job import progress_bar
 from .output_folder import refuse_existing
 from .publish_card import CardTexts, host_requirement, model_card
@@ -172,7 +172,7 @@ def publish(publication: Publication, show_progress: bool = True) -> dict[str, s
         _place_weights(publication, building, show_progress)
         checks = _checked(publication, building, show_progress)
         sha256 = _checksums(publication, building, show_progress)
-        config = json.loads((building / "config.json").read_text(encoding="utf-8"))
+        config = read_json(building / "config.json")
         model_card(
             publication.repo,
             publication.source.row,
@@ -231,7 +231,7 @@ def _write_settings(publication: Publication, folder: Path) -> None:
     auto_map: dict[str, Any] = dict(publication.classes)
     tokenizer = folder / "tokenizer_config.json"
     if tokenizer.is_file():
-        settings = json.loads(tokenizer.read_text(encoding="utf-8"))
+        settings = read_json(tokenizer)
         settings = {key: value for key, value in settings.items() if key not in RESIDUES}
         if publication.tokenizer_class is not None:
             auto_map["AutoTokenizer"] = [publication.tokenizer_class, None]
@@ -248,7 +248,7 @@ def _write_generation_config(source: Source, folder: Path) -> None:
     """Makes sure that a model that generates has its defaults in a file, and that they stand for themselves."""
     path = folder / "generation_config.json"
     if path.is_file():
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = read_json(path)
         settings.pop("_from_model_config", None)
         write_json(path, settings)
     elif source.row.auto_classes[source.architecture] == "AutoModelForCausalLM":
@@ -391,7 +391,7 @@ def _stranger(request: Mapping[str, Any], scratch: Path) -> dict[str, Any]:
             f"{request['folder']}: does not open in a process without this package ({host_requirement()}): {last} "
             "Nothing was published. If the folder opens with the package, please report this."
         )
-    report: dict[str, Any] = json.loads(Path(request["report"]).read_text(encoding="utf-8"))
+    report: dict[str, Any] = read_json(Path(request["report"]))
     return report
 
 
@@ -449,7 +449,7 @@ def read_parity(path: Path) -> tuple[tuple[str, str, str], ...]:
         PublishError: it is something else.
     """
     try:
-        content: Sequence[Mapping[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+        content: Sequence[Mapping[str, Any]] = read_json(path)
         return tuple((str(row["what"]), str(row["with"]), str(row["result"])) for row in content)
     except (ValueError, KeyError, TypeError) as error:
         raise PublishError(

@@ -1,7 +1,6 @@
 """What a Hub repository of each model type carries: one table, a row for each model type.
 
-A class stands as `file.Class`, the way `auto_map` names it; `None` in the place of a file means that transformers has
-the class itself. A further model type is one more row.
+A class stands as `file.Class`, the way `auto_map` names it. A further model type is one more row.
 """
 
 from collections.abc import Mapping
@@ -10,9 +9,13 @@ from types import MappingProxyType
 from typing import Any
 
 from hf_glm_ernie.configuration_ernie3 import HUB_CLASSES as ERNIE3_CLASSES
+from hf_glm_ernie.modeling_ernie_uie import HUB_CLASSES as UIE_CLASSES
+from hf_glm_ernie.modeling_ernie_utc import HUB_CLASSES as UTC_CLASSES
+from hf_glm_ernie.modeling_glm130b import HUB_CLASSES as GLM130B_CLASSES
 from hf_glm_ernie.weight_only import METHOD
 
 from .ernie_names import TASKS
+from .folder_files import PIPELINES
 from .glm130b_files import LICENSE_LINK
 
 License = tuple[str, str | None, str | None]
@@ -22,6 +25,10 @@ APACHE: License = ("apache-2.0", None, None)
 AS_SOURCE: License = ("other", "as-the-source-checkpoint", None)
 
 
+_ERNIE_TOKENIZER = "tokenization_ernie.ErnieTokenizer"
+_ERNIE_TEXTS = ("巴黎是法国的首都。", "ERNIE 3.0 [MASK] 25℃", "价格$")
+
+
 @dataclass(frozen=True)
 class Published:
     """A row: one model type.
@@ -29,16 +36,14 @@ class Published:
     Attributes:
         model_type: As config.json spells it.
         title: For the model card's first line.
-        config: The configuration class; None where transformers has it.
-        models: Auto class -> model class; every Auto class that can open the weights.
-        native: Whether transformers opens the model type itself, so that `models` are needed for quantized weights
-            only.
-        tokenizer: The tokenizer class; None where `AutoTokenizer` gives the same ids from tokenizer.json alone.
-        auto_classes: Architecture -> the Auto class that opens it, which the check and the card's example use.
-        pipelines: Architecture -> the card's `pipeline_tag`.
+        classes: `auto_map`: every Auto class that can open the weights -> `file.Class`.
+        license: Of the released weights, in the form of `APACHE`.
         tags: Of the card.
         language: Of the card.
-        license: Of the released weights, in the form of `APACHE`.
+        native: Whether transformers opens the model type itself, so that `classes` are needed for quantized weights
+            only.
+        tokenizer: The tokenizer class; None where `AutoTokenizer` gives the same ids from tokenizer.json alone.
+        pipeline: The card's `pipeline_tag`; None where the Auto class tells.
         released: Settings only the released weights and what is made of them have; others get `AS_SOURCE`.
         extra_inputs: What `forward` needs beside token ids to be tried.
         texts: Texts whose ids are compared.
@@ -46,107 +51,79 @@ class Published:
 
     model_type: str
     title: str
-    config: str | None
-    models: Mapping[str, str]
-    native: bool
-    tokenizer: str | None
-    auto_classes: Mapping[str, str]
-    pipelines: Mapping[str, str]
-    tags: tuple[str, ...]
-    language: tuple[str, ...]
+    classes: Mapping[str, str]
     license: License
+    tags: tuple[str, ...]
+    language: tuple[str, ...] = ("zh", "en")
+    native: bool = False
+    tokenizer: str | None = None
+    pipeline: str | None = None
     released: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     extra_inputs: Mapping[str, list[list[int]] | list[int]] = field(default_factory=lambda: MappingProxyType({}))
-    texts: tuple[str, ...] = ()
+    texts: tuple[str, ...] = _ERNIE_TEXTS
 
+    @property
+    def models(self) -> dict[str, str]:
+        """Auto class -> `file.Class` of a model."""
+        return {auto: name for auto, name in self.classes.items() if auto != "AutoConfig"}
 
-_ERNIE_TEXTS = ("巴黎是法国的首都。", "ERNIE 3.0 [MASK] 25℃", "价格$")
-_NATIVE = tuple(task for task in TASKS if task.is_native)
+    @property
+    def auto_classes(self) -> dict[str, str]:
+        """Architecture -> the Auto class that opens it, which the check and the card's example use."""
+        return {name.rpartition(".")[2]: auto for auto, name in self.models.items()}
+
+    @property
+    def pipelines(self) -> dict[str, str]:
+        """Architecture -> the card's `pipeline_tag`."""
+        return {name: self.pipeline or PIPELINES[auto] for name, auto in self.auto_classes.items()}
+
 
 ROWS = (
     Published(
         model_type="glm130b",
         title="GLM-130B",
-        config="configuration_glm130b.Glm130bConfig",
-        models={
-            "AutoModel": "modeling_glm130b.Glm130bModel",
-            "AutoModelForCausalLM": "modeling_glm130b.Glm130bForCausalLM",
-        },
-        native=False,
-        tokenizer="tokenization_glm130b.Glm130bTokenizer",
-        auto_classes={"Glm130bForCausalLM": "AutoModelForCausalLM", "Glm130bModel": "AutoModel"},
-        pipelines={"Glm130bForCausalLM": "text-generation", "Glm130bModel": "feature-extraction"},
+        classes=GLM130B_CLASSES,
+        license=("other", "glm-130b-model-license", LICENSE_LINK),
         tags=("glm", "glm130b", "prefix-lm"),
         language=("en", "zh"),
-        license=("other", "glm-130b-model-license", LICENSE_LINK),
+        tokenizer="tokenization_glm130b.Glm130bTokenizer",
         released={"num_hidden_layers": 70, "hidden_size": 12288, "vocab_size": 150528},
         texts=("Ng is an adjunct professor at [MASK].", "填空 [gMASK]", "a  b\n1"),
     ),
     Published(
         model_type="ernie3",
         title="ERNIE 3.0 (unified framework)",
-        config=ERNIE3_CLASSES["AutoConfig"],
-        models={auto: name for auto, name in ERNIE3_CLASSES.items() if auto != "AutoConfig"},
-        native=False,
-        tokenizer=None,
-        auto_classes={name.rpartition(".")[2]: auto for auto, name in ERNIE3_CLASSES.items() if auto != "AutoConfig"},
-        pipelines={
-            "Ernie3Model": "feature-extraction",
-            "Ernie3ForPreTraining": "fill-mask",
-            "Ernie3ForCausalLM": "text-generation",
-            "Ernie3ForMaskedLM": "fill-mask",
-            "Ernie3ForSequenceClassification": "text-classification",
-            "Ernie3ForTokenClassification": "token-classification",
-            "Ernie3ForQuestionAnswering": "question-answering",
-            "Ernie3ForMultipleChoice": "multiple-choice",
-        },
-        tags=("ernie", "ernie3"),
-        language=("zh", "en"),
+        classes=ERNIE3_CLASSES,
         license=AS_SOURCE,
+        tags=("ernie", "ernie3"),
         texts=("巴黎是法国的首都。它在塞纳河边！", "ERNIE 3.0 [MASK] 25℃"),
     ),
     Published(
         model_type="ernie_uie",
         title="UIE (information extraction on ERNIE 3.0)",
-        config="configuration_ernie_uie.ErnieUIEConfig",
-        models={"AutoModel": "modeling_ernie_uie.ErnieForUIE"},
-        native=False,
-        tokenizer="tokenization_ernie.ErnieTokenizer",
-        auto_classes={"ErnieForUIE": "AutoModel"},
-        pipelines={"ErnieForUIE": "token-classification"},
-        tags=("ernie", "uie", "information-extraction"),
-        language=("zh", "en"),
+        classes=UIE_CLASSES,
         license=APACHE,
-        texts=_ERNIE_TEXTS,
+        tags=("ernie", "uie", "information-extraction"),
+        tokenizer=_ERNIE_TOKENIZER,
+        pipeline="token-classification",
     ),
     Published(
         model_type="ernie_utc",
         title="UTC (zero-shot classification on ERNIE 3.0)",
-        config="configuration_ernie_utc.ErnieUTCConfig",
-        models={"AutoModel": "modeling_ernie_utc.ErnieForUTC"},
-        native=False,
-        tokenizer="tokenization_ernie.ErnieTokenizer",
-        auto_classes={"ErnieForUTC": "AutoModel"},
-        pipelines={"ErnieForUTC": "zero-shot-classification"},
-        tags=("ernie", "utc"),
-        language=("zh", "en"),
+        classes=UTC_CLASSES,
         license=APACHE,
+        tags=("ernie", "utc"),
+        tokenizer=_ERNIE_TOKENIZER,
+        pipeline="zero-shot-classification",
         extra_inputs={"omask_positions": [[1, 3]], "cls_positions": [0]},
-        texts=_ERNIE_TEXTS,
     ),
     Published(
         model_type="ernie",
         title="ERNIE 3.0",
-        config=None,
-        models={task.auto_class: f"modeling_ernie_quantized.{task.architecture}" for task in _NATIVE},
-        native=True,
-        tokenizer=None,
-        auto_classes={task.architecture: task.auto_class for task in _NATIVE},
-        pipelines={task.architecture: task.pipeline for task in _NATIVE},
-        tags=("ernie",),
-        language=("zh", "en"),
+        classes={t.auto_class: f"modeling_ernie_quantized.{t.architecture}" for t in TASKS if t.is_native},
         license=APACHE,
-        texts=_ERNIE_TEXTS,
+        tags=("ernie",),
+        native=True,
     ),
 )
 PUBLISHED = {row.model_type: row for row in ROWS}
@@ -170,10 +147,7 @@ def remote_classes(row: Published, quant_method: str | None) -> dict[str, str]:
         row: The model type.
         quant_method: Of the weights; None where they are not quantized.
     """
-    if row.native and quant_method != METHOD:
-        return {}
-    config = {} if row.config is None else {"AutoConfig": row.config}
-    return config | dict(row.models)
+    return {} if row.native and quant_method != METHOD else dict(row.classes)
 
 
 __all__ = ["AS_SOURCE", "PUBLISHED", "License", "Published", "license_of", "remote_classes"]

@@ -1,12 +1,11 @@
 """What `publish` is given: a model folder, looked at before anything is made."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .folder_files import RECORD
+from .folder_files import RECORD, read_json
 from .publish_classes import PUBLISHED, Published
 from .readers import SAFETENSORS_INDEX as INDEX
 from .readers import SAFETENSORS_SINGLE as SINGLE
@@ -166,7 +165,7 @@ def _weights(folder: Path) -> tuple[Path, ...]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except ValueError as error:
         raise PublishError(f"{path}: not JSON ({error}). Take the file from where the folder was written.") from error
     if not isinstance(content, dict):

@@ -355,12 +355,8 @@ class TensorFiles:
 
     def identity(self) -> list[tuple[str, int, int]]:
         """(path, size, modification time) of each file, by which a resumed run knows its source again."""
-        return [(str(file.path.resolve()), *_size_and_time(file.path)) for file in self.files]
-
-
-def _size_and_time(path: Path) -> tuple[int, int]:
-    stat = path.stat()
-    return stat.st_size, stat.st_mtime_ns
+        stats = [(file.path.resolve(), file.path.stat()) for file in self.files]
+        return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
 
 
 class NamedFiles(TensorFiles):

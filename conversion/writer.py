@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,7 +55,7 @@ class Source(Protocol):
         """Hands its pages back for good."""
 
 
-class OutputFile(Protocol):
+class OutputFile:
     """One file to be written.
 
     Attributes:
@@ -71,15 +70,17 @@ class OutputFile(Protocol):
 
     def create(self, path: Path) -> None:
         """Makes the file with everything but the data of its tensors."""
+        raise NotImplementedError
 
     def offsets(self, path: Path) -> dict[str, int]:
         """Where each tensor's data belongs, in bytes."""
+        raise NotImplementedError
 
     def finish(self, path: Path, checksums: Mapping[str, int]) -> None:
-        """Adds what is known only now: the CRC-32 of each tensor."""
+        """Adds what is known only now, the CRC-32 of each tensor; most formats have no checksums."""
 
 
-class SafetensorsShard:
+class SafetensorsShard(OutputFile):
     """A safetensors file.
 
     Args:
@@ -115,11 +116,8 @@ class SafetensorsShard:
         """Known from the header."""
         return self._starts
 
-    def finish(self, path: Path, checksums: Mapping[str, int]) -> None:
-        """Nothing to add: the format has no checksums."""
 
-
-class TorchArchive:
+class TorchArchive(OutputFile):
     """A `torch.save` file of {member: {name: tensor}}.
 
     torch writes the archive around fake tensors and leaves room for their data (`torch.serialization.skip_data`), so
@@ -212,7 +210,7 @@ def stream(
     tasks: Iterable[Task],
     uses: Counter[tuple[int, str]],
     source: Source,
-    on_bytes: Callable[[int], None],
+    on_bytes: Callable[[int], object],
     on_tensor: Callable[[Task, int], None],
     block_bytes: int = BLOCK_BYTES,
 ) -> None:
@@ -410,16 +408,12 @@ def copy_peak_bytes(tensors: Iterable[PlannedTensor], block_bytes: int = BLOCK_B
     tensors = tuple(tensors)
     largest = max((tensor.spec.nbytes for tensor in tensors), default=0)
     widest = max((4 * piece.size[1] for tensor in tensors for piece in tensor.pieces), default=0)
-    computing = max(
-        (_computing_row_nbytes(t) * (stop - start) for t in tensors for start, stop in _first_block(t, block_bytes)),
-        default=0,
-    )
+    computing = max((_computing_row_nbytes(t) * _rows_of_first_block(t, block_bytes) for t in tensors), default=0)
     return 3 * max(min(block_bytes, largest), widest) + computing
 
 
-def _first_block(tensor: PlannedTensor, block_bytes: int) -> list[tuple[int, int]]:
-    """The largest of its blocks."""
-    return list(islice(row_blocks(tensor, block_bytes), 1))
+def _rows_of_first_block(tensor: PlannedTensor, block_bytes: int) -> int:
+    return next((stop for _, stop in row_blocks(tensor, block_bytes)), 0)
 
 
 __all__ = [
