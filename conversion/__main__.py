@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from hf_glm_ernie.planner.devices import parse_size as parse_amount
+
 from . import ernie, ernie3, glm130b
 from .classes import expected_shapes
 from .ernie3_settings import LAYER_NORM_EPS as LAYER_NORM_EPS_10B
@@ -25,8 +27,6 @@ from .publish_hub import check_repo_name, push, require_token
 from .publish_source import PublishError, read_source
 from .state_map import ConversionError
 from .verify import verify_file
-
-UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -261,11 +261,13 @@ def _run(
 
 def parse_size(text: str) -> int:
     """Bytes from "5GB" (10^9 each), "500MiB" (2^20 each) or a plain number. Raises `argparse.ArgumentTypeError`."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
-    unit = UNITS.get((match.group(2) or "B").upper()) if match else None
-    if match is None or unit is None or float(match.group(1)) * unit < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write e.g. 5GB, 500MiB or a number of bytes")
-    return int(float(match.group(1)) * unit)
+    number, unit = re.fullmatch(r"([\d.]*)\s*(.*)", text.strip(), flags=re.DOTALL).groups()  # type: ignore[union-attr]  # it matches any text
+    try:
+        return parse_amount(number + (unit.upper().replace("IB", "iB") or "B"), "size")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a size; write e.g. 5GB, 500MiB or a number of bytes"
+        ) from error
 
 
 if __name__ == "__main__":
