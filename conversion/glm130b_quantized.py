@@ -32,9 +32,9 @@ from .operations import (
     SplitQkvScales,
     TensorSpec,
 )
-from .readers import CheckpointError
+from .readers import CheckpointError, TensorFiles
 from .state_map import Computation, CoverageError, Plan, PlannedTensor, Row, StateMap
-from .writer import DtypeRangeError, Source
+from .writer import DtypeRangeError
 
 SCALE = "_scale"
 """Behind the name of a weight, that of its scales; alike on both sides."""
@@ -100,14 +100,14 @@ def plan_merging(
         ConversionError: names, shapes, dtypes or bits that do not fit; `bits` for integers.
     """
     linear = linear_rows(table)
-    found = read_bits(specs, linear.source_shapes(plain, split), released_form, where)
-    if found is not None:
+    stored = read_bits(specs, linear.source_shapes(plain, split), released_form, where)
+    if stored is not None:
         if bits is not None:
             raise SettingsError(
-                f"--bits {bits}: {where} is quantized already, to {found} bits, and its integers and scales are "
+                f"--bits {bits}: {where} is quantized already, to {stored} bits, and its integers and scales are "
                 "carried over as they are. Leave --bits out, or convert the floating-point weights."
             )
-        how = Quantization(found, released_groups(table, split.ranks))
+        how = Quantization(stored, released_groups(table, split.ranks))
         shapes = quantized_shapes(plain, linear.target_shapes(plain), how)
         return quantized_table(table, how, split.ranks).forward(specs, split, shapes, dtype), how
     plan = table.forward(specs, split, plain, dtype)
@@ -127,17 +127,7 @@ def plan_splitting(
 ) -> tuple[Plan, Quantization | None]:
     """Plans the splitting of a converted folder with floating-point weights or integers.
 
-    Args:
-        table: The plain table.
-        specs: Names, shapes and dtypes in the folder.
-        split: Number of ranks to write, and heads.
-        plain: Names and shapes the model has without quantization.
-        dtype: What floating-point tensors become, scales excepted; `None` keeps theirs.
-        told: Bits by config.json.
-        where: The folder, for messages.
-
-    Returns:
-        What is written, and how the weights are quantized; None if they are not.
+    Args and result as of `plan_merging`, with the ranks to be written, and the bits that config.json tells.
 
     Raises:
         ConversionError: names, shapes, dtypes, bits or groups that do not fit, or that the ranks cannot hold.
@@ -262,18 +252,18 @@ def stored_groups(table: StateMap, specs: Mapping[str, TensorSpec], ranks: int) 
         if name.endswith(f".weight{SCALE}") and len(spec.shape) == 2:
             groups.setdefault(_linear_name(name), spec.shape[1])
     for linear, by_columns in _cut_by_columns(table).items():
-        found = groups.setdefault(linear, 0)
-        if found < 1:
+        count = groups.setdefault(linear, 0)
+        if count < 1:
             raise SettingsError(f"{linear} has no scales of shape (rows, groups). Convert or quantize it again.")
-        if found > 1 and not by_columns:
+        if count > 1 and not by_columns:
             raise SettingsError(
-                f"{linear} has {found} scales a row; the released format has one there, on any number of ranks. Only "
+                f"{linear} has {count} scales a row; the released format has one there, on any number of ranks. Only "
                 "a folder that was quantized without group_size can be written in it."
             )
-        if ranks % found:
+        if ranks % count:
             raise SettingsError(
-                f"--tensor-parallel {ranks}: {linear} has {found} scales a row, one for each of {found} ranks, and a "
-                f"rank can hold only one. Pass --tensor-parallel {found}, or a multiple of it."
+                f"--tensor-parallel {ranks}: {linear} has {count} scales a row, one for each of {count} ranks, and a "
+                f"rank can hold only one. Pass --tensor-parallel {count}, or a multiple of it."
             )
     return groups
 
@@ -318,33 +308,32 @@ def read_bits(
     problems = {
         "weights that are not quantized, while others are": [n for n in linear if n in specs and n not in numbers],
         "integers that are not the weight of one of a layer's four linears": [
-            f"{name}: {_text(spec)}" for name, spec in numbers.items() if name not in linear
+            f"{name}: {spec}" for name, spec in numbers.items() if name not in linear
         ],
         "quantized weights without scales": [name for name in quantized if name + SCALE not in scales],
         "scales without a quantized weight": [name for name in scales if name.removesuffix(SCALE) not in quantized],
         "quantized weights that are not int8": [
-            f"{name}: {_text(spec)}" for name, spec in quantized.items() if spec.dtype != torch.int8
+            f"{name}: {spec}" for name, spec in quantized.items() if spec.dtype != torch.int8
         ],
         "scales that are not float16": [
-            f"{name}: {_text(spec)}" for name, spec in scales.items() if spec.dtype != torch.float16
+            f"{name}: {spec}" for name, spec in scales.items() if spec.dtype != torch.float16
         ],
         "shapes that neither 8 nor 4 bits have": [
-            f"{name}: {_text(quantized[name])}; "
-            + ", ".join(f"{width} bits have {list(shape)}" for width, shape in _forms(linear[name], form).items())
-            for name, found in bits.items()
-            if found is None
+            f"{name}: {quantized[name]}; "
+            + ", ".join(f"{n} bits have {list(shape)}" for n, shape in _forms(linear[name], form).items())
+            for name, width in bits.items()
+            if width is None
         ],
         f"weights of other than {usual} bits, which most have": [
-            f"{name}: {found} bits" for name, found in bits.items() if found not in (None, usual)
+            f"{name}: {width} bits" for name, width in bits.items() if width not in (None, usual)
         ],
     }
-    if any(problems.values()):
-        raise CoverageError(
-            f"{where}: the quantized weights do not fit together",
-            "Nothing was written. All four weights of every layer are quantized alike, each with its scales, or none "
-            "is; copy the files of one checkpoint.",
-            problems,
-        )
+    CoverageError.check(
+        f"{where}: the quantized weights do not fit together",
+        "Nothing was written. All four weights of every layer are quantized alike, each with its scales, or none is; "
+        "copy the files of one checkpoint.",
+        problems,
+    )
     return usual
 
 
@@ -363,11 +352,7 @@ def _forms(plain: Shape, form: Callable[[Shape, int], Shape]) -> dict[int, Shape
     return {bits: form(plain, bits) for bits in SUPPORTED_BITS if bits == 8 or plain[1] % 2 == 0}
 
 
-def _text(spec: TensorSpec) -> str:
-    return f"{list(spec.shape)} {str(spec.dtype).removeprefix('torch.')}"
-
-
-def check_scales_of(source: Source, specs: Mapping[str, TensorSpec], paths: Sequence[Path]) -> None:
+def check_scales_of(source: TensorFiles, specs: Mapping[str, TensorSpec], paths: Sequence[Path]) -> None:
     """Reads every scale once, before anything is written.
 
     Args:

@@ -117,8 +117,8 @@ class Job:
             f"  tensors      {len(tensors)}, {self.nbytes:,} bytes; the largest {largest:,} bytes",
             f"  files        {len(files)}: {shown}",
             f"  disk needed  {sum(file.size for file in self.files):,} bytes",
-            f"  peak memory  {copy_peak_bytes(tensors):,} bytes for the copy, beside Python and its libraries "
-            "(about 0.5 GB)",
+            f"  peak memory  {copy_peak_bytes(tensors):,} bytes for the copy, beside Python and its libraries (about "
+            "0.5 GB)",
         ]
         return "\n".join(lines + [f"  note: {notice}" for notice in self.notices])
 

@@ -8,7 +8,7 @@ Vectors are treated as matrices of one column: (n,) is n rows of width 1.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -34,6 +34,9 @@ class TensorSpec:
 
     shape: Shape
     dtype: torch.dtype
+
+    def __str__(self) -> str:
+        return f"{list(self.shape)} {str(self.dtype).removeprefix('torch.')}"
 
     @property
     def nbytes(self) -> int:
@@ -317,28 +320,42 @@ class Transposed(Operation):
         yield Move((0, 0), 0, (0, 0), matrix_shape(part[::-1]), transposed=True)
 
 
+class _MoreRows(Operation):
+    """`count` rows stand twice in the whole tensor. Of one rank."""
+
+    replicated: ClassVar[bool] = True
+    count: int
+
+    def _check(self, rows: int) -> None:
+        """Raises `SplitError` if a tensor of so many rows does not have those that are meant."""
+        raise NotImplementedError
+
+    def whole_shapes(self, part: Shape, split: Split) -> tuple[Shape, ...]:
+        """`count` rows more."""
+        self._check(part[0])
+        return ((part[0] + self.count, *part[1:]),)
+
+    def part_shape(self, wholes: Sequence[Shape], split: Split) -> Shape:
+        """`count` rows less."""
+        rows, *columns = wholes[0]
+        self._check(rows - self.count)
+        return (rows - self.count, *columns)
+
+
 @dataclass(frozen=True)
-class DefaultRow(Operation):
+class DefaultRow(_MoreRows):
     """Row `row` is copied to row 0, and what stood there becomes one more row at the end.
 
     For an embedding table whose reader looks row 0 up by default where the original's default is `row`. Read
-    backwards, row 0 is the newer of the two copies. Of one rank.
+    backwards, row 0 is the newer of the two copies.
     """
 
     row: int
-    replicated: ClassVar[bool] = True
+    count: int = field(default=1, init=False)
 
-    def whole_shapes(self, part: Shape, split: Split) -> tuple[Shape, ...]:
-        """One row more."""
-        if not 0 < self.row < part[0]:
-            raise SplitError(f"there is no row {self.row}; rows 1 to {part[0] - 1} can be made the default")
-        return ((part[0] + 1, *part[1:]),)
-
-    def part_shape(self, wholes: Sequence[Shape], split: Split) -> Shape:
-        """One row less."""
-        part = (wholes[0][0] - 1, *wholes[0][1:])
-        self.whole_shapes(part, split)
-        return part
+    def _check(self, rows: int) -> None:
+        if not 0 < self.row < rows:
+            raise SplitError(f"there is no row {self.row}; rows 1 to {rows - 1} can be made the default")
 
     def moves(self, part: Shape, split: Split, rank: int) -> Iterator[Move]:
         """The rows between stay; row `row` is listed last, so that backwards its copy in row 0 has the last word."""
@@ -349,28 +366,19 @@ class DefaultRow(Operation):
 
 
 @dataclass(frozen=True)
-class RepeatedRows(Operation):
+class RepeatedRows(_MoreRows):
     """Rows `start` to `start + count - 1` stand twice: where they were, and again behind, before all that followed.
 
     For a table in which the original looks two tokens up in one row and the reader does not. Read backwards, of the
-    two copies the later one is kept. Of one rank.
+    two copies the later one is kept.
     """
 
     start: int
     count: int
-    replicated: ClassVar[bool] = True
 
-    def whole_shapes(self, part: Shape, split: Split) -> tuple[Shape, ...]:
-        """`count` rows more."""
-        if self.count < 1 or not 0 <= self.start <= part[0] - self.count:
-            raise SplitError(f"there are no rows {self.start} to {self.start + self.count - 1} in {part[0]} to repeat")
-        return ((part[0] + self.count, *part[1:]),)
-
-    def part_shape(self, wholes: Sequence[Shape], split: Split) -> Shape:
-        """`count` rows less."""
-        part = (wholes[0][0] - self.count, *wholes[0][1:])
-        self.whole_shapes(part, split)
-        return part
+    def _check(self, rows: int) -> None:
+        if self.count < 1 or not 0 <= self.start <= rows - self.count:
+            raise SplitError(f"there are no rows {self.start} to {self.start + self.count - 1} in {rows} to repeat")
 
     def moves(self, part: Shape, split: Split, rank: int) -> Iterator[Move]:
         """The later copy is listed last, so that backwards it has the last word."""

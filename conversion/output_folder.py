@@ -18,7 +18,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from .writer import DtypeRangeError, OutputFile, Source, Task, WriteError, sources_of, stream
+from .readers import TensorFiles
+from .writer import DtypeRangeError, OutputFile, Task, WriteError, sources_of, stream
 
 SMALL_FILES_BYTES = 32 * 2**20  # config, tokenizer, index, card
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -87,7 +88,7 @@ class OutputFolder:
             t.spec.nbytes for file in self.files.values() for t in file.tensors if t.name in self.checksums[file.name]
         )
 
-    def fill(self, order: Sequence[tuple[str, int]], source: Source, on_bytes: Callable[[int], object]) -> None:
+    def fill(self, order: Sequence[tuple[str, int]], source: TensorFiles, on_bytes: Callable[[int], object]) -> None:
         """Writes every tensor that is not written yet.
 
         Args:

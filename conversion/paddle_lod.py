@@ -11,7 +11,6 @@ Sources: Paddle 2.6 `SerializeToStream` (`lod_tensor.cc`, `tensor_util.cc`), `fr
 (`save_vars`) and `jit/api.py` (`save`); the 1.x releases wrote the same.
 """
 
-import mmap
 import os
 import struct
 from collections.abc import Iterator, Mapping
@@ -65,43 +64,7 @@ MAX_DESCRIPTION_BYTES = 4096
 MAX_PROGRAM_BYTES = 2**28
 
 
-class LodTensors(LazyFile):
-    """An open file of LoDTensor records.
-
-    It is mapped when a tensor is asked for and until that is forgotten: a checkpoint of one file for each variable
-    has more files than a process may hold open.
-
-    Args:
-        path: The file.
-        tensors: Name -> where it lies.
-        static_names: Name -> name in the static graph, where that is another.
-    """
-
-    def __init__(self, path: Path, tensors: Mapping[str, StoredTensor], static_names: Mapping[str, str] | None = None):
-        self.path = path
-        self.tensors = tensors
-        self.static_names = dict(static_names or {})
-        self._mapping: mmap.mmap | None = None
-
-    @property
-    def _map(self) -> mmap.mmap:  # type: ignore[override]  # an attribute of the base class, which maps at once
-        if self._mapping is None:
-            with self.path.open("rb") as file:
-                self._mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._mapping
-
-    def release(self, name: str) -> None:
-        """Hands a tensor's pages back."""
-        if self._mapping is not None and self.tensors[name].extent:
-            super().release(name)
-
-    def forget(self, name: str) -> None:
-        """Also closes the mapping and drops the tensor from the system's file cache."""
-        super().forget(name)
-        self._mapping = None
-
-
-def open_lod_file(path: Path, name: str) -> LodTensors:
+def open_lod_file(path: Path, name: str) -> LazyFile:
     """Opens the file of one variable.
 
     Args:
@@ -119,10 +82,10 @@ def open_lod_file(path: Path, name: str) -> LodTensors:
                 f"{path}: {size - file.tell():,} bytes behind the tensor. If this is a combined file, it needs the "
                 "program (.pdmodel or __model__) beside it; otherwise copy it again."
             )
-    return LodTensors(path, {name: stored})
+    return LazyFile(path, {name: stored}, stays_open=False)
 
 
-def open_lod_folder(folder: Path) -> list[LodTensors]:
+def open_lod_folder(folder: Path) -> list[LazyFile]:
     """Opens a folder that holds one file for each variable; a name with slashes is a file in a folder.
 
     Files that are known not to be variables (program, settings, vocabulary, ...) are passed over.
@@ -146,7 +109,7 @@ def open_lod_folder(folder: Path) -> list[LodTensors]:
     return [open_lod_file(folder / name, name) for name in names]
 
 
-def open_lod_combined(path: Path, program: Path) -> LodTensors:
+def open_lod_combined(path: Path, program: Path) -> LazyFile:
     """Opens a combined file with the names from its program, and with those of `<path>.info` where that is there.
 
     Only files that hold every persistable variable of the program can be read, as `save_inference_model`, `jit.save`
@@ -189,7 +152,7 @@ def open_lod_combined(path: Path, program: Path) -> LodTensors:
     names = {name: structured.get(name, name) for name in tensors}
     if len(set(names.values())) < len(names):
         raise CheckpointError(f"{info}: gives one name to two variables. Copy it again, or remove it.")
-    return LodTensors(
+    return LazyFile(
         path,
         {names[name]: stored for name, stored in tensors.items()},
         {names[name]: name for name in tensors if name in structured},
@@ -398,7 +361,6 @@ def _as_varint(number: int) -> bytes:
 
 __all__ = [
     "LodFile",
-    "LodTensors",
     "looks_like_lod",
     "open_lod_combined",
     "open_lod_file",

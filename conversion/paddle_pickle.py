@@ -54,14 +54,12 @@ class PaddlePickle(LazyFile):
         contents: What its pickle describes.
 
     Attributes:
-        static_names: Name -> name of the same tensor in a static graph, where the file tells.
         extras: Entries that are no tensors: their value if it is a number, a truth value, a short text or None,
             otherwise what they are.
     """
 
     def __init__(self, path: Path, contents: "_Contents"):
-        super().__init__(path, contents.tensors)
-        self.static_names = contents.static_names
+        super().__init__(path, contents.tensors, contents.static_names)
         self.extras = contents.extras
         self._parts = contents.parts
         self._assembled: tuple[str, torch.Tensor] | None = None  # the tensor put together last
@@ -91,7 +89,7 @@ class PaddlePickle(LazyFile):
 
     def release(self, name: str) -> None:
         """Hands a tensor's pages back. One that was put together stays until another takes its place."""
-        if name not in self._parts and self.tensors[name].extent:
+        if name not in self._parts:
             super().release(name)
 
     def forget(self, name: str) -> None:

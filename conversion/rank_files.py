@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .operations import TensorSpec
 from .readers import CheckpointError, TensorFiles, open_torch_file
 
 RANK_FILE = re.compile(r"mp_rank_(\d+)_model_states\.pt")
@@ -63,8 +62,8 @@ class RankCheckpoint(TensorFiles):
             for name, stored in file.tensors.items():
                 if stored.spec != first.tensors[name].spec:
                     raise CheckpointError(
-                        f"{file.path}: {name} is {_describe(stored.spec)}, in {first.path.name} it is "
-                        f"{_describe(first.tensors[name].spec)}. The ranks come from different checkpoints; copy all "
+                        f"{file.path}: {name} is {stored.spec}, in {first.path.name} it is "
+                        f"{first.tensors[name].spec}. The ranks come from different checkpoints; copy all "
                         "ranks of one."
                     )
 
@@ -75,10 +74,6 @@ class RankCheckpoint(TensorFiles):
             digests = [file.digest(name) for file in self.files]
             different.extend((rank, name) for rank, digest in enumerate(digests) if digest != digests[0])
         return different
-
-
-def _describe(spec: TensorSpec) -> str:
-    return f"{list(spec.shape)} {str(spec.dtype).removeprefix('torch.')}"
 
 
 def _iteration_folder(folder: Path) -> Path:

@@ -109,19 +109,34 @@ class LazyFile:
     Args:
         path: The file.
         tensors: Name -> where it lies.
+        static_names: Name -> name of the same tensor in a static graph, where a file of Paddle's tells.
+        stays_open: Whether it is mapped from now on, or only from when a tensor is asked for until it is forgotten: a
+            checkpoint of one file for each variable has more files than a process may hold open.
     """
 
-    def __init__(self, path: Path, tensors: Mapping[str, StoredTensor]):
+    def __init__(
+        self,
+        path: Path,
+        tensors: Mapping[str, StoredTensor],
+        static_names: Mapping[str, str] | None = None,
+        stays_open: bool = True,
+    ):
         self.path = path
         self.tensors = tensors
-        with path.open("rb") as file:
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self.static_names = dict(static_names or {})
+        self._stays_open = stays_open
+        self._mapping = self._opened() if stays_open else None
+        size = path.stat().st_size
         for name, stored in tensors.items():
-            if stored.offset < 0 or stored.offset + stored.extent > len(self._map):
+            if stored.offset < 0 or stored.offset + stored.extent > size:
                 raise CheckpointError(
-                    f"{path}: {name} should end at byte {stored.offset + stored.extent} but the file has "
-                    f"{len(self._map)} bytes. The file is damaged or was cut short; copy it again."
+                    f"{path}: {name} should end at byte {stored.offset + stored.extent} but the file has {size} "
+                    "bytes. The file is damaged or was cut short; copy it again."
                 )
+
+    def _opened(self) -> mmap.mmap:
+        with self.path.open("rb") as file:
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
     def tensor(self, name: str) -> torch.Tensor:
         """The tensor, unread: its bytes come from disk when they are used. Not to be written to."""
@@ -131,7 +146,8 @@ class LazyFile:
             warnings.filterwarnings("ignore", message=".*not writable.*")  # read-only is what is wanted
             if not elements:  # which torch.frombuffer does not accept
                 return torch.empty(stored.spec.shape, dtype=stored.spec.dtype)
-            flat = torch.frombuffer(self._map, dtype=stored.spec.dtype, count=elements, offset=stored.offset)
+            self._mapping = self._mapping or self._opened()
+            flat = torch.frombuffer(self._mapping, dtype=stored.spec.dtype, count=elements, offset=stored.offset)
         return flat.as_strided(stored.spec.shape, stored.stride)
 
     def digest(self, name: str) -> bytes:
@@ -147,9 +163,11 @@ class LazyFile:
     def release(self, name: str) -> None:
         """Hands a tensor's pages back: they stay in the system's file cache, not in this process's memory."""
         stored = self.tensors[name]
+        if self._mapping is None or not stored.extent:
+            return
         start = stored.offset - stored.offset % mmap.PAGESIZE
         # Whole pages, neighbours' bytes included: the mapping is shared with the file, so nothing can be lost.
-        self._map.madvise(mmap.MADV_DONTNEED, start, stored.offset + stored.extent - start)
+        self._mapping.madvise(mmap.MADV_DONTNEED, start, stored.offset + stored.extent - start)
 
     def forget(self, name: str) -> None:
         """Also drops a tensor from the system's file cache, when it will not be read again.
@@ -157,6 +175,7 @@ class LazyFile:
         A checkpoint larger than memory would push everything else out of the cache.
         """
         self.release(name)
+        self._mapping = self._mapping if self._stays_open else None
         if hasattr(os, "posix_fadvise"):  # not on macOS
             stored = self.tensors[name]
             with self.path.open("rb") as file:
@@ -341,17 +360,21 @@ class TensorFiles:
     def __init__(self, files: Sequence[LazyFile]):
         self.files = tuple(files)
 
+    def file_of(self, part: int, name: str) -> LazyFile:
+        """The file that holds `name` of part `part`."""
+        return self.files[part]
+
     def tensor(self, part: int, name: str) -> torch.Tensor:
         """The unread tensor `name` of file `part`."""
-        return self.files[part].tensor(name)
+        return self.file_of(part, name).tensor(name)
 
     def release(self, part: int, name: str) -> None:
-        """Hands its pages back."""
-        self.files[part].release(name)
+        """Hands its pages back; it may be read again."""
+        self.file_of(part, name).release(name)
 
     def forget(self, part: int, name: str) -> None:
         """Also drops it from the system's file cache."""
-        self.files[part].forget(name)
+        self.file_of(part, name).forget(name)
 
     def identity(self) -> list[tuple[str, int, int]]:
         """(path, size, modification time) of each file, by which a resumed run knows its source again."""
@@ -386,17 +409,9 @@ class NamedFiles(TensorFiles):
                 self._home[name] = number
         self.specs = {name: file.tensors[name].spec for file in self.files for name in file.tensors}
 
-    def tensor(self, part: int, name: str) -> torch.Tensor:
-        """The unread tensor `name`; the names are unique, so `part` does not matter."""
-        return super().tensor(self._home[name], name)
-
-    def release(self, part: int, name: str) -> None:
-        """Hands its pages back."""
-        super().release(self._home[name], name)
-
-    def forget(self, part: int, name: str) -> None:
-        """Also drops it from the system's file cache."""
-        super().forget(self._home[name], name)
+    def file_of(self, part: int, name: str) -> LazyFile:
+        """The file that holds `name`; the names are unique, so `part` does not matter."""
+        return self.files[self._home[name]]
 
     def check_index(self, index: Path, weight_map: Mapping[str, str]) -> None:
         """Makes sure that the tensors lie where an index says.

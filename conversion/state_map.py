@@ -6,7 +6,7 @@ and reads its table both ways: the inverse is derived and never written.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -42,6 +42,12 @@ class CoverageError(ConversionError):
             lines.append(f"  {title} ({len(names)}):")
             lines.extend(f"    {name}" for name in shown)
         super().__init__("\n".join([*lines, advice]))
+
+    @classmethod
+    def check(cls, what: str, advice: str, problems: Mapping[str, Sequence[str]]) -> None:
+        """Raises the error if there is any problem."""
+        if any(problems.values()):
+            raise cls(what, advice, problems)
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,13 +205,11 @@ class StateMap:
         problems["shapes that do not fit"] = shapes + _shape_differences(tensors, expected)
         problems["target names nothing is made for"] = self._missing(made, expected)
         problems["target names the model does not have"] = [name for name in made if name not in expected]
-        if any(problems.values()):
-            raise CoverageError(
-                f"this is not a complete {self.format_name} checkpoint",
-                "Nothing was written. Compare the files with the list of names in conversion/README.md and with "
-                "--config.",
-                problems,
-            )
+        CoverageError.check(
+            f"this is not a complete {self.format_name} checkpoint",
+            "Nothing was written. Compare the files with the list of names in conversion/README.md and with --config.",
+            problems,
+        )
         return Plan(tuple(tensors), dropped)
 
     def reverse(
@@ -257,16 +261,14 @@ class StateMap:
             "names that are missing": [name for name in expected if name not in present and name not in tied],
             "shapes that do not fit": differing,
         }
-        if any(problems.values()):
-            ranks, advice = "", ""
-            if split.ranks > 1:
-                ranks = f" of {split.ranks} ranks"
-                advice = " --tensor-parallel must divide the heads, the vocabulary and the inner size."
-            raise CoverageError(
-                f"this folder cannot be written as a {self.format_name} checkpoint{ranks}",
-                f"Nothing was written.{advice}",
-                problems,
-            )
+        several = split.ranks > 1
+        CoverageError.check(
+            f"this folder cannot be written as a {self.format_name} checkpoint"
+            + (f" of {split.ranks} ranks" if several else ""),
+            "Nothing was written."
+            + (" --tensor-parallel must divide the heads, the vocabulary and the inner size." if several else ""),
+            problems,
+        )
         return Plan(tuple(tensors), dropped)
 
     def _second_copies(self, tensors: Sequence[PlannedTensor]) -> list[PlannedTensor]:
@@ -297,8 +299,7 @@ class StateMap:
         Raises:
             SplitError: the expected shapes do not divide.
         """
-        specs = {name: TensorSpec(shape, torch.float32) for name, shape in expected.items()}
-        claims, _, _ = _claim(self._target_patterns, specs)
+        claims, _, _ = _claim(self._target_patterns, expected)
         shapes: dict[str, Shape] = {}
         for row, layer in {(row, layer): None for row, layer, _ in claims if row.source is not None}:
             wholes = [expected[_fill(target, layer)] for target in row.targets]
@@ -314,21 +315,11 @@ class StateMap:
         """Expected names nothing makes, each with the source name that would; a tied name needs only what it is tied
         to.
         """
-        missing = []
-        for name in expected:
-            if name in made:
-                continue
-            row, layer = next(
-                (
-                    (row, match.groupdict().get("i"))
-                    for row, pattern in self._target_patterns
-                    if (match := pattern.fullmatch(name))
-                ),
-                (None, None),
-            )
-            if row is None:
-                missing.append(f"{name} (no row of the table makes it)")
-            elif row.source is not None:
+        absent = [name for name in expected if name not in made]
+        claims, unclaimed, _ = _claim(self._target_patterns, absent)
+        missing = [f"{name} (no row of the table makes it)" for name in unclaimed]
+        for row, layer, name in claims:
+            if row.source is not None:
                 missing.append(f"{name} (from {_fill(row.source, layer)})")
         return missing
 
@@ -375,8 +366,7 @@ def _split(
     """The tensor of each rank, made from the whole ones of a row. Raises `SplitError`."""
     names, dtypes = list(wholes), {spec.dtype for spec in wholes.values()}
     if len(dtypes) > 1:
-        found = ", ".join(sorted(map(str, dtypes)))
-        raise SplitError(f"{', '.join(names)} must have one dtype, they have {found}")
+        raise SplitError(f"{', '.join(names)} must have one dtype, they have {', '.join(sorted(map(str, dtypes)))}")
     shape = row.operation.part_shape([spec.shape for spec in wholes.values()], split)
     spec = TensorSpec(shape, _target_dtype(row.operation, dtypes.pop(), dtype))
     for rank in range(split.ranks):
@@ -395,18 +385,18 @@ def _split(
 
 
 def _claim(
-    patterns: Sequence[tuple[Row, re.Pattern[str]]], names: Mapping[str, TensorSpec]
+    patterns: Sequence[tuple[Row, re.Pattern[str]]], names: Iterable[str]
 ) -> tuple[list[tuple[Row, str | None, str]], list[str], list[str]]:
     """(row, layer, name) of every name a row claims; the names no row claims; the names several rows claim."""
     claims, unclaimed, twice = [], [], []
     for name in names:
-        found = [
+        rows = [
             (row, match.groupdict().get("i"), name) for row, pattern in patterns if (match := pattern.fullmatch(name))
         ]
-        claims.extend(found[:1])
-        if not found:
+        claims.extend(rows[:1])
+        if not rows:
             unclaimed.append(name)
-        elif len(found) > 1:
+        elif len(rows) > 1:
             twice.append(name)
     return claims, unclaimed, twice
 

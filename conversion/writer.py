@@ -15,12 +15,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .operations import matrix_shape
+from .readers import TensorFiles
 from .state_map import ConversionError, Piece, PlannedTensor
 from .torch_zip import read_records, write_checksums
 
@@ -40,19 +41,6 @@ class WriteError(ConversionError):
 
 class DtypeRangeError(WriteError):
     """A finite weight would become infinite in the dtype asked for."""
-
-
-class Source(Protocol):
-    """What tensors are read from; see `readers.TensorFiles`."""
-
-    def tensor(self, part: int, name: str) -> torch.Tensor:
-        """The unread tensor `name` of file `part`."""
-
-    def release(self, part: int, name: str) -> None:
-        """Hands its pages back; it may be read again."""
-
-    def forget(self, part: int, name: str) -> None:
-        """Hands its pages back for good."""
 
 
 class OutputFile:
@@ -209,7 +197,7 @@ class Task:
 def stream(
     tasks: Iterable[Task],
     uses: Counter[tuple[int, str]],
-    source: Source,
+    source: TensorFiles,
     on_bytes: Callable[[int], object],
     on_tensor: Callable[[Task, int], None],
     block_bytes: int = BLOCK_BYTES,
@@ -326,7 +314,7 @@ def _computing_row_nbytes(tensor: PlannedTensor) -> int:
 
 
 def fill_block(
-    buffer: torch.Tensor, tensor: PlannedTensor, start: int, stop: int, source: Source, block_bytes: int
+    buffer: torch.Tensor, tensor: PlannedTensor, start: int, stop: int, source: TensorFiles, block_bytes: int
 ) -> None:
     """Assembles rows `start` to `stop` of a planned tensor.
 
@@ -356,7 +344,7 @@ def fill_block(
     block.copy_(computation.rows(start, gather))
 
 
-def _gather(block: torch.Tensor, tensor: PlannedTensor, start: int, source: Source, block_bytes: int) -> None:
+def _gather(block: torch.Tensor, tensor: PlannedTensor, start: int, source: TensorFiles, block_bytes: int) -> None:
     """Copies the rows of the pieces from row `start` on into a block of shape (rows, columns)."""
     stop = start + len(block)
     for piece in tensor.pieces:
@@ -421,7 +409,6 @@ __all__ = [
     "DtypeRangeError",
     "OutputFile",
     "SafetensorsShard",
-    "Source",
     "Task",
     "TorchArchive",
     "WriteBehind",
