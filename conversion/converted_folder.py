@@ -127,7 +127,8 @@ def origin_of_paddle(record: Record, what: str, eps: float, command: str, back: 
     dropped = record.dropped
     assert isinstance(dropped, Mapping)  # a record that was read back has names alone; a card is written before
     left_out = "\n".join(f"- `{name}`: {reason}" for name, reason in dropped.items()) or "- nothing"
-    return ORIGIN.format(text=textwrap.fill(text, 119), left_out=left_out, checksums=checksum_table(record.sha256))
+    text = textwrap.fill(text, width=119, break_on_hyphens=False)
+    return ORIGIN.format(text=text, left_out=left_out, checksums=checksum_table(record.sha256))
 
 
 ORIGIN = """## Origin

@@ -38,7 +38,7 @@ from .ernie_settings import read_settings
 from .folder_files import main_dtype, notices_on_left_out
 from .job import ExpectedShapes, Job
 from .job import ForwardOptions as CommonOptions
-from .operations import Split
+from .operations import WHOLE
 from .paddle_files import open_paddle_source
 from .paddle_lod import LodFile
 from .readers import CheckpointError, SafetensorsFolder
@@ -46,8 +46,6 @@ from .writer import plan_shards
 
 ARCHITECTURES = ("Ernie3ForPreTraining", "Ernie3ForCausalLM", "Ernie3ForMaskedLM")
 """Classes whose parameters all have static names."""
-
-WHOLE = Split(ranks=1, heads=1)
 
 
 @dataclass(frozen=True)

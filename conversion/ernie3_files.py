@@ -117,13 +117,7 @@ def model_card(config: Ernie3Config, has_tokenizer: bool, record: Record) -> str
     source = f"The static graph's parameters ({record.source['kind']})"
     return CARD.format(
         branches=" and ".join(name for name in BRANCHES if name in config.branches),
-        layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        heads=config.num_attention_heads,
-        branch_layers=config.branch_num_hidden_layers,
-        branch_hidden=config.branch_hidden_size,
-        branch_heads=config.branch_num_attention_heads,
-        vocabulary=config.vocab_size,
+        config=config,
         dtype=dtype_name(config.dtype),
         example=GENERATION if "nlg" in config.branches else UNDERSTANDING,
         tokenizer="" if has_tokenizer else NO_TOKENIZER,
@@ -151,8 +145,9 @@ license_name: as-the-source-checkpoint
 
 # ERNIE 3.0 (unified model) for transformers
 
-A universal stack of {layers} layers, hidden size {hidden}, {heads} heads; branches {branches} of {branch_layers}
-layers, hidden size {branch_hidden}, {branch_heads} heads; vocabulary {vocabulary}, {dtype}.
+A universal stack of {config.num_hidden_layers} layers, hidden size {config.hidden_size}, {config.num_attention_heads}
+heads; branches {branches} of {config.branch_num_hidden_layers} layers, hidden size {config.branch_hidden_size},
+{config.branch_num_attention_heads} heads; vocabulary {config.vocab_size}, {dtype}.
 
 ```python
 import hf_glm_ernie  # `pip install .` in a checkout of it; registers the classes

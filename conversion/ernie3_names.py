@@ -17,9 +17,9 @@ import re
 from collections.abc import Mapping, Sequence
 
 from .ernie_names import STATIC_LAYER_PARTS
-from .operations import Operation, Replicated, Transposed
+from .operations import Replicated, Transposed
 from .readers import CheckpointError
-from .state_map import Row, StateMap
+from .state_map import Row, StateMap, pair
 
 BRANCHES = ("nlu", "nlg")
 PROJECTION = "sharing_to_task_fc.w_0"
@@ -46,16 +46,12 @@ _BRANCH_LAYER = re.compile(r"(nlu|nlg)_encoder_layer_(0|[1-9]\d*)_(.+)")
 _UNIVERSAL_LAYER = re.compile(r"encoder_layer_(0|[1-9]\d*)_.+")
 
 
-def _linear(source: str, target: str, has_bias: bool = True) -> tuple[Row, ...]:
-    weight = Row(f"{source}.w_0", (f"{target}.weight",), Transposed())
-    return (weight, Row(f"{source}.b_0", (f"{target}.bias",), Replicated())) if has_bias else (weight,)
+def _linear(source: str, target: str) -> tuple[Row, Row]:
+    return pair(source, (target,), Transposed(), Replicated(), (".w_0", ".b_0"))
 
 
-def _norm(source: str, target: str) -> tuple[Row, ...]:
-    return tuple(
-        Row(f"{source}_{old}", (f"{target}.{new}",), Replicated())
-        for old, new in (("scale", "weight"), ("bias", "bias"))
-    )
+def _norm(source: str, target: str) -> tuple[Row, Row]:
+    return pair(source, (target,), Replicated(), Replicated(), ("_scale", "_bias"))
 
 
 def _layers(source: str, target: str) -> tuple[Row, ...]:
@@ -78,8 +74,7 @@ def _branch(name: str) -> tuple[Row, ...]:
 
 
 def _embedding(source: str, target: str) -> Row:
-    operation: Operation = Replicated()
-    return Row(source, (f"ernie3.embeddings.{target}_embeddings.weight",), operation)
+    return Row(source, (f"ernie3.embeddings.{target}_embeddings.weight",), Replicated())
 
 
 TABLE = StateMap(
@@ -91,7 +86,7 @@ TABLE = StateMap(
         _embedding(TASK_TYPES, "task_type"),
         *_layers("encoder_layer", "ernie3.encoder.layers"),
         *_norm("server_post_encoder_layer_norm", "ernie3.encoder_norm"),
-        *_linear("sharing_to_task_fc", "ernie3.task_projection", has_bias=False),
+        Row(PROJECTION, ("ernie3.task_projection.weight",), Transposed()),
         *(row for branch in BRANCHES for row in _branch(branch)),
         *_linear("nlu_pooled_fc", "pooler.dense"),
         *(row for head, static in TASK_HEADS.items() for row in _linear(static, f"{head}_head")),

@@ -119,10 +119,7 @@ def model_card(config: ErnieConfig, task: Task, has_tokenizer: bool, record: Rec
         plugin="" if task.is_native else PLUGIN,
         pipeline=task.pipeline or PIPELINES[task.auto_class],
         auto=task.auto_class,
-        layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        heads=config.num_attention_heads,
-        vocabulary=config.vocab_size,
+        config=config,
         dtype=dtype_name(config.dtype),
         tokenizer=tokenizer,
         pad="PaddleNLP's behaviour on padding is built in." if not task.is_native else PAD_NOTE,
@@ -155,7 +152,8 @@ license_name: as-the-source-checkpoint
 
 # An ERNIE encoder for transformers
 
-{layers} layers, hidden size {hidden}, {heads} heads, vocabulary {vocabulary}, {dtype}.
+{config.num_hidden_layers} layers, hidden size {config.hidden_size}, {config.num_attention_heads} heads, vocabulary
+{config.vocab_size}, {dtype}.
 
 ```python
 {plugin}from transformers import {auto}, AutoTokenizer

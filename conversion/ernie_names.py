@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from .operations import DefaultRow, Operation, Replicated, SameAs, Tied, Transposed
 from .readers import CheckpointError
-from .state_map import Row, StateMap
+from .state_map import Row, StateMap, pair
 
 PREFIX = "ernie."
 """Of the backbone's names in every class but the bare model."""
@@ -63,38 +63,33 @@ class Task:
         task_operation: Operation = Replicated()
         if self.is_native and default_task_type:
             task_operation = DefaultRow(default_task_type)
-        rows = (
-            *(
-                Row(self.prefix + source, (self.prefix + target,), operation)
-                for source, target, operation in (*BACKBONE, (TASK_EMBEDDINGS, TASK_EMBEDDINGS, task_operation))
-            ),
-            *self.rows,
+        backbone = (
+            Row(f"{self.prefix}{row.source}", (self.prefix + row.targets[0],), row.operation)
+            for row in (*BACKBONE, _embedding(TASK_EMBEDDINGS, task_operation))
         )
+        rows = (*backbone, *self.rows)
         if vocabulary is not None:
             of_tokens = (self.prefix + WORD_EMBEDDINGS, DECODER_BIAS)
             rows = tuple(replace(row, operation=vocabulary) if row.source in of_tokens else row for row in rows)
         return StateMap(f"PaddleNLP {self.original}", rows)
 
 
-def _linear(source: str, target: str) -> tuple[tuple[str, str, Operation], ...]:
-    return (
-        (f"{source}.weight", f"{target}.weight", Transposed()),
-        (f"{source}.bias", f"{target}.bias", Replicated()),
-    )
+def _linear(source: str, target: str) -> tuple[Row, Row]:
+    return pair(source, (target,), Transposed(), Replicated())
 
 
-def _same(source: str, target: str) -> tuple[tuple[str, str, Operation], ...]:
-    return tuple((f"{source}.{part}", f"{target}.{part}", Replicated()) for part in ("weight", "bias"))
+def _same(source: str, target: str) -> tuple[Row, Row]:
+    return pair(source, (target,), Replicated(), Replicated())
 
 
-def _rows(*groups: tuple[tuple[str, str, Operation], ...]) -> tuple[Row, ...]:
-    return tuple(Row(source, (target,), operation) for group in groups for source, target, operation in group)
+def _embedding(name: str, operation: Operation | None = None) -> Row:
+    return Row(name, (name,), operation or Replicated())
 
 
-BACKBONE: tuple[tuple[str, str, Operation], ...] = (
-    (WORD_EMBEDDINGS, WORD_EMBEDDINGS, Replicated()),
-    ("embeddings.position_embeddings.weight", "embeddings.position_embeddings.weight", Replicated()),
-    ("embeddings.token_type_embeddings.weight", "embeddings.token_type_embeddings.weight", Replicated()),
+BACKBONE: tuple[Row, ...] = (
+    _embedding(WORD_EMBEDDINGS),
+    _embedding("embeddings.position_embeddings.weight"),
+    _embedding("embeddings.token_type_embeddings.weight"),
     *_same("embeddings.layer_norm", "embeddings.LayerNorm"),
     *_linear("encoder.layers.{i}.self_attn.q_proj", "encoder.layer.{i}.attention.self.query"),
     *_linear("encoder.layers.{i}.self_attn.k_proj", "encoder.layer.{i}.attention.self.key"),
@@ -106,13 +101,11 @@ BACKBONE: tuple[tuple[str, str, Operation], ...] = (
     *_same("encoder.layers.{i}.norm2", "encoder.layer.{i}.output.LayerNorm"),
     *_linear("pooler.dense", "pooler.dense"),
 )
-"""The encoder but for its task embeddings, whose operation the class decides: source, target, operation."""
+"""The encoder but for its task embeddings, whose operation the class decides."""
 
 _PREDICTIONS = (
-    *_rows(
-        _linear("cls.predictions.transform", "cls.predictions.transform.dense"),
-        _same("cls.predictions.layer_norm", "cls.predictions.transform.LayerNorm"),
-    ),
+    *_linear("cls.predictions.transform", "cls.predictions.transform.dense"),
+    *_same("cls.predictions.layer_norm", "cls.predictions.transform.LayerNorm"),
     Row(DECODER_BIAS, ("cls.predictions.bias",), Replicated()),
     # PaddleNLP's files hold the tied decoder a second time.
     Row(f"{DECODER}.weight", (), SameAs(PREFIX + WORD_EMBEDDINGS)),
@@ -120,7 +113,7 @@ _PREDICTIONS = (
     Row(None, (f"{DECODER}.weight",), Tied(PREFIX + WORD_EMBEDDINGS)),
     Row(None, (f"{DECODER}.bias",), Tied("cls.predictions.bias")),
 )
-_CLASSIFIER = _rows(_linear("classifier", "classifier"))
+_CLASSIFIER = _linear("classifier", "classifier")
 
 
 def _native(name: str, head: str, rows: tuple[Row, ...], has_pooler: bool = True, original: str = "") -> Task:
@@ -131,7 +124,7 @@ def _native(name: str, head: str, rows: tuple[Row, ...], has_pooler: bool = True
 
 def _own(name: str, pipeline: str, first: str, second: str) -> Task:
     """A head of two linears that this package has."""
-    rows = _rows(_linear(first, first), _linear(second, second))
+    rows = _linear(first, first) + _linear(second, second)
     return Task(name, name.upper(), f"ErnieFor{name.upper()}", "AutoModel", rows, pipeline=pipeline, is_native=False)
 
 
@@ -141,12 +134,12 @@ TASKS = (
     _native(
         "pretraining",
         "PreTraining",
-        _PREDICTIONS + _rows(_linear("cls.seq_relationship", "cls.seq_relationship")),
+        _PREDICTIONS + _linear("cls.seq_relationship", "cls.seq_relationship"),
         original="ErnieForPretraining",
     ),
     _native("sequence-classification", "SequenceClassification", _CLASSIFIER),
     _native("token-classification", "TokenClassification", _CLASSIFIER, has_pooler=False),
-    _native("question-answering", "QuestionAnswering", _rows(_linear("classifier", "qa_outputs")), has_pooler=False),
+    _native("question-answering", "QuestionAnswering", _linear("classifier", "qa_outputs"), has_pooler=False),
     _native("multiple-choice", "MultipleChoice", _CLASSIFIER),
     _own("uie", "token-classification", "linear_start", "linear_end"),
     _own("utc", "zero-shot-classification", "linear_q", "linear_k"),

@@ -1,7 +1,7 @@
 """What is written and said about every converted folder, whatever the model: index, code, checksums, notices."""
 
-import importlib
 import json
+import pkgutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -45,8 +45,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 def write_code(folder: Path, classes: Iterable[str]) -> None:
     """Copies the files of classes (`file.Class`, as in `auto_map`) and what they import, by the host's own rules."""
     for reference in sorted(set(classes)):
-        file, _, name = reference.partition(".")
-        custom_object_save(getattr(importlib.import_module(f"hf_glm_ernie.{file}"), name), folder)
+        custom_object_save(pkgutil.resolve_name(f"hf_glm_ernie.{reference.replace('.', ':')}"), folder)
 
 
 def write_index(folder: Path, files: Sequence[OutputFile]) -> None:

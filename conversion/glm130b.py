@@ -31,13 +31,13 @@ from .glm130b_quantized import (
     plan_splitting,
     without_quantized,
 )
-from .glm130b_settings import Sizes, build_config, read_settings
+from .glm130b_settings import Sizes, build_config, read_settings, released_sizes
 from .job import ExpectedShapes, Job
 from .job import ForwardOptions as CommonOptions
 from .operations import Concat, Drop, Operation, Replicated, SettingsError, Shape, Split, SplitGlu, SplitQkv, Tied
 from .rank_files import RankCheckpoint
 from .readers import CheckpointError, SafetensorsFolder
-from .state_map import Row, StateMap
+from .state_map import Row, StateMap, pair
 from .writer import TorchArchive, plan_shards
 
 ARCHITECTURE = "Glm130bForCausalLM"
@@ -45,16 +45,10 @@ _RECOMPUTED = "a rotary table of the original's buffers; the model computes it"
 
 
 def _layer(source: str, targets: tuple[str, ...], weight: Operation, bias: Operation) -> tuple[Row, Row]:
-    """Weight and bias of a part of every layer."""
-    weights, biases = (
-        Row(
-            f"transformer.layers.{{i}}.{source}.{part}",
-            tuple(f"model.layers.{{i}}.{target}.{part}" for target in targets),
-            operation,
-        )
-        for part, operation in (("weight", weight), ("bias", bias))
+    """A part of every layer."""
+    return pair(
+        f"transformer.layers.{{i}}.{source}", tuple(f"model.layers.{{i}}.{name}" for name in targets), weight, bias
     )
-    return weights, biases
 
 
 # The rows stand in the order of the original's files.
@@ -74,8 +68,7 @@ TABLE = StateMap(
         *_layer("mlp.dense_4h_to_h", ("mlp.down_proj",), Concat(1), Replicated()),
         # The original computes x1 * gelu(x2) from [x1; x2]: x1 is `up`, x2, under the gelu, is `gate`.
         *_layer("mlp.dense_h_to_4h", ("mlp.up_proj", "mlp.gate_proj"), SplitGlu(), SplitGlu()),
-        Row("transformer.final_layernorm.weight", ("model.norm.weight",), Replicated()),
-        Row("transformer.final_layernorm.bias", ("model.norm.bias",), Replicated()),
+        *pair("transformer.final_layernorm", ("model.norm",), Replicated(), Replicated()),
         Row(None, ("lm_head.weight",), Tied("model.embed_tokens.weight")),
         Row("transformer.layers.{i}.attention.rotary_emb.inv_freq", (), Drop(_RECOMPUTED)),
         Row("mixins.rotary-embedding.rotary_emb.inv_freq", (), Drop(_RECOMPUTED)),
@@ -133,7 +126,7 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
             {"iteration": checkpoint.iteration, "tensor_parallel": ranks, "bits": options.bits},
             dropped=list(plan.dropped),
         ),
-        partial(model_card, config, sizes == read_released_sizes(), tokenizer is not None),
+        partial(model_card, config, sizes == released_sizes(), tokenizer is not None),
         tokenizer,
         HUB_CLASSES,
         generation_defaults(config),
@@ -244,12 +237,6 @@ def _read_iteration(source: Path) -> tuple[str, list[str]]:
         return iteration, []
     left = f"{count(len(record.dropped), 'leftover rotary table')} of the original, not written back"
     return iteration, [f"{left}: {', '.join(list(record.dropped)[:2])}"]
-
-
-def read_released_sizes() -> Sizes:
-    """The released model's sizes: the defaults of the configuration."""
-    config = Glm130bConfig()
-    return Sizes(config.vocab_size, config.hidden_size, config.intermediate_size, config.num_hidden_layers)
 
 
 def read_sizes(checkpoint: RankCheckpoint) -> Sizes:

@@ -61,22 +61,13 @@ def model_card(config: Glm130bConfig, is_released_size: bool, has_tokenizer: boo
         if has_tokenizer
         else "This folder has no tokenizer: convert again with `--tokenizer ice_text.model` to add it."
     )
+    origin = ORIGIN.format(record=record, host=transformers.__version__, change=_change(config, record))
     return CARD.format(
         licence=licence,
         rights=rights,
-        layers=config.num_hidden_layers,
-        hidden=config.hidden_size,
-        heads=config.num_attention_heads,
-        inner=config.intermediate_size,
-        vocabulary=config.vocab_size,
-        context=config.max_position_embeddings,
+        config=config,
         numbers=_numbers(config),
-        change=_change(config, record),
-        iteration=record.source["iteration"],
-        ranks=record.source["tensor_parallel"],
-        converter=record.converter,
-        torch=record.torch,
-        transformers=transformers.__version__,
+        origin=origin,
         checksums=checksum_table(record.sha256),
         tokenizer=tokenizer,
     )
@@ -96,21 +87,25 @@ def _change(config: Glm130bConfig, record: Record) -> str:
     bits = record.source["bits"]
     if bits is not None:
         return (
-            f"The linears' weights\nwere quantized, symmetrically and with one scale a row (`--bits {bits}`). "
-            f"{back} writes a\nquantized checkpoint; the floating-point weights do not come back from it."
+            f"The linears' weights were quantized, symmetrically and with one scale a row (`--bits {bits}`). {back} "
+            "writes a quantized checkpoint; the floating-point weights do not come back from it."
         )
     if getattr(config, "quantization_config", None) is not None:
         return (
-            "The source was\nquantized: its integers and scales are rearranged, not changed; where each rank held "
-            f"some columns of a weight, they\nare a group with scales of its own. {back} writes the\nsource format "
-            "back."
+            "The source was quantized: its integers and scales are rearranged, not changed; where each rank held some "
+            f"columns of a weight, they are a group with scales of its own. {back} writes the source format back."
         )
     return (
-        "Weights are rearranged, not changed, unless `--dtype` asked\nfor another type; "
+        "Weights are rearranged, not changed, unless `--dtype` asked for another type; "
         f"{back} writes the source format back."
     )
 
 
+ORIGIN = (
+    "Iteration {record.source[iteration]} of a {record.source[tensor_parallel]}-way tensor-parallel checkpoint in the "
+    "released format, converted with hf-glm-ernie {record.converter} (torch {record.torch}, transformers {host}). "
+    "{change}"
+)
 CARD = """---
 language:
 - en
@@ -126,8 +121,9 @@ tags:
 
 # GLM-130B for transformers
 
-A GLM-130B checkpoint in Hugging Face form: {layers} layers, hidden size {hidden}, {heads} heads, inner size {inner},
-vocabulary {vocabulary}, context {context} tokens, {numbers}. A bilingual (English, Chinese) model that fills blanks:
+A GLM-130B checkpoint in Hugging Face form: {config.num_hidden_layers} layers, hidden size {config.hidden_size},
+{config.num_attention_heads} heads, inner size {config.intermediate_size}, vocabulary {config.vocab_size},
+context {config.max_position_embeddings} tokens, {numbers}. A bilingual (English, Chinese) model that fills blanks:
 `[MASK]` a short span, `[sMASK]` a sentence, `[gMASK]` text that goes on to the right.
 
 ```python
@@ -146,8 +142,7 @@ print(hf_glm_ernie.fill_blanks(model, tokenizer, ["Ng is an adjunct professor at
 
 ## Origin
 
-Iteration {iteration} of a {ranks}-way tensor-parallel checkpoint in the released format, converted with hf-glm-ernie
-{converter} (torch {torch}, transformers {transformers}). {change}
+{origin}
 
 {checksums}
 

@@ -133,7 +133,7 @@ def plan_splitting(
         ConversionError: names, shapes, dtypes, bits or groups that do not fit, or that the ranks cannot hold.
     """
     linear = linear_rows(table).target_shapes(plain)
-    bits = read_bits(specs, linear, stored_form, where)
+    bits = read_bits(specs, linear, lambda shape, width: storage_shape(shape[0], shape[1], width), where)
     if bits != told:
         raise CheckpointError(
             f"{where}: quantization_config of config.json says bits {told}, the tensors say {bits}. The files do not "
@@ -340,11 +340,6 @@ def read_bits(
 def released_form(plain: Shape, bits: int) -> Shape:
     """Shape of a rank's integers; two columns share a byte at 4 bits."""
     return plain if bits == 8 else (plain[0], plain[1] // 2)
-
-
-def stored_form(plain: Shape, bits: int) -> Shape:
-    """Shape of the integers in a converted folder."""
-    return storage_shape(plain[0], plain[1], bits)
 
 
 def _forms(plain: Shape, form: Callable[[Shape, int], Shape]) -> dict[int, Shape]:

@@ -60,6 +60,11 @@ class Sizes:
     num_hidden_layers: int
 
 
+def released_sizes() -> Sizes:
+    """The released model's: the defaults of the configuration."""
+    return Sizes(**{field.name: getattr(Glm130bConfig(), field.name) for field in fields(Sizes)})
+
+
 @dataclass(frozen=True)
 class Settings:
     """The content of a settings file, in the words of `Glm130bConfig`.
@@ -135,7 +140,7 @@ def build_config(
             )
     released = Glm130bConfig()
     values: dict[str, Any] = {field: settings.values[field] for field in FREE_FIELDS if field in settings.values}
-    is_released_size = all(getattr(released, field) == value for field, value in told.items())
+    is_released_size = sizes == released_sizes()
     for field, original in (
         ("num_attention_heads", "num_attention_heads"),
         ("max_position_embeddings", "max_sequence_length"),
@@ -229,4 +234,4 @@ def _numbers(ids: Any) -> list[int]:
     return numbers
 
 
-__all__ = ["Settings", "Sizes", "build_config", "read_settings"]
+__all__ = ["Settings", "Sizes", "build_config", "read_settings", "released_sizes"]

@@ -57,6 +57,10 @@ class Split:
     heads: int  # of the whole model
 
 
+WHOLE = Split(ranks=1, heads=1)
+"""Not split."""
+
+
 @dataclass(frozen=True, slots=True)
 class Move:
     """A rectangle of one rank's tensor and its place in the whole one, (row, column) each.
@@ -351,7 +355,7 @@ class DefaultRow(_MoreRows):
     """
 
     row: int
-    count: int = field(default=1, init=False)
+    count: int = field(default=1, init=False, repr=False)
 
     def _check(self, rows: int) -> None:
         if not 0 < self.row < rows:
@@ -412,6 +416,7 @@ class Tied(Operation):
 
 
 __all__ = [
+    "WHOLE",
     "Concat",
     "ConcatBehindAxis",
     "ConcatScales",

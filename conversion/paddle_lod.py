@@ -90,9 +90,6 @@ def open_lod_folder(folder: Path) -> list[LazyFile]:
 
     Files that are known not to be variables (program, settings, vocabulary, ...) are passed over.
 
-    Args:
-        folder: The folder.
-
     Returns:
         One file for each variable, by name.
 

@@ -136,9 +136,6 @@ def _decoded(file: BinaryIO, part: Literal) -> Iterator[bytes]:
 def open_pdparams(path: Path) -> PaddlePickle:
     """Opens a file that `paddle.save` wrote, of any pickle protocol. Nothing in it is executed.
 
-    Args:
-        path: The file.
-
     Raises:
         CheckpointError: missing, empty, cut short, another kind of file, a pickle of anything but {name: array}, a
             name that stands twice, an array that no weights file holds (big-endian, objects, ...).

@@ -8,37 +8,15 @@ So this file imports nothing of the project, and the host only inside functions,
 import json
 import sys
 from collections.abc import Sequence
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 FULL, STRUCTURE = "full", "structure"
 """Kinds of check: weights loaded and computed with; or names, shapes and dtypes against the files' headers."""
 
 
-class Hiding:
-    """A finder of modules that does not find some; everything else it leaves to the finder it stands for."""
-
-    def __init__(self, finder: Any, hidden: frozenset[str]):
-        self._finder = finder
-        self._hidden = hidden
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        """The module's spec; None for a hidden one, as if it were not installed."""
-        if name.partition(".")[0] in self._hidden or not hasattr(self._finder, "find_spec"):
-            return None
-        spec: ModuleSpec | None = self._finder.find_spec(name, path, target)
-        return spec
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._finder, name)
-
-
 def hide(names: Sequence[str]) -> None:
-    """Makes this process blind to top-level modules; none of them may be imported yet.
+    """Makes this process blind to top-level modules, as if they were not installed; none may be imported yet.
 
     Raises:
         RuntimeError: one is imported already.
@@ -46,7 +24,7 @@ def hide(names: Sequence[str]) -> None:
     imported = sorted(name for name in names if name in sys.modules)
     if imported:
         raise RuntimeError(f"{', '.join(imported)} is imported already, so this process cannot do without.")
-    sys.meta_path[:] = [Hiding(finder, frozenset(names)) for finder in sys.meta_path]
+    sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]  # None stands for what cannot be imported
 
 
 def observe(request: dict[str, Any]) -> dict[str, Any]:
@@ -140,14 +118,12 @@ def _compared(model: Any, folder: Path) -> int:
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
     persistent = model.state_dict()
     for name, tensor in persistent.items():
-        found = stored.get(name) or stored.get(prefix + name) or stored.get(name.removeprefix(prefix))
-        if found is None and name not in tied:
+        held = stored.get(name) or stored.get(prefix + name) or stored.get(name.removeprefix(prefix))
+        if held is None and name not in tied:
             raise ValueError(f"{folder}: the model has {name}, which no file holds.")
         expected = (tuple(tensor.shape), tensor.dtype in (torch.int8, torch.uint8))
-        if found is not None and found != expected:
-            raise ValueError(
-                f"{folder}: {name} is {found} in the files (shape, is integers), {expected} in the model."
-            )
+        if held is not None and held != expected:
+            raise ValueError(f"{folder}: {name} is {held} in the files (shape, is integers), {expected} in the model.")
     return len(persistent)
 
 
@@ -156,9 +132,9 @@ def main(path: str) -> int:
     request = json.loads(Path(path).read_text(encoding="utf-8"))
     hide(request["hidden"])
     report = observe(request)
-    found = sorted({name.partition(".")[0] for name in sys.modules} & set(request["hidden"]))
-    if found:
-        raise RuntimeError(f"The repository's code imported {', '.join(found)}, which others do not have.")
+    imported = {name.partition(".")[0] for name, module in sys.modules.items() if module is not None}
+    if seen := sorted(imported & set(request["hidden"])):
+        raise RuntimeError(f"The repository's code imported {', '.join(seen)}, which others do not have.")
     Path(request["report"]).write_text(json.dumps(report), encoding="utf-8")
     return 0
 

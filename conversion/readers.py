@@ -457,9 +457,6 @@ def read_weight_map(index: Path) -> dict[str, str]:
 class SafetensorsFolder(NamedFiles):
     """A folder with `model.safetensors`, or shards and `model.safetensors.index.json`.
 
-    Args:
-        folder: The folder.
-
     Raises:
         CheckpointError: no weights; a shard missing, extra or unreadable; a name in two shards; an index that does not
             match.

@@ -135,6 +135,26 @@ class Row:
             raise ValueError(f"a tied row has no source name and every other row has one: {self}")
 
 
+def pair(
+    source: str,
+    targets: tuple[str, ...],
+    weight: Operation,
+    bias: Operation,
+    parts: tuple[str, str] = (".weight", ".bias"),
+) -> tuple[Row, Row]:
+    """The rows of a weight and the bias that goes with it.
+
+    Args:
+        source: Their module in the source format.
+        targets: The modules it becomes.
+        weight: Operation between the weights.
+        bias: Operation between the biases.
+        parts: What stands behind `source` for each of the two.
+    """
+    weights, biases = ((f"{target}.weight" for target in targets), (f"{target}.bias" for target in targets))
+    return Row(source + parts[0], tuple(weights), weight), Row(source + parts[1], tuple(biases), bias)
+
+
 class StateMap:
     """A table with its two readings, `forward` (merge the ranks) and `reverse` (split again).
 
@@ -431,4 +451,5 @@ __all__ = [
     "Split",
     "StateMap",
     "TensorSpec",
+    "pair",
 ]

@@ -21,8 +21,6 @@ LONGEST_FILE, MEDIAN_FILE, LONGEST_FUNCTION = 550, 200, 50  # lines; of a functi
 IMPORTED_BY_NAME = {
     "hf_glm_ernie": "what training and evaluation need is imported when it is first asked for (PEP 562)",
     "hf_glm_ernie.__main__": "lm-eval is imported by its command alone",
-    "conversion.folder_files": "the class whose file is copied is named by `auto_map`",
-    "conversion.publish_check": "hides the package from a process of its own: a repository must open without it",
 }
 """Module -> why it imports by name or changes how others are imported. Nobody else does."""
 

@@ -117,7 +117,8 @@ for name, auto in (({paths["glm_int4"]!r}, AutoModelForCausalLM), ({paths["encod
     AutoTokenizer.from_pretrained(name, trust_remote_code=True).save_pretrained(again)
     model = auto.from_pretrained(again, trust_remote_code=True)
     seen["again_" + again] = sum(type(m).__name__ == "WeightOnlyLinear" for m in model.modules())
-seen["imported"] = sorted(set({HIDDEN!r}) & {{name.partition(".")[0] for name in sys.modules}})
+imported = {{name.partition(".")[0] for name, module in sys.modules.items() if module is not None}}
+seen["imported"] = sorted(set({HIDDEN!r}) & imported)
 print(json.dumps(seen))
 """
 

@@ -418,7 +418,10 @@ except ModuleNotFoundError as error:
     found = [found, str(error)]
 print(json.dumps(found))
 """
-    assert stranger(code, tmp_path) == [None, "No module named 'hf_glm_ernie'"]
+    assert stranger(code, tmp_path) == [
+        None,
+        "No module named 'hf_glm_ernie.weight_only'; 'hf_glm_ernie' is not a package",
+    ]
 
 
 # The Hub ------------------------------------------------------------------------------------------------------------
