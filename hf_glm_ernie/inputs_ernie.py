@@ -94,7 +94,7 @@ def encoder_inputs(
 
 
 class ErnieTaskModel(CarriesItsCode, ErniePreTrainedModel):
-    """An ERNIE encoder that is given PaddleNLP's inputs; a subclass puts its head on `encode`.
+    """An ERNIE encoder that is given PaddleNLP's inputs; a subclass puts its head on `_encode`.
 
     The pooler belongs to the checkpoints; its output is not used.
     """
@@ -107,7 +107,7 @@ class ErnieTaskModel(CarriesItsCode, ErniePreTrainedModel):
         super().__init__(config)
         self.ernie = ErnieModel(config)
 
-    def encode(
+    def _encode(
         self,
         input_ids: torch.Tensor | None,
         attention_mask: torch.Tensor | None,

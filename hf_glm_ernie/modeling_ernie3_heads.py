@@ -170,7 +170,7 @@ class Ernie3ForCausalLM(Ernie3PreTrainedModel, Ernie3GenerationMixin):
         Raises:
             ValueError: labels of another shape, and what the model raises.
         """
-        targets = {"labels": labels, "shift_labels": kwargs.pop("shift_labels", None)}  # type: ignore[typeddict-item]
+        targets = {"labels": labels, "shift_labels": kwargs.pop("shift_labels", None)}  # type: ignore[typeddict-item]  # ours
         outputs = self.ernie3(
             input_ids=input_ids,
             attention_mask=attention_mask,

@@ -99,7 +99,7 @@ class ErnieForUIE(ErnieTaskModel):
             TypeError: an argument that nothing reads.
             ValueError: only one of the two kinds of positions; not exactly one of ids and embeddings.
         """
-        outputs = self.encode(
+        outputs = self._encode(
             input_ids, attention_mask, token_type_ids, task_type_ids, position_ids, inputs_embeds, kwargs
         )
         start_logits = self.linear_start(outputs.last_hidden_state).squeeze(-1)  # (B, T)

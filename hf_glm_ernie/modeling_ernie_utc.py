@@ -122,7 +122,7 @@ class ErnieForUTC(ErnieTaskModel):
                 f"{missing} is missing: the model scores the options at omask_positions (batch, options) against the "
                 "token at cls_positions (batch,)."
             )
-        outputs = self.encode(
+        outputs = self._encode(
             input_ids, attention_mask, token_type_ids, task_type_ids, position_ids, inputs_embeds, kwargs
         )
         hidden = outputs.last_hidden_state  # (B, T, hidden)

@@ -226,7 +226,7 @@ class Glm130bTokenizer(ChatTemplateMixin, RowsBackend):
             _no_files(str(kwargs.get("name_or_path", "")))
         return kwargs
 
-    def encode_call(self, call: Call) -> BatchEncoding:
+    def _encode_call(self, call: Call) -> BatchEncoding:
         """Makes the rows of one call; see `RowsBackend`.
 
         Raises:
@@ -240,22 +240,22 @@ class Glm130bTokenizer(ChatTemplateMixin, RowsBackend):
         is_batched, given = read_input(call.text, call.text_pair, call.is_split_into_words)
         rows = [self._row(item, mode, call.is_split_into_words) for item in given]
         all_ids = self._tokenize(rows, mode)
-        call.options["n_sequences"] = 1 + any(isinstance(row, Row) and row.second is not None for row in rows)
+        n_sequences = 1 + any(isinstance(row, Row) and row.second is not None for row in rows)
         too_long = [call.truncates and len(ids) > (call.max_length or 0) for ids in all_ids]
         if call.wants_only_ids and not any(too_long):
             length = call.padded_length(all_ids)
             lazy = LazyEncodings(
-                len(rows), lambda i: self.padded_record(self._records(rows[i], mode)[0], length, call.options)
+                len(rows), lambda i: self._padded_record(self._records(rows[i], mode)[0], length, call.options)
             )
-            return self.batch(self.padded(all_ids, length, call.options), lazy, is_batched, call)
+            return self._batch(self._padded(all_ids, length, call.options), lazy, is_batched, n_sequences, call)
         made = self._truncated(rows, too_long, mode, call)
         flat = [window for windows in made for window in windows]
         length = call.padded_length(flat)
-        flat = [self.padded_record(window, length, call.options) for window in flat]
-        data = self.columns(flat, call.options)
+        flat = [self._padded_record(window, length, call.options) for window in flat]
+        data = self._columns(flat, call.options)
         if call.return_overflowing_tokens:
             data["overflow_to_sample_mapping"] = [i for i, windows in enumerate(made) for _ in windows]
-        return self.batch(data, flat, is_batched or call.return_overflowing_tokens, call)
+        return self._batch(data, flat, is_batched or call.return_overflowing_tokens, n_sequences, call)
 
     def _truncated(self, rows: list[str | Row], too_long: list[bool], mode: Mode, call: Call) -> list[list[Encoding]]:
         """The records of each row: one, and those of what was cut off where they are asked for."""
@@ -266,7 +266,7 @@ class Glm130bTokenizer(ChatTemplateMixin, RowsBackend):
         closers = (str(self.eop_token), str(self.eos_token))
         for row, windows in zip(rows, made, strict=True):
             check_kept(
-                row, windows, self.token_id, closers, f"max_length={call.max_length} on the {self.truncation_side}"
+                row, windows, self._token_id, closers, f"max_length={call.max_length} on the {self.truncation_side}"
             )
         return made
 
@@ -291,7 +291,7 @@ class Glm130bTokenizer(ChatTemplateMixin, RowsBackend):
         if layout is None:
             parts = parts_at_masks(first, as_words, MASK_PATTERN, self._ids_of_masks())
         else:
-            parts = parts_of_layout(layout, names[0], {n: self.token_id(n) for n in names}, self._ids_of_masks())
+            parts = parts_of_layout(layout, names[0], {n: self._token_id(n) for n in names}, self._ids_of_masks())
         masks = {part.text for part in parts if part.is_mask and MASK_PATTERN.fullmatch(part.text)}
         if len(masks) > 1:
             raise ValueError(
@@ -307,9 +307,9 @@ class Glm130bTokenizer(ChatTemplateMixin, RowsBackend):
         return Row(parts, (*end, self.sop_token), answer, closing)
 
     def _ids_of_masks(self) -> dict[str, int]:
-        return {mask: self.token_id(mask) for mask in ("[MASK]", "[gMASK]", "[sMASK]")}
+        return {mask: self._token_id(mask) for mask in ("[MASK]", "[gMASK]", "[sMASK]")}
 
-    def token_id(self, token: str | None) -> int:
+    def _token_id(self, token: str | None) -> int:
         """The id of one token, remembered: the host's way takes as long as tokenizing a word.
 
         Raises:
@@ -334,7 +334,7 @@ class Glm130bTokenizer(ChatTemplateMixin, RowsBackend):
             else:
                 texts += [part.text for part in row.texts()]
         ids_of_texts = iter(self._ids(texts, mode.special, mode.split))
-        tail = [self.token_id(token) for token in mode.tail]
+        tail = [self._token_id(token) for token in mode.tail]
         all_ids = []
         for row in rows:
             if isinstance(row, str):
@@ -344,9 +344,9 @@ class Glm130bTokenizer(ChatTemplateMixin, RowsBackend):
                 for part in row.texts():
                     part.ids = next(ids_of_texts)
                 ids = [index for part in row.first for index in part.ids]
-                ids += map(self.token_id, row.tail)
+                ids += map(self._token_id, row.tail)
                 ids += [index for part in row.second or () for index in part.ids]
-                ids += map(self.token_id, row.closing)
+                ids += map(self._token_id, row.closing)
             all_ids.append(ids)
         return all_ids
 
@@ -383,7 +383,7 @@ class Glm130bTokenizer(ChatTemplateMixin, RowsBackend):
                 pieces += [p._replace(start=p.start + done, end=p.end + done) for p in own]
             if match is not None:
                 name = match[match.lastindex or 0]
-                pieces.append(Piece(self.token_id(name), name, *match.span(match.lastindex or 0)))
+                pieces.append(Piece(self._token_id(name), name, *match.span(match.lastindex or 0)))
                 done = match.end()
         return pieces
 
@@ -447,9 +447,9 @@ class Glm130bTokenizer(ChatTemplateMixin, RowsBackend):
                 tokens += [(*piece, part) for piece in pieces]
             made.append(record(parts, tokens))
         second = None if row.second is None else made[1]
-        added = {token: self.token_id(token) for token in (*tail, *row.closing)}
+        added = {token: self._token_id(token) for token in (*tail, *row.closing)}
         windows = assemble(made[0], second, tail, row.closing, added, self.sop_token, truncation)
-        return [with_answer_types(w, self.token_id(self.sop_token)) for w in windows] if row.laid_out else windows
+        return [with_answer_types(w, self._token_id(self.sop_token)) for w in windows] if row.laid_out else windows
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
         """Names the tokens with these ids (the backend gives added tokens in their normalized form)."""

@@ -23,7 +23,7 @@ from transformers.utils import PaddingStrategy
 COLUMNS_OF_RECORDS = ("token_type_ids", "special_tokens_mask", "offsets_mapping", "length")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Call:
     """The arguments of one call of a tokenizer, as `__call__` has them, strategies as enums.
 
@@ -135,13 +135,13 @@ def _from_state(state: dict[str, Any]) -> Encoding:
 
 
 class RowsBackend(TokenizersBackend):
-    """A tokenizer of the host that makes its rows itself: a subclass has `encode_call` and `token_id`."""
+    """A tokenizer of the host that makes its rows itself: a subclass has `_encode_call` and `_token_id`."""
 
-    def encode_call(self, call: Call) -> BatchEncoding:
+    def _encode_call(self, call: Call) -> BatchEncoding:
         """What `__call__` returns for these arguments."""
         raise NotImplementedError
 
-    def token_id(self, token: str | None) -> int:
+    def _token_id(self, token: str | None) -> int:
         """The id of one token."""
         raise NotImplementedError
 
@@ -164,7 +164,7 @@ class RowsBackend(TokenizersBackend):
         strategies: dict[str, Any] = {"padding_strategy": padding_strategy, "truncation_strategy": truncation_strategy}
         if options.get("sanitize_control_tokens"):  # a chat: the host calls back for each piece of it
             return super()._encode_plus(text, None, add_special_tokens, max_length=max_length, **strategies, **options)
-        return self.encode_call(
+        return self._encode_call(
             Call(
                 text,
                 text_pair,
@@ -181,7 +181,7 @@ class RowsBackend(TokenizersBackend):
             )
         )
 
-    def padded(self, rows: list[list[int]], length: int | None, options: dict[str, Any]) -> dict[str, Any]:
+    def _padded(self, rows: list[list[int]], length: int | None, options: dict[str, Any]) -> dict[str, Any]:
         """Ids and attention mask, padded to `length`."""
         left = (options.get("padding_side") or self.padding_side) == "left"
         gaps = [0 if length is None else max(0, length - len(ids)) for ids in rows]
@@ -191,23 +191,23 @@ class RowsBackend(TokenizersBackend):
                 return values
             return [fill] * gap + values if left else values + [fill] * gap
 
-        pad_id = 0 if length is None else self.token_id(str(self.pad_token))
+        pad_id = 0 if length is None else self._token_id(str(self.pad_token))
         data = {"input_ids": [padded(ids, pad_id, gap) for ids, gap in zip(rows, gaps, strict=True)]}
         wanted = options.get("return_attention_mask")
         if wanted or (wanted is None and "attention_mask" in self.model_input_names):
             data["attention_mask"] = [padded([1] * len(ids), 0, gap) for ids, gap in zip(rows, gaps, strict=True)]
         return data
 
-    def padded_record(self, encoding: Encoding, length: int | None, options: dict[str, Any]) -> Encoding:
-        """Pads one record in place, as `padded` does."""
+    def _padded_record(self, encoding: Encoding, length: int | None, options: dict[str, Any]) -> Encoding:
+        """Pads one record in place, as `_padded` does."""
         if length is not None:
             side = options.get("padding_side") or self.padding_side
             encoding.pad(
-                length, direction=side, pad_id=self.token_id(str(self.pad_token)), pad_token=str(self.pad_token)
+                length, direction=side, pad_id=self._token_id(str(self.pad_token)), pad_token=str(self.pad_token)
             )
         return encoding
 
-    def columns(self, encodings: list[Encoding], options: dict[str, Any]) -> dict[str, Any]:
+    def _columns(self, encodings: list[Encoding], options: dict[str, Any]) -> dict[str, Any]:
         """The lists that were asked for, one entry for each record."""
         names = ("token_type_ids", "attention_mask", "special_tokens_mask", "offsets_mapping", "length")
         wanted: dict[str, Any] = {f"return_{name}": options.get(f"return_{name}") for name in names}
@@ -217,14 +217,16 @@ class RowsBackend(TokenizersBackend):
                 data.setdefault(name, []).extend(values)
         return data
 
-    def batch(self, data: dict[str, Any], encodings: Any, is_batched: bool, call: Call) -> BatchEncoding:
+    def _batch(
+        self, data: dict[str, Any], encodings: Any, is_batched: bool, n_sequences: int, call: Call
+    ) -> BatchEncoding:
         """Wraps up what `__call__` returns."""
         for ids in data["input_ids"]:
             self._eventual_warn_about_too_long_sequence(ids, call.max_length, call.options.get("verbose", True))
         return_tensors = call.options.get("return_tensors")
         if not is_batched and return_tensors is None:
             data = {name: values[0] for name, values in data.items()}
-        return BatchEncoding(data, encodings, tensor_type=return_tensors, n_sequences=call.options["n_sequences"])
+        return BatchEncoding(data, encodings, tensor_type=return_tensors, n_sequences=n_sequences)
 
 
 __all__ = [

@@ -23,7 +23,7 @@ def reading(model: Any) -> Iterator[None]:
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference_mode: a layer may prepare its weights at its first call, and train later
             yield
     finally:
         model.train(was_training)
