@@ -15,8 +15,9 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizer
 
 import hf_glm_ernie
 
-from .folder_files import RECORD, checksum_table, read_json, write_code, write_index, write_json
-from .readers import CheckpointError
+from .folder_files import RECORD, checksum_table, write_code, write_index, write_json
+from .json_files import read_json
+from .lazy_files import CheckpointError
 from .writer import OutputFile
 
 Config = TypeVar("Config", bound=PreTrainedConfig)

@@ -43,10 +43,11 @@ from .ernie_vocabulary import (
 from .folder_files import main_dtype, notices_on_left_out
 from .job import ExpectedShapes, Job
 from .job import ForwardOptions as CommonOptions
+from .lazy_files import CheckpointError, TensorFiles, matrix_shape_of
 from .operations import WHOLE, SameAs, SettingsError, Shape, TensorSpec
 from .paddle_files import open_paddle_source
 from .paddle_pickle import PaddleArchive
-from .readers import CheckpointError, SafetensorsFolder, TensorFiles, matrix_shape_of
+from .safetensors_files import SafetensorsFolder
 from .state_map import StateMap
 from .writer import plan_shards
 

@@ -38,10 +38,11 @@ from .ernie_settings import read_settings
 from .folder_files import main_dtype, notices_on_left_out
 from .job import ExpectedShapes, Job
 from .job import ForwardOptions as CommonOptions
+from .lazy_files import CheckpointError
 from .operations import WHOLE
 from .paddle_files import open_paddle_source
 from .paddle_lod import LodFile
-from .readers import CheckpointError, SafetensorsFolder
+from .safetensors_files import SafetensorsFolder
 from .writer import plan_shards
 
 ARCHITECTURES = ("Ernie3ForPreTraining", "Ernie3ForCausalLM", "Ernie3ForMaskedLM")

@@ -13,8 +13,8 @@ from .converted_folder import Record, origin_of_paddle
 from .ernie3_names import BRANCHES
 from .ernie3_settings import CARRIED
 from .folder_files import dtype_name, write_json
+from .lazy_files import CheckpointError
 from .operations import SettingsError
-from .readers import CheckpointError
 
 STATIC_SETTINGS = "ernie_config.json"
 VOCABULARY = "vocab.txt"

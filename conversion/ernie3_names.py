@@ -17,8 +17,8 @@ import re
 from collections.abc import Mapping, Sequence
 
 from .ernie_names import STATIC_LAYER_PARTS
+from .lazy_files import CheckpointError
 from .operations import Replicated, Transposed
-from .readers import CheckpointError
 from .state_map import Row, StateMap, pair
 
 BRANCHES = ("nlu", "nlg")

@@ -16,8 +16,8 @@ from hf_glm_ernie.tokenization_ernie3 import Ernie3Tokenizer
 
 from .ernie3_names import BRANCHES, POSITIONS, PROJECTION, TASK_HEADS, TASK_TYPES, TYPES, WORDS
 from .ernie_settings import Settings
+from .lazy_files import CheckpointError, matrix_shape_of
 from .operations import SettingsError, TensorSpec
-from .readers import CheckpointError, matrix_shape_of
 from .settings_files import check_activations, check_told
 
 HEAD_SIZE = 64

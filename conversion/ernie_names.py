@@ -13,8 +13,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from .lazy_files import CheckpointError
 from .operations import DefaultRow, Operation, Replicated, SameAs, Tied, Transposed
-from .readers import CheckpointError
 from .state_map import Row, StateMap, pair
 
 PREFIX = "ernie."

@@ -13,7 +13,7 @@ from transformers import ErnieConfig
 
 from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
 
-from .folder_files import read_json
+from .json_files import read_json
 from .operations import RepeatedRows, SettingsError
 
 ADDED_TOKENS = "added_tokens.json"

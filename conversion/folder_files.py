@@ -11,7 +11,7 @@ import torch
 from transformers.dynamic_module_utils import custom_object_save
 
 from .operations import TensorSpec
-from .readers import SAFETENSORS_INDEX
+from .safetensors_files import SAFETENSORS_INDEX
 from .state_map import Plan
 from .writer import OutputFile
 
@@ -30,11 +30,6 @@ PIPELINES = {
     "AutoModelForMultipleChoice": "multiple-choice",
 }
 """Auto class -> `pipeline_tag` of a model card."""
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises `OSError` or `ValueError` where there is none."""
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
@@ -116,7 +111,6 @@ __all__ = [
     "dtype_name",
     "main_dtype",
     "notices_on_left_out",
-    "read_json",
     "write_code",
     "write_index",
     "write_json",

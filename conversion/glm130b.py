@@ -34,9 +34,10 @@ from .glm130b_quantized import (
 from .glm130b_settings import Sizes, build_config, read_settings, released_sizes
 from .job import ExpectedShapes, Job
 from .job import ForwardOptions as CommonOptions
+from .lazy_files import CheckpointError
 from .operations import Concat, Drop, Operation, Replicated, SettingsError, Shape, Split, SplitGlu, SplitQkv, Tied
 from .rank_files import RankCheckpoint
-from .readers import CheckpointError, SafetensorsFolder
+from .safetensors_files import SafetensorsFolder
 from .state_map import Row, StateMap, pair
 from .writer import TorchArchive, plan_shards
 

@@ -16,6 +16,7 @@ import torch
 
 from hf_glm_ernie.weight_only import METHOD, SUPPORTED_BITS, check_scales, quantize, storage_shape, to_storage
 
+from .lazy_files import CheckpointError, TensorFiles
 from .operations import (
     Concat,
     ConcatBehindAxis,
@@ -32,7 +33,6 @@ from .operations import (
     SplitQkvScales,
     TensorSpec,
 )
-from .readers import CheckpointError, TensorFiles
 from .state_map import Computation, CoverageError, Plan, PlannedTensor, Row, StateMap
 from .writer import DtypeRangeError
 

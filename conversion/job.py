@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from .lazy_files import CheckpointError, TensorFiles
 from .operations import Shape, TensorSpec
 from .output_folder import OutputFolder, explain_full_disk
-from .readers import CheckpointError, TensorFiles
 from .state_map import ConversionError, Plan
 from .writer import OutputFile, WriteError, copy_peak_bytes
 

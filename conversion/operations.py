@@ -7,6 +7,7 @@ A format that is not tensor-parallel has one rank.
 Vectors are treated as matrices of one column: (n,) is n rows of width 1.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -16,8 +17,26 @@ import torch
 Shape = tuple[int, ...]
 
 
+LONGEST_WORD, LONGEST_MESSAGE = 300, 4000
+"""Characters of an error: a name out of a file may have millions."""
+
+
 class ConversionError(ValueError):
     """Base of every error of a conversion that its user can mend. The message says what, where, and what to do."""
+
+    def __init__(self, message: str):
+        super().__init__(shortened(message))
+
+
+def shortened(message: str) -> str:
+    """A message whose endless words, and then itself, lose their middle."""
+    message = re.sub(rf"\S{{{LONGEST_WORD},}}", lambda word: _without_middle(word.group(), LONGEST_WORD), message)
+    return _without_middle(message, LONGEST_MESSAGE)
+
+
+def _without_middle(text: str, most: int) -> str:
+    half = most // 2
+    return text if len(text) <= most else f"{text[:half]}[... {len(text) - 2 * half:,} characters ...]{text[-half:]}"
 
 
 class SettingsError(ConversionError):

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
 
-from .readers import TensorFiles
+from .lazy_files import TensorFiles
 from .writer import DtypeRangeError, OutputFile, Task, WriteError, sources_of, stream
 
 SMALL_FILES_BYTES = 32 * 2**20  # config, tokenizer, index, card

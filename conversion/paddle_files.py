@@ -11,16 +11,10 @@ from typing import Any
 
 import torch
 
+from .lazy_files import CheckpointError, LazyFile, NamedFiles
 from .paddle_lod import PROGRAM_NAMES, looks_like_lod, open_lod_combined, open_lod_folder
 from .paddle_pickle import SAFETENSORS_CONTENT, foreign_kind, open_pdparams
-from .readers import (
-    SAFETENSORS_DTYPES,
-    CheckpointError,
-    LazyFile,
-    NamedFiles,
-    read_safetensors_header,
-    read_weight_map,
-)
+from .safetensors_files import SAFETENSORS_DTYPES, read_safetensors_header, read_weight_map
 
 PDPARAMS = "model_state.pdparams"
 SAFETENSORS = "model.safetensors"

@@ -19,9 +19,9 @@ from typing import BinaryIO
 
 import torch
 
+from .lazy_files import CheckpointError, LazyFile, StoredTensor, checked_spec, row_major
 from .operations import Shape, TensorSpec
 from .paddle_pickle import foreign_kind, read_structured_names
-from .readers import CheckpointError, LazyFile, StoredTensor, checked_spec, row_major
 from .state_map import PlannedTensor
 from .writer import OutputFile, WriteError
 

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from .lazy_files import CheckpointError, LazyFile, StoredTensor, checked_spec, row_major
 from .operations import TensorSpec
 from .paddle_unpickler import (
     CHUNK_BYTES,
@@ -35,7 +36,6 @@ from .paddle_unpickler import (
     text,
     unquote,
 )
-from .readers import CheckpointError, LazyFile, StoredTensor, checked_spec, row_major
 from .state_map import PlannedTensor
 from .writer import OutputFile, WriteError
 

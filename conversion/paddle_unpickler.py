@@ -22,8 +22,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from .lazy_files import checked_spec, row_major
 from .operations import TensorSpec
-from .readers import checked_spec, row_major
 
 NUMPY_DTYPES = {
     "f2": torch.float16,

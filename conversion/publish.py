@@ -28,8 +28,9 @@ from safetensors.torch import load_file
 from hf_glm_ernie.weight_only import METHOD
 
 from . import publish_check
-from .folder_files import count, read_json, write_code, write_json
+from .folder_files import count, write_code, write_json
 from .job import progress_bar
+from .json_files import read_json
 from .output_folder import refuse_existing
 from .publish_card import CardTexts, host_requirement, model_card
 from .publish_check import FULL, STRUCTURE

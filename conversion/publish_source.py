@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .folder_files import RECORD, read_json
+from .folder_files import RECORD
+from .json_files import read_json
 from .publish_classes import PUBLISHED, Published
-from .readers import SAFETENSORS_INDEX as INDEX
-from .readers import SAFETENSORS_SINGLE as SINGLE
-from .readers import open_safetensors_file
+from .safetensors_files import SAFETENSORS_INDEX as INDEX
+from .safetensors_files import SAFETENSORS_SINGLE as SINGLE
+from .safetensors_files import open_safetensors_file
 from .state_map import ConversionError
 
 CARRIED = (

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .readers import CheckpointError, TensorFiles, open_torch_file
+from .lazy_files import CheckpointError, TensorFiles
+from .torch_files import open_torch_file
 
 RANK_FILE = re.compile(r"mp_rank_(\d+)_model_states\.pt")
 MAX_RANKS = 1024

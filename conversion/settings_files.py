@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .folder_files import read_json
+from .json_files import read_json
 from .operations import SettingsError
 
 SAME_ACTIVATIONS = ("gelu", "relu", "tanh", "silu", "sigmoid")

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .job import Progress
+from .lazy_files import LazyFile
 from .operations import ConversionError
 from .paddle_lod import LodFile, open_lod_file
 from .paddle_pickle import open_pdparams
-from .readers import LazyFile, open_safetensors_file, open_torch_file
+from .safetensors_files import open_safetensors_file
+from .torch_files import open_torch_file
 from .writer import BLOCK_BYTES, OutputFile
 
 CAUSE = "The disk or the memory may be faulty, or the machine lost power."

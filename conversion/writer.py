@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from .lazy_files import TensorFiles
 from .operations import matrix_shape
-from .readers import TensorFiles
 from .state_map import ConversionError, Piece, PlannedTensor
 from .torch_zip import read_records, write_checksums
 

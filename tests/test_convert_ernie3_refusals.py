@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from conversion.lazy_files import CheckpointError
 from conversion.operations import TensorSpec
 from conversion.paddle_lod import LodFile
-from conversion.readers import CheckpointError
 from conversion.state_map import PlannedTensor
 from conversion.verify import VerifyError, verify_file
 from tests.support.converting_ernie import small_arrays, static_arrays

@@ -13,12 +13,12 @@ import torch
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch_file
 
+from conversion.lazy_files import CheckpointError
 from conversion.operations import matrix_shape
 from conversion.output_folder import OutputFolder
 from conversion.paddle_files import PaddleFiles, open_paddle_source
 from conversion.paddle_lod import LodFile, open_lod_folder
 from conversion.paddle_pickle import PaddleArchive
-from conversion.readers import CheckpointError
 from conversion.state_map import Piece, PlannedTensor
 from tests.support.paddle_writing import lod_record, numbers, program, same, write_pdparams, write_sharded
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from conversion.lazy_files import CheckpointError
 from conversion.operations import TensorSpec
 from conversion.paddle_lod import (
     LodFile,
@@ -18,7 +19,6 @@ from conversion.paddle_lod import (
     open_lod_folder,
     read_program,
 )
-from conversion.readers import CheckpointError
 from conversion.state_map import PlannedTensor
 from conversion.writer import WriteError
 from tests.support.paddle_writing import as_torch, lod_record, numbers, program, same, varint

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 
+from conversion.lazy_files import CheckpointError
 from conversion.operations import TensorSpec
 from conversion.paddle_pickle import PaddleArchive, open_pdparams, read_structured_names
-from conversion.readers import CheckpointError
 from conversion.state_map import PlannedTensor
 from conversion.writer import WriteError
 from tests.support.paddle_writing import as_torch, numbers, python2_pickle, same, write_pdparams

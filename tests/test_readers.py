@@ -14,8 +14,10 @@ import torch
 from safetensors.torch import save_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from conversion.lazy_files import CheckpointError
 from conversion.rank_files import RankCheckpoint
-from conversion.readers import CheckpointError, SafetensorsFolder, open_safetensors_file, open_torch_file
+from conversion.safetensors_files import SafetensorsFolder, open_safetensors_file
+from conversion.torch_files import open_torch_file
 from tests.support.tiny import (
     Hostile,
     Sizes,

@@ -174,7 +174,8 @@ def test_the_copy_hands_pages_back_and_holds_two_blocks(tmp_path: Path) -> None:
     """The process grows by far less than the file it copies: mapped pages count as its memory."""
     if not sys.platform.startswith("linux"):
         pytest.skip("needs /proc to measure resident memory")
-    from conversion.readers import TensorFiles, open_torch_file
+    from conversion.lazy_files import TensorFiles
+    from conversion.torch_files import open_torch_file
 
     tensor = torch.zeros(64 * 2**20, dtype=torch.uint8).view(FP16).view(2**15, -1)
     torch.save({"module": {"a": tensor}}, tmp_path / "a.pt")
