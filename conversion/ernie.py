@@ -44,14 +44,14 @@ from .folder_files import main_dtype, notices_on_left_out
 from .job import ExpectedShapes, Job
 from .job import ForwardOptions as CommonOptions
 from .lazy_files import CheckpointError, TensorFiles, matrix_shape_of
-from .operations import WHOLE, SameAs, SettingsError, Shape, TensorSpec
+from .operations import WHOLE, SameAs, SettingsError, Shape, TensorSpec, matrix_shape
 from .paddle_files import open_paddle_source
 from .paddle_pickle import PaddleArchive
 from .safetensors_files import SafetensorsFolder
 from .state_map import StateMap
 from .writer import plan_shards
 
-COMPARED_ROWS = 4096
+COMPARED_BYTES = 2**23
 
 
 @dataclass(frozen=True)
@@ -297,13 +297,12 @@ def _check_second_copies(
 
 
 def _equal(source: TensorFiles, one: str, other: str, spec: TensorSpec) -> bool:
-    for start in range(0, spec.shape[0], COMPARED_ROWS):
-        rows = slice(start, start + COMPARED_ROWS)
-        if not torch.equal(source.tensor(0, one)[rows], source.tensor(0, other)[rows]):
-            return False
-        source.release(0, one)
-        source.release(0, other)
-    return True
+    rows, columns = matrix_shape(spec.shape)
+    step = max(1, COMPARED_BYTES // max(1, columns * spec.dtype.itemsize))
+    return all(
+        torch.equal(*(source.rows(0, name, start, min(start + step, rows)) for name in (one, other)))
+        for start in range(0, rows, step)
+    )
 
 
 __all__ = ["ForwardOptions", "choose_task", "plan_forward", "plan_reverse", "read_sizes"]
