@@ -6,11 +6,12 @@
 
 The arguments behind the command are the command's own. Every run is a process of its own; the two checkouts alternate,
 and which of them goes first does, too: only ratios within one run mean anything on a machine that others use. `--cold`
-evicts the source from the page cache before each run. Processor time is of the whole process, both threads of the copy
-included.
+evicts the source from the page cache before each run. Processor time is of the phase of writing: of the thread that
+reads and rearranges alone, and together with the one that computes checksums and writes.
 """
 
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -22,7 +23,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-FIGURES = ("planning", "writing", "verifying", "processor time of writing", "peak memory, MB")
+FIGURES = (
+    "planning, s",
+    "writing, s",
+    "verifying, s",
+    "processor: reading, s",
+    "processor: both threads, s",
+    "peak memory, MB",
+)
 
 
 def evict(folder: Path) -> None:
@@ -42,11 +50,11 @@ def run_child(tree: str, arguments: list[str]) -> None:
     from conversion.verify import verify_file
 
     assert command.__file__.startswith(tree)
-    marks: list[tuple[float, float]] = []
+    marks: list[tuple[float, float, float]] = []
     real = command.run
 
     def mark() -> None:
-        marks.append((time.perf_counter(), time.process_time()))
+        marks.append((time.perf_counter(), time.thread_time(), time.process_time()))
 
     def verify(*verified: Any) -> str:
         if len(marks) == 2:
@@ -61,9 +69,10 @@ def run_child(tree: str, arguments: list[str]) -> None:
     command.run = run  # type: ignore[assignment]
     mark()
     status = command.main(arguments)
-    seconds = [after[0] - before[0] for before, after in zip(marks, marks[1:], strict=False)]
+    seconds = [after[0] - before[0] for before, after in itertools.pairwise(marks)]
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-    print(json.dumps([*seconds, marks[2][1] - marks[1][1], peak]))
+    processor = [marks[2][clock] - marks[1][clock] for clock in (1, 2)]
+    print(json.dumps([*seconds, *processor, peak]))
     sys.exit(status)
 
 

@@ -23,6 +23,9 @@ MAX_OPEN = 128
 WORTHWHILE_GAP = 8192
 """Bytes between two rows of a rectangle that are read rather than passed over: about as long as a call takes."""
 
+MAX_ITEM_BYTES = 16
+MIN_SCRATCH_BYTES = 64
+
 MAX_DIMENSIONS = 64  # numpy's own limit
 
 
@@ -95,6 +98,42 @@ def matrix_shape_of(specs: Mapping[str, TensorSpec], name: str, where: object) -
     return specs[name].shape
 
 
+class Scratch:
+    """Memory that a source is read into again and again, and what of it is there now.
+
+    Fresh memory costs about as much as the reading itself. What is there is not read again: ranks that are cut out of
+    the columns of one matrix are written one after the other.
+
+    Args:
+        nbytes: How much there is at most; room for one element at least.
+    """
+
+    def __init__(self, nbytes: int):
+        self.room = max(nbytes, MIN_SCRATCH_BYTES)
+        self._memory = torch.empty(self.room, dtype=torch.uint8)
+        self._held: tuple[SourceFile | None, int, int] = (None, 0, 0)  # file, first byte, byte behind the last
+
+    def read(self, file: SourceFile, offset: int, nbytes: int) -> torch.Tensor:
+        """Bytes of a file, (nbytes,) uint8; they hold until the next are asked for."""
+        held, begin, end = self._held
+        skipped = offset - begin
+        if held is not file or skipped < 0 or offset + nbytes > end or skipped % MAX_ITEM_BYTES:
+            skipped = 0
+            file.read(as_buffer(self.taken(nbytes)), offset)
+            self._held = (file, offset, offset + nbytes)
+        return self._memory[skipped : skipped + nbytes]
+
+    def taken(self, nbytes: int) -> torch.Tensor:
+        """Memory to be filled by the caller, (nbytes,) uint8."""
+        self._held = (None, 0, 0)
+        return self._memory[:nbytes]
+
+
+def as_buffer(raw: torch.Tensor) -> memoryview:
+    """The memory of a uint8 tensor."""
+    return memoryview(raw.numpy())  # type: ignore[arg-type]  # numpy's stubs do not declare the buffer
+
+
 class LazyFile:
     """A file whose tensors are read when they are asked for.
 
@@ -135,7 +174,7 @@ class LazyFile:
         stored = self.tensors[name]
         raw = torch.empty(stored.extent, dtype=torch.uint8)
         if stored.extent:
-            self.bytes.read(_view(raw), stored.offset)
+            self.bytes.read(as_buffer(raw), stored.offset)
         return torch.as_strided(raw.view(stored.spec.dtype), stored.spec.shape, stored.stride)
 
     def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
@@ -147,13 +186,13 @@ class LazyFile:
         spec = self.tensors[name].spec
         size = (stop - start, matrix_shape(spec.shape)[1])
         rows = torch.empty(size, dtype=spec.dtype)
-        scratch = torch.empty(max(rows.nbytes, spec.dtype.itemsize), dtype=torch.uint8)
+        scratch = Scratch(rows.nbytes)
         for (row, column), part in self.rectangles(name, (start, 0), size, scratch):
             rows[row : row + part.shape[0], column : column + part.shape[1]] = part
         return rows
 
     def rectangles(
-        self, name: str, start: tuple[int, int], size: tuple[int, int], scratch: torch.Tensor
+        self, name: str, start: tuple[int, int], size: tuple[int, int], scratch: Scratch
     ) -> Iterator[tuple[tuple[int, int], torch.Tensor]]:
         """A rectangle of a tensor seen as a matrix, in as many parts as it takes.
 
@@ -161,7 +200,7 @@ class LazyFile:
             name: The tensor.
             start: First row and column.
             size: Rows and columns.
-            scratch: Memory that the parts are read into, uint8; room for one element at least.
+            scratch: Memory that the parts are read into.
 
         Yields:
             First row and column of a part, counted from `start`, and the part, (rows, columns), which holds until the
@@ -178,42 +217,52 @@ class LazyFile:
             whole = self.tensor(name).reshape(matrix_shape(stored.spec.shape))
             yield (0, 0), whole[start[0] : start[0] + size[0], start[1] : start[1] + size[1]]
             return
-        first = stored.offset + (start[0] * strides[0] + start[1] * strides[1]) * stored.spec.dtype.itemsize
+        lengths = matrix_shape(stored.spec.shape)
         if strides[1] == 1:
-            yield from self._rows(stored.spec.dtype, first, strides[0], size, scratch)
+            yield from self._rows(stored, strides[0], lengths[1], start, size, scratch)
             return
-        for (column, row), part in self._rows(stored.spec.dtype, first, strides[1], (size[1], size[0]), scratch):
+        for (column, row), part in self._rows(stored, strides[1], lengths[0], start[::-1], size[::-1], scratch):
             yield (row, column), part.t()
 
     def _rows(
-        self, dtype: torch.dtype, first: int, pitch: int, size: tuple[int, int], scratch: torch.Tensor
+        self,
+        stored: StoredTensor,
+        pitch: int,
+        length: int,
+        start: tuple[int, int],
+        size: tuple[int, int],
+        scratch: Scratch,
     ) -> Iterator[tuple[tuple[int, int], torch.Tensor]]:
-        """`rectangles` of a tensor whose rows lie together, `pitch` elements from one to the next."""
+        """`rectangles` of a tensor whose rows lie together: `length` elements each, a new one every `pitch`."""
         rows, columns = size
-        room = len(scratch) // dtype.itemsize
-        with_gaps = (pitch - columns) * dtype.itemsize <= WORTHWHILE_GAP and pitch <= room
-        width = min(columns, room)
-        step = max(1, room // (pitch if with_gaps else width))
-        for column in range(0, columns, width):
-            taken = min(width, columns - column)
+        dtype, item = stored.spec.dtype, stored.spec.dtype.itemsize
+        first, room = stored.offset + start[0] * pitch * item, scratch.room // item
+        if pitch <= room and ((pitch - columns) * item <= WORTHWHILE_GAP or rows * pitch <= room):
+            step = room // pitch
             for row in range(0, rows, step):
                 count = min(step, rows - row)
-                at = first + (row * pitch + column) * dtype.itemsize
-                if with_gaps:
-                    used = scratch[: ((count - 1) * pitch + taken) * dtype.itemsize]
-                    self.bytes.read(_view(used), at)
-                    yield (row, column), used.view(dtype).as_strided((count, taken), (pitch, 1))
-                    continue
-                used = scratch[: count * taken * dtype.itemsize]
-                self._read_apart(_view(used), at, pitch * dtype.itemsize, count)
-                yield (row, column), used.view(dtype).view(count, taken)
+                whole_rows = scratch.read(
+                    self.bytes, first + row * pitch * item, ((count - 1) * pitch + length) * item
+                ).view(dtype)
+                place = whole_rows.storage_offset() + start[1]
+                yield (row, 0), whole_rows.as_strided((count, columns), (pitch, 1), place)
+            return
+        width = min(columns, room)
+        for column in range(0, columns, width):
+            taken = min(width, columns - column)
+            step = room // taken
+            for row in range(0, rows, step):
+                part = scratch.taken(min(step, rows - row) * taken * item)
+                self._read_apart(
+                    as_buffer(part), first + (row * pitch + start[1] + column) * item, taken * item, pitch * item
+                )
+                yield (row, column), part.view(dtype).view(-1, taken)
 
-    def _read_apart(self, view: memoryview, at: int, pitch: int, count: int) -> None:
-        """Reads `count` rows that lie `pitch` bytes apart."""
-        width = len(view) // count
-        self.bytes.will_read(at, (count - 1) * pitch + width)
-        for row in range(count):
-            self.bytes.read(view[row * width : (row + 1) * width], at + row * pitch)
+    def _read_apart(self, view: memoryview, at: int, width: int, pitch: int) -> None:
+        """Reads rows of `width` bytes that lie `pitch` bytes apart, one behind the other."""
+        self.bytes.will_read(at, (len(view) // width - 1) * pitch + width)
+        for begin in range(0, len(view), width):
+            self.bytes.read(view[begin : begin + width], at + begin // width * pitch)
 
     def digest(self, name: str) -> bytes:
         """A hash of a small tensor's bytes and strides."""
@@ -229,10 +278,6 @@ class LazyFile:
         """
         stored = self.tensors[name]
         self.bytes.forget(stored.offset, stored.extent)
-
-
-def _view(raw: torch.Tensor) -> memoryview:
-    return memoryview(raw.numpy())  # type: ignore[arg-type]  # numpy's stubs do not declare the buffer
 
 
 class TensorFiles:
@@ -276,7 +321,7 @@ class TensorFiles:
         return self._used(self.number_of(part, name)).digest(name)
 
     def rectangles(
-        self, part: int, name: str, start: tuple[int, int], size: tuple[int, int], scratch: torch.Tensor
+        self, part: int, name: str, start: tuple[int, int], size: tuple[int, int], scratch: Scratch
     ) -> Iterator[tuple[tuple[int, int], torch.Tensor]]:
         """A rectangle of a tensor seen as a matrix, in parts; see `LazyFile.rectangles`."""
         return self._used(self.number_of(part, name)).rectangles(name, start, size, scratch)
@@ -358,6 +403,7 @@ __all__ = [
     "CheckpointError",
     "LazyFile",
     "NamedFiles",
+    "Scratch",
     "StoredTensor",
     "TensorFiles",
     "checked_spec",

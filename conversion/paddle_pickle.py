@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from .lazy_files import CheckpointError, LazyFile, StoredTensor, checked_spec, row_major
+from .lazy_files import CheckpointError, LazyFile, Scratch, StoredTensor, checked_spec, row_major
 from .operations import TensorSpec, matrix_shape
 from .paddle_unpickler import (
     CHUNK_BYTES,
@@ -89,7 +89,7 @@ class PaddlePickle(LazyFile):
         return hashlib.sha256(str(self.tensors[name].stride).encode() + self._assemble(name)).digest()
 
     def rectangles(
-        self, name: str, start: tuple[int, int], size: tuple[int, int], scratch: torch.Tensor
+        self, name: str, start: tuple[int, int], size: tuple[int, int], scratch: Scratch
     ) -> Iterator[tuple[tuple[int, int], torch.Tensor]]:
         """A rectangle of a tensor seen as a matrix: in one part, if the tensor has to be put together."""
         if name not in self._parts:

@@ -32,7 +32,7 @@ SAMPLE_BYTES = 4096
 SAMPLE_SPACING = 2**24
 """Bytes of a file for each sample: 16 MiB, but `FEWEST_SAMPLES` to `MOST_SAMPLES` a file."""
 
-FEWEST_SAMPLES, MOST_SAMPLES = 16, 256
+FEWEST_SAMPLES, MOST_SAMPLES = 8, 256
 
 FETCH_BYTES = 2**19
 """Linux fetches no more than the largest transfer of the disk for one request, whatever is asked for."""

@@ -20,15 +20,13 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from .lazy_files import TensorFiles
+from .lazy_files import Scratch, TensorFiles, as_buffer
 from .operations import matrix_shape
 from .state_map import ConversionError, PlannedTensor
 from .torch_zip import read_records, write_checksums
 
 BLOCK_BYTES = 32 * 2**20
 """Size of each of the two write buffers, and at most of the stretch of the source that is in memory."""
-
-MIN_SCRATCH_BYTES = 64
 
 COMPUTING_COPIES = 4
 """Temporary copies in fp32 of a block that is computed, at most."""
@@ -220,7 +218,7 @@ def stream(
             to be finished.
         OSError: writing failed, e.g. the disk is full.
     """
-    scratch = torch.empty(max(block_bytes, MIN_SCRATCH_BYTES), dtype=torch.uint8)
+    scratch = Scratch(block_bytes)
     buffers: list[torch.Tensor | None] = [None, None]
     pending: deque[Future[None]] = deque()
     write_behind = WriteBehind(block_bytes)
@@ -228,7 +226,7 @@ def stream(
 
     def write(task: Task, data: torch.Tensor, offset: int, first: bool, last: bool) -> None:
         nonlocal checksum
-        view = memoryview(data.numpy())  # type: ignore[arg-type]  # numpy's stubs do not declare the buffer
+        view = as_buffer(data)
         checksum = zlib.crc32(view, 0 if first else checksum)
         pwrite_all(task.descriptor, view, offset)
         write_behind.wrote(task, offset, len(view))
@@ -321,7 +319,7 @@ def _computing_row_nbytes(tensor: PlannedTensor) -> int:
 
 
 def fill_block(
-    buffer: torch.Tensor, tensor: PlannedTensor, start: int, stop: int, source: TensorFiles, scratch: torch.Tensor
+    buffer: torch.Tensor, tensor: PlannedTensor, start: int, stop: int, source: TensorFiles, scratch: Scratch
 ) -> None:
     """Assembles rows `start` to `stop` of a planned tensor.
 
@@ -331,7 +329,7 @@ def fill_block(
         start: First row.
         stop: Row behind the last.
         source: Where the pieces are.
-        scratch: Memory that the source is read into, uint8.
+        scratch: Memory that the source is read into.
 
     Raises:
         DtypeRangeError: a finite number that the target dtype cannot hold.
@@ -351,9 +349,7 @@ def fill_block(
     block.copy_(computation.rows(start, gather))
 
 
-def _gather(
-    block: torch.Tensor, tensor: PlannedTensor, start: int, source: TensorFiles, scratch: torch.Tensor
-) -> None:
+def _gather(block: torch.Tensor, tensor: PlannedTensor, start: int, source: TensorFiles, scratch: Scratch) -> None:
     """Copies the rows of the pieces from row `start` on into a block of shape (rows, columns)."""
     stop = start + len(block)
     for piece in tensor.pieces:
@@ -363,12 +359,14 @@ def _gather(
             continue
         column, width = piece.target_start[1], piece.size[1]
         target = block[first - start : behind - start, column : column + width]
-        corner = (piece.source_start[0] + first - piece.target_start[0], piece.source_start[1])
+        corner, size = (piece.source_start[0] + first - piece.target_start[0], piece.source_start[1]), target.shape
         if piece.transposed:
-            target, corner = target.t(), (corner[1], corner[0])
-        size = (target.shape[0], target.shape[1])
-        for (row, column), part in source.rectangles(piece.part, piece.source, corner, size, scratch):
-            _copy(target[row : row + part.shape[0], column : column + part.shape[1]], part, tensor.name)
+            corner, size = corner[::-1], size[::-1]
+        for place, part in source.rectangles(piece.part, piece.source, corner, tuple(size), scratch):
+            if piece.transposed:
+                place, part = place[::-1], part.t()
+            rows, columns = (slice(begin, begin + length) for begin, length in zip(place, part.shape, strict=True))
+            _copy(target[rows, columns], part, tensor.name)
 
 
 def _copy(target: torch.Tensor, values: torch.Tensor, name: str) -> None:

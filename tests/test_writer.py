@@ -48,7 +48,7 @@ class Memory:
         self.forgotten: list[tuple[int, str]] = []
 
     def rectangles(
-        self, part: int, name: str, start: tuple[int, int], size: tuple[int, int], scratch: torch.Tensor
+        self, part: int, name: str, start: tuple[int, int], size: tuple[int, int], scratch: Any
     ) -> Iterator[tuple[tuple[int, int], torch.Tensor]]:
         matrix = self.parts[part][name].reshape(matrix_shape(tuple(self.parts[part][name].shape)))
         for row in range(size[0]):  # the reader decides how many parts there are
