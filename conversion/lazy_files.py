@@ -271,6 +271,14 @@ class LazyFile:
             str(stored.stride).encode() + self.bytes.read_bytes(stored.offset, stored.extent)
         ).digest()
 
+    def layout_digest(self) -> str:
+        """A hash of the names and of where each tensor lies."""
+        places = [
+            (name, stored.offset, stored.stride, stored.spec.shape, str(stored.spec.dtype))
+            for name, stored in self.tensors.items()
+        ]
+        return hashlib.sha256(repr(places).encode()).hexdigest()
+
     def forget(self, name: str) -> None:
         """Drops a tensor from the system's file cache, when it will not be read again.
 
@@ -348,9 +356,12 @@ class TensorFiles:
         for number in range(len(self.files)):
             self._used(number).bytes.check(content=True)
 
-    def identity(self) -> list[tuple[str, int, int, int, str]]:
-        """(path, size, time, inode, sample) of each file, by which a resumed run knows its source again."""
-        return [file.bytes.identity for file in self.files]
+    def identity(self) -> list[tuple[str | int, ...]]:
+        """What a resumed run knows each file by: path, size, time, inode, a hash of its samples, one of its layout.
+
+        The names of the tensors may come from another file than the tensors do.
+        """
+        return [(*file.bytes.identity, file.layout_digest()) for file in self.files]
 
 
 class NamedFiles(TensorFiles):

@@ -17,8 +17,8 @@ the time back as well: less than the spacing, and no beginning of a tensor among
 import hashlib
 import os
 import weakref
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .operations import CheckpointError
@@ -229,4 +229,48 @@ def sample_places(size: int, starts: Iterable[int]) -> tuple[int, ...]:
     return tuple(sorted(spread | {min(start, last) for start in starts}))
 
 
-__all__ = ["FileState", "SourceChangedError", "SourceFile", "sample_places"]
+@dataclass(frozen=True)
+class SideFiles:
+    """The small files beside the weights that decide the result, settings and tokenizer, as they were before any of
+    them was read.
+
+    Attributes:
+        digests: Path -> SHA-256 of the content; empty where there is no such file.
+    """
+
+    digests: Mapping[Path, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, *paths: Path | None) -> "SideFiles":
+        """The files of these paths, those among them that are not there included; None is passed over."""
+        return cls({path: _digest(path) for path in paths if path is not None})
+
+    def check(self) -> None:
+        """Makes sure that all are what they were.
+
+        Raises:
+            SourceChangedError: one is not.
+        """
+        for path, before in self.digests.items():
+            now = _digest(path)
+            if now != before:
+                what = ("its content is another" if before else "it is new") if now else "it is not there any more"
+                raise SourceChangedError(path, what)
+
+    @property
+    def identity(self) -> list[tuple[str, str]]:
+        """(name, digest) of each, by which a resumed run knows them again; in another place they may be the same."""
+        return [(path.name, digest) for path, digest in self.digests.items()]
+
+
+def _digest(path: Path) -> str:
+    if not path.is_file():  # nor a pipe, which would wait
+        return ""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:  # whoever needs the file says what is wrong with it
+        return ""
+
+
+__all__ = ["FileState", "SideFiles", "SourceChangedError", "SourceFile", "sample_places"]
