@@ -35,23 +35,24 @@ from .ernie_settings import CONFIG_CLASSES, LAYER_NORM_EPS, Settings, Sizes, bui
 from .ernie_vocabulary import (
     check_highest_id,
     check_vocabulary,
+    files_beside,
     load_tokenizer,
     repeated_rows,
     shared_rows,
     stated_ids,
 )
-from .folder_files import main_dtype, notices_on_left_out
+from .folder_files import RECORD, main_dtype, notices_on_left_out
 from .job import ExpectedShapes, Job
 from .job import ForwardOptions as CommonOptions
 from .lazy_files import CheckpointError, TensorFiles, matrix_shape_of
-from .operations import WHOLE, SameAs, SettingsError, Shape, TensorSpec
+from .operations import WHOLE, SameAs, SettingsError, Shape, TensorSpec, matrix_shape
 from .paddle_files import open_paddle_source
 from .paddle_pickle import PaddleArchive
 from .safetensors_files import SafetensorsFolder
 from .state_map import StateMap
 from .writer import plan_shards
 
-COMPARED_ROWS = 4096
+COMPARED_BYTES = 2**23
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
         ConversionError: anything about the files, the settings or the vocabulary that does not fit.
     """
     checkpoint = open_paddle_source(source)
+    beside = files_beside(checkpoint.folder, options.settings, options.vocab)
     settings = read_settings(checkpoint.folder, options.settings)
     training = state_of_training(checkpoint.specs)
     names = canonical_names([name for name in checkpoint.specs if name not in training], source)
@@ -107,22 +109,16 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
     files = plan_shards(plan.tensors, options.max_shard_bytes, {"format": "pt"})
     dtype, dtype_notices = main_dtype(plan, specs.values())
     left_out = dict(plan.dropped) | left_out | training
-    source_of = {"kind": checkpoint.kind, "original_class": task.original, "settings": settings.values}
-    small = ConvertedFolder(
-        config,
-        dtype,
-        files,
-        Record(source_of, left_out),
-        partial(model_card, config, task, tokenizer is not None),
-        tokenizer,
-        hub_classes(config),
-    )
+    origin = {"kind": checkpoint.kind, "original_class": task.original, "settings": settings.values}
+    card = partial(model_card, config, task, tokenizer is not None)
+    small = ConvertedFolder(config, dtype, files, Record(origin, left_out), card, tokenizer, hub_classes(config))
     return Job(
         title=f"ERNIE {source} ({checkpoint.kind}, {task.original}) -> safetensors for {task.architecture}",
         source=checkpoint,
         plan=plan,
         files=files,
-        options={"task": task.name, "dtype": str(options.dtype), "config": config.to_json_string()},
+        options=options.decisions | {"task": task.name, "config": config.to_json_string()},
+        beside=beside,
         write_first=small.write_first,
         reopen=lambda folder: SafetensorsFolder(folder).specs,
         write_last=small.write_last,
@@ -141,6 +137,7 @@ def plan_reverse(source: Path, dtype: torch.dtype | None, expected: ExpectedShap
     Raises:
         ConversionError: anything about the folder that does not fit.
     """
+    beside = files_beside(source, source / RECORD)
     classes: list[type[ErnieConfig]] = [ErnieConfig, *CONFIG_CLASSES.values()]
     config, raw = read_config(source, classes, "an ERNIE encoder", check_config)
     architecture = raw["architectures"][0]
@@ -177,6 +174,7 @@ def plan_reverse(source: Path, dtype: torch.dtype | None, expected: ExpectedShap
         plan=plan,
         files=[archive],
         options={"task": task.name, "dtype": str(dtype), "reverse": "yes"},
+        beside=beside,
         write_first=lambda folder: write_original_files(folder, paddle_config, source, tokenizer),
         reopen=lambda folder: open_paddle_source(folder).specs,
         notices=notices,
@@ -297,13 +295,12 @@ def _check_second_copies(
 
 
 def _equal(source: TensorFiles, one: str, other: str, spec: TensorSpec) -> bool:
-    for start in range(0, spec.shape[0], COMPARED_ROWS):
-        rows = slice(start, start + COMPARED_ROWS)
-        if not torch.equal(source.tensor(0, one)[rows], source.tensor(0, other)[rows]):
-            return False
-        source.release(0, one)
-        source.release(0, other)
-    return True
+    rows, columns = matrix_shape(spec.shape)
+    step = max(1, COMPARED_BYTES // max(1, columns * spec.dtype.itemsize))
+    return all(
+        torch.equal(*(source.rows(0, name, start, min(start + step, rows)) for name in (one, other)))
+        for start in range(0, rows, step)
+    )
 
 
 __all__ = ["ForwardOptions", "choose_task", "plan_forward", "plan_reverse", "read_sizes"]

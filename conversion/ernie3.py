@@ -35,7 +35,8 @@ from .ernie3_names import (
 from .ernie3_settings import Choices, build_config, read_sizes
 from .ernie_names import state_of_training
 from .ernie_settings import read_settings
-from .folder_files import main_dtype, notices_on_left_out
+from .ernie_vocabulary import files_beside
+from .folder_files import RECORD, main_dtype, notices_on_left_out
 from .job import ExpectedShapes, Job
 from .job import ForwardOptions as CommonOptions
 from .lazy_files import CheckpointError
@@ -74,6 +75,7 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
         ConversionError: anything about the files, the settings or the vocabulary that does not fit.
     """
     checkpoint = open_paddle_source(source)
+    beside = files_beside(checkpoint.folder, options.settings, options.vocab)
     left_out = state_of_training(checkpoint.specs)
     names = [name for name in checkpoint.specs if name not in left_out]
     refuse_other_models(names, source)
@@ -112,7 +114,8 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
         source=checkpoint,
         plan=plan,
         files=files,
-        options={"dtype": str(options.dtype), "config": config.to_json_string()},
+        options=options.decisions | {"config": config.to_json_string()},
+        beside=beside,
         write_first=small.write_first,
         reopen=lambda folder: SafetensorsFolder(folder).specs,
         write_last=small.write_last,
@@ -134,6 +137,7 @@ def plan_reverse(source: Path, dtype: torch.dtype | None, expected: ExpectedShap
     Raises:
         ConversionError: anything about the folder that does not fit.
     """
+    beside = files_beside(source, source / RECORD)
     config, raw = read_config(source, [Ernie3Config], "an ERNIE 3.0 model", check_plain)
     check_supported(config, source)
     architecture = raw["architectures"][0]
@@ -159,6 +163,7 @@ def plan_reverse(source: Path, dtype: torch.dtype | None, expected: ExpectedShap
         plan=plan,
         files=files,
         options={"dtype": str(dtype), "reverse": "yes"},
+        beside=beside,
         write_first=lambda folder: write_static_files(folder, settings, source),
         reopen=lambda folder: open_paddle_source(folder).specs,
         notices=notices,

@@ -13,12 +13,22 @@ from transformers import ErnieConfig
 
 from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
 
+from .ernie_settings import SETTINGS_FILES
 from .json_files import read_json
 from .operations import RepeatedRows, SettingsError
+from .source_file import SideFiles
 
 ADDED_TOKENS = "added_tokens.json"
+TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", ADDED_TOKENS)
+"""What `from_pretrained` of a tokenizer reads, of those that are there."""
+
 MAX_UNUSED_IDS = 0.01
 """Ids without a token, as a part of the vocabulary; 20 of 40,000 in the released models."""
+
+
+def files_beside(folder: Path, *given: Path | None) -> SideFiles:
+    """The settings and the tokenizer's files in a checkpoint's folder, and those given beside, as they are now."""
+    return SideFiles.of(*(folder / name for name in (*SETTINGS_FILES, *TOKENIZER_FILES)), *given)
 
 
 def load_tokenizer(folder: Path, given: Path | None) -> ErnieTokenizer | None:
@@ -132,4 +142,12 @@ def shared_rows(tokenizer: ErnieTokenizer, rows: RepeatedRows) -> str:
     return "; ".join(f"{first!r} and {second!r}" for first, second in pairs)
 
 
-__all__ = ["check_highest_id", "check_vocabulary", "load_tokenizer", "repeated_rows", "shared_rows", "stated_ids"]
+__all__ = [
+    "check_highest_id",
+    "check_vocabulary",
+    "files_beside",
+    "load_tokenizer",
+    "repeated_rows",
+    "shared_rows",
+    "stated_ids",
+]

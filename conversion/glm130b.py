@@ -21,7 +21,7 @@ from hf_glm_ernie.tokenization_glm130b import Glm130bTokenizer
 from hf_glm_ernie.weight_only import METHOD
 
 from .converted_folder import ConvertedFolder, Record, read_config, read_record
-from .folder_files import count, main_dtype, notices_on_left_out
+from .folder_files import RECORD, count, main_dtype, notices_on_left_out
 from .glm130b_files import DEFAULT_ITERATION, generation_defaults, model_card, write_latest
 from .glm130b_quantized import (
     check_scales_of,
@@ -38,10 +38,12 @@ from .lazy_files import CheckpointError
 from .operations import Concat, Drop, Operation, Replicated, SettingsError, Shape, Split, SplitGlu, SplitQkv, Tied
 from .rank_files import RankCheckpoint
 from .safetensors_files import SafetensorsFolder
+from .source_file import SideFiles
 from .state_map import Row, StateMap, pair
 from .writer import TorchArchive, plan_shards
 
 ARCHITECTURE = "Glm130bForCausalLM"
+TOKENIZER_MODEL = "ice_text.model"
 _RECOMPUTED = "a rotary table of the original's buffers; the model computes it"
 
 
@@ -103,6 +105,8 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
     Raises:
         ConversionError: anything about the checkpoint, the settings or the tokenizer that does not fit.
     """
+    settings = options.settings or source / "config.json"
+    beside = SideFiles.of(source / "latest", settings, options.tokenizer_model or source / TOKENIZER_MODEL)
     checkpoint = RankCheckpoint(source)
     sizes = read_sizes(checkpoint)
     ranks = len(checkpoint.files)
@@ -138,7 +142,8 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
         source=checkpoint,
         plan=plan,
         files=files,
-        options={"split": str(split), "dtype": str(options.dtype), "bits": str(options.bits)},
+        options=options.decisions | {"split": str(split), "config": config.to_json_string()},
+        beside=beside,
         write_first=small.write_first,
         reopen=lambda folder: SafetensorsFolder(folder).specs,
         write_last=small.write_last,
@@ -176,6 +181,7 @@ def plan_reverse(source: Path, ranks: int, dtype: torch.dtype | None, expected: 
     Raises:
         ConversionError: anything about the folder that does not fit, or a degree that does not divide.
     """
+    beside = SideFiles.of(source / "config.json", source / RECORD)
     config, _ = read_config(source, [Glm130bConfig], "a converted GLM-130B folder", _check_config)
     checkpoint = SafetensorsFolder(source)
     _check_degree(ranks, config)
@@ -199,7 +205,8 @@ def plan_reverse(source: Path, ranks: int, dtype: torch.dtype | None, expected: 
         source=checkpoint,
         plan=plan,
         files=files,
-        options={"heads": str(config.num_attention_heads), "ranks": str(ranks), "dtype": str(dtype)},
+        options={"ranks": str(ranks), "dtype": str(dtype), "iteration": iteration},
+        beside=beside,
         write_first=lambda folder: write_latest(folder, iteration),
         reopen=lambda folder: RankCheckpoint(folder).specs,
         by_tensor=True,  # a tensor cut by columns is read from disk once
@@ -314,7 +321,7 @@ def _find_tokenizer_model(source: Path, given: Path | None) -> Path | None:
         if not given.is_file():
             raise SettingsError(f"--tokenizer {given}: no such file. It is the sentencepiece model, ice_text.model.")
         return given
-    return _beside(source, "ice_text.model")
+    return _beside(source, TOKENIZER_MODEL)
 
 
 def _beside(source: Path, name: str) -> Path | None:

@@ -1,19 +1,21 @@
 """A planned conversion, and the one way to run it: small files, weights, verification, publication."""
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+import hf_glm_ernie
+
 from .lazy_files import CheckpointError, TensorFiles
 from .operations import Shape, TensorSpec
 from .output_folder import OutputFolder, explain_full_disk
+from .source_file import SideFiles
 from .state_map import ConversionError, Plan
 from .writer import OutputFile, WriteError, copy_peak_bytes
 
@@ -43,6 +45,12 @@ class ForwardOptions:
     max_shard_bytes: int = 5 * 10**9
     headers_only: bool = False
 
+    @property
+    def decisions(self) -> dict[str, str]:
+        """Every choice but files, which are known by their content, and what decides nothing of the result."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "headers_only"}
+        return {name: str(value) for name, value in values.items() if not isinstance(value, Path | None)}
+
 
 @dataclass(frozen=True)
 class Job:
@@ -60,6 +68,7 @@ class Job:
         write_last: Writes index and card, given the SHA-256 of each file (empty without verification).
         by_tensor: Whether a tensor of all files is written before the next one, because they share what they read.
         notices: What the user should know, one line each.
+        beside: The small files that were read; part of the fingerprint.
     """
 
     title: str
@@ -72,6 +81,7 @@ class Job:
     write_last: Callable[[Path, Mapping[str, str]], None] = lambda folder, sha256: None
     by_tensor: bool = False
     notices: Sequence[str] = ()
+    beside: SideFiles = field(default_factory=SideFiles)
 
     @property
     def order(self) -> list[tuple[str, int]]:
@@ -91,11 +101,20 @@ class Job:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the source files, the plan and the options."""
-        files = [
-            (f.name, [(t.name, t.spec.shape, str(t.spec.dtype), len(t.pieces)) for t in f.tensors]) for f in self.files
-        ]
-        return hashlib.sha256(json.dumps([self.source.identity(), files, dict(self.options)]).encode()).hexdigest()
+        """Changes with the source files, those beside them, the plan, the options and the version of the converter."""
+        files = [(f.name, [(t.name, str(t.spec), t.pieces) for t in f.tensors]) for f in self.files]
+        source = (self.source.identity(), self.beside.identity)
+        decides = (hf_glm_ernie.__version__, source, files, sorted(self.options.items()))
+        return hashlib.sha256(repr(decides).encode()).hexdigest()
+
+    def check_source(self) -> None:
+        """Makes sure that nothing changed that the result comes from.
+
+        Raises:
+            SourceChangedError: something did.
+        """
+        self.beside.check()
+        self.source.check_content()
 
     @property
     def first_part(self) -> dict[str, TensorSpec]:
@@ -135,10 +154,11 @@ def run(job: Job, output: Path, verify: Verifier | None, show_progress: bool = T
 
     Raises:
         ConversionError: the output exists, the disk is full, another run is at work, the written files do not hold
-            what was written.
+            what was written, the source changed meanwhile.
     """
     with OutputFolder(output, job.files, job.fingerprint) as folder, explain_full_disk(folder):
         job.write_first(folder.path)
+        job.beside.check()  # some are read only now
         with progress_bar("writing", job.nbytes, folder.done_bytes, show_progress) as progress:
             folder.fill(job.order, job.source, progress)
         digests = {}
@@ -153,6 +173,7 @@ def run(job: Job, output: Path, verify: Verifier | None, show_progress: bool = T
         job.write_last(folder.path, digests)
         if verify is not None and job.reopen(folder.path) != job.first_part:
             raise CheckpointError(f"{folder.path}: the files do not hold the planned tensors")
+        job.check_source()
         folder.publish()
 
 

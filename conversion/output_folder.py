@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from .lazy_files import TensorFiles
+from .source_file import SourceChangedError
 from .writer import DtypeRangeError, OutputFile, Task, WriteError, sources_of, stream
 
 SMALL_FILES_BYTES = 32 * 2**20  # config, tokenizer, index, card
@@ -73,7 +74,7 @@ class OutputFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None and not issubclass(kind, KeyboardInterrupt):
-            self._clean_up(everything=issubclass(kind, DtypeRangeError))
+            self._clean_up(everything=issubclass(kind, DtypeRangeError | SourceChangedError))
         self._close()
 
     @property

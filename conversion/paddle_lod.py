@@ -22,6 +22,7 @@ import torch
 from .lazy_files import CheckpointError, LazyFile, StoredTensor, checked_spec, row_major
 from .operations import Shape, TensorSpec
 from .paddle_pickle import foreign_kind, read_structured_names
+from .source_file import FileState
 from .state_map import PlannedTensor
 from .writer import OutputFile, WriteError
 
@@ -75,14 +76,15 @@ def open_lod_file(path: Path, name: str) -> LazyFile:
         CheckpointError: missing, cut short, or no such file.
     """
     with _open(path) as file:
-        size = path.stat().st_size
+        state = FileState.of(path)
+        size = state.size
         stored = _read_record(path, file, size)
         if file.tell() != size:
             raise CheckpointError(
                 f"{path}: {size - file.tell():,} bytes behind the tensor. If this is a combined file, it needs the "
                 "program (.pdmodel or __model__) beside it; otherwise copy it again."
             )
-    return LazyFile(path, {name: stored}, stays_open=False)
+    return LazyFile(path, state, {name: stored})
 
 
 def open_lod_folder(folder: Path) -> list[LazyFile]:
@@ -122,7 +124,8 @@ def open_lod_combined(path: Path, program: Path) -> LazyFile:
     variables = read_program(program)
     tensors: dict[str, StoredTensor] = {}
     with _open(path) as file:
-        size = path.stat().st_size
+        state = FileState.of(path)
+        size = state.size
         for name in sorted(variables):
             if file.tell() == size:
                 raise CheckpointError(
@@ -151,6 +154,7 @@ def open_lod_combined(path: Path, program: Path) -> LazyFile:
         raise CheckpointError(f"{info}: gives one name to two variables. Copy it again, or remove it.")
     return LazyFile(
         path,
+        state,
         {names[name]: stored for name, stored in tensors.items()},
         {names[name]: name for name in tensors if name in structured},
     )

@@ -72,7 +72,7 @@ class RankCheckpoint(TensorFiles):
         """(rank, name) of every tensor that is not, bit for bit, rank 0's; for small tensors that should be alike."""
         different: list[tuple[int, str]] = []
         for name in names:
-            digests = [file.digest(name) for file in self.files]
+            digests = [self.digest(rank, name) for rank in range(len(self.files))]
             different.extend((rank, name) for rank, digest in enumerate(digests) if digest != digests[0])
         return different
 

@@ -9,6 +9,7 @@ import torch
 from .json_files import MAX_BYTES, parse_json, read_json
 from .lazy_files import CheckpointError, LazyFile, NamedFiles, StoredTensor, row_major
 from .operations import Shape, TensorSpec
+from .source_file import FileState
 
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -32,13 +33,14 @@ def open_safetensors_file(path: Path) -> LazyFile:
     Raises:
         CheckpointError: missing, cut short, a malformed header, a name that stands twice, a dtype not handled here.
     """
-    return LazyFile(path, read_safetensors_header(path, SAFETENSORS_DTYPES)[0])
+    tensors, _, state = read_safetensors_header(path, SAFETENSORS_DTYPES)
+    return LazyFile(path, state, tensors)
 
 
 def read_safetensors_header(
     path: Path, dtypes: Mapping[str, torch.dtype]
-) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """Where the tensors of a safetensors file lie, and its metadata.
+) -> tuple[dict[str, StoredTensor], dict[str, str], FileState]:
+    """Where the tensors of a safetensors file lie, its metadata, and the state of the file before they were read.
 
     Args:
         path: The file.
@@ -49,7 +51,8 @@ def read_safetensors_header(
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file. Copy the complete folder.")
-    size = path.stat().st_size
+    state = FileState.of(path)
+    size = state.size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, MAX_BYTES):
@@ -64,7 +67,7 @@ def read_safetensors_header(
         tensors = {name: _safetensors_entry(entry, start, dtypes) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: malformed safetensors header ({error}). Copy the file again.") from error
-    return tensors, metadata
+    return tensors, metadata, state
 
 
 def _safetensors_entry(entry: Mapping[str, Any], base: int, dtypes: Mapping[str, torch.dtype]) -> StoredTensor:

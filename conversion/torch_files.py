@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .lazy_files import CheckpointError, LazyFile, StoredTensor
 from .operations import TensorSpec
+from .source_file import FileState
 from .torch_zip import read_records
 
 
@@ -33,6 +34,8 @@ def open_torch_file(path: Path, member: str) -> tuple[LazyFile, dict[str, Any]]:
         CheckpointError: missing, cut short, a legacy (non-zip) file, not tensors (nothing is executed), not of that
             form.
     """
+    _check_is_zip(path)
+    state = FileState.of(path)
     loaded = _load_headers(path)
     if not isinstance(loaded, dict) or not isinstance(loaded.get(member), dict):
         found = f"keys {sorted(map(str, loaded))[:8]}" if isinstance(loaded, dict) else f"a {type(loaded).__name__}"
@@ -50,11 +53,10 @@ def open_torch_file(path: Path, member: str) -> tuple[LazyFile, dict[str, Any]]:
             )
         tensors[name] = _stored_tensor(path, name, value, records)
     rest = {key: value for key, value in loaded.items() if key != member}
-    return LazyFile(path, tensors), rest
+    return LazyFile(path, state, tensors), rest
 
 
 def _load_headers(path: Path) -> Any:
-    _check_is_zip(path)
     try:
         with FakeTensorMode():
             return torch.load(path, map_location="cpu", weights_only=True)

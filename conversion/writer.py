@@ -2,7 +2,7 @@
 
 A file is laid out first (header, or an archive without its data) and then filled at fixed offsets, block by block of
 rows, so the largest thing in memory is a block, whatever the size of the tensor. Two blocks take turns: one is filled
-from the mapped source while a thread computes the checksum of the other and writes it.
+from the source while a thread computes the checksum of the other and writes it.
 """
 
 import json
@@ -20,13 +20,13 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from .lazy_files import TensorFiles
+from .lazy_files import Scratch, TensorFiles, as_buffer
 from .operations import matrix_shape
-from .state_map import ConversionError, Piece, PlannedTensor
+from .state_map import ConversionError, PlannedTensor
 from .torch_zip import read_records, write_checksums
 
 BLOCK_BYTES = 32 * 2**20
-"""Size of each of the two write buffers, and of the stretch of source that is mapped at once."""
+"""Size of each of the two write buffers, and at most of the stretch of the source that is in memory."""
 
 COMPUTING_COPIES = 4
 """Temporary copies in fp32 of a block that is computed, at most."""
@@ -214,8 +214,11 @@ def stream(
 
     Raises:
         DtypeRangeError: a finite number that the target dtype cannot hold.
+        SourceChangedError: a file of the source is not what it was, after the task that read it and before it is told
+            to be finished.
         OSError: writing failed, e.g. the disk is full.
     """
+    scratch = Scratch(block_bytes)
     buffers: list[torch.Tensor | None] = [None, None]
     pending: deque[Future[None]] = deque()
     write_behind = WriteBehind(block_bytes)
@@ -223,7 +226,7 @@ def stream(
 
     def write(task: Task, data: torch.Tensor, offset: int, first: bool, last: bool) -> None:
         nonlocal checksum
-        view = memoryview(data.numpy())  # type: ignore[arg-type]  # numpy's stubs do not declare the buffer
+        view = as_buffer(data)
         checksum = zlib.crc32(view, 0 if first else checksum)
         pwrite_all(task.descriptor, view, offset)
         write_behind.wrote(task, offset, len(view))
@@ -243,9 +246,11 @@ def stream(
                 if buffer is None or len(buffer) < nbytes:
                     buffer = buffers[number % 2] = torch.empty(max(nbytes, block_bytes), dtype=torch.uint8)
                 number += 1
-                fill_block(buffer[:nbytes], task.tensor, start, stop, source, block_bytes)
+                fill_block(buffer[:nbytes], task.tensor, start, stop, source, scratch)
                 offset = task.offset + start * spec.row_nbytes
                 last = stop * spec.row_nbytes == spec.nbytes
+                if last:
+                    source.check(sources_of(task.tensor))
                 pending.append(pool.submit(write, task, buffer[:nbytes], offset, start == 0, last))
             for used in sources_of(task.tensor):
                 uses[used] -= 1
@@ -314,7 +319,7 @@ def _computing_row_nbytes(tensor: PlannedTensor) -> int:
 
 
 def fill_block(
-    buffer: torch.Tensor, tensor: PlannedTensor, start: int, stop: int, source: TensorFiles, block_bytes: int
+    buffer: torch.Tensor, tensor: PlannedTensor, start: int, stop: int, source: TensorFiles, scratch: Scratch
 ) -> None:
     """Assembles rows `start` to `stop` of a planned tensor.
 
@@ -324,7 +329,7 @@ def fill_block(
         start: First row.
         stop: Row behind the last.
         source: Where the pieces are.
-        block_bytes: How much of the source may be mapped at once.
+        scratch: Memory that the source is read into.
 
     Raises:
         DtypeRangeError: a finite number that the target dtype cannot hold.
@@ -332,19 +337,19 @@ def fill_block(
     block = buffer.view(tensor.spec.dtype).view(stop - start, -1)  # (rows, columns)
     computation = tensor.computation
     if computation is None:
-        _gather(block, tensor, start, source, block_bytes)
+        _gather(block, tensor, start, source, scratch)
         return
 
     def gather() -> torch.Tensor:
         columns = matrix_shape(computation.gathered.shape)[1]
         rows = torch.empty(stop - start, columns, dtype=computation.gathered.dtype)
-        _gather(rows, tensor, start, source, block_bytes)
+        _gather(rows, tensor, start, source, scratch)
         return rows
 
     block.copy_(computation.rows(start, gather))
 
 
-def _gather(block: torch.Tensor, tensor: PlannedTensor, start: int, source: TensorFiles, block_bytes: int) -> None:
+def _gather(block: torch.Tensor, tensor: PlannedTensor, start: int, source: TensorFiles, scratch: Scratch) -> None:
     """Copies the rows of the pieces from row `start` on into a block of shape (rows, columns)."""
     stop = start + len(block)
     for piece in tensor.pieces:
@@ -352,22 +357,16 @@ def _gather(block: torch.Tensor, tensor: PlannedTensor, start: int, source: Tens
         behind = min(stop, piece.target_start[0] + piece.size[0])
         if first >= behind:
             continue
-        matrix = source.tensor(piece.part, piece.source)
-        matrix = matrix.reshape(matrix_shape(tuple(matrix.shape)))
-        matrix = matrix.t() if piece.transposed else matrix
-        # A narrow slice of a wide matrix maps whole rows of it.
-        step = max(1, block_bytes // max(1, matrix.shape[1] * matrix.itemsize))
         column, width = piece.target_start[1], piece.size[1]
-        for row in range(first, behind, step):
-            rows = min(step, behind - row)
-            target = block[row - start : row - start + rows, column : column + width]
-            _copy(target, _source_rows(matrix, piece, row, rows), tensor.name)
-            source.release(piece.part, piece.source)
-
-
-def _source_rows(matrix: torch.Tensor, piece: Piece, target_row: int, rows: int) -> torch.Tensor:
-    row = piece.source_start[0] + target_row - piece.target_start[0]
-    return matrix[row : row + rows, piece.source_start[1] : piece.source_start[1] + piece.size[1]]
+        target = block[first - start : behind - start, column : column + width]
+        corner, size = (piece.source_start[0] + first - piece.target_start[0], piece.source_start[1]), target.shape
+        if piece.transposed:
+            corner, size = corner[::-1], size[::-1]
+        for place, part in source.rectangles(piece.part, piece.source, corner, tuple(size), scratch):
+            if piece.transposed:
+                place, part = place[::-1], part.t()
+            rows, columns = (slice(begin, begin + length) for begin, length in zip(place, part.shape, strict=True))
+            _copy(target[rows, columns], part, tensor.name)
 
 
 def _copy(target: torch.Tensor, values: torch.Tensor, name: str) -> None:
@@ -389,7 +388,7 @@ def pwrite_all(descriptor: int, view: memoryview, offset: int) -> None:
 
 
 def copy_peak_bytes(tensors: Iterable[PlannedTensor], block_bytes: int = BLOCK_BYTES) -> int:
-    """Upper bound of what `stream` takes in memory: two buffers, the mapped stretch of the source, what is computed.
+    """Upper bound of what `stream` takes in memory: two buffers, a stretch of the source, what is computed.
 
     A row wider than a block counts in full; a source is at most 4 bytes an element wide.
     """

@@ -11,7 +11,7 @@ import sys
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 
 from conversion import writer
 from conversion.job import Job, run
+from conversion.operations import matrix_shape
 from conversion.output_folder import OutputFolder
 from conversion.state_map import Piece, Plan, PlannedTensor, TensorSpec
 from conversion.verify import VerifyError, verify_file
@@ -46,17 +47,24 @@ class Memory:
         self.parts = parts
         self.forgotten: list[tuple[int, str]] = []
 
-    def tensor(self, part: int, name: str) -> torch.Tensor:
-        return self.parts[part][name]
+    def rectangles(
+        self, part: int, name: str, start: tuple[int, int], size: tuple[int, int], scratch: Any
+    ) -> Iterator[tuple[tuple[int, int], torch.Tensor]]:
+        matrix = self.parts[part][name].reshape(matrix_shape(tuple(self.parts[part][name].shape)))
+        for row in range(size[0]):  # the reader decides how many parts there are
+            yield (row, 0), matrix[start[0] + row : start[0] + row + 1, start[1] : start[1] + size[1]]
 
-    def release(self, part: int, name: str) -> None:
+    def check(self, tensors: set[tuple[int, str]]) -> None:
+        pass
+
+    def check_content(self) -> None:
         pass
 
     def forget(self, part: int, name: str) -> None:
         self.forgotten.append((part, name))
 
-    def identity(self) -> list[tuple[str, int, int]]:
-        return [("memory", 0, 0)]
+    def identity(self) -> list[tuple[str | int, ...]]:
+        return [("memory",)]
 
 
 def copied(
