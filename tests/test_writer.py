@@ -317,13 +317,13 @@ FULL = OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_a_disk_that_fills_up_at_the_start_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "pwrite_all", fail_after(1, FULL))
+    monkeypatch.setattr(writer, "pwrite_all", fail_after(0, FULL))
     with pytest.raises(WriteError, match=r"the disk is full .*nothing was left behind. Free some space"):
         go(job(), tmp_path / "parent" / "out")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_disk_that_fills_up_later_keeps_finished_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_fills_up_later_keeps_what_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(writer, "pwrite_all", fail_after(3, FULL))
         with pytest.raises(
@@ -336,6 +336,7 @@ def test_a_disk_that_fills_up_later_keeps_finished_files(tmp_path: Path, monkeyp
         "journal.jsonl",
         "lock",
         "model-00001-of-00003.safetensors",
+        "model-00002-of-00003.safetensors",  # of which one tensor is written
     ]
     kept = (tmp_path / "out.incomplete" / "model-00001-of-00003.safetensors").stat()
     go(job(), tmp_path / "out")
