@@ -1,6 +1,7 @@
 """Command line of the converters: `python -m conversion glm130b ...`, or `glm-ernie-convert` once installed."""
 
 import argparse
+import io
 import os
 import re
 import signal
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         (130 by Ctrl-C).
     """
     options = build_parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may have no spelling in the terminal's encoding
     try:
         with interruptible():
             return _status_of(options)
@@ -60,6 +63,9 @@ def _status_of(options: argparse.Namespace) -> int:
         options.run(options)
     except (ConversionError, OSError) as error:
         print(f"error: {shortened(str(error))}", file=sys.stderr)
+        return 1
+    except MemoryError:
+        print("error: there is not enough memory", file=sys.stderr)
         return 1
     return 0
 

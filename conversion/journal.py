@@ -114,11 +114,11 @@ class Journal:
         most = LINE_BYTES + SMALL_FILES * (LINE_BYTES + 6 * LONGEST_NAME)
         for name, file in self._files.items():  # JSON may write a character in six
             most += sum(LINE_BYTES + 6 * (len(name) + len(tensor.name)) for tensor in file.tensors)
+        status = os.lstat(self.path)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > most:
+            raise self._damaged(1, "no plain file, or larger than any of this conversion")
         descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode) or status.st_size > most:
-                raise self._damaged(1, "no plain file, or larger than any of this conversion")
             return file.read(most)
 
     def _parsed(self, line: bytes, number: int) -> Any:

@@ -62,6 +62,7 @@ class OutputFolder:
         self.files = {file.name: file for file in files}
         self.path = incomplete_of(output)
         self.is_published = False
+        self._fingerprint = fingerprint
         self._state = self.path / STATE
         self._journal = Journal(self._state, self.files, fingerprint)
         self._progress = Progress({name: {} for name in self.files})
@@ -119,11 +120,13 @@ class OutputFolder:
         Args:
             on_bytes: Called with the number of bytes read.
         """
-        for name in recheck(self._progress, self.files, self._place, on_bytes):
+        damaged = recheck(self._progress, self.files, self._place, on_bytes)
+        for name in damaged:
             if self._place(name) == self.path / name:  # finished, and now to be mended
                 self._partial(name).parent.mkdir(parents=True, exist_ok=True)
                 (self.path / name).rename(self._partial(name))
-        self._journal.restart(self._progress)
+        if damaged:
+            self._journal.restart(self._progress)
 
     def add(self, write: Callable[[Path], object]) -> None:
         """Adds small files.
@@ -204,7 +207,7 @@ class OutputFolder:
             (self.path / name).unlink()
         self._remove_folder(self._state / SMALL)
         self._remove_folder(self._state / PARTIAL)
-        refuse_strangers(self.path, self.files, self._added)
+        refuse_strangers(self.path, self.files, list(filter(self._is_as_written, self._added)))
         self._flush_all()
         refuse_existing(self.output)
         rename_new(self.path, self._finished)
@@ -239,11 +242,8 @@ class OutputFolder:
     def _resume(self) -> None:
         """Takes over what a former run has done, as far as it is there."""
         self._progress = self._journal.read()
-        small, self._progress.small = self._progress.small, {}
-        for name, checksums in small.items():
-            path = self.path / name
-            if path.is_file() and not path.is_symlink() and checksum_of(path) in checksums:
-                self._progress.small[name] = checksums
+        small = self._progress.small
+        self._progress.small = {name: values for name, values in small.items() if self._is_as_written(name)}
         files = [name for name in self.files if self._is_ours(name)]
         refuse_strangers(self.path, files, self._progress.small)
         for name, file in self.files.items():
@@ -254,6 +254,11 @@ class OutputFolder:
             if not finished.is_file() and not self._partial(name).is_file():
                 done.clear()
         self._check_disk()
+
+    def _is_as_written(self, name: str) -> bool:
+        """Whether a small file is there and has the bytes that this conversion gave it."""
+        path = self.path / name
+        return path.is_file() and not path.is_symlink() and checksum_of(path) in self._progress.small[name]
 
     def _is_ours(self, name: str) -> bool:
         """Whether a weight file that is in its place was finished by a former run, or could have been: after a loss of
@@ -281,8 +286,8 @@ class OutputFolder:
     def discard(self) -> None:
         """Removes everything this job made, the parent folders made for it included; nothing else."""
         done = [name for name, file in self.files.items() if len(self.checksums[name]) == len(file.tensors)]
-        names = [*done, *self._progress.small]
         with contextlib.suppress(OSError):  # the run has failed already, and what stays has its journal
+            names = [*done, *filter(self._is_as_written, self._progress.small)]
             for folder in (PARTIAL, SMALL):
                 self._remove_folder(self._state / folder)
             for name in names:
@@ -327,6 +332,7 @@ class OutputFolder:
                     f"missing or damaged. Remove the folder, and run the same command again: rm -r {self._finished}"
                 )
             self._name(self._finished)
+            flush(self.output.parent)
         finally:
             claim.release()
         return True
@@ -366,10 +372,12 @@ class OutputFolder:
         if not os.path.lexists(self._finished):
             self.is_published = True  # interrupted just behind the last step
             return
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # otherwise it stays finished, and the next run gives it its name
+            journal = Journal(self._finished / STATE, self.files, self._fingerprint)
+            journal.path.parent.mkdir(exist_ok=True)
+            journal.restart(self._progress)
+            journal.close()
             rename_new(self._finished, self.path)
-            self._claim.lock_state()
-            self._journal.restart(self._progress)
 
     def _flush_all(self) -> None:
         """Returns once everything is on the disk.
@@ -443,7 +451,9 @@ class OutputFolder:
                 f"{self.output}: complete, but the system cannot say that its name is on the disk: {what}. Look "
                 "after the disk; nothing needs to be converted again."
             )
-        if not os.path.lexists(self.path):
+        if os.path.lexists(self._finished):
+            kept = f"everything is finished and kept in {self._finished}"
+        elif not os.path.lexists(self.path):
             kept = "nothing was left behind"
         elif finished := self.finished_files:
             kept = f"{len(finished)} of {len(self.files)} files are complete and kept in {self.path}, and what of the "

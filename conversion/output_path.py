@@ -2,9 +2,11 @@
 nothing.
 """
 
+import contextlib
 import ctypes
 import errno
 import os
+import stat
 import sys
 from pathlib import Path
 
@@ -39,8 +41,10 @@ def check_output(output: Path, source: Path | None = None) -> None:
         )
     try:
         refuse_existing(output)
-        if os.path.lexists(incomplete := incomplete_of(output)) and not os.path.isdir(incomplete):
-            raise foreign(incomplete)
+        incomplete = incomplete_of(output)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            if not stat.S_ISDIR(os.lstat(incomplete).st_mode):
+                raise foreign(incomplete)
         for parent in output.absolute().parents:
             if os.path.lexists(parent) and not parent.is_dir():
                 raise WriteError(f"{output}: {parent} is no folder. Choose another --output.")

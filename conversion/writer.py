@@ -188,7 +188,11 @@ class TorchArchive(OutputFile):
 
     def finish(self, path: Path, checksums: Mapping[str, int]) -> None:
         """Enters the checksums, so that other zip tools find the archive sound."""
-        write_checksums(path, {f"data/{number}": checksums[tensor.name] for number, tensor in enumerate(self.tensors)})
+        values = {f"data/{number}": checksums[tensor.name] for number, tensor in enumerate(self.tensors)}
+        try:
+            write_checksums(path, values)
+        except (zipfile.BadZipFile, ValueError) as error:
+            raise OSError(errno.EIO, f"it was not written as it should ({error})", str(path)) from error
 
 
 def _first_line(error: BaseException) -> str:
