@@ -1,14 +1,16 @@
 """The journal of an output folder: which job it is of, and the CRC-32 of everything finished in it.
 
-A line of JSON each: first the fingerprint of the job, then `{"file", "tensor", "crc32"}` for a tensor of a weight file
-and `{"small", "crc32"}` for a small file. A line is appended when what it speaks of is written; the last may be cut
-short by a kill. What it says is a claim: a line that this job could not have written refuses the folder, and tensors
-are read again before the work goes on behind them (`recheck.py`).
+A line of JSON each: first the fingerprint of the job, then `{"file", "tensor", "crc32"}` for a tensor of a weight
+file, `{"file", "crc32"}` for what is around the tensors where the plan does not tell it, and `{"small", "crc32"}` for a
+small file. A line is appended when what it speaks of is written; the last may be cut short by a kill. What it says is a
+claim: a line that this job could not have written refuses the folder, and tensors are read again before the work goes
+on behind them (`recheck.py`).
 """
 
 import json
 import os
 import stat
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,10 +31,12 @@ class Progress:
 
     Attributes:
         checksums: Weight file -> tensor -> CRC-32.
+        around: Weight file -> the CRC-32 that everything but its tensors had, at first or in the end.
         small: Small file -> the CRC-32 it has, or had before the run that wrote it anew was stopped.
     """
 
     checksums: dict[str, dict[str, int]]
+    around: dict[str, set[int]] = field(default_factory=dict)
     small: dict[str, set[int]] = field(default_factory=dict)
 
 
@@ -51,6 +55,7 @@ class Journal:
         self._files = files
         self._fingerprint = fingerprint
         self._descriptor: int | None = None
+        self._turn = threading.Lock()  # files are begun in one thread and tensors finished in another
 
     def read(self) -> Progress:
         """What a former run says it has done.
@@ -77,6 +82,7 @@ class Journal:
         self.close()
         lines: list[dict[str, Any]] = [{"fingerprint": self._fingerprint}]
         lines += [{"small": name, "crc32": value} for name, values in progress.small.items() for value in values]
+        lines += [{"file": name, "crc32": value} for name, values in progress.around.items() for value in values]
         for file, done in progress.checksums.items():
             lines += [{"file": file, "tensor": tensor, "crc32": value} for tensor, value in done.items()]
         self._fresh.unlink(missing_ok=True)
@@ -91,13 +97,14 @@ class Journal:
 
     def note(self, line: Mapping[str, Any]) -> None:
         """Appends a line. After one that failed nothing is appended: it would stand behind half a line."""
-        if self._descriptor is None:
-            return
-        try:
-            _write_all(self._descriptor, (json.dumps(line) + "\n").encode())
-        except OSError:
-            self.close()
-            raise
+        with self._turn:
+            if self._descriptor is None:
+                return
+            try:
+                _write_all(self._descriptor, (json.dumps(line) + "\n").encode())
+            except OSError:
+                self.close()
+                raise
 
     def close(self) -> None:
         """Ends the appending."""
@@ -113,6 +120,7 @@ class Journal:
         """The bytes of a plain file that is no larger than this job could have made it."""
         most = LINE_BYTES + SMALL_FILES * (LINE_BYTES + 6 * LONGEST_NAME)
         for name, file in self._files.items():  # JSON may write a character in six
+            most += 2 * (LINE_BYTES + 6 * len(name))
             most += sum(LINE_BYTES + 6 * (len(name) + len(tensor.name)) for tensor in file.tensors)
         status = os.lstat(self.path)
         if not stat.S_ISREG(status.st_mode) or status.st_size > most:
@@ -140,6 +148,10 @@ class Journal:
             return
         file, tensor = line.get("file"), line.get("tensor")
         known = isinstance(file, str) and isinstance(tensor, str) and tensor in tensors.get(file, ())
+        is_around = isinstance(file, str) and file in self._files and not self._files[file].is_known
+        if keys == {"file", "crc32"} and is_around:
+            progress.around.setdefault(file, set()).add(value)
+            return
         if keys != {"file", "tensor", "crc32"} or not known or tensor in progress.checksums[file]:
             raise self._damaged(number, "no tensor of this conversion, or one for the second time")
         progress.checksums[file][tensor] = value

@@ -23,7 +23,7 @@ from .folder_claim import LOCK, Claim
 from .journal import FRESH, JOURNAL, STATE, Journal, Progress, is_plain_name
 from .lazy_files import TensorFiles
 from .output_path import check_output, flush, incomplete_of, refuse_existing, rename_new
-from .recheck import checksum_of, recheck
+from .recheck import checksum_around, checksum_of, recheck
 from .strangers import PARTIAL, SMALL, refuse_strangers
 from .writer import DtypeRangeError, OutputFile, Task, WriteError, sources_of, stream, system_errors
 
@@ -414,17 +414,27 @@ class OutputFolder:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.unlink(missing_ok=True)
             self.files[name].create(path)
+            self._progress.around.pop(name, None)
+            self._note_around(name)
         return os.open(path, os.O_WRONLY | os.O_NOFOLLOW), self.files[name].offsets(path)
 
     def _finish(self, name: str) -> None:
         path = self._partial(name)
         self.files[name].finish(path, self.checksums[name])
+        self._note_around(name)
         (self.path / name).parent.mkdir(parents=True, exist_ok=True)
         try:
             rename_new(path, self.path / name)
         except FileExistsError:
             refuse_strangers(self.path, [], self._progress.small)
             raise
+
+    def _note_around(self, name: str) -> None:
+        """Notes what a file holds beside its tensors, where only the file itself tells."""
+        if not self.files[name].is_known:
+            value = checksum_around(self._partial(name), self.files[name])
+            self._journal.note({"file": name, "crc32": value})
+            self._progress.around.setdefault(name, set()).add(value)
 
     def _check_disk(self) -> None:
         existing = next(parent for parent in (self.path, *self.path.absolute().parents) if parent.exists())
