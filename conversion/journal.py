@@ -1,10 +1,10 @@
 """The journal of an output folder: which job it is of, and the CRC-32 of everything finished in it.
 
 A line of JSON each: first the fingerprint of the job, then `{"file", "tensor", "crc32"}` for a tensor of a weight
-file, `{"file", "crc32"}` for what is around the tensors where the plan does not tell it, and `{"small", "crc32"}` for a
-small file. A line is appended when what it speaks of is written; the last may be cut short by a kill. What it says is a
-claim: a line that this job could not have written refuses the folder, and tensors are read again before the work goes
-on behind them (`recheck.py`).
+file, `{"file", "crc32"}` for what is around the tensors where the plan does not tell it, and `{"small", "crc32"}` for
+a small file. A line is appended when what it speaks of is written; the last may be cut short by a kill. What it says
+is a claim: a line that this job could not have written refuses the folder, and tensors are read again before the work
+goes on behind them (`recheck.py`).
 """
 
 import json
