@@ -1,7 +1,10 @@
 """Command line of the converters: `python -m conversion glm130b ...`, or `glm-ernie-convert` once installed."""
 
 import argparse
+import io
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,8 +21,10 @@ from .ernie3_settings import LAYER_NORM_EPS as LAYER_NORM_EPS_10B
 from .ernie3_settings import Choices
 from .ernie_names import TASK_NAMES
 from .ernie_settings import LAYER_NORM_EPS
+from .interruption import interruptible
 from .job import ExpectedShapes, ForwardOptions, Job, run
-from .output_folder import refuse_existing
+from .operations import shortened
+from .output_path import check_output, incomplete_of
 from .publish import CHECKS, default_output, plan_publication, publish, read_parity
 from .publish_card import CardTexts
 from .publish_classes import license_of
@@ -30,18 +35,38 @@ from .verify import verify_file
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command. Returns the exit status: 0 done, 1 refused (the reason is on stderr), 130 interrupted."""
+    """Runs a command.
+
+    Returns:
+        The exit status: 0 done, 1 refused (the reason is on stderr), 128 and the signal's number if it was interrupted
+        (130 by Ctrl-C).
+    """
     options = build_parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a path may have no spelling in the terminal's encoding
+    try:
+        with interruptible():
+            return _status_of(options)
+    except KeyboardInterrupt as stopped:
+        print(f"interrupted: {_what_is_kept(options.output)}", file=sys.stderr)
+        return getattr(stopped, "status", 128 + signal.SIGINT)
+
+
+def _what_is_kept(output: Path | None) -> str:
+    if output is not None and os.path.lexists(kept := incomplete_of(output)):
+        return f"{kept} is kept; the same command goes on from here"
+    return f"{output} is complete" if output is not None and os.path.lexists(output) else "nothing was written"
+
+
+def _status_of(options: argparse.Namespace) -> int:
     try:
         options.run(options)
     except (ConversionError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shortened(str(error))}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        kept = options.output.with_name(f"{options.output.name}.incomplete")
-        how = f"{kept} is kept; the same command goes on from here" if kept.exists() else "nothing was written"
-        print(f"interrupted: {how}", file=sys.stderr)
-        return 130
+    except MemoryError:
+        print("error: there is not enough memory", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -239,7 +264,7 @@ def _run(
     plan_reverse: Callable[..., Job],
 ) -> None:
     """Plans a family's conversion in the direction asked for, and runs it."""
-    refuse_existing(options.output)
+    check_output(options.output, options.source)
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     if options.reverse:
         job = plan_reverse(options.source, dtype=dtype, expected=expected_shapes)

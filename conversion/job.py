@@ -1,5 +1,6 @@
 """A planned conversion, and the one way to run it: small files, weights, verification, publication."""
 
+import errno
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ import hf_glm_ernie
 
 from .lazy_files import CheckpointError, TensorFiles
 from .operations import Shape, TensorSpec
-from .output_folder import OutputFolder, explain_full_disk
+from .output_folder import OutputFolder
 from .source_file import SideFiles
 from .state_map import ConversionError, Plan
 from .writer import OutputFile, WriteError, copy_peak_bytes
@@ -27,6 +28,10 @@ Verifier = Callable[[Path, OutputFile, Mapping[str, int], Progress], str]
 
 ExpectedShapes = Callable[[str, Any], Mapping[str, Shape]]
 """(name of a model class, its configuration) -> names and shapes it has, tied names included; see `classes`."""
+
+
+LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
+"""Errors of a system that could not put on the disk, or get from it, what it had taken."""
 
 
 @dataclass(frozen=True)
@@ -156,25 +161,50 @@ def run(job: Job, output: Path, verify: Verifier | None, show_progress: bool = T
         ConversionError: the output exists, the disk is full, another run is at work, the written files do not hold
             what was written, the source changed meanwhile.
     """
-    with OutputFolder(output, job.files, job.fingerprint) as folder, explain_full_disk(folder):
-        job.write_first(folder.path)
+    with OutputFolder(output, job.files, job.fingerprint) as folder:
+        if folder.is_published:  # a former run was killed just before its last step
+            return
+        with progress_bar("checking", folder.done_bytes, 0, show_progress and folder.done_bytes > 0) as progress:
+            folder.recheck(progress)
+        folder.add(job.write_first)
         job.beside.check()  # some are read only now
         with progress_bar("writing", job.nbytes, folder.done_bytes, show_progress) as progress:
             folder.fill(job.order, job.source, progress)
-        digests = {}
-        if verify is not None:
-            with progress_bar("verifying", job.nbytes, 0, show_progress) as progress:
-                for file in job.files:
-                    try:
-                        digests[file.name] = verify(folder.path, file, folder.checksums[file.name], progress)
-                    except ConversionError as error:
-                        folder.reject(file.name)
-                        raise WriteError(f"{error} The file was removed; run the same command again.") from error
-        job.write_last(folder.path, digests)
+        digests = {} if verify is None else _verified(job, folder, verify, show_progress)
+        folder.add(lambda path: job.write_last(path, digests))
         if verify is not None and job.reopen(folder.path) != job.first_part:
             raise CheckpointError(f"{folder.path}: the files do not hold the planned tensors")
         job.check_source()
         folder.publish()
+
+
+def _verified(job: Job, folder: OutputFolder, verify: Verifier, show_progress: bool) -> dict[str, str]:
+    """SHA-256 of each file, after all were read again.
+
+    Raises:
+        WriteError: some do not hold what was written; it names them, and they were removed.
+    """
+    digests: dict[str, str] = {}
+    damaged: dict[str, Exception] = {}
+    with progress_bar("verifying", job.nbytes, 0, show_progress) as progress:
+        for file in job.files:
+            try:
+                digests[file.name] = verify(folder.path, file, folder.checksums[file.name], progress)
+            except (ConversionError, OSError) as error:
+                if isinstance(error, OSError) and error.errno not in LOST:
+                    raise
+                folder.reject(file.name)
+                damaged[file.name] = error
+    if not damaged:
+        return digests
+    first = next(iter(damaged.values()))
+    if len(damaged) == 1:
+        raise WriteError(f"{first} The file was removed; run the same command again.") from first
+    reasons = "\n".join(f"  {error}" for error in damaged.values())
+    raise WriteError(
+        f"{folder.path}: {len(damaged)} files are damaged: {', '.join(damaged)}. They were removed; run the same "
+        f"command again.\n{reasons}"
+    ) from first
 
 
 @contextmanager

@@ -13,7 +13,7 @@ Sources: Paddle 2.6 `SerializeToStream` (`lod_tensor.cc`, `tensor_util.cc`), `fr
 
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -341,11 +341,9 @@ class LodFile(OutputFile):
         self._header = struct.pack("<IQIi", 0, 0, 0, len(description)) + description
         self.size = len(self._header) + tensor.spec.nbytes
 
-    def create(self, path: Path) -> None:
-        """Writes the header and sets the length."""
-        with path.open("wb") as file:
-            file.write(self._header)
-            file.truncate(self.size)
+    def skeleton(self) -> Iterable[tuple[int, bytes]]:
+        """The header."""
+        return [(0, self._header)]
 
     def offsets(self, path: Path) -> dict[str, int]:
         """Behind the header."""

@@ -14,7 +14,7 @@ import hashlib
 import math
 import pickle
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -394,12 +394,9 @@ class PaddleArchive(OutputFile):
         self._between.append((position, pending))
         self.size = position + len(pending)
 
-    def create(self, path: Path) -> None:
-        """Writes everything but the data, which is a hole in the file."""
-        with path.open("wb") as file:
-            for offset, written in self._between:
-                file.seek(offset)
-                file.write(written)
+    def skeleton(self) -> Iterable[tuple[int, bytes]]:
+        """The pickle around the data."""
+        return self._between
 
     def offsets(self, path: Path) -> dict[str, int]:
         """Known from the plan."""

@@ -5,9 +5,13 @@ rows, so the largest thing in memory is a block, whatever the size of the tensor
 from the source while a thread computes the checksum of the other and writes it.
 """
 
+import errno
 import json
 import os
+import re
+import struct
 import warnings
+import zipfile
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -27,6 +31,9 @@ from .torch_zip import read_records, write_checksums
 
 BLOCK_BYTES = 32 * 2**20
 """Size of each of the two write buffers, and at most of the stretch of the source that is in memory."""
+
+ZIP_ERRORS = (zipfile.BadZipFile, ValueError, EOFError, KeyError, NotImplementedError, OverflowError, struct.error)
+"""What `zipfile` raises for archives that are none, or none any more."""
 
 COMPUTING_COPIES = 4
 """Temporary copies in fp32 of a block that is computed, at most."""
@@ -50,15 +57,36 @@ class OutputFile:
         name: Path relative to the output folder.
         tensors: What it holds.
         size: Its size in bytes, rounded up where it is not known.
+        is_known: Whether every byte beside the data of the tensors is known before the file is made.
     """
 
     name: str
     tensors: tuple[PlannedTensor, ...]
     size: int
+    is_known: ClassVar[bool] = True
+
+    def skeleton(self) -> Iterable[tuple[int, bytes]]:
+        """Everything but the data of the tensors: (offset, bytes), in order."""
+        raise NotImplementedError
 
     def create(self, path: Path) -> None:
-        """Makes the file with everything but the data of its tensors."""
-        raise NotImplementedError
+        """Makes the file, which must not be there, with everything but the data of its tensors."""
+        with path.open("xb") as file:
+            for offset, content in self.skeleton():
+                file.seek(offset)
+                file.write(content)
+            file.truncate(self.size)
+
+    def is_laid_out(self, path: Path) -> bool:
+        """Whether a file is as `create` made it, whatever the data of its tensors; as far as that is known."""
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size != self.size:
+                return False
+            for offset, content in self.skeleton():
+                file.seek(offset)
+                if file.read(len(content)) != content:
+                    return False
+        return True
 
     def offsets(self, path: Path) -> dict[str, int]:
         """Where each tensor's data belongs, in bytes."""
@@ -94,11 +122,9 @@ class SafetensorsShard(OutputFile):
         }
         self.size = len(self._prefix) + end
 
-    def create(self, path: Path) -> None:
-        """Writes the header and sets the length."""
-        with path.open("wb") as file:
-            file.write(self._prefix)
-            file.truncate(self.size)
+    def skeleton(self) -> Iterable[tuple[int, bytes]]:
+        """The header."""
+        return [(0, self._prefix)]
 
     def offsets(self, path: Path) -> dict[str, int]:
         """Known from the header."""
@@ -118,6 +144,8 @@ class TorchArchive(OutputFile):
         member: Key of the tensors.
     """
 
+    is_known = False
+
     def __init__(self, name: str, tensors: Sequence[PlannedTensor], member: str):
         self.name = name
         self.tensors = tuple(tensors)
@@ -130,24 +158,47 @@ class TorchArchive(OutputFile):
             fakes = {tensor.name: torch.empty(tensor.spec.shape, dtype=tensor.spec.dtype) for tensor in self.tensors}
         with torch.serialization.skip_data(materialize_fake_tensors=True), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.save({self._member: fakes}, path)
+            try:
+                torch.save({self._member: fakes}, path)
+            except RuntimeError as error:  # which is how torch's own writer says that the system took no more bytes
+                raise OSError(errno.EIO, f"torch cannot write it ({_first_line(error)})", str(path)) from error
+
+    def is_laid_out(self, path: Path) -> bool:
+        """Whether it is an archive with room for the same tensors."""
+        try:
+            self.offsets(path)
+        except OSError:
+            return False
+        return True
 
     def offsets(self, path: Path) -> dict[str, int]:
         """Read from the archive: torch numbers the records in the order of the tensors."""
-        records = read_records(path)
-        starts = {}
+        try:
+            records = read_records(path)
+        except ZIP_ERRORS as error:  # torch does not notice every write that fails
+            raise OSError(errno.EIO, f"it was not written as it should ({error})", str(path)) from error
+        starts, size = {}, path.stat().st_size
         for number, tensor in enumerate(self.tensors):
-            record = records[f"data/{number}"]
-            if record.nbytes != tensor.spec.nbytes:
-                raise WriteError(
-                    f"{path}: record {number} has {record.nbytes} bytes, {tensor.name} needs {tensor.spec.nbytes}"
+            record = records.get(f"data/{number}")
+            if record is None or record.nbytes != tensor.spec.nbytes or record.offset + record.nbytes > size:
+                has = "nothing" if record is None else f"{record.nbytes} bytes at {record.offset}"
+                raise OSError(
+                    errno.EIO, f"record {number} has {has}, {tensor.name} needs {tensor.spec.nbytes}", str(path)
                 )
             starts[tensor.name] = record.offset
         return starts
 
     def finish(self, path: Path, checksums: Mapping[str, int]) -> None:
         """Enters the checksums, so that other zip tools find the archive sound."""
-        write_checksums(path, {f"data/{number}": checksums[tensor.name] for number, tensor in enumerate(self.tensors)})
+        values = {f"data/{number}": checksums[tensor.name] for number, tensor in enumerate(self.tensors)}
+        try:
+            write_checksums(path, values)
+        except ZIP_ERRORS as error:
+            raise OSError(errno.EIO, f"it was not written as it should ({error})", str(path)) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def plan_shards(
@@ -223,9 +274,13 @@ def stream(
     pending: deque[Future[None]] = deque()
     write_behind = WriteBehind(block_bytes)
     checksum = 0
+    is_sound = True
 
     def write(task: Task, data: torch.Tensor, offset: int, first: bool, last: bool) -> None:
-        nonlocal checksum
+        nonlocal checksum, is_sound
+        if not is_sound:  # the block before was not written, so this one must not complete its tensor
+            return
+        is_sound = False
         view = as_buffer(data)
         checksum = zlib.crc32(view, 0 if first else checksum)
         pwrite_all(task.descriptor, view, offset)
@@ -233,6 +288,7 @@ def stream(
         on_bytes(len(view))
         if last:
             on_tensor(task, checksum)
+        is_sound = True
 
     with _one_copy_thread(), ThreadPoolExecutor(max_workers=1) as pool:
         number = 0
@@ -387,6 +443,22 @@ def pwrite_all(descriptor: int, view: memoryview, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
+@contextmanager
+def system_errors(path: Path) -> Iterator[None]:
+    """Gives back the `OSError` that a library written in Rust makes a plain `Exception` of, its number in the text.
+
+    Args:
+        path: What the library writes to.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if isinstance(error, OSError) or number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
 def copy_peak_bytes(tensors: Iterable[PlannedTensor], block_bytes: int = BLOCK_BYTES) -> int:
     """Upper bound of what `stream` takes in memory: two buffers, a stretch of the source, what is computed.
 
@@ -419,4 +491,5 @@ __all__ = [
     "row_blocks",
     "sources_of",
     "stream",
+    "system_errors",
 ]
