@@ -1,6 +1,7 @@
 """Command line of the converters: `python -m conversion glm130b ...`, or `glm-ernie-convert` once installed."""
 
 import argparse
+import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 
+from hf_glm_ernie.configuration_arguments import EPSILON
 from hf_glm_ernie.planner.devices import parse_size as parse_amount
 
 from . import ernie, ernie3, glm130b
@@ -28,9 +30,14 @@ from .publish_source import PublishError, read_source
 from .state_map import ConversionError
 from .verify import verify_file
 
+MAX_SHARD_BYTES = 10**15
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command. Returns the exit status: 0 done, 1 refused (the reason is on stderr), 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names of files need not be text
     options = build_parser().parse_args(arguments)
     try:
         options.run(options)
@@ -127,7 +134,10 @@ def _add_ernie3(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     for stack in ("", "branch-"):
         parser.add_argument(
-            f"--{stack}num-attention-heads", type=int, metavar="N", help="default: the settings', or of size 64"
+            f"--{stack}num-attention-heads",
+            type=parse_count,
+            metavar="N",
+            help="default: the settings', or of size 64",
         )
     parser.add_argument("--reverse", action="store_true", help="write a static graph's files from a converted folder")
     parser.set_defaults(run=partial(_run_ernie3, parser))
@@ -136,7 +146,7 @@ def _add_ernie3(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 def _add_of_paddle(parser: argparse.ArgumentParser, vocab: str, settings: str, eps: str) -> None:
     parser.add_argument("--vocab", type=Path, help=f"{vocab} (default: the one beside the weights, if there)")
     parser.add_argument("--config", type=Path, help=f"JSON settings (default: {settings})")
-    parser.add_argument("--layer-norm-eps", type=float, metavar="EPS", help=f"of every LayerNorm (default: {eps})")
+    parser.add_argument("--layer-norm-eps", type=parse_eps, metavar="EPS", help=f"of every LayerNorm (default: {eps})")
 
 
 def _add_common(parser: argparse.ArgumentParser, source: str) -> None:
@@ -172,13 +182,13 @@ def _run_glm130b(parser: argparse.ArgumentParser, options: argparse.Namespace) -
 
 
 def _run_ernie(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    if options.reverse and (options.vocab or options.config or options.task or options.layer_norm_eps):
+    if options.reverse and (options.vocab or options.config or options.task or options.layer_norm_eps is not None):
         parser.error("--vocab, --config, --task and --layer-norm-eps are for the conversion from PaddleNLP's format")
     forward = partial(
         ernie.ForwardOptions,
         vocab=options.vocab,
         task=options.task,
-        layer_norm_eps=options.layer_norm_eps or LAYER_NORM_EPS,
+        layer_norm_eps=LAYER_NORM_EPS if options.layer_norm_eps is None else options.layer_norm_eps,
     )
     _run(options, ernie.plan_forward, forward, ernie.plan_reverse)
 
@@ -263,11 +273,32 @@ def parse_size(text: str) -> int:
     """Bytes from "5GB" (10^9 each), "500MiB" (2^20 each) or a plain number. Raises `argparse.ArgumentTypeError`."""
     number, unit = re.fullmatch(r"([\d.]*)\s*(.*)", text.strip(), flags=re.DOTALL).groups()  # type: ignore[union-attr]  # it matches any text
     try:
-        return parse_amount(number + (unit.upper().replace("IB", "iB") or "B"), "size")
-    except ValueError as error:
+        size = parse_amount(number + (unit.upper().replace("IB", "iB") or "B"), "size")
+    except (ValueError, OverflowError):
+        size = 0
+    if not 1 <= size <= MAX_SHARD_BYTES:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a size; write e.g. 5GB, 500MiB or a number of bytes"
-        ) from error
+            f"{text!r} is not a size; write e.g. 5GB, 500MiB or a number of bytes, at most {MAX_SHARD_BYTES:.0e}"
+        )
+    return size
+
+
+def parse_count(text: str) -> int:
+    """A whole number above 0. Raises `argparse.ArgumentTypeError`."""
+    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def parse_eps(text: str) -> float:
+    """The epsilon of a LayerNorm. Raises `argparse.ArgumentTypeError`."""
+    try:
+        eps = float(text)
+    except ValueError:
+        eps = math.nan
+    if not EPSILON.holds(eps):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number {EPSILON}, such as 1e-12")
+    return eps
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """JSON that somebody else wrote: read within limits, and never believed.
 
-A file may be a gigabyte, nested a hundred thousand deep, name a key twice, spell NaN, or be UTF-16. Python's reader
-takes all of that, or ends in a RecursionError; here each is a ValueError that says what is wrong. What the values mean
-is checked by whoever asked for the file.
+A file may be a gigabyte, nested a hundred thousand deep, name a key twice, spell NaN, hold 1e999, which is infinite, or
+half a surrogate pair, which is no text, or be UTF-16. Python's reader takes all of that, or ends in a RecursionError;
+here each is a ValueError that says what is wrong. What the values mean is checked by whoever asked for the file.
 """
 
 import json
+import math
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,7 @@ def read_json(path: Path, unique_names: bool = False) -> Any:
 
 
 def parse_json(data: bytes, unique_names: bool = False) -> Any:
-    """The content of JSON in UTF-8, without a byte order mark, NaN and Infinity.
+    """The content of JSON in UTF-8, without a byte order mark, numbers that are not finite, halves of characters.
 
     Args:
         data: The text.
@@ -52,16 +54,36 @@ def parse_json(data: bytes, unique_names: bool = False) -> Any:
         raise ValueError("starts with a byte order mark; save it as UTF-8 without one")
     try:
         content = json.loads(
-            text, parse_constant=_refuse_constant, object_pairs_hook=_once_each if unique_names else None
+            text,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            object_pairs_hook=_once_each if unique_names else None,
         )
     except RecursionError:
         raise ValueError(f"nested deeper than {MAX_DEPTH}") from None
     _check_depth(content)
+    if re.search(r"\\u[dD][89a-fA-F]", text):
+        _check_pairs(content)
     return content
 
 
 def _refuse_constant(word: str) -> None:
     raise ValueError(f"{word}, which is no number in JSON")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"{digits[:20]}, which is too large for a number")
+    return value
+
+
+def _check_pairs(content: Any) -> None:
+    try:
+        json.dumps(content, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = error.object[error.start : error.start + 1]
+        raise ValueError(f"half a surrogate pair, {half!r}, which is no character") from None
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
