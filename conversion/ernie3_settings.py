@@ -188,7 +188,7 @@ def held_sizes(specs: Mapping[str, TensorSpec]) -> dict[str, int]:
         "num_hidden_layers": count_layers(specs, "ernie3.encoder.layers."),
         "branch_num_hidden_layers": max(layers),
         "vocab_size": longest(specs, "embeddings.word_embeddings.weight"),
-    } | {f"num_{head}_labels": longest(specs, f"{head}_head.weight") for head in TASK_HEADS}
+    }
 
 
 def _check_sizes(given: Mapping[str, Any], sizes: Sizes, where: object) -> None:

@@ -305,8 +305,9 @@ def held_sizes(specs: Mapping[str, TensorSpec]) -> dict[str, int]:
         "max_position_embeddings": longest(specs, "embeddings.position_embeddings.weight"),
         "type_vocab_size": longest(specs, "embeddings.token_type_embeddings.weight"),
     }
-    if "classifier.weight" in specs:
-        held |= dict.fromkeys(("num_labels", "id2label", "label2id"), longest(specs, "classifier.weight"))
+    labels = longest(specs, "classifier.weight")
+    if labels > 1:  # one row is that of multiple choice, too, where labels are of no use
+        held |= dict.fromkeys(("num_labels", "id2label"), labels)
     return held
 
 

@@ -1,8 +1,9 @@
 """JSON that somebody else wrote: read within limits, and never believed.
 
-A file may be a gigabyte, nested a hundred thousand deep, name a key twice, spell NaN, hold 1e999, which is infinite, or
-half a surrogate pair, which is no text, or be UTF-16. Python's reader takes all of that, or ends in a RecursionError;
-here each is a ValueError that says what is wrong. What the values mean is checked by whoever asked for the file.
+A file may be a gigabyte, nested a hundred thousand deep, name a key twice, spell NaN, hold 1e999, which is infinite,
+or half a surrogate pair, which is no text, or be UTF-16. Python's reader takes all of that, or ends in a
+RecursionError; here each is a ValueError that says what is wrong. What the values mean is checked by whoever asked for
+the file.
 """
 
 import json
