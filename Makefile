@@ -4,7 +4,7 @@ VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test test-slow test-oldest test-newest environments check format bench conformance conformance-oldest clean
+.PHONY: demo test test-slow test-faults test-oldest test-newest environments check format bench conformance conformance-oldest clean
 
 $(STAMP): pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
@@ -21,6 +21,9 @@ test: $(STAMP)  ## every test that runs on two cores, a process on each
 
 test-slow: $(STAMP)
 	$(PYTHON) -m pytest -m "slow and not gpu"
+
+test-faults: $(STAMP)  ## kills, full disks, failing calls and hostile files, the long form; about MINUTES minutes
+	OMP_NUM_THREADS=1 $(PYTHON) -m tests.faults
 
 # The two ends of what pyproject.toml allows of the host, and one between them.
 OLDEST = .venv-oldest
