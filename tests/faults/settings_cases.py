@@ -6,7 +6,6 @@ written down here a second time, independently of the tables; all others may pas
 """
 
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,10 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from tests.support import converting, converting_ernie, converting_ernie3, tiny
+from transformers import ErnieConfig
+
+from hf_glm_ernie import Ernie3Config, Glm130bConfig
+from tests.support import converting, converting_ernie3, tiny
 from tests.support.ernie_goldens import GOLDEN, SMALL
 
 from .case import Case
@@ -57,10 +59,8 @@ WRONG: Mapping[str, str] = {
 }
 """Name -> JSON, or what is none."""
 
-NEVER = ("10^400", "1e999", "NaN", "Infinity", "-Infinity", "half a surrogate pair", "deep lists", "deep objects")
-"""Refused in any field: no JSON, no text, or beyond what any number here can be. 10^400 where it is read."""
-
-SHORT: list[str] = []
+NEVER = ("1e999", "NaN", "Infinity", "-Infinity", "half a surrogate pair", "deep lists", "deep objects")
+"""Refused in any field of a file that is read: no JSON, no text, or too deep."""
 
 
 @cache
@@ -190,10 +190,6 @@ KNOWN: Mapping[str, tuple[str, ...]] = {
 KNOWN = dict(KNOWN) | {"model_config.json": KNOWN["config.json"], "ernie_config.json": KNOWN["config.json"]}
 """Fields beyond those that stand in a file: of other versions, of the host, of the tables."""
 
-ALSO: Mapping[str, tuple[str, ...]] = {
-    "ernie": ("config.json", "added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"),
-}
-
 
 def fields_of(content: Any, prefix: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The path of every value in JSON, objects and lists themselves too; of long ones the first three."""
@@ -217,72 +213,144 @@ def replaced(content: Any, path: tuple[Any, ...], value: str) -> bytes:
     return json.dumps(content, ensure_ascii=False).replace(json.dumps(HERE), value).encode()
 
 
-COUNT = re.compile(
-    r"(vocab_size|hidden_size|intermediate_size|num_(hidden|sharing)_layers|num_layers|attention_heads|position_embeddings|max_sequence_length)$"
-)
-RATE = re.compile(r"(dropout|dropout_prob|rope_theta|layer_norm_eps|layernorm_epsilon|initializer_range)$")
 NUMBERS = ("0", "-1", "1.5", "2.0", "10^6", "10^9", "10^23", "1e308", "true", "false")
 NO_NUMBERS = (
     *("text", "no text", "a number as text", "a list", "an empty list", "a list of lists", "an object"),
     *("an empty object", "an object of objects", "a megabyte"),
 )
+LEGAL: Mapping[str, tuple[str, ...]] = {
+    "size": (),
+    "count": ("0",),
+    "rate": ("0",),
+    "above 0": (),
+    "truth": ("true", "false"),
+    "word": (),
+    "id": ("0",),
+    "id or none": ("0", "10^6"),
+    "names": ("an empty object",),
+    "ids of names": ("an object", "an empty object"),
+}
+"""What a setting is -> those of the wrong values that are not wrong for it; null never is."""
+
+STACK = "hidden_size intermediate_size num_attention_heads"
+RATES = "hidden_dropout_prob attention_probs_dropout_prob"
+SETTINGS: Mapping[str, Mapping[str, str]] = {
+    "ernie": {
+        f"{STACK} vocab_size max_position_embeddings num_hidden_layers": "size",
+        "type_vocab_size task_type_vocab_size task_id": "count",
+        f"{RATES} initializer_range": "rate",
+        "layer_norm_eps": "above 0",
+        "use_task_id": "truth",
+        "hidden_act pool_act": "word",
+        "pad_token_id": "id",
+        "id2label": "names",
+        "label2id": "ids of names",
+    },
+    "ernie3": {
+        f"{STACK} vocab_size max_position_embeddings num_hidden_layers num_sharing_layers": "size",
+        " ".join(f"branch_{name}" for name in (*STACK.split(), "num_hidden_layers")): "size",
+        f"{RATES} branch_hidden_dropout_prob branch_attention_probs_dropout_prob initializer_range": "rate",
+        "layer_norm_eps": "above 0",
+        "hidden_act branch_hidden_act recurrence": "word",
+        "bos_token_id pad_token_id end_token_id mask_token_id": "id or none",
+    },
+    "glm130b": {
+        f"{STACK} vocab_size num_hidden_layers max_sequence_length num_layers inner_hidden_size": "size",
+        "hidden_dropout attention_dropout initializer_range embedding_gradient_shrink": "rate",
+        "layer_norm_eps layernorm_epsilon rope_theta": "above 0",
+        "rotary_dtype": "word",
+        "mask_token_id gmask_token_id sop_token_id": "id",
+        "num_image_tokens": "count",
+    },
+}
+"""Family -> settings, in words of any version -> what they are."""
 
 
-def may_pass(path: tuple[Any, ...], value: str, reads: bool) -> bool:
+def kind_of(command: str, name: str) -> str | None:
+    """What a setting of a family is; None where nothing is said of it."""
+    return next((kind for names, kind in SETTINGS[command].items() if name in names.split()), None)
+
+
+def may_pass(command: str, base: str, path: tuple[Any, ...], value: str, backward: bool) -> bool:
     """Whether a value may be taken: it is legal, or nothing reads the field."""
-    if not reads:
-        return True
     if value in NEVER:
-        return value == "10^400"
-    last = str(path[-1]) if path else ""
-    if COUNT.search(last):
-        return value not in (*NUMBERS, *NO_NUMBERS) or (value, last) in ()
-    if RATE.search(last):
-        return value not in ("-1", "1e308", "true", *NO_NUMBERS)
-    return True
+        return False
+    if value == "null" or base not in SETTINGS_FILES or not path:
+        return True
+    name, outside = str(path[-1]), path[:-1]
+    if outside not in ((), ("settings",), ("init_args", 0)) or (base == "conversion.json") != (
+        outside == ("settings",)
+    ):
+        return True
+    kind = kind_of(command, name)
+    original = base == "conversion.json" or not backward
+    if kind is None or (backward and name not in IN_CONFIG[command] and not original):
+        return True
+    if kind == "size" and original and base == "conversion.json":  # held against nothing there
+        return value in ("10^6", "10^9") and value != "10^9"
+    return value in LEGAL[kind] or (kind == "count" and base == "conversion.json" and value == "10^6")
 
 
+SETTINGS_FILES = ("config.json", "model_config.json", "ernie_config.json", "conversion.json")
+IN_CONFIG: Mapping[str, frozenset[str]] = {
+    "ernie": frozenset(ErnieConfig.__dataclass_fields__) | {"task_id"},
+    "ernie3": frozenset(Ernie3Config.__dataclass_fields__),
+    "glm130b": frozenset(Glm130bConfig.__dataclass_fields__),
+}
 UNREAD = {
     "generation_config.json": ("ernie", "ernie3", "glm130b"),
     "tokenizer_config.json": ("ernie3", "glm130b"),
     "tokenizer.json": ("ernie3", "glm130b"),
 }
+"""File -> commands that do not read it."""
+
+EVERYWHERE = (("bits",), ("num_image_tokens",))
+"""Last parts of fields that get every value wherever they stand."""
+
+FEW = 5
+"""Wrong values of a field that is inside another one, or not the first of its name: each field gets others."""
+
+
+def spread(most: int) -> Iterator[Case]:
+    """As many as are wanted, at equal distances; all if they are fewer."""
+    everything = list(cases())
+    step = max(1.0, len(everything) / most)
+    yield from (everything[int(number * step)] for number in range(min(most, len(everything))))
 
 
 def cases() -> Iterator[Case]:
-    """All of them."""
+    """All of them: every value in every setting of a file, a few in what is deeper or known from another source."""
+    seen: set[tuple[Any, ...]] = set()
+    turn = 0
     for name, (command, source, options) in SOURCES.items():
         files = source()
         for file in sorted(files):
-            if not file.endswith(".json"):
+            base = file.removeprefix("in/")
+            if not file.endswith(".json") or command in UNREAD.get(base, ()):
                 continue
             content = json.loads(files[file])
-            base = file.removeprefix("in/")
             paths = [(), *fields_of(content), *((key,) for key in KNOWN.get(base, ()) if key not in content)]
-            reads = command not in UNREAD.get(base, ())
             for path in dict.fromkeys(paths):
-                for title, value in WRONG.items():
-                    yield Case(
-                        f"{name}: {base} {'.'.join(map(str, path)) or 'whole'} = {title}",
-                        _Make(command, source, options, file, content, path, value),
-                        may_pass(path, title, reads),
-                    )
+                is_first = (command, options[:1], base, path) not in seen and len(path) < 2 or path[-1:] in EVERYWHERE
+                seen.add((command, options[:1], base, path))
+                for number, (title, value) in enumerate(WRONG.items()):
+                    if is_first or (number - turn) % len(WRONG) < FEW:
+                        yield Case(
+                            f"{name}: {base} {'.'.join(map(str, path)) or 'whole'} = {title}",
+                            partial(_make, command, source, options, file, path, value),
+                            may_pass(command, base, path, title, bool(options)),
+                        )
+                turn += 0 if is_first else FEW
     yield from _command_lines()
 
 
-class _Make:
+def _make(
+    command: str, source: Any, options: tuple[str, ...], file: str, path: tuple[Any, ...], value: str, folder: Path
+) -> list[str]:
     """Writes the files of a source with one value replaced; gives the arguments."""
-
-    def __init__(
-        self, command: str, source: Any, options: tuple[str, ...], file: str, content: Any, path: Any, value: str
-    ):
-        self.arguments = (command, *options)
-        self.source, self.file, self.content, self.path, self.value = source, file, content, path, value
-
-    def __call__(self, folder: Path) -> list[str]:
-        write(self.source() | {self.file: replaced(self.content, self.path, self.value)}, folder)
-        command, *options = self.arguments
-        return [command, f"--source={folder / 'in'}", f"--output={folder / 'out'}", *options]
+    files = source()
+    write(files | {file: replaced(json.loads(files[file]), path, value)}, folder)
+    return [command, f"--source={folder / 'in'}", f"--output={folder / 'out'}", *options]
 
 
 ARGUMENTS: Mapping[str, tuple[str, ...]] = {
@@ -313,4 +381,37 @@ def _with_argument(command: str, source: Any, options: tuple[str, ...], argument
     return [command, f"--source={folder / 'in'}", f"--output={folder / 'out'}", *options, argument]
 
 
-__all__ = ["SHORT", "cases"]
+SHORT = (
+    "ernie: config.json whole = deep lists",
+    "ernie: config.json id2label = 10^9",
+    "ernie: config.json num_hidden_layers = 10^6",
+    "ernie: config.json layer_norm_eps = NaN",
+    "ernie: config.json hidden_dropout_prob = -1",
+    "ernie: config.json architectures = 10^23",
+    "ernie: config.json pad_token_id = text",
+    "ernie: config.json task_id = a list",
+    "ernie: config.json init_args = true",
+    "ernie added: added_tokens.json whole = a list",
+    "ernie added: tokenizer_config.json whole = deep objects",
+    "ernie added: special_tokens_map.json unk_token = half a surrogate pair",
+    "ernie back: config.json num_labels = 10^9",
+    "ernie back: config.json num_hidden_layers = 10^6",
+    "ernie back: config.json attn_implementation = 10^23",
+    "ernie back: config.json dtype = text",
+    "ernie back: conversion.json settings = a list",
+    "ernie added back: tokenizer.json added_tokens = 0",
+    "ernie3: ernie_config.json bos_token_id = text",
+    "ernie3 back: config.json branch_num_hidden_layers = 10^6",
+    "ernie3 back: config.json hidden_act = text",
+    "glm130b: config.json rope_theta = 0",
+    "glm130b tokenizer: config.json num_image_tokens = 10^9",
+    "glm130b back: config.json num_hidden_layers = 10^6",
+    "glm130b back: config.json quantization_config = a list",
+    "glm130b int4 back: config.json quantization_config.bits = 2.0",
+    "ernie: --layer-norm-eps='0'",
+    "ernie3: --max-shard-size='1000000000000000000000000'",
+    "ernie3: --num-attention-heads='0'",
+)
+"""Names of a few of all kinds."""
+
+__all__ = ["SHORT", "cases", "spread"]
