@@ -320,7 +320,7 @@ def spread(most: int) -> Iterator[Case]:
 
 def cases() -> Iterator[Case]:
     """All of them: every value in every setting of a file, a few in what is deeper or known from another source."""
-    seen: set[tuple[Any, ...]] = set()
+    seen: set[Any] = set()
     turn = 0
     for name, (command, source, options) in SOURCES.items():
         files = source()
@@ -331,8 +331,9 @@ def cases() -> Iterator[Case]:
             content = json.loads(files[file])
             paths = [(), *fields_of(content), *((key,) for key in KNOWN.get(base, ()) if key not in content)]
             for path in dict.fromkeys(paths):
-                is_first = (command, options[:1], base, path) not in seen and len(path) < 2 or path[-1:] in EVERYWHERE
-                seen.add((command, options[:1], base, path))
+                field = (command, options[:1], base, path)
+                is_first = (field not in seen and len(path) < 2) or path[-1:] in EVERYWHERE
+                seen.add(field)
                 for number, (title, value) in enumerate(WRONG.items()):
                     if is_first or (number - turn) % len(WRONG) < FEW:
                         yield Case(
