@@ -283,12 +283,11 @@ def may_pass(command: str, base: str, path: tuple[Any, ...], value: str, backwar
     ):
         return True
     kind = kind_of(command, name)
-    original = base == "conversion.json" or not backward
-    if kind is None or (backward and name not in IN_CONFIG[command] and not original):
+    if kind is None or (backward and base == "config.json" and name not in IN_CONFIG[command]):
         return True
-    if kind == "size" and original and base == "conversion.json":  # held against nothing there
-        return value in ("10^6", "10^9") and value != "10^9"
-    return value in LEGAL[kind] or (kind == "count" and base == "conversion.json" and value == "10^6")
+    if base == "conversion.json" and kind in ("size", "count"):  # held against nothing there
+        return value == "10^6" or (value == "0" and (kind == "count" or name.endswith("_layers")))
+    return value in LEGAL[kind]
 
 
 SETTINGS_FILES = ("config.json", "model_config.json", "ernie_config.json", "conversion.json")
