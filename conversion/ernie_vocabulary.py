@@ -71,6 +71,12 @@ TOKENIZER_KINDS: Mapping[str, Mapping[str, Kind]] = {
 }
 """File beside a vocabulary -> setting -> what it may be; what the host reads of it."""
 
+NEVER_NULL = (
+    *("do_lower_case", "padding_side", "truncation_side", "model_input_names", "added_tokens_decoder", "init_inputs"),
+    *("added_tokens", "model"),
+)
+"""What of that the host reads without asking whether it is there."""
+
 MAX_UNUSED_IDS = 0.01
 """Ids without a token, as a part of the vocabulary; 20 of 40,000 in the released models."""
 
@@ -111,7 +117,10 @@ def _check_tokenizer_files(folder: Path) -> None:
     for name, kinds in TOKENIZER_KINDS.items():
         path = folder / name
         if path.is_file():
-            check_kinds(read_settings_object(path, str(path)), kinds, path)
+            content = read_settings_object(path, str(path))
+            check_kinds(content, kinds, path)
+            if nulls := [key for key in NEVER_NULL if key in content and content[key] is None]:
+                raise SettingsError(f"{path}: {', '.join(nulls)} is null. Correct the file, or take the key away.")
 
 
 def check_vocabulary(tokenizer: ErnieTokenizer | None, config: ErnieConfig) -> list[str]:
