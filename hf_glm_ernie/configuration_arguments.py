@@ -10,10 +10,11 @@ memory for the layers, positions and labels that a few letters claim.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from transformers import GenerationConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
 
 FROM_A_FILE = ("model_type", "transformers_version")
 # What the host takes beside fields, in the versions that are supported.
@@ -22,8 +23,8 @@ TAKEN_BY_THE_HOST = {
     *("experts_implementation", "per_layer_config", "return_unused_kwargs"),
 }
 
-MAX_LAYERS = 1000
-"""Of one stack; the deepest published models have some 130. A model of so many is built in about three seconds."""
+MAX_LAYERS = 500
+"""Of one stack; the deepest published models have some 130. A model of so many is built in about two seconds."""
 
 MAX_SIZE = 10**8
 """Of a vocabulary, a width, a number of heads; the largest published vocabularies have a million words."""
@@ -31,8 +32,8 @@ MAX_SIZE = 10**8
 MAX_POSITIONS = 2**20
 """Positions for which a table is computed when a model is built."""
 
-MAX_LABELS = 10**6
-"""The host makes a name for each of them."""
+MAX_LABELS = 200_000
+"""The host makes a name for each of them, in about a second."""
 
 DTYPES = ("float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2")
 """What the weights of a model may be, as the host spells it."""
@@ -87,6 +88,19 @@ def check_ranges(config: PreTrainedConfig, ranges: Mapping[str, Range]) -> None:
             raise ValueError(f"{name}={value!r} is not a number {allowed}.")
 
 
+def check_activations(config: PreTrainedConfig, names: Sequence[str]) -> None:
+    """Makes sure that the host has the activations that a config names.
+
+    Raises:
+        ValueError: it has not.
+    """
+    for name in names:
+        if getattr(config, name) not in ACT2FN:
+            raise ValueError(
+                f"{name}={getattr(config, name)!r} is no activation of transformers'; it has {', '.join(ACT2FN)}."
+            )
+
+
 def check_arguments(config: PreTrainedConfig, given: Mapping[str, Any]) -> None:
     """Refuses arguments that are no settings of a config.
 
@@ -137,6 +151,7 @@ __all__ = [
     "PROBABILITY",
     "SIZE",
     "Range",
+    "check_activations",
     "check_arguments",
     "check_ranges",
 ]

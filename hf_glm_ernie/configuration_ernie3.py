@@ -26,6 +26,7 @@ from .configuration_arguments import (
     PROBABILITY,
     SIZE,
     Range,
+    check_activations,
     check_arguments,
     check_ranges,
 )
@@ -256,6 +257,7 @@ class Ernie3Config(PreTrainedConfig):
     def validate_architecture(self) -> None:
         """Checks what the types cannot (called by the host's `@strict` validation)."""
         check_ranges(self, RANGES)
+        check_activations(self, ("hidden_act", "branch_hidden_act"))
         for prefix, sizes in (("", self.universal_sizes), ("branch_", self.branch_sizes)):
             if sizes.width % sizes.num_heads:
                 raise ValueError(

@@ -18,6 +18,7 @@ from .configuration_arguments import (
     PROBABILITY,
     SIZE,
     Range,
+    check_activations,
     check_arguments,
     check_ranges,
 )
@@ -57,11 +58,16 @@ class ErnieTaskConfig(ErnieConfig):
         super().__post_init__(**kwargs)
 
     def validate_ranges(self) -> None:
-        """Checks every number (called by the host's `@strict` validation)."""
+        """Checks every number and the activation (called by the host's `@strict` validation)."""
         check_ranges(self, RANGES)
+        check_activations(self, ("hidden_act",))
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} must divide hidden_size={self.hidden_size}."
+            )
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(
+                f"pad_token_id={self.pad_token_id} has no row in the word embedding of {self.vocab_size} (vocab_size)."
             )
 
     def validate_task_id(self) -> None:

@@ -143,6 +143,20 @@ def test_numbers_of_a_configuration_have_ranges(config: Any, ranges: Mapping[str
                 AutoConfig.for_model(config.model_type, transformers_version="5.0.0", **{name: value})
 
 
+@pytest.mark.parametrize(
+    ("config", "settings"),
+    [
+        (Ernie3Config, {"branch_hidden_act": "twist"}),
+        (ErnieUIEConfig, {"hidden_act": ""}),
+        (ErnieUIEConfig, {"pad_token_id": 30522}),
+        (ErnieUIEConfig, {"num_attention_heads": 5}),
+    ],
+)
+def test_a_configuration_of_which_no_model_can_be_made(config: Any, settings: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, StrictDataclassError), match=next(iter(settings))):
+        config(**settings)
+
+
 @pytest.mark.parametrize("config", [Glm130bConfig, Ernie3Config, ErnieUTCConfig])
 def test_claims_of_a_configuration_neither_hang_nor_fill_the_memory(config: Any, tmp_path: Path) -> None:
     for name, value in (("num_labels", 10**9), ("num_hidden_layers", MAX_LAYERS + 1), ("torch_dtype", "nonsense")):
