@@ -106,7 +106,7 @@ def _add_publish(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = commands.add_parser("publish", help="a Hub repository from a converted or saved folder")
     parser.add_argument("folder", type=Path, help="what a converter or save_pretrained wrote")
     parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="repository on the Hub")
-    parser.add_argument("--output", type=Path, help="folder to be made; must not exist (default: FOLDER_hub)")
+    parser.add_argument("--output", type=parse_output, help="folder to be made; must not exist (default: FOLDER_hub)")
     parser.add_argument("--push", action="store_true", help="send it to the Hub; without this nothing is sent")
     parser.add_argument("--private", action="store_true", help="with --push: make a new repository private")
     parser.add_argument("--license", help="of the weights, as the Hub spells it (default: the released weights')")
@@ -151,7 +151,7 @@ def _add_of_paddle(parser: argparse.ArgumentParser, vocab: str, settings: str, e
 
 def _add_common(parser: argparse.ArgumentParser, source: str) -> None:
     parser.add_argument("--source", type=Path, required=True, help=source)
-    parser.add_argument("--output", type=Path, required=True, help="folder to be made; must not exist")
+    parser.add_argument("--output", type=parse_output, required=True, help="folder to be made; must not exist")
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="default: as stored")
     parser.add_argument(
         "--max-shard-size",
@@ -281,6 +281,17 @@ def parse_size(text: str) -> int:
             f"{text!r} is not a size; write e.g. 5GB, 500MiB or a number of bytes, at most {MAX_SHARD_BYTES:.0e}"
         )
     return size
+
+
+def parse_output(text: str) -> Path:
+    """A folder whose name every library can write to. Raises `argparse.ArgumentTypeError`."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no text in UTF-8, which the tokenizers library asks of a path; choose another"
+        ) from error
+    return Path(text)
 
 
 def parse_count(text: str) -> int:

@@ -16,7 +16,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizer
 import hf_glm_ernie
 
 from .folder_files import RECORD, checksum_table, write_code, write_index, write_json
-from .json_files import read_json
+from .json_files import MAX_SETTINGS_BYTES, read_json
 from .lazy_files import CheckpointError
 from .operations import ConversionError, SettingsError, TensorSpec
 from .safetensors_files import SafetensorsFolder
@@ -193,7 +193,7 @@ def read_config(
     known = {config_class.model_type: config_class for config_class in classes}
     kinds = {**HOST_KINDS, **kinds}
     try:
-        raw = read_json(path)
+        raw = read_json(path, most=MAX_SETTINGS_BYTES)
         if not isinstance(raw, dict) or raw.get("model_type") not in list(known):
             allowed = f"one of {', '.join(known)}" if len(known) > 1 else repr(*known)
             found = shown(raw.get("model_type")) if isinstance(raw, dict) else f"that of a {type(raw).__name__}"
@@ -217,7 +217,7 @@ def check_plain(raw: Mapping[str, Any]) -> None:
     if raw.get("quantization_config"):
         raise ValueError("the weights are quantized; only floating-point weights can be written")
     if len(raw.get("architectures") or []) != 1:
-        raise ValueError(f"architectures should name one class, it is {raw.get('architectures')!r}")
+        raise ValueError(f"architectures should name one class, it is {shown(raw.get('architectures'))}")
 
 
 __all__ = ["ConvertedFolder", "Record", "check_plain", "origin_of_paddle", "read_config", "read_record"]

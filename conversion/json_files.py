@@ -9,32 +9,42 @@ the file.
 import json
 import math
 import re
+import stat
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 MAX_BYTES = 100_000_000
-"""Of a file of settings, an index or a header: the limit of the safetensors library for its header."""
+"""Of an index or a header: the limit of the safetensors library for its header."""
+
+MAX_SETTINGS_BYTES = 20_000_000
+"""Of a file of settings or a tokenizer's: what Python makes of so many brackets takes half a gigabyte."""
 
 MAX_DEPTH = 64
 """Of lists and objects in one another; a configuration has about five."""
 
 
-def read_json(path: Path, unique_names: bool = False) -> Any:
+def read_json(path: Path, unique_names: bool = False, most: int | None = None) -> Any:
     """The content of a JSON file.
 
     Args:
         path: The file.
         unique_names: Whether a name that stands twice in one object is an error, or the last one counts.
+        most: Bytes it may have; default: `MAX_BYTES`.
 
     Raises:
         OSError: it cannot be read.
         ValueError: it is not JSON in UTF-8, or beyond the limits.
     """
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise ValueError(f"{size:,} bytes, the limit is {MAX_BYTES:,}")
-    return parse_json(path.read_bytes(), unique_names)
+    most = MAX_BYTES if most is None else most
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("a folder, a pipe or a device, no file")
+    with path.open("rb") as file:
+        data = file.read(most + 1) if found.st_size <= most else b""  # some systems' files do not tell their size
+    if found.st_size > most or len(data) > most:
+        raise ValueError(f"{max(found.st_size, len(data)):,} bytes, the limit is {most:,}")
+    return parse_json(data, unique_names)
 
 
 def parse_json(data: bytes, unique_names: bool = False) -> Any:
@@ -105,4 +115,4 @@ def _check_depth(content: Any) -> None:
     raise ValueError(f"nested deeper than {MAX_DEPTH}")
 
 
-__all__ = ["MAX_BYTES", "parse_json", "read_json"]
+__all__ = ["MAX_BYTES", "MAX_SETTINGS_BYTES", "parse_json", "read_json"]

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .json_files import read_json
+from .json_files import MAX_SETTINGS_BYTES, read_json
 from .operations import SettingsError, TensorSpec
 from .setting_kinds import Kind
 
@@ -29,7 +29,7 @@ def read_settings_object(path: Path, where: str) -> dict[str, Any]:
         SettingsError: it is no JSON object.
     """
     try:
-        raw = read_json(path)
+        raw = read_json(path, most=MAX_SETTINGS_BYTES)
     except (OSError, ValueError) as error:
         raise SettingsError(f"{where}: cannot be read as JSON ({error})") from error
     if not isinstance(raw, dict):

@@ -198,6 +198,16 @@ def test_numbers_on_the_command_line() -> None:
             main(["ernie3", "--source=x", "--output=y", f"--num-attention-heads={text}"])
 
 
+def test_names_that_are_no_text_are_printed_and_not_written_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ernie", f"--source={tmp_path}/\udcff", f"--output={tmp_path}/out"]) == 1
+    assert "\\udcff" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["ernie", f"--source={tmp_path}", f"--output={tmp_path}/\udcff"])
+    assert "is no text in UTF-8" in capsys.readouterr().err
+
+
 def test_a_configuration_larger_than_its_weights_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,6 +6,7 @@ written down here a second time, independently of the tables; all others may pas
 """
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -222,6 +223,7 @@ LEGAL: Mapping[str, tuple[str, ...]] = {
     "size": (),
     "count": ("0",),
     "rate": ("0",),
+    "deviation": ("0", "1.5", "2.0"),
     "above 0": (),
     "truth": ("true", "false"),
     "word": (),
@@ -238,7 +240,8 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
     "ernie": {
         f"{STACK} vocab_size max_position_embeddings num_hidden_layers": "size",
         "type_vocab_size task_type_vocab_size task_id": "count",
-        f"{RATES} initializer_range": "rate",
+        RATES: "rate",
+        "initializer_range": "deviation",
         "layer_norm_eps": "above 0",
         "use_task_id": "truth",
         "hidden_act pool_act": "word",
@@ -249,14 +252,16 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
     "ernie3": {
         f"{STACK} vocab_size max_position_embeddings num_hidden_layers num_sharing_layers": "size",
         " ".join(f"branch_{name}" for name in (*STACK.split(), "num_hidden_layers")): "size",
-        f"{RATES} branch_hidden_dropout_prob branch_attention_probs_dropout_prob initializer_range": "rate",
+        f"{RATES} branch_hidden_dropout_prob branch_attention_probs_dropout_prob": "rate",
+        "initializer_range": "deviation",
         "layer_norm_eps": "above 0",
         "hidden_act branch_hidden_act recurrence": "word",
         "bos_token_id pad_token_id end_token_id mask_token_id": "id or none",
     },
     "glm130b": {
         f"{STACK} vocab_size num_hidden_layers max_sequence_length num_layers inner_hidden_size": "size",
-        "hidden_dropout attention_dropout initializer_range embedding_gradient_shrink": "rate",
+        "hidden_dropout attention_dropout embedding_gradient_shrink": "rate",
+        "initializer_range": "deviation",
         "layer_norm_eps layernorm_epsilon rope_theta": "above 0",
         "rotary_dtype": "word",
         "mask_token_id gmask_token_id sop_token_id": "id",
@@ -374,6 +379,33 @@ def _command_lines() -> Iterator[Case]:
                     f"{name}: {flag}={value[:30]!r}",
                     partial(_with_argument, command, source, options, f"{flag}={value}"),
                 )
+
+    for name, (command, source, options) in SOURCES.items():
+        yield Case(
+            f"{name}: a folder whose name is no text", partial(_in_strange_folder, command, source, options), True
+        )
+        for title in ("a pipe", "a folder", "a device", "a link to itself"):
+            yield Case(f"{name}: its settings are {title}", partial(_no_file, command, source, options, title), True)
+
+
+def _in_strange_folder(command: str, source: Any, options: tuple[str, ...], folder: Path) -> list[str]:
+    strange = folder / "of \udcff"
+    write(source(), strange)
+    return [command, f"--source={strange / 'in'}", f"--output={strange / 'out'}", *options]
+
+
+def _no_file(command: str, source: Any, options: tuple[str, ...], what: str, folder: Path) -> list[str]:
+    write(source(), folder)
+    names = ("config.json", "model_config.json", "ernie_config.json")
+    path = next(folder / "in" / name for name in names if (folder / "in" / name).exists())
+    path.unlink()
+    if what == "a pipe":
+        os.mkfifo(path)
+    elif what == "a folder":
+        path.mkdir()
+    else:
+        path.symlink_to("/dev/zero" if what == "a device" else path)
+    return [command, f"--source={folder / 'in'}", f"--output={folder / 'out'}", *options]
 
 
 def _with_argument(command: str, source: Any, options: tuple[str, ...], argument: str, folder: Path) -> list[str]:
