@@ -160,7 +160,8 @@ def _configure(
     settings = read_settings(options.settings or _beside(source, "config.json"))
     if (images := settings.num_image_tokens or 0) > sizes.vocab_size:
         raise SettingsError(
-            f"num_image_tokens is {images}, and the weights have {sizes.vocab_size} words in all. Correct it in --config."
+            f"num_image_tokens is {images}, and the weights have {sizes.vocab_size} words in all. Correct it in "
+            "--config."
         )
     tokenizer_model = _find_tokenizer_model(source, options.tokenizer_model)
     tokenizer = None if tokenizer_model is None else _load_tokenizer(tokenizer_model, settings.num_image_tokens)
