@@ -245,7 +245,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "initializer_range": "deviation",
         "layer_norm_eps": "above 0",
         "use_task_id": "truth",
-        "hidden_act pool_act": "word",
+        "hidden_act": "word",
         "pad_token_id": "id",
         "id2label": "names",
         "label2id": "ids of names",
