@@ -71,7 +71,7 @@ def read_record(folder: Path, source: Mapping[str, Kind], settings: Mapping[str,
         raw = read_settings_object(path, str(path))
         if not source.keys() <= raw.keys():
             return None
-        check_kinds(raw, source | {"dropped": either(TEXTS, TEXT_OF_TEXTS)}, path)
+        check_kinds(raw, {**source, "dropped": either(TEXTS, TEXT_OF_TEXTS)}, path)
         missing = [key for key in source if raw[key] is None]
         if missing:
             raise SettingsError(f"{path}: {', '.join(missing)} is null")

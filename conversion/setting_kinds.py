@@ -107,7 +107,8 @@ RATES: Mapping[str, Kind] = {
     "initializer_range": number(DEVIATION),
     "layer_norm_eps": number(EPSILON),
 }
-HOST_KINDS: Mapping[str, Kind] = LABELS | {
+HOST_KINDS: Mapping[str, Kind] = {
+    **LABELS,
     "architectures": TEXTS,
     "model_type": TEXT,
     "dtype": one_of(DTYPES),

@@ -15,6 +15,7 @@ from transformers import AutoConfig, ErnieConfig
 
 from conversion import ernie3_settings, ernie_settings, glm130b_settings
 from conversion.__main__ import main, parse_eps, parse_size
+from conversion.ernie_files import check_config
 from conversion.ernie_vocabulary import TOKENIZER_KINDS
 from conversion.folder_files import write_json
 from conversion.operations import SettingsError, TensorSpec
@@ -120,6 +121,14 @@ def test_claims_are_held_against_tensors() -> None:
     for rows, held_labels in ((3, 3), (1, None)):  # one row: multiple choice, too, where labels are of no use
         specs = {"classifier.weight": TensorSpec((rows, 2), torch.float32)}
         assert ernie_settings.held_sizes(specs).get("num_labels") == held_labels
+
+
+@pytest.mark.parametrize("key", ["is_decoder", "add_cross_attention"])
+def test_decoders_are_not_written_as_encoders(key: str) -> None:
+    raw = {"architectures": ["ErnieModel"]}
+    check_config(raw | {key: False})
+    with pytest.raises(ValueError, match=f"{key} is true"):
+        check_config(raw | {key: True})
 
 
 # Configurations
