@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import math
 import os
 import re
 import signal
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 
+from hf_glm_ernie.configuration_arguments import EPSILON
 from hf_glm_ernie.planner.devices import parse_size as parse_amount
 
 from . import ernie, ernie3, glm130b
@@ -33,6 +35,8 @@ from .publish_source import PublishError, read_source
 from .state_map import ConversionError
 from .verify import verify_file
 
+MAX_SHARD_BYTES = 10**15
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command.
@@ -41,9 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0 done, 1 refused (the reason is on stderr), 128 and the signal's number if it was interrupted
         (130 by Ctrl-C).
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name may have no spelling in the terminal's encoding
     options = build_parser().parse_args(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a path may have no spelling in the terminal's encoding
     try:
         with interruptible():
             return _status_of(options)
@@ -124,7 +129,7 @@ def _add_publish(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = commands.add_parser("publish", help="a Hub repository from a converted or saved folder")
     parser.add_argument("folder", type=Path, help="what a converter or save_pretrained wrote")
     parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="repository on the Hub")
-    parser.add_argument("--output", type=Path, help="folder to be made; must not exist (default: FOLDER_hub)")
+    parser.add_argument("--output", type=parse_output, help="folder to be made; must not exist (default: FOLDER_hub)")
     parser.add_argument("--push", action="store_true", help="send it to the Hub; without this nothing is sent")
     parser.add_argument("--private", action="store_true", help="with --push: make a new repository private")
     parser.add_argument("--license", help="of the weights, as the Hub spells it (default: the released weights')")
@@ -152,7 +157,10 @@ def _add_ernie3(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     for stack in ("", "branch-"):
         parser.add_argument(
-            f"--{stack}num-attention-heads", type=int, metavar="N", help="default: the settings', or of size 64"
+            f"--{stack}num-attention-heads",
+            type=parse_count,
+            metavar="N",
+            help="default: the settings', or of size 64",
         )
     parser.add_argument("--reverse", action="store_true", help="write a static graph's files from a converted folder")
     parser.set_defaults(run=partial(_run_ernie3, parser))
@@ -161,12 +169,12 @@ def _add_ernie3(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 def _add_of_paddle(parser: argparse.ArgumentParser, vocab: str, settings: str, eps: str) -> None:
     parser.add_argument("--vocab", type=Path, help=f"{vocab} (default: the one beside the weights, if there)")
     parser.add_argument("--config", type=Path, help=f"JSON settings (default: {settings})")
-    parser.add_argument("--layer-norm-eps", type=float, metavar="EPS", help=f"of every LayerNorm (default: {eps})")
+    parser.add_argument("--layer-norm-eps", type=parse_eps, metavar="EPS", help=f"of every LayerNorm (default: {eps})")
 
 
 def _add_common(parser: argparse.ArgumentParser, source: str) -> None:
     parser.add_argument("--source", type=Path, required=True, help=source)
-    parser.add_argument("--output", type=Path, required=True, help="folder to be made; must not exist")
+    parser.add_argument("--output", type=parse_output, required=True, help="folder to be made; must not exist")
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="default: as stored")
     parser.add_argument(
         "--max-shard-size",
@@ -197,13 +205,13 @@ def _run_glm130b(parser: argparse.ArgumentParser, options: argparse.Namespace) -
 
 
 def _run_ernie(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    if options.reverse and (options.vocab or options.config or options.task or options.layer_norm_eps):
+    if options.reverse and (options.vocab or options.config or options.task or options.layer_norm_eps is not None):
         parser.error("--vocab, --config, --task and --layer-norm-eps are for the conversion from PaddleNLP's format")
     forward = partial(
         ernie.ForwardOptions,
         vocab=options.vocab,
         task=options.task,
-        layer_norm_eps=options.layer_norm_eps or LAYER_NORM_EPS,
+        layer_norm_eps=LAYER_NORM_EPS if options.layer_norm_eps is None else options.layer_norm_eps,
     )
     _run(options, ernie.plan_forward, forward, ernie.plan_reverse)
 
@@ -288,11 +296,43 @@ def parse_size(text: str) -> int:
     """Bytes from "5GB" (10^9 each), "500MiB" (2^20 each) or a plain number. Raises `argparse.ArgumentTypeError`."""
     number, unit = re.fullmatch(r"([\d.]*)\s*(.*)", text.strip(), flags=re.DOTALL).groups()  # type: ignore[union-attr]  # it matches any text
     try:
-        return parse_amount(number + (unit.upper().replace("IB", "iB") or "B"), "size")
-    except ValueError as error:
+        size = parse_amount(number + (unit.upper().replace("IB", "iB") or "B"), "size")
+    except (ValueError, OverflowError):
+        size = 0
+    if not 1 <= size <= MAX_SHARD_BYTES:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a size; write e.g. 5GB, 500MiB or a number of bytes"
+            f"{text!r} is not a size; write e.g. 5GB, 500MiB or a number of bytes, at most {MAX_SHARD_BYTES:.0e}"
+        )
+    return size
+
+
+def parse_output(text: str) -> Path:
+    """A folder whose name every library can write to. Raises `argparse.ArgumentTypeError`."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no text in UTF-8, which the tokenizers library asks of a path; choose another"
         ) from error
+    return Path(text)
+
+
+def parse_count(text: str) -> int:
+    """A whole number above 0. Raises `argparse.ArgumentTypeError`."""
+    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def parse_eps(text: str) -> float:
+    """The epsilon of a LayerNorm. Raises `argparse.ArgumentTypeError`."""
+    try:
+        eps = float(text)
+    except ValueError:
+        eps = math.nan
+    if not EPSILON.holds(eps):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number {EPSILON}, such as 1e-12")
+    return eps
 
 
 if __name__ == "__main__":

@@ -31,7 +31,17 @@ from .ernie_names import (
     state_of_training,
     with_prefix,
 )
-from .ernie_settings import CONFIG_CLASSES, LAYER_NORM_EPS, Settings, Sizes, build_config, read_settings
+from .ernie_settings import (
+    CONFIG_CLASSES,
+    KINDS,
+    LAYER_NORM_EPS,
+    Settings,
+    Sizes,
+    build_config,
+    check_buildable,
+    held_sizes,
+    read_settings,
+)
 from .ernie_vocabulary import (
     check_highest_id,
     check_vocabulary,
@@ -49,6 +59,7 @@ from .operations import WHOLE, SameAs, SettingsError, Shape, TensorSpec, matrix_
 from .paddle_files import open_paddle_source
 from .paddle_pickle import PaddleArchive
 from .safetensors_files import SafetensorsFolder
+from .setting_kinds import OBJECT, TEXT
 from .state_map import StateMap
 from .writer import plan_shards
 
@@ -139,14 +150,14 @@ def plan_reverse(source: Path, dtype: torch.dtype | None, expected: ExpectedShap
     """
     beside = files_beside(source, source / RECORD)
     classes: list[type[ErnieConfig]] = [ErnieConfig, *CONFIG_CLASSES.values()]
-    config, raw = read_config(source, classes, "an ERNIE encoder", check_config)
+    config, raw, checkpoint = read_config(source, classes, "an ERNIE encoder", check_config, KINDS, held_sizes)
+    check_buildable(config, source / "config.json")
     architecture = raw["architectures"][0]
     task = find_task(architecture)
     if task is None:
         known = ", ".join(task.architecture for task in TASKS)
         raise CheckpointError(f"{source}: a {architecture}, which PaddleNLP does not have; known are {known}")
-    checkpoint = SafetensorsFolder(source)
-    record = read_record(source, kind=str, original_class=str, settings=dict)
+    record = read_record(source, {"kind": TEXT, "original_class": TEXT, "settings": OBJECT}, KINDS)
     tokenizer = load_tokenizer(source, None)
     repeated = repeated_rows(tokenizer, {})
     table = task.table(getattr(config, "task_id", 0) if config.use_task_id else 0, repeated)

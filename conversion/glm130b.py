@@ -17,6 +17,7 @@ import torch
 
 from hf_glm_ernie.configuration_glm130b import Glm130bConfig
 from hf_glm_ernie.modeling_glm130b import HUB_CLASSES
+from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
 from hf_glm_ernie.tokenization_glm130b import Glm130bTokenizer
 from hf_glm_ernie.weight_only import METHOD
 
@@ -31,13 +32,14 @@ from .glm130b_quantized import (
     plan_splitting,
     without_quantized,
 )
-from .glm130b_settings import Sizes, build_config, read_settings, released_sizes
+from .glm130b_settings import CONFIG_KINDS, Sizes, build_config, held_sizes, read_settings, released_sizes
 from .job import ExpectedShapes, Job
 from .job import ForwardOptions as CommonOptions
 from .lazy_files import CheckpointError
 from .operations import Concat, Drop, Operation, Replicated, SettingsError, Shape, Split, SplitGlu, SplitQkv, Tied
 from .rank_files import RankCheckpoint
 from .safetensors_files import SafetensorsFolder
+from .setting_kinds import TEXT
 from .source_file import SideFiles
 from .state_map import Row, StateMap, pair
 from .writer import TorchArchive, plan_shards
@@ -161,6 +163,11 @@ def _configure(
 ) -> tuple[Glm130bConfig, Glm130bTokenizer | None, list[str]]:
     """The model's configuration, its tokenizer if there is one, and notices on both."""
     settings = read_settings(options.settings or _beside(source, "config.json"))
+    if (images := settings.num_image_tokens or 0) > sizes.vocab_size:
+        raise SettingsError(
+            f"num_image_tokens is {images}, and the weights have {sizes.vocab_size} words in all. Correct it in "
+            "--config."
+        )
     tokenizer_model = _find_tokenizer_model(source, options.tokenizer_model)
     tokenizer = None if tokenizer_model is None else _load_tokenizer(tokenizer_model, settings.num_image_tokens)
     config, notices = build_config(sizes, ranks, settings, tokenizer)
@@ -182,8 +189,9 @@ def plan_reverse(source: Path, ranks: int, dtype: torch.dtype | None, expected: 
         ConversionError: anything about the folder that does not fit, or a degree that does not divide.
     """
     beside = SideFiles.of(source / "config.json", source / RECORD)
-    config, _ = read_config(source, [Glm130bConfig], "a converted GLM-130B folder", _check_config)
-    checkpoint = SafetensorsFolder(source)
+    config, _, checkpoint = read_config(
+        source, [Glm130bConfig], "a converted GLM-130B folder", _check_config, CONFIG_KINDS, held_sizes
+    )
     _check_degree(ranks, config)
     split = Split(ranks, config.num_attention_heads)
     bits = (getattr(config, "quantization_config", None) or {}).get("bits")
@@ -233,11 +241,11 @@ def _check_degree(ranks: int, config: Glm130bConfig) -> None:
 
 def _read_iteration(source: Path) -> tuple[str, list[str]]:
     """The iteration a folder was converted from, or the released one, and notices on its record."""
-    record = read_record(source, iteration=str)
+    record = read_record(source, {"iteration": TEXT})
     if record is None:
         return DEFAULT_ITERATION, [f"no conversion.json: written as iteration {DEFAULT_ITERATION}, the released one"]
     iteration: str = record.source["iteration"]
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", iteration) or iteration == "latest":
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}", iteration) or iteration == "latest":
         raise CheckpointError(
             f"{source / 'conversion.json'}: names the iteration {iteration!r}, which is not a folder name. Correct it."
         )
@@ -345,6 +353,8 @@ def _check_config(raw: Mapping[str, Any]) -> None:
             f"the weights are quantized by {quantization.get('quant_method')!r}; the released format holds "
             f"floating-point weights and those of {METHOD!r}"
         )
+    if quantization:
+        WeightOnlyConfig.from_dict(quantization)
     if not raw.get("tie_word_embeddings", True):
         raise ValueError(
             "tie_word_embeddings is false, and the released format has no place for a separate output projection"

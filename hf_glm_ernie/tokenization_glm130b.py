@@ -34,6 +34,7 @@ from .tokenization_icetext import (
     SPECIAL_TOKENS,
     IceTextEncoder,
     Piece,
+    check_layout,
     eos_token,
     pad_token,
     parse_ice_text,
@@ -137,6 +138,7 @@ class Glm130bTokenizer(ChatTemplateMixin, RowsBackend):
         add_dummy_prefix: bool = True,
         **kwargs: Any,
     ) -> None:
+        check_layout(num_image_tokens, max_blank_length)
         layout: dict[str, Any] = {
             "num_image_tokens": num_image_tokens,
             "max_blank_length": max_blank_length,

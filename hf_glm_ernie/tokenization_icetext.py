@@ -34,6 +34,10 @@ LINE_BREAK = "<n>"
 TAB = "<|tab|>"
 SPACE = "\u2581"
 
+# Every piece is made when a vocabulary is opened, and a run of spaces is a step of the library's normalizer.
+MAX_IMAGE_TOKENS = 200_000
+MAX_BLANK_LENGTH = 1000
+
 # Values of sentencepiece's ModelProto.SentencePiece.Type and TrainerSpec.ModelType.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
 UNIGRAM, BPE, WORD, CHAR = 1, 2, 3, 4
@@ -126,6 +130,21 @@ def unk_token(proto: Any) -> str:
     return next(piece.piece for piece in proto.pieces if piece.type == UNKNOWN)
 
 
+def check_layout(num_image_tokens: Any, max_blank_length: Any) -> None:
+    """Makes sure that so many pieces can be made.
+
+    Raises:
+        ValueError: one of both is no whole number, or not within its limits.
+    """
+    limits = ((num_image_tokens, 0, MAX_IMAGE_TOKENS), (max_blank_length, 2, MAX_BLANK_LENGTH))
+    if not all(type(value) is int and least <= value <= most for value, least, most in limits):
+        raise ValueError(
+            f"num_image_tokens={num_image_tokens!r} must be 0 or more (20000 as released, at most "
+            f"{MAX_IMAGE_TOKENS}), and max_blank_length={max_blank_length!r} 2 or more (80 as released, at most "
+            f"{MAX_BLANK_LENGTH}), both whole numbers."
+        )
+
+
 def appended_pieces(max_blank_length: int, byte_fallback: bool, special: bool) -> list[tuple[str, int]]:
     """The pieces that follow the base model's, in order, each with its type.
 
@@ -157,11 +176,7 @@ def extend_ice_text(
     Raises:
         ValueError: an argument is out of range, or a piece to be added is in the model already.
     """
-    if num_image_tokens < 0 or max_blank_length < 2:
-        raise ValueError(
-            f"num_image_tokens={num_image_tokens} must be 0 or more (20000 as released), and max_blank_length="
-            f"{max_blank_length} 2 or more (80 as released)."
-        )
+    check_layout(num_image_tokens, max_blank_length)
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # generated
     for index in range(num_image_tokens):
         proto.pieces.add(piece=f"<image_{index}>", score=0.0, type=CONTROL)

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterator
 
+from . import settings_cases
 from .case import Case
 
-THEMES: dict[str, Callable[[int], Iterator[Case]]] = {}
+THEMES: dict[str, Callable[[int], Iterator[Case]]] = {"settings": settings_cases.spread}
 
 __all__ = ["THEMES"]
