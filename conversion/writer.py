@@ -272,23 +272,7 @@ def stream(
     scratch = Scratch(block_bytes)
     buffers: list[torch.Tensor | None] = [None, None]
     pending: deque[Future[None]] = deque()
-    write_behind = WriteBehind(block_bytes)
-    checksum = 0
-    is_sound = True
-
-    def write(task: Task, data: torch.Tensor, offset: int, first: bool, last: bool) -> None:
-        nonlocal checksum, is_sound
-        if not is_sound:  # the block before was not written, so this one must not complete its tensor
-            return
-        is_sound = False
-        view = as_buffer(data)
-        checksum = zlib.crc32(view, 0 if first else checksum)
-        pwrite_all(task.descriptor, view, offset)
-        write_behind.wrote(task, offset, len(view))
-        on_bytes(len(view))
-        if last:
-            on_tensor(task, checksum)
-        is_sound = True
+    write = _BlockWriter(on_bytes, on_tensor, block_bytes)
 
     with _one_copy_thread(), ThreadPoolExecutor(max_workers=1) as pool:
         number = 0
@@ -307,13 +291,39 @@ def stream(
                 last = stop * spec.row_nbytes == spec.nbytes
                 if last:
                     source.check(sources_of(task.tensor))
-                pending.append(pool.submit(write, task, buffer[:nbytes], offset, start == 0, last))
+                pending.append(pool.submit(write.block, task, buffer[:nbytes], offset, start == 0, last))
             for used in sources_of(task.tensor):
                 uses[used] -= 1
                 if not uses[used]:
                     source.forget(*used)
         while pending:
             pending.popleft().result()
+
+
+class _BlockWriter:
+    """Writes the blocks of one tensor after the other, in the writing thread; the arguments are those of `stream`."""
+
+    def __init__(
+        self, on_bytes: Callable[[int], object], on_tensor: Callable[[Task, int], None], block_bytes: int
+    ) -> None:
+        self._on_bytes, self._on_tensor = on_bytes, on_tensor
+        self._write_behind = WriteBehind(block_bytes)
+        self._checksum = 0
+        self._is_sound = True
+
+    def block(self, task: Task, data: torch.Tensor, offset: int, first: bool, last: bool) -> None:
+        """Writes a block at an offset; after the last of a tensor, says so."""
+        if not self._is_sound:  # the block before was not written, so this one must not complete its tensor
+            return
+        self._is_sound = False
+        view = as_buffer(data)
+        self._checksum = zlib.crc32(view, 0 if first else self._checksum)
+        pwrite_all(task.descriptor, view, offset)
+        self._write_behind.wrote(task, offset, len(view))
+        self._on_bytes(len(view))
+        if last:
+            self._on_tensor(task, self._checksum)
+        self._is_sound = True
 
 
 class WriteBehind:
