@@ -1,6 +1,6 @@
 """Paddle's `.pdparams`, a pickle of {name: numpy array}: read and written without Paddle and without running pickles.
 
-`paddle_unpickler` works out what the pickle describes; here its arrays become tensors of a mapped file. Arrays whose
+`pickle_symbols` works out what the pickle describes; here its arrays become tensors of a mapped file. Arrays whose
 bytes the file holds as text (protocols 0 to 2: Python 2 had no bytes) or in several slices (protocols 2 and 3 end at
 4 GB) do not lie anywhere as they are; they are put together in memory, one at a time, when they are asked for.
 
@@ -22,12 +22,11 @@ import torch
 
 from .lazy_files import CheckpointError, LazyFile, StoredTensor, checked_spec, row_major
 from .operations import TensorSpec
-from .paddle_unpickler import (
+from .paddle_unpickler import NUMPY_DTYPES, PADDLE, ArraySymbol
+from .pickle_symbols import (
     CHUNK_BYTES,
     DAMAGE,
     MAX_TEXT_BYTES,
-    NUMPY_DTYPES,
-    ArraySymbol,
     Entries,
     Literal,
     NameSymbol,
@@ -169,7 +168,7 @@ def _open_pickle(path: Path) -> Iterator[Any]:
         raise CheckpointError(f"{path}: {other}")
     with path.open("rb") as file:
         try:
-            yield describe(file, path.stat().st_size)
+            yield describe(file, path.stat().st_size, PADDLE)
         except CheckpointError:
             raise
         except PickleRefusal as refusal:
