@@ -28,6 +28,7 @@ NUMPY_DTYPES = {
     "b1": torch.bool,
 }
 
+
 @dataclass(slots=True)
 class DtypeSymbol(Symbol):
     """A numpy dtype; its byte order arrives after it was made."""

@@ -62,9 +62,11 @@ class Symbol:
     __slots__ = ()
 
     def __call__(self, *args: Any) -> Any:
+        """Refused."""
         raise PickleRefusal("calls something that is no function")
 
     def __setstate__(self, state: Any) -> None:
+        """Refused."""
         raise PickleRefusal("sets the state of something that is no array")
 
 
