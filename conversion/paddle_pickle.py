@@ -36,6 +36,7 @@ from .pickle_symbols import (
     unquote,
 )
 from .state_map import PlannedTensor
+from .tensor_names import check_names
 from .writer import OutputFile, WriteError
 
 NAME_TABLE = "StructuredToParameterName@@"
@@ -141,6 +142,7 @@ def open_pdparams(path: Path) -> PaddlePickle:
     """
     with _open_pickle(path) as value:
         contents = _Contents(path, value)
+    check_names(contents.tensors, path)
     return PaddlePickle(path, contents)
 
 

@@ -1,13 +1,14 @@
-"""What a file may call its tensors: names that end up in messages, in JSON and, of static variables, as files."""
+"""What a file may call its tensors, and how many there may be: names end up in messages, in JSON, as files."""
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 
 from .lazy_files import CheckpointError
 
 MAX_NAME_CHARACTERS = 512
-MAX_TENSORS = 50_000
-"""In one file; GLM-130B has 842 in a rank, ERNIE 3.0's 10B 1,179."""
+MAX_TENSORS = 20_000
+"""In a file or a folder; GLM-130B has 842 in a rank, ERNIE 3.0's 10B 1,179."""
 
 
 def check_names(names: Collection[str], path: Path) -> None:
@@ -30,4 +31,22 @@ def check_names(names: Collection[str], path: Path) -> None:
             )
 
 
-__all__ = ["MAX_NAME_CHARACTERS", "MAX_TENSORS", "check_names"]
+def entries(folder: Path) -> list[str]:
+    """The sorted names in a folder that may hold a checkpoint.
+
+    Raises:
+        CheckpointError: so many that it is none.
+    """
+    names = []
+    with os.scandir(folder) as found:
+        for entry in found:
+            names.append(entry.name)
+            if len(names) > MAX_TENSORS:
+                raise CheckpointError(
+                    f"{folder}: more than {MAX_TENSORS:,} files, so not a checkpoint's folder. Pass the folder that "
+                    "holds the weights alone."
+                )
+    return sorted(names)
+
+
+__all__ = ["MAX_NAME_CHARACTERS", "MAX_TENSORS", "check_names", "entries"]

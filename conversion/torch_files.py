@@ -1,9 +1,9 @@
 """The headers of torch's pickles: `torch.save` archives of {member: {name: tensor}}.
 
-torch itself does not see the file: `torch.load(weights_only=True)` calls what a pickle asks for, `bytearray(6 * 10**9)`
-among it, and its reader of archives, which is C++, believes them: a `byteorder` record that says `big` ends the
-process. Here the archive's directory is read by `torch_zip`, the pickle by `pickle_symbols`, and a tensor is a place in
-the file that both agree on. Nothing in a pickle is executed.
+torch itself does not see the file: `torch.load(weights_only=True)` calls what a pickle asks for, a `bytearray` of
+6 GB among it, and its reader of archives, which is C++, believes them: a `byteorder` record that says `big` ends the
+process. Here the archive's directory is read by `torch_zip`, the pickle by `pickle_symbols`, and a tensor is a place
+in the file that both agree on. Nothing in a pickle is executed.
 """
 
 import io
