@@ -19,7 +19,7 @@ MAX_CHARACTERS_PER_WORD = 100  # a longer word is unknown
 
 MAX_BYTES = 10_000_000
 """Of a vocabulary file; the released ones have up to 0.4 MB."""
-MAX_IDS = 250_000
+MAX_IDS = 150_000
 """One above the highest id; the released vocabularies have 40,000."""
 MAX_TOKEN_CHARACTERS = 512
 MAX_TOKENIZER_BYTES = 50_000_000
