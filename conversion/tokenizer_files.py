@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .json_files import read_json
+from .json_files import parse_json
 from .operations import SettingsError
 
 TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS = (
@@ -16,7 +16,11 @@ TOKENIZER_CONFIG, SPECIAL_TOKENS, ADDED_TOKENS = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+TOKENIZER = "tokenizer.json"
+CHAT_TEMPLATE = "chat_template.jinja"
 MAX_BYTES = 5_000_000
+MAX_TOKENIZER_BYTES = 50_000_000
+"""Of a `tokenizer.json`, which takes some 40 bytes for each token."""
 MAX_ADDED_TOKENS = 2000
 MAX_TOKEN_CHARACTERS = 512
 MAX_ID = 10**7
@@ -43,6 +47,10 @@ def check_tokenizer_files(folder: Path) -> None:
             if wanted is not None and value is not None and not wanted[0](value):
                 raise SettingsError(f"{path}: {key} is {value!r}; it should be {wanted[1]}. Correct the file.")
     read_added_tokens(folder)
+    _read_object(folder / TOKENIZER, MAX_TOKENIZER_BYTES)
+    template = folder / CHAT_TEMPLATE
+    if template.is_file() and template.stat().st_size > MAX_BYTES:
+        raise SettingsError(f"{template}: {template.stat().st_size:,} bytes, the limit is {MAX_BYTES:,}.")
 
 
 def read_added_tokens(folder: Path) -> dict[str, int]:
@@ -63,14 +71,14 @@ def read_added_tokens(folder: Path) -> dict[str, int]:
     return added
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def _read_object(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:
     """The content of a JSON file; nothing if there is none."""
     if not path.is_file():
         return {}
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError(f"{path.stat().st_size:,} bytes, the limit is {MAX_BYTES:,}")
-        content = read_json(path)
+        if path.stat().st_size > most:
+            raise ValueError(f"{path.stat().st_size:,} bytes, the limit is {most:,}")
+        content = parse_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise SettingsError(f"{path}: cannot be read as JSON ({error})") from error
     if not isinstance(content, dict):
@@ -93,7 +101,7 @@ def _wanted(key: str) -> tuple[Callable[[Any], bool], str] | None:
     if key.endswith("_token"):
         return _is_special, "a token"
     if key in ("additional_special_tokens", "extra_special_tokens"):
-        return lambda value: isinstance(value, list) and _are_special(value), "a list of tokens"
+        return lambda value: _are_special(list(value.values()) if isinstance(value, dict) else value), "tokens"
     if key == "added_tokens_decoder":
         return _is_decoder, "an object of ids and tokens"
     if key == "model_input_names":
@@ -113,8 +121,8 @@ def _is_special(value: Any) -> bool:
     return _is_token(value.get("content")) and all(isinstance(option, bool) for option in options.values())
 
 
-def _are_special(values: list[Any]) -> bool:
-    return len(values) <= MAX_ADDED_TOKENS and all(map(_is_special, values))
+def _are_special(values: Any) -> bool:
+    return isinstance(values, list) and len(values) <= MAX_ADDED_TOKENS and all(map(_is_special, values))
 
 
 def _is_decoder(value: Any) -> bool:
