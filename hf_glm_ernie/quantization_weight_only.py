@@ -32,6 +32,7 @@ from transformers.utils import logging
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from .weight_only import METHOD, check_bits, check_groups, check_scales, quantize, storage_shape, to_storage
+from .weight_only_cpu import cpu_kernel_is_ready
 from .weight_only_linear import WeightOnlyLinear
 
 logger = logging.get_logger(__name__)
@@ -304,6 +305,8 @@ class WeightOnlyQuantizer(HfQuantizer):
                 module.weight_scale.requires_grad_(False)
             elif type(module) is nn.Linear:
                 _check_plain(name, module)
+        if any(isinstance(m, WeightOnlyLinear) and m.weight.device.type == "cpu" for m in model.modules()):
+            cpu_kernel_is_ready()  # where it is asked for, now is the time to compile it, not the first product
         return model
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:

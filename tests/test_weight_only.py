@@ -433,8 +433,8 @@ def test_an_unknown_packing_of_torch_is_not_used(monkeypatch: pytest.MonkeyPatch
 @pytest.fixture
 def cpu_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     missing = weight_only_cpu.missing_features()
-    if missing or shutil.which("ninja") is None or shutil.which("c++") is None:
-        pytest.skip(f"the CPU kernel needs {', '.join(missing) or 'a C++ compiler and ninja'}")
+    if missing or shutil.which("c++") is None:
+        pytest.skip(f"the CPU kernel needs {', '.join(missing) or 'a C++ compiler'}")
     monkeypatch.setitem(weight_only_cpu._state, "built", False)  # and so it is again for the other tests
     weight_only_cpu.build_cpu_kernel()
 
