@@ -54,6 +54,7 @@ from .ernie_vocabulary import (
 from .folder_files import RECORD, main_dtype, notices_on_left_out
 from .job import ExpectedShapes, Job
 from .job import ForwardOptions as CommonOptions
+from .layer_numbers import without_gaps
 from .lazy_files import CheckpointError, TensorFiles, matrix_shape_of
 from .operations import WHOLE, SameAs, SettingsError, Shape, TensorSpec, matrix_shape
 from .paddle_files import open_paddle_source
@@ -247,10 +248,7 @@ def read_sizes(specs: Mapping[str, TensorSpec], where: object) -> Sizes:
     """
     matrix = partial(matrix_shape_of, specs, where=where)
     layers = {layer for name in specs if (layer := layer_of(name)) is not None}
-    gaps = sorted(set(range(max(layers, default=0))) - layers)
-    if not layers or gaps:
-        missing = ", ".join(map(str, gaps)) or "all"
-        raise CheckpointError(f"{where}: layers are missing ({missing}). Take the complete checkpoint.")
+    num_hidden_layers = without_gaps(layers, "encoder.layers.*", where)
     embeddings = f"{PREFIX}embeddings."
     words, positions = matrix(PREFIX + WORD_EMBEDDINGS), matrix(f"{embeddings}position_embeddings.weight")
     types, tasks = f"{embeddings}token_type_embeddings.weight", PREFIX + TASK_EMBEDDINGS
@@ -260,7 +258,7 @@ def read_sizes(specs: Mapping[str, TensorSpec], where: object) -> Sizes:
         max_position_embeddings=positions[0],
         type_vocab_size=matrix(types)[0] if types in specs else 0,
         task_type_vocab_size=matrix(tasks)[0] if tasks in specs else 0,
-        num_hidden_layers=max(layers) + 1,
+        num_hidden_layers=num_hidden_layers,
         intermediate_size=matrix(f"{PREFIX}encoder.layers.0.linear1.weight")[1],
         num_labels=matrix(CLASSIFIER)[1] if CLASSIFIER in specs else 0,
     )

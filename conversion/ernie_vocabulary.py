@@ -11,76 +11,15 @@ from pathlib import Path
 
 from transformers import ErnieConfig
 
-from hf_glm_ernie.configuration_arguments import Range
 from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
 
 from .ernie_settings import SETTINGS_FILES
 from .operations import RepeatedRows, SettingsError
-from .setting_kinds import (
-    OBJECT,
-    TEXT,
-    TEXTS,
-    TOKEN_ID,
-    TRUTH,
-    Kind,
-    either,
-    is_index,
-    list_of,
-    number,
-    object_of,
-    one_of,
-)
-from .settings_files import check_kinds, read_settings_object
 from .source_file import SideFiles
+from .tokenizer_files import ADDED_TOKENS, TOKENIZER_FILES, check_tokenizer_files, read_added_tokens
 
-ADDED_TOKENS = "added_tokens.json"
-TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", ADDED_TOKENS)
-"""What `from_pretrained` of a tokenizer reads, of those that are there."""
-ADDED_IDS = object_of(lambda token: token != "", TOKEN_ID, "an object of tokens and ids, which are whole numbers")
-
-_MARKS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-TOKEN_OBJECT = Kind(
-    'an object such as {"content": "[MASK]", "lstrip": false}',
-    lambda value: (
-        isinstance(value, dict)
-        and isinstance(value.get("content"), str)
-        and value.get("__type", "AddedToken") == "AddedToken"
-        and all(isinstance(value.get(mark, False), bool) for mark in _MARKS)
-        and value.keys() <= {"content", "__type", "id", *_MARKS}
-    ),
-)
-TOKEN = either(TEXT, TOKEN_OBJECT)
-SPECIAL_KINDS: Mapping[str, Kind] = {
-    **{f"{name}_token": TOKEN for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")},
-    **{f"{name}_special_tokens": list_of(TOKEN, "tokens") for name in ("additional", "extra")},
-}
-TOKENIZER_KINDS: Mapping[str, Mapping[str, Kind]] = {
-    "special_tokens_map.json": SPECIAL_KINDS,
-    "tokenizer_config.json": {
-        **SPECIAL_KINDS,
-        **dict.fromkeys(("do_lower_case", "exact_offsets", "clean_up_tokenization_spaces"), TRUTH),
-        **dict.fromkeys(("tokenizer_class", "name_or_path", "backend", "vocab_file", "tokenizer_file"), TEXT),
-        **{f"{name}_side": one_of(("left", "right")) for name in ("padding", "truncation")},
-        "model_input_names": TEXTS,
-        "model_max_length": number(Range(1, 1e31)),
-        "added_tokens_decoder": object_of(is_index, TOKEN_OBJECT, "an object of ids and tokens"),
-        "auto_map": OBJECT,
-        "init_inputs": Kind("an empty list", lambda value: value == []),
-        "chat_template": TEXT,
-    },
-    "tokenizer.json": {
-        "added_tokens": list_of(TOKEN_OBJECT, "objects of tokens"),
-        "model": OBJECT,
-    },
-}
-"""File beside a vocabulary -> setting -> what it may be; what the host reads of it."""
-
-NEVER_NULL = (
-    *("do_lower_case", "padding_side", "truncation_side", "model_input_names", "added_tokens_decoder", "init_inputs"),
-    *("added_tokens", "model"),
-)
-"""What of that the host reads without asking whether it is there."""
-
+HOST_ERRORS = (ValueError, OSError, RuntimeError, LookupError, TypeError, AttributeError)
+"""What the host's reading of a tokenizer's settings ends in: it takes them as they are."""
 MAX_UNUSED_IDS = 0.01
 """Ids without a token, as a part of the vocabulary; 20 of 40,000 in the released models."""
 
@@ -109,27 +48,11 @@ def load_tokenizer(folder: Path, given: Path | None) -> ErnieTokenizer | None:
             f"--vocab out, or take {ADDED_TOKENS} away if the model does not use its tokens."
         )
     if given is None:
-        _check_tokenizer_files(folder)
+        check_tokenizer_files(folder)
     try:
         return ErnieTokenizer.from_pretrained(folder) if given is None else ErnieTokenizer(vocab_file=str(given))
-    except (ValueError, OSError, RuntimeError, KeyError, TypeError) as error:
-        raise SettingsError(f"{given or folder / 'vocab.txt'}: {error}") from error
-
-
-def _check_tokenizer_files(folder: Path) -> None:
-    """Makes sure that the host's reader of tokenizers meets only values that it expects.
-
-    Raises:
-        SettingsError: a file beside the vocabulary is no JSON object, or holds something else.
-    """
-    stated_ids(folder)
-    for name, kinds in TOKENIZER_KINDS.items():
-        path = folder / name
-        if path.is_file():
-            content = read_settings_object(path, str(path))
-            check_kinds(content, kinds, path)
-            if nulls := [key for key in NEVER_NULL if key in content and content[key] is None]:
-                raise SettingsError(f"{path}: {', '.join(nulls)} is null. Correct the file, or take the key away.")
+    except HOST_ERRORS as error:
+        raise SettingsError(f"{given or folder / 'vocab.txt'}: {error or type(error).__name__}") from error
 
 
 def check_vocabulary(tokenizer: ErnieTokenizer | None, config: ErnieConfig) -> list[str]:
@@ -203,13 +126,7 @@ def stated_ids(folder: Path) -> dict[str, int]:
     Raises:
         SettingsError: it cannot be read.
     """
-    path = folder / ADDED_TOKENS
-    if not path.is_file():
-        return {}
-    stated = read_settings_object(path, str(path))
-    if not ADDED_IDS.allows(stated):
-        raise SettingsError(f"{path}: it should be {ADDED_IDS.words}. Take the file that belongs to the vocabulary.")
-    return stated
+    return read_added_tokens(folder)
 
 
 def shared_rows(tokenizer: ErnieTokenizer, rows: RepeatedRows) -> str:

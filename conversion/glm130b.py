@@ -35,6 +35,7 @@ from .glm130b_quantized import (
 from .glm130b_settings import CONFIG_KINDS, Sizes, build_config, held_sizes, read_settings, released_sizes
 from .job import ExpectedShapes, Job
 from .job import ForwardOptions as CommonOptions
+from .layer_numbers import NUMBER, numbers_in, without_gaps
 from .lazy_files import CheckpointError
 from .operations import Concat, Drop, Operation, Replicated, SettingsError, Shape, Split, SplitGlu, SplitQkv, Tied
 from .rank_files import RankCheckpoint
@@ -46,6 +47,7 @@ from .writer import TorchArchive, plan_shards
 
 ARCHITECTURE = "Glm130bForCausalLM"
 TOKENIZER_MODEL = "ice_text.model"
+_LAYER = re.compile(rf"transformer\.layers\.({NUMBER})\.")
 _RECOMPUTED = "a rotary table of the original's buffers; the model computes it"
 
 
@@ -263,9 +265,7 @@ def read_sizes(checkpoint: RankCheckpoint) -> Sizes:
         CheckpointError: a tensor that tells a size is missing or has the wrong number of dimensions; ranks too few or
             too many.
     """
-    layers = [
-        int(match.group(1)) for name in checkpoint.specs if (match := re.match(r"transformer\.layers\.(\d+)\.", name))
-    ]
+    layers = numbers_in(checkpoint.specs, _LAYER)
     embedding = _matrix(checkpoint, "transformer.word_embeddings.weight")
     attention = _matrix(checkpoint, "transformer.layers.{i}.attention.query_key_value.weight")
     mlp = _matrix(checkpoint, "transformer.layers.{i}.mlp.dense_h_to_4h.weight")
@@ -288,15 +288,16 @@ def read_sizes(checkpoint: RankCheckpoint) -> Sizes:
             f"{checkpoint.folder}: each rank holds 1/{cut_for} of the model (query_key_value {attention[0]} of "
             f"{3 * hidden} rows), but {there}. {mend}."
         )
-    return Sizes(embedding[0] * ranks, hidden, mlp[0] * ranks // 2, max(layers) + 1)
+    num_hidden_layers = without_gaps(layers, "transformer.layers.*", checkpoint.folder)
+    return Sizes(embedding[0] * ranks, hidden, mlp[0] * ranks // 2, num_hidden_layers)
 
 
 def _matrix(checkpoint: RankCheckpoint, template: str) -> Shape:
     """Shape of the first tensor of that name; `{i}` stands for any layer."""
-    pattern = re.compile(re.escape(template).replace(r"\{i\}", r"\d+"))
+    pattern = re.compile(re.escape(template).replace(r"\{i\}", NUMBER))
     for name, spec in checkpoint.specs.items():
         if pattern.fullmatch(name):
-            if len(spec.shape) != 2:
+            if len(spec.shape) != 2 or 0 in spec.shape:
                 raise CheckpointError(
                     f"{checkpoint.folder}: {name} should be a matrix, its shape is {list(spec.shape)}."
                 )

@@ -92,7 +92,7 @@ def matrix_shape_of(specs: Mapping[str, TensorSpec], name: str, where: object) -
     Raises:
         CheckpointError: it is missing or not a matrix.
     """
-    if name not in specs or len(specs[name].shape) != 2:
+    if name not in specs or len(specs[name].shape) != 2 or 0 in specs[name].shape:
         is_there = f"of shape {list(specs[name].shape)}" if name in specs else "missing"
         raise CheckpointError(f"{where}: {name} should be a matrix, it is {is_there}. Take the complete checkpoint.")
     return specs[name].shape
@@ -411,6 +411,7 @@ class NamedFiles(TensorFiles):
 
 
 __all__ = [
+    "MAX_DIMENSIONS",
     "CheckpointError",
     "LazyFile",
     "NamedFiles",

@@ -1,6 +1,6 @@
 """Paddle's `.pdparams`, a pickle of {name: numpy array}: read and written without Paddle and without running pickles.
 
-`paddle_unpickler` works out what the pickle describes; here its arrays become tensors of a lazy file. Arrays whose
+`pickle_symbols` works out what the pickle describes; here its arrays become tensors of a lazy file. Arrays whose
 bytes the file holds as text (protocols 0 to 2: Python 2 had no bytes) or in several slices (protocols 2 and 3 end at
 4 GB) do not lie anywhere as they are; they are put together in memory, one at a time, when they are asked for.
 
@@ -22,12 +22,11 @@ import torch
 
 from .lazy_files import CheckpointError, LazyFile, Scratch, StoredTensor, checked_spec, row_major
 from .operations import TensorSpec, matrix_shape
-from .paddle_unpickler import (
+from .paddle_unpickler import NUMPY_DTYPES, PADDLE, ArraySymbol
+from .pickle_symbols import (
     CHUNK_BYTES,
     DAMAGE,
     MAX_TEXT_BYTES,
-    NUMPY_DTYPES,
-    ArraySymbol,
     Entries,
     Literal,
     NameSymbol,
@@ -38,6 +37,7 @@ from .paddle_unpickler import (
 )
 from .source_file import FileState, SourceFile
 from .state_map import PlannedTensor
+from .tensor_names import check_names
 from .writer import OutputFile, WriteError
 
 NAME_TABLE = "StructuredToParameterName@@"
@@ -148,6 +148,7 @@ def open_pdparams(path: Path) -> PaddlePickle:
     """
     with _open_pickle(path) as (state, value):
         contents = _Contents(path, value)
+    check_names(contents.tensors, path)
     return PaddlePickle(path, state, contents)
 
 
@@ -179,7 +180,7 @@ def _open_pickle(path: Path) -> Iterator[tuple[FileState, Any]]:
     state = FileState.of(path)
     with path.open("rb") as file:
         try:
-            yield state, describe(file, state.size)
+            yield state, describe(file, state.size, PADDLE)
         except CheckpointError:
             raise
         except PickleRefusal as refusal:

@@ -21,6 +21,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .tokenization_icetext_checks import check_layout, check_model, check_size
+
 try:
     import sentencepiece
     from sentencepiece import sentencepiece_model_pb2, sentencepiece_pb2
@@ -87,6 +89,7 @@ def parse_ice_text(data: bytes, name: str = "ice_text.model") -> Any:
             f"Reading {name} needs sentencepiece and protobuf ({SENTENCEPIECE_ERROR}): "
             "pip install sentencepiece protobuf"
         ) from SENTENCEPIECE_ERROR
+    check_size(data, name)
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # generated
     try:
         proto.ParseFromString(data)
@@ -94,6 +97,7 @@ def parse_ice_text(data: bytes, name: str = "ice_text.model") -> Any:
         raise ValueError(f"{name} is not a sentencepiece model: {error}") from error
     if not proto.pieces:
         raise ValueError(f"{name} is not a sentencepiece model: it has no pieces ({len(data)} bytes).")
+    check_model(proto, name)
     spec = proto.trainer_spec
     if spec.model_type == WORD:
         raise ValueError(
@@ -128,21 +132,6 @@ def pad_token(proto: Any) -> str:
 def unk_token(proto: Any) -> str:
     """The model's piece for what it does not know."""
     return next(piece.piece for piece in proto.pieces if piece.type == UNKNOWN)
-
-
-def check_layout(num_image_tokens: Any, max_blank_length: Any) -> None:
-    """Makes sure that so many pieces can be made.
-
-    Raises:
-        ValueError: one of both is no whole number, or not within its limits.
-    """
-    limits = ((num_image_tokens, 0, MAX_IMAGE_TOKENS), (max_blank_length, 2, MAX_BLANK_LENGTH))
-    if not all(type(value) is int and least <= value <= most for value, least, most in limits):
-        raise ValueError(
-            f"num_image_tokens={num_image_tokens!r} must be 0 or more (20000 as released, at most "
-            f"{MAX_IMAGE_TOKENS}), and max_blank_length={max_blank_length!r} 2 or more (80 as released, at most "
-            f"{MAX_BLANK_LENGTH}), both whole numbers."
-        )
 
 
 def appended_pieces(max_blank_length: int, byte_fallback: bool, special: bool) -> list[tuple[str, int]]:
@@ -230,6 +219,7 @@ class IceTextEncoder:
         whitespaces: bool = True,
         add_dummy_prefix: bool = True,
     ) -> None:
+        check_layout(num_image_tokens, max_blank_length)
         proto = parse_ice_text(data)
         self._data = data
         self._layout = {
@@ -273,7 +263,11 @@ class IceTextEncoder:
         """Sentencepiece with the special tokens as pieces of the text (True) or as plain text (False)."""
         if special not in self._processors:
             proto = extend_ice_text(self._data, special=special, **self._layout)  # type: ignore[arg-type]  # mixed dict
-            self._processors[special] = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+            try:
+                made = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+            except RuntimeError as error:
+                raise ValueError(f"sentencepiece cannot open ice_text.model: {error}") from error
+            self._processors[special] = made
         return self._processors[special]
 
     def ids(self, texts: Sequence[str], special: bool) -> list[list[int]]:

@@ -16,11 +16,11 @@ from transformers import AutoConfig, ErnieConfig
 from conversion import ernie3_settings, ernie_settings, glm130b_settings
 from conversion.__main__ import main, parse_eps, parse_size
 from conversion.ernie_files import check_config
-from conversion.ernie_vocabulary import TOKENIZER_KINDS
 from conversion.folder_files import write_json
 from conversion.operations import SettingsError, TensorSpec
 from conversion.setting_kinds import HOST_KINDS, LABELS, Kind, either, list_of, one_of, whole
 from conversion.settings_files import beyond_held, check_kinds, count_layers, wrong_kinds
+from conversion.tokenizer_files import TOKENIZER_KINDS
 from hf_glm_ernie import Ernie3Config, ErnieUIEConfig, ErnieUTCConfig, Glm130bConfig
 from hf_glm_ernie.configuration_arguments import MAX_LABELS, MAX_LAYERS
 from hf_glm_ernie.configuration_ernie3 import RANGES as RANGES_ERNIE3

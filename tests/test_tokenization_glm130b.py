@@ -529,7 +529,7 @@ def test_bad_input(tokenizer: Glm130bTokenizer, model: Path, tmp_path: Path) -> 
     with pytest.raises(ValueError, match="do not belong together"):
         Glm130bTokenizer.from_pretrained(tmp_path, num_image_tokens=11)
     for arguments in ({"num_image_tokens": -1}, {"max_blank_length": 1}):
-        with pytest.raises(ValueError, match=r"num_image_tokens=.* must be 0 or more"):
+        with pytest.raises(ValueError, match=r"num_image_tokens=.* must be a whole number from 0"):
             Glm130bTokenizer.from_ice_text_model(model, **arguments)
     plain = train(tmp_path / "plain.model", user_defined_symbols=[])
     with pytest.raises(ValueError, match=r"add_dummy_prefix=False.*'<n>'"):

@@ -28,6 +28,7 @@ GLM_CODE = {
     "tokenization_glm130b_host.py",
     "tokenization_icetext.py",
     "tokenization_icetext_backend.py",
+    "tokenization_icetext_checks.py",
     "tokenization_rows.py",
 }
 QUANTIZER_CODE = {
