@@ -359,10 +359,13 @@ def _gather(block: torch.Tensor, tensor: PlannedTensor, start: int, source: Tens
             continue
         column, width = piece.target_start[1], piece.size[1]
         target = block[first - start : behind - start, column : column + width]
-        corner, size = (piece.source_start[0] + first - piece.target_start[0], piece.source_start[1]), target.shape
+        corner, size = (
+            (piece.source_start[0] + first - piece.target_start[0], piece.source_start[1]),
+            (len(target), width),
+        )
         if piece.transposed:
             corner, size = corner[::-1], size[::-1]
-        for place, part in source.rectangles(piece.part, piece.source, corner, tuple(size), scratch):
+        for place, part in source.rectangles(piece.part, piece.source, corner, size, scratch):
             if piece.transposed:
                 place, part = place[::-1], part.t()
             rows, columns = (slice(begin, begin + length) for begin, length in zip(place, part.shape, strict=True))
