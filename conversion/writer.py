@@ -425,10 +425,13 @@ def _gather(block: torch.Tensor, tensor: PlannedTensor, start: int, source: Tens
             continue
         column, width = piece.target_start[1], piece.size[1]
         target = block[first - start : behind - start, column : column + width]
-        corner, size = (piece.source_start[0] + first - piece.target_start[0], piece.source_start[1]), target.shape
+        corner, size = (
+            (piece.source_start[0] + first - piece.target_start[0], piece.source_start[1]),
+            (len(target), width),
+        )
         if piece.transposed:
             corner, size = corner[::-1], size[::-1]
-        for place, part in source.rectangles(piece.part, piece.source, corner, tuple(size), scratch):
+        for place, part in source.rectangles(piece.part, piece.source, corner, size, scratch):
             if piece.transposed:
                 place, part = place[::-1], part.t()
             rows, columns = (slice(begin, begin + length) for begin, length in zip(place, part.shape, strict=True))
@@ -472,13 +475,19 @@ def system_errors(path: Path) -> Iterator[None]:
 def copy_peak_bytes(tensors: Iterable[PlannedTensor], block_bytes: int = BLOCK_BYTES) -> int:
     """Upper bound of what `stream` takes in memory: two buffers, a stretch of the source, what is computed.
 
-    A row wider than a block counts in full; a source is at most 4 bytes an element wide.
+    A row wider than a block counts in full. A source is at most 4 bytes an element wide, and read whole if it is
+    smaller than a block, whatever part of it a tensor needs.
     """
     tensors = tuple(tensors)
+    sources: Counter[tuple[int, str]] = Counter()
+    for tensor in tensors:
+        for piece in tensor.pieces:
+            sources[piece.part, piece.source] += 4 * piece.size[0] * piece.size[1]
     largest = max((tensor.spec.nbytes for tensor in tensors), default=0)
     widest = max((4 * piece.size[1] for tensor in tensors for piece in tensor.pieces), default=0)
     computing = max((_computing_row_nbytes(t) * _rows_of_first_block(t, block_bytes) for t in tensors), default=0)
-    return 3 * max(min(block_bytes, largest), widest) + computing
+    buffers = 2 * max(min(block_bytes, largest), widest)
+    return buffers + max(min(block_bytes, max(sources.values(), default=0)), widest) + computing
 
 
 def _rows_of_first_block(tensor: PlannedTensor, block_bytes: int) -> int:

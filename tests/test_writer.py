@@ -441,4 +441,4 @@ def test_the_description_names_tensors_files_disk_and_memory() -> None:
     text = job().describe()
     assert "6, 1,200 bytes; the largest 240 bytes" in text
     assert "3: model-00001-of-00003.safetensors, model-00002-of-00003.safetensors ..." in text
-    assert "peak memory  720 bytes" in text
+    assert "peak memory  960 bytes" in text  # two of the largest, and its source, which may be fp32
