@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 from .lazy_files import CheckpointError, TensorFiles
-from .operations import Shape, TensorSpec
+from .operations import Shape, TensorSpec, shortened
 from .output_folder import OutputFolder
 from .state_map import ConversionError, Plan
 from .writer import OutputFile, WriteError, copy_peak_bytes
@@ -146,7 +147,10 @@ def run(job: Job, output: Path, verify: Verifier | None, show_progress: bool = T
         if folder.is_published:  # a former run was killed just before its last step
             return
         with progress_bar("checking", folder.done_bytes, 0, show_progress and folder.done_bytes > 0) as progress:
-            folder.recheck(progress)
+            damaged = folder.recheck(progress)
+        if damaged and show_progress:
+            note = f"damaged since they were written, so they are written again: {', '.join(damaged)}"
+            tqdm.write(shortened(f"note: {folder.path}: {note}"), file=sys.stderr)
         folder.add(job.write_first)
         with progress_bar("writing", job.nbytes, folder.done_bytes, show_progress) as progress:
             folder.fill(job.order, job.source, progress)
