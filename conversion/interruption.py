@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 
@@ -28,7 +29,7 @@ def interruptible() -> Iterator[None]:
     Signals that are ignored stay so, as under nohup. Only the main thread can listen.
     """
     numbers = [getattr(signal, name) for name in SIGNALS if hasattr(signal, name)]
-    before = {}
+    before: dict[int, Any] = {}
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         for other in before:

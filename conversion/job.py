@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -14,7 +15,7 @@ from tqdm import tqdm
 import hf_glm_ernie
 
 from .lazy_files import CheckpointError, TensorFiles
-from .operations import Shape, TensorSpec
+from .operations import Shape, TensorSpec, shortened
 from .output_folder import OutputFolder
 from .source_file import SideFiles
 from .state_map import ConversionError, Plan
@@ -165,7 +166,10 @@ def run(job: Job, output: Path, verify: Verifier | None, show_progress: bool = T
         if folder.is_published:  # a former run was killed just before its last step
             return
         with progress_bar("checking", folder.done_bytes, 0, show_progress and folder.done_bytes > 0) as progress:
-            folder.recheck(progress)
+            damaged = folder.recheck(progress)
+        if damaged and show_progress:
+            note = f"damaged since they were written, so they are written again: {', '.join(damaged)}"
+            tqdm.write(shortened(f"note: {folder.path}: {note}"), file=sys.stderr)
         folder.add(job.write_first)
         job.beside.check()  # some are read only now
         with progress_bar("writing", job.nbytes, folder.done_bytes, show_progress) as progress:

@@ -126,8 +126,8 @@ class Journal:
         if not stat.S_ISREG(status.st_mode) or status.st_size > most:
             raise self._damaged(1, "no plain file, or larger than any of this conversion")
         descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            return file.read(most)
+        with os.fdopen(descriptor, "rb") as opened:
+            return opened.read(most)
 
     def _parsed(self, line: bytes, number: int) -> Any:
         try:

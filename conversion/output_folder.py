@@ -115,11 +115,14 @@ class OutputFolder:
             t.spec.nbytes for file in self.files.values() for t in file.tensors if t.name in self.checksums[file.name]
         )
 
-    def recheck(self, on_bytes: Callable[[int], object]) -> None:
+    def recheck(self, on_bytes: Callable[[int], object]) -> list[str]:
         """Reads again what a former run has written; what does not hold will be written again.
 
         Args:
             on_bytes: Called with the number of bytes read.
+
+        Returns:
+            The files that were damaged.
         """
         damaged = recheck(self._progress, self.files, self._place, on_bytes)
         for name in damaged:
@@ -128,6 +131,7 @@ class OutputFolder:
                 (self.path / name).rename(self._partial(name))
         if damaged:
             self._journal.restart(self._progress)
+        return damaged
 
     def add(self, write: Callable[[Path], object]) -> None:
         """Adds small files.

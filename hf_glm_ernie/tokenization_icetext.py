@@ -38,7 +38,6 @@ SPACE = "\u2581"
 
 # Every piece is made when a vocabulary is opened, and a run of spaces is a step of the library's normalizer.
 MAX_IMAGE_TOKENS = 200_000
-MAX_BLANK_LENGTH = 1000
 
 # Values of sentencepiece's ModelProto.SentencePiece.Type and TrainerSpec.ModelType.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6

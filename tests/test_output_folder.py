@@ -361,6 +361,16 @@ def test_what_was_damaged_since_is_written_again(left: Path, tmp_path: Path, whe
     assert is_whole(tmp_path)
 
 
+def test_all_that_was_damaged_since_is_named(left: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in (NAMES[0], f".conversion/partial/{NAMES[1]}"):
+        damage(left / name, 40)
+    job.run(copying.job(), tmp_path / "out", verify_file)
+    assert f"out.incomplete: damaged since they were written, so they are written again: {NAMES[0]}, {NAMES[1]}\n" in (
+        capsys.readouterr().err
+    )
+    assert is_whole(tmp_path)
+
+
 def test_a_finished_file_that_the_journal_lost_is_known_by_its_header(left: Path, tmp_path: Path) -> None:
     journal = left / ".conversion" / "journal.jsonl"
     journal.write_bytes(as_journal([line for line in lines_of(left) if line.get("tensor") != "layer.1"]))
