@@ -5,6 +5,8 @@ them and those that a table of the converters knows. A field that must refuse a 
 written down here a second time, independently of the tables; all others may pass, where the value is ignored.
 """
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -109,8 +111,10 @@ def _converted(family: str, source: Any, *arguments: str) -> Files:
 
     with tempfile.TemporaryDirectory() as name:
         write(source(), Path(name))
-        status = main([family, f"--source={name}/in", f"--output={name}/out", "--no-verify", *arguments])
-        assert status == 0, (family, arguments)
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+            status = main([family, f"--source={name}/in", f"--output={name}/out", "--no-verify", *arguments])
+        assert status == 0, said.getvalue()
         shutil.rmtree(f"{name}/in")
         Path(name, "out").rename(f"{name}/in")
         return _files(Path(name))
