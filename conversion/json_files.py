@@ -6,12 +6,16 @@ is checked by whoever asked for the file.
 """
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 MAX_BYTES = 100_000_000
 """Of a file of settings, an index or a header: the limit of the safetensors library for its header."""
+
+HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+"""Perhaps: most escapes of these are whole pairs."""
 
 MAX_DEPTH = 64
 """Of lists and objects in one another; a configuration has about five."""
@@ -57,6 +61,11 @@ def parse_json(data: bytes, unique_names: bool = False) -> Any:
     except RecursionError:
         raise ValueError(f"nested deeper than {MAX_DEPTH}") from None
     _check_depth(content)
+    if HALF_PAIR.search(text):
+        try:
+            json.dumps(content, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("holds half a surrogate pair, which is no text") from None
     return content
 
 

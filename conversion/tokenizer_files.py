@@ -31,7 +31,7 @@ TRUTH_VALUES = (
     *("do_lower_case", "exact_offsets", "clean_up_tokenization_spaces", "split_special_tokens"),
     *("add_bos_token", "add_eos_token", "add_prefix_space", "strip_accents", "tokenize_chinese_chars"),
 )
-TEXTS = ("tokenizer_class", "name_or_path", "backend", "chat_template")
+TEXTS = ("tokenizer_class", "processor_class", "name_or_path", "backend", "chat_template")
 
 
 def check_tokenizer_files(folder: Path) -> None:
@@ -44,6 +44,8 @@ def check_tokenizer_files(folder: Path) -> None:
         path = folder / name
         for key, value in _read_object(path).items():
             wanted = _wanted(key)
+            if wanted is None and name == SPECIAL_TOKENS:
+                wanted = lambda value: isinstance(value, str), "a token"
             if wanted is not None and value is not None and not wanted[0](value):
                 raise SettingsError(f"{path}: {key} is {value!r}; it should be {wanted[1]}. Correct the file.")
     read_added_tokens(folder)

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterator
 
+from . import reader_cases
 from .case import Case
 
-THEMES: dict[str, Callable[[int], Iterator[Case]]] = {}
+THEMES: dict[str, Callable[[int], Iterator[Case]]] = {"readers": reader_cases.cases}
 
 __all__ = ["THEMES"]
