@@ -20,6 +20,9 @@ MAX_BYTES = 100_000_000
 MAX_SETTINGS_BYTES = 20_000_000
 """Of a file of settings or a tokenizer's: what Python makes of so many brackets takes half a gigabyte."""
 
+HALF_PAIR = re.compile(r"\\u[dD][89a-fA-F]")
+"""Perhaps: most escapes of these are whole pairs."""
+
 MAX_DEPTH = 64
 """Of lists and objects in one another; a configuration has about five."""
 

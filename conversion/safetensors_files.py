@@ -23,7 +23,7 @@ SAFETENSORS_DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-MAX_HEADER_BYTES = 10_000_000
+MAX_HEADER_BYTES = 5_000_000
 """Of a header or an index: a tensor takes some 120 bytes of it, the models here have some thousands."""
 
 SAFETENSORS_SINGLE = "model.safetensors"

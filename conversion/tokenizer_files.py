@@ -27,8 +27,8 @@ from .setting_kinds import (
 )
 from .settings_files import check_kinds, read_settings_object
 
-ADDED_TOKENS = "added_tokens.json"
-TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", ADDED_TOKENS)
+ADDED_TOKENS, SPECIAL_TOKENS = "added_tokens.json", "special_tokens_map.json"
+TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", SPECIAL_TOKENS, ADDED_TOKENS)
 """What `from_pretrained` of a tokenizer reads, of those that are there."""
 
 CHAT_TEMPLATE = "chat_template.jinja"
@@ -59,13 +59,13 @@ SPECIAL_KINDS: Mapping[str, Kind] = {
     **{f"{name}_special_tokens": list_of(TOKEN, "tokens") for name in ("additional", "extra")},
 }
 TOKENIZER_KINDS: Mapping[str, Mapping[str, Kind]] = {
-    "special_tokens_map.json": SPECIAL_KINDS,
+    SPECIAL_TOKENS: SPECIAL_KINDS,
     "tokenizer_config.json": {
         **SPECIAL_KINDS,
         **dict.fromkeys(("do_lower_case", "exact_offsets", "clean_up_tokenization_spaces"), TRUTH),
         **dict.fromkeys(("split_special_tokens", "strip_accents", "tokenize_chinese_chars"), TRUTH),
         **dict.fromkeys(("add_bos_token", "add_eos_token", "add_prefix_space"), TRUTH),
-        **dict.fromkeys(("tokenizer_class", "name_or_path", "backend"), TEXT),
+        **dict.fromkeys(("tokenizer_class", "processor_class", "name_or_path", "backend"), TEXT),
         **dict.fromkeys(("vocab_file", "tokenizer_file", "tokenizer_object"), TOLD_BY_THE_FOLDER),
         "model_specific_special_tokens": TOLD_BY_THE_FOLDER,
         **{f"{name}_side": one_of(("left", "right")) for name in ("padding", "truncation")},
@@ -106,6 +106,8 @@ def check_tokenizer_files(folder: Path) -> None:
         path = folder / name
         if path.is_file():
             content = read_settings_object(path, str(path))
+            if name == SPECIAL_TOKENS:  # whatever else it names is a special token to the host
+                kinds = dict.fromkeys(content, TOKEN) | dict(kinds)
             check_kinds(content, kinds, path)
             _check_number(content, path)
             if nulls := [key for key in NEVER_NULL if key in content and content[key] is None]:

@@ -37,6 +37,8 @@ def test_plain_json_is_read_as_it_stands(tmp_path: Path) -> None:
         (b'{"\\udc00": 1}', "half a surrogate pair"),
         (b"", "Expecting value"),
         (b"1" * 5000, "digits"),
+        (b'{"a": "\\ud800"}', "half a surrogate pair"),
+        (b'{"\\uDFFF": 1}', "half a surrogate pair"),
     ],
     ids=lambda value: value if isinstance(value, str) else f"{len(value)} bytes {value[:8]!r}",
 )

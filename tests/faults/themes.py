@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Iterator
 
-from . import settings_cases
+from . import reader_cases, settings_cases
 from .case import Case
 
-THEMES: dict[str, Callable[[int], Iterator[Case]]] = {"settings": settings_cases.spread}
+THEMES: dict[str, Callable[[int], Iterator[Case]]] = {
+    "settings": settings_cases.spread,
+    "readers": reader_cases.cases,
+}
 
 __all__ = ["THEMES"]
