@@ -7,6 +7,7 @@ So this file imports nothing of the project, and the host only inside functions,
 
 import json
 import os
+import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
@@ -164,7 +165,7 @@ def _end_with_parent() -> None:
     """Waits for the end of stdin, which whoever asked holds open as long as it lives, and ends this process."""
     while os.read(0, 1):  # not by `sys.stdin`, whose lock an orderly end of the process would miss
         pass
-    os._exit(1)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":
