@@ -189,10 +189,11 @@ def publish(publication: Publication, show_progress: bool = True) -> dict[str, s
         tokenizer = publication.tokenizer_class
         write_code(folder, [*publication.classes.values(), *([] if tokenizer is None else [tokenizer])])
         _place_weights(publication, folder, show_progress)
+        names = sorted(path.name for path in folder.iterdir() if path.is_file())
         checks = publish_comparing.checked(
             source, bool(publication.classes), publication.mode, folder, building.scratch, show_progress
         )
-        sha256 = _checksums(publication, folder, show_progress)
+        sha256 = _checksums(source, [folder / name for name in names], show_progress)
         model_card(
             publication.repo,
             source.row,
@@ -298,13 +299,12 @@ def _check_same(path: Path, now: Identity, planned: Identity) -> None:
         raise PublishError(f"{path}: changed while it was published. Run again once nothing writes there any more.")
 
 
-def _checksums(publication: Publication, folder: Path, show_progress: bool) -> dict[str, str]:
-    """SHA-256 of every file; those of the conversion's record must be the same.
+def _checksums(source: Source, files: Sequence[Path], show_progress: bool) -> dict[str, str]:
+    """SHA-256 of files; those of the conversion's record must be the same.
 
     Raises:
         PublishError: a weight file is not what the converter wrote.
     """
-    files = sorted(path for path in folder.iterdir() if path.is_file())
     sha256 = {}
     with progress_bar("hashing", sum(path.stat().st_size for path in files), 0, show_progress) as progress:
         for path in files:
@@ -314,11 +314,11 @@ def _checksums(publication: Publication, folder: Path, show_progress: bool) -> d
                     digest.update(block)
                     progress(len(block))
             sha256[path.name] = digest.hexdigest()
-    recorded = publication.source.record.get("sha256") or {}
+    recorded = source.record.get("sha256") or {}
     changed = sorted(name for name, value in recorded.items() if sha256.get(name) != value)
     if changed:
         raise PublishError(
-            f"{publication.source.folder}: {changed[0]} is not the file the converter wrote ({RECORD} has another "
+            f"{source.folder}: {changed[0]} is not the file the converter wrote ({RECORD} has another "
             "SHA-256). Convert again; or, if it was changed on purpose, save the model with save_pretrained into a "
             "new folder and publish that."
         )

@@ -55,7 +55,15 @@ def check_config(path: Path, raw: Mapping[str, Any], tensors: int, elements: int
         missing = [name for name in SIZES if not isinstance(getattr(config, name), int)]
         if missing:
             raise ValueError(f"{missing[0]} is {getattr(config, missing[0])!r}, not a number")
-    except (ValueError, TypeError, AttributeError, KeyError, ImportError, StrictDataclassError) as error:
+    except (
+        ValueError,
+        TypeError,
+        AttributeError,
+        LookupError,
+        ArithmeticError,
+        ImportError,
+        StrictDataclassError,
+    ) as error:
         raise PublishError(
             f"{path}: {config_class.__name__} does not take it ({error}). Mend or save again."
         ) from error

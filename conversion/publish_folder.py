@@ -104,8 +104,8 @@ class Building:
             WriteError: the output exists.
         """
         there = set(os.listdir(self.path)) - {STATE}
-        if there != set(names):
-            odd = sorted(there ^ set(names))[0]
+        if there != set(names) or not there <= self._names:
+            odd = sorted((there ^ set(names)) | (there - self._names))[0]
             raise PublishError(f"{self.path}: {printable(odd)} came or went while the folder was made. Run again.")
         for name in names:
             if name in SMALL | CODE:
@@ -204,7 +204,8 @@ def _listed_in_card(folder: Path) -> frozenset[str]:
     if card.is_symlink() or not card.is_file():
         return frozenset()
     listed = re.findall(r"^[0-9a-f]{64}  (\S+)$", card.read_text("utf-8", errors="replace"), flags=re.MULTILINE)
-    return frozenset(name for name in listed if name in SMALL | CODE or WEIGHT_FILE.fullmatch(name)) | {CARD}
+    known = frozenset(name for name in listed if name in SMALL | CODE or WEIGHT_FILE.fullmatch(name))
+    return known | {CARD} if "config.json" in known else frozenset()
 
 
 def _lock(folder: Path) -> int:
