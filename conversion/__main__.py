@@ -32,6 +32,7 @@ from .publish_card import CardTexts
 from .publish_classes import license_of
 from .publish_hub import check_repo_name, push, require_token
 from .publish_source import PublishError, read_source
+from .reference_outputs import write_reference
 from .state_map import ConversionError
 from .verify import verify_file
 
@@ -185,6 +186,12 @@ def _add_common(parser: argparse.ArgumentParser, source: str) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan from the headers and stop")
     parser.add_argument("--no-verify", action="store_true", help="do not re-read the result")
+    parser.add_argument(
+        "--no-reference",
+        action="store_true",
+        help="do not compute with the result; without this, where memory allows, a few outputs are kept beside the "
+        "weights, for publish to compare with",
+    )
 
 
 def _run_glm130b(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -221,7 +228,7 @@ def _run_publish(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         parser.error("--private goes with --push")
     if bool(options.license_name) != bool(options.license_link) or (options.license and options.license_name):
         parser.error("give --license, or --license-name and --license-link together")
-    options.output = options.output or default_output(options.folder)
+    options.output = (options.output or default_output(options.folder)).absolute()
     check_repo_name(options.repo)
     if options.push:
         require_token()  # before an hour of hashing
@@ -249,9 +256,16 @@ def _card_texts(options: argparse.Namespace) -> CardTexts:
     if options.base_model:
         check_repo_name(options.base_model)
         relation = relation or ("quantized" if source.quant_method else None)
-    about = options.about.read_text(encoding="utf-8") if options.about else ""
+    about = _about(options.about) if options.about else ""
     parity = read_parity(options.parity) if options.parity else ()
     return CardTexts(licence, options.base_model, relation, about, parity)
+
+
+def _about(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise PublishError(f"--about {path}: not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
 
 
 def _run_ernie3(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -288,8 +302,15 @@ def _run(
     if options.dry_run:
         print("dry run: nothing was written")
         return
-    run(job, options.output, None if options.no_verify else verify_file)
+    reference = None if options.reverse or options.no_reference else _keep_reference
+    run(job, options.output, None if options.no_verify else verify_file, reference=reference)
     print(f"done: {options.output}")
+
+
+def _keep_reference(folder: Path, into: Path, show_progress: bool) -> None:
+    reason = write_reference(folder, into, show_progress)
+    if reason is not None:
+        print(f"note: no outputs were kept for publish to compare with: {reason}", file=sys.stderr)
 
 
 def parse_size(text: str) -> int:

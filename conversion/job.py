@@ -148,7 +148,13 @@ class Job:
         return "\n".join(lines + [f"  note: {notice}" for notice in self.notices])
 
 
-def run(job: Job, output: Path, verify: Verifier | None, show_progress: bool = True) -> None:
+def run(
+    job: Job,
+    output: Path,
+    verify: Verifier | None,
+    show_progress: bool = True,
+    reference: Callable[[Path, Path, bool], object] | None = None,
+) -> None:
     """Runs a job into a new folder.
 
     Args:
@@ -157,6 +163,8 @@ def run(job: Job, output: Path, verify: Verifier | None, show_progress: bool = T
             continued.
         verify: Checks one finished file; `None` leaves that out.
         show_progress: Whether bars with bytes and time left go to stderr.
+        reference: Computes with the complete folder and keeps what comes out; given the folder, where to keep it, and
+            whether bars go to stderr. `None` leaves that out.
 
     Raises:
         ConversionError: the output exists, the disk is full, another run is at work, the written files do not hold
@@ -178,6 +186,8 @@ def run(job: Job, output: Path, verify: Verifier | None, show_progress: bool = T
         folder.add(lambda path: job.write_last(path, digests))
         if verify is not None and job.reopen(folder.path) != job.first_part:
             raise CheckpointError(f"{folder.path}: the files do not hold the planned tensors")
+        if reference is not None:
+            folder.add(lambda path: reference(folder.path, path, show_progress))
         job.check_source()
         folder.publish()
 
