@@ -1,22 +1,14 @@
-"""What users hand to a model and to what is built on it, checked before anything runs.
+"""What users pass to a function, checked before anything runs.
 
-A wrong value often gives no error but an answer: a batch size of -1 makes no batches, a mask of a shape that nothing
-expects is left unread, a position behind the context reads a row that is not there. So every public function asks
-here, in the same words, and says which argument is wrong, what it holds and what it may hold.
-
-Values of tensors are looked at on the CPU only, and never while a graph is traced: elsewhere a look waits for the
-device, at every step of a generation.
+A wrong value often gives no error but an answer: a batch size of -1 makes no batches, the text "False" is true, the
+keys of a dict pass for texts. So every public function asks here, in the same words, and says which argument is wrong,
+what it holds and what it may hold. No torch here: the tokenizers ask as well.
 """
 
 import operator
 from collections.abc import Collection, Iterable, Mapping, Set
 from numbers import Real
 from typing import Any
-
-import torch
-
-# The dtypes that an embedding takes.
-ID_DTYPES = (torch.int32, torch.int64)
 
 
 def whole_number(name: str, value: Any, least: int = 1, most: int | None = None) -> int:

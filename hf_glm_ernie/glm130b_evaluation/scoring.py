@@ -441,11 +441,9 @@ def cond_log_probs(
 
 def _row_length(model: Any, max_seq_length: int | None) -> int:
     """The most tokens of a row: what is asked for, else the model's context."""
-    return (
-        int(model.config.max_position_embeddings)
-        if max_seq_length is None
-        else whole_number("max_seq_length", max_seq_length)
-    )
+    if max_seq_length is None:
+        return int(model.config.max_position_embeddings)
+    return whole_number("max_seq_length", max_seq_length, least=2)
 
 
 def _check_choices(candidates: list[list[int]], where: str) -> None:

@@ -23,6 +23,7 @@ GLM_CODE = {
     "modeling_glm130b.py",
     "prefix_glm130b.py",
     "rotary_glm130b.py",
+    "tokenization_calls.py",
     "tokenization_glm130b.py",
     "tokenization_glm130b_chat.py",
     "tokenization_glm130b_host.py",
@@ -40,6 +41,7 @@ QUANTIZER_CODE = {
     "weight_only_lora.py",
 }
 ERNIE_TOKENIZER_CODE = {
+    "tokenization_calls.py",
     "tokenization_ernie.py",
     "tokenization_ernie_added.py",
     "tokenization_ernie_offsets.py",
