@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from transformers import GenerationConfig, GenerationMixin, StoppingCriteria, StoppingCriteriaList
 
 from .host_arguments import check_model_and_tokenizer, checked_texts, short, whole_number
+from .host_inputs import check_tokens
 from .host_interface import (
     CACHE_NAME,
     check_arguments,
@@ -35,7 +36,6 @@ from .prefix_glm130b import (
     CAUSAL_SO_FAR,
     ROWS_OF_CACHE,
     answer_positions_go_on,
-    check_ids,
     layout,
     left_padded,
     prefix_attention_mask,
@@ -75,10 +75,10 @@ class Glm130bGenerationMixin(GenerationMixin):
         self._refuse_split_prompts(generation_config, kwargs)
         self._check_early_exit(generation_config, kwargs)
         ids = inputs if inputs is not None else kwargs.get("input_ids")
-        if ids is not None and (ids.ndim != 2 or ids.shape[1] == 0 or ids.is_floating_point()):
-            ids = None  # embeddings, or nothing yet
+        if ids is not None and kwargs.get("inputs_embeds") is not None and not ids.shape[-1]:
+            ids = None  # the host's empty ids of a prompt given as embeddings
         if ids is not None:
-            check_ids(ids, self.config.vocab_size)
+            check_tokens(ids, None, self.config.vocab_size, self.config.hidden_size, waits=True)
             self._check_room(ids, kwargs.get("attention_mask"))
         self._add_prompt_layout(ids, kwargs)
         num_hidden_layers = self.config.num_hidden_layers

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 GLM = ROOT / "examples" / "sample-glm130b"
 ERNIE = ROOT / "examples" / "sample-ernie"
 
-HOST_CODE = {"host_arguments.py", "host_interface.py", "host_versions.py"}
+HOST_CODE = {"host_arguments.py", "host_inputs.py", "host_interface.py", "host_versions.py"}
 GLM_CODE = {
     "configuration_arguments.py",
     "configuration_glm130b.py",
