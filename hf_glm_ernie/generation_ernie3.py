@@ -48,8 +48,8 @@ class Ernie3GenerationMixin(GenerationMixin):
 
         Raises:
             TypeError: ids of another type.
-            ValueError: ids that are no rows or outside the vocabulary; memories together with assisted decoding; `assistant_early_exit`; with relative positions, a
-                text longer than they reach.
+            ValueError: ids that are no rows or outside the vocabulary; memories together with assisted decoding;
+                `assistant_early_exit`; with relative positions, a text longer than they reach.
         """
         self._refuse_early_exit(generation_config, kwargs)
         name_cache_as_host(kwargs)
