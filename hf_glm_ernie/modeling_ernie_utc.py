@@ -125,11 +125,11 @@ class ErnieForUTC(ErnieTaskModel):
                 f"{missing} is missing: the model scores the options at omask_positions (batch, options) against the "
                 "token at cls_positions (batch,)."
             )
-        _check_places(input_ids if inputs_embeds is None else inputs_embeds, omask_positions, cls_positions, labels)
         outputs = self._encode(
             input_ids, attention_mask, token_type_ids, task_type_ids, position_ids, inputs_embeds, kwargs
         )
         hidden = outputs.last_hidden_state  # (B, T, hidden)
+        _check_places(hidden, omask_positions, cls_positions, labels)
         query = self.linear_q(tokens_at(hidden, cls_positions[:, None]))  # (B, 1, 64)
         keys = self.linear_k(tokens_at(hidden, omask_positions))  # (B, O, 64)
         logits = torch.matmul(query, keys.transpose(1, 2)).squeeze(1) / PREDICT_SIZE**0.5  # (B, O)
@@ -142,11 +142,13 @@ class ErnieForUTC(ErnieTaskModel):
         )
 
 
-def _check_places(tokens: Any, omask_positions: torch.Tensor, cls_positions: torch.Tensor, labels: Any) -> None:
+def _check_places(
+    hidden: torch.Tensor, omask_positions: torch.Tensor, cls_positions: torch.Tensor, labels: Any
+) -> None:
     """Refuses places outside the rows, and labels of another shape, which would broadcast."""
-    if tokens is None or traced() or tokens.ndim < 2:
-        return  # the encoder says so
-    rows, last = tokens.shape[0], tokens.shape[1] - 1
+    if traced():
+        return
+    rows, last = hidden.shape[0], hidden.shape[1] - 1
     for name, places, dimensions in (("omask_positions", omask_positions, 2), ("cls_positions", cls_positions, 1)):
         if places.ndim != dimensions or places.shape[0] != rows:
             wanted = f"({rows}, options)" if dimensions == 2 else f"({rows},)"

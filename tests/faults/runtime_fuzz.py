@@ -1,5 +1,7 @@
-"""Random rows and shapes through what must agree: tokenizers and their slow references, batches and single rows, cached
-and whole forwards, the kernel of integer weights and the plain product.
+"""Random rows and shapes through what must agree.
+
+Tokenizers and their slow references, batches and single rows, cached and whole forwards, the kernel of integer weights
+and the plain product.
 
 `run` counts what was compared and returns what differs, as sentences that name the seed's row.
 """
