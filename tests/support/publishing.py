@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 GLM = ROOT / "examples" / "sample-glm130b"
 ERNIE = ROOT / "examples" / "sample-ernie"
 
-HOST_CODE = {"host_interface.py", "host_versions.py"}
+HOST_CODE = {"host_arguments.py", "host_inputs.py", "host_interface.py", "host_versions.py"}
 GLM_CODE = {
     "configuration_arguments.py",
     "configuration_glm130b.py",
@@ -23,6 +23,7 @@ GLM_CODE = {
     "modeling_glm130b.py",
     "prefix_glm130b.py",
     "rotary_glm130b.py",
+    "tokenization_calls.py",
     "tokenization_glm130b.py",
     "tokenization_glm130b_chat.py",
     "tokenization_glm130b_host.py",
@@ -41,6 +42,7 @@ QUANTIZER_CODE = {
     "weight_only_lora.py",
 }
 ERNIE_TOKENIZER_CODE = {
+    "tokenization_calls.py",
     "tokenization_ernie.py",
     "tokenization_ernie_added.py",
     "tokenization_ernie_offsets.py",
