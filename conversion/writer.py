@@ -270,22 +270,20 @@ def stream(
     buffers: list[torch.Tensor | None] = [None, None]
     pending: deque[Future[None]] = deque()
     write_behind = WriteBehind(block_bytes)
-    checksum = 0
-    is_sound = True
+    checksum: int | None = 0
 
     def write(task: Task, data: torch.Tensor, offset: int, first: bool, last: bool) -> None:
-        nonlocal checksum, is_sound
-        if not is_sound:  # the block before was not written, so this one must not complete its tensor
+        nonlocal checksum
+        if checksum is None:  # the block before was not written, so this one must not complete its tensor
             return
-        is_sound = False
         view = memoryview(data.numpy())  # type: ignore[arg-type]  # numpy's stubs do not declare the buffer
-        checksum = zlib.crc32(view, 0 if first else checksum)
+        value, checksum = zlib.crc32(view, 0 if first else checksum), None
         pwrite_all(task.descriptor, view, offset)
         write_behind.wrote(task, offset, len(view))
         on_bytes(len(view))
         if last:
-            on_tensor(task, checksum)
-        is_sound = True
+            on_tensor(task, value)
+        checksum = value
 
     with _one_copy_thread(), ThreadPoolExecutor(max_workers=1) as pool:
         number = 0
