@@ -177,10 +177,12 @@ def _weights(folder: Path) -> tuple[dict[str, Identity], dict[str, Mapping[str, 
         raise PublishError(
             f"{folder / INDEX}: names {printable(odd[0])}, which is no .safetensors file of the folder."
         )
-    weights, notes, tensors, elements = {}, {}, 0, 0
+    weights: dict[str, FileState] = {}
+    notes: dict[str, Mapping[str, str]] = {}
+    tensors = elements = 0
     for name in names:
         weights[name] = identify(folder / name)
-        held, notes[name] = read_safetensors_header(folder / name, SAFETENSORS_DTYPES)
+        held, notes[name], _ = read_safetensors_header(folder / name, SAFETENSORS_DTYPES)
         if placed and set(held) != {tensor for tensor, file in placed.items() if file == name}:
             differing = sorted(set(held) ^ {tensor for tensor, file in placed.items() if file == name})
             raise PublishError(

@@ -759,7 +759,7 @@ def test_signals_are_interruptions_with_their_own_status(
     before = signal.getsignal(number)
     monkeypatch.chdir(tmp_path)
 
-    def interrupted(work: Any, output: Path, *rest: Any) -> None:
+    def interrupted(work: Any, output: Path, *rest: Any, **options: Any) -> None:
         stopped(tmp_path)
         signal.raise_signal(number)
 
