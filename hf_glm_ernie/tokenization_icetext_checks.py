@@ -75,8 +75,8 @@ def check_model(proto: Any, name: str) -> None:
     if "" in texts:
         raise ValueError(f"{name} has an empty piece, number {texts.index('')}: train it anew.")
     if len(set(texts)) < len(texts):
-        seen: set[str] = set()
-        twice = next(text for text in texts if text in seen or seen.add(text))
+        last = {text: place for place, text in enumerate(texts)}
+        twice = next(text for place, text in enumerate(texts) if last[text] != place)
         raise ValueError(f"{name} has the piece {twice[:40]!r} twice: train it anew.")
     longest = max(texts, key=len)
     if len(longest.encode()) > MAX_PIECE_BYTES or len("".join(texts).encode()) > MAX_PIECES_BYTES:
