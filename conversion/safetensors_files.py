@@ -9,7 +9,7 @@ import torch
 from .json_files import parse_json
 from .lazy_files import CheckpointError, LazyFile, NamedFiles, StoredTensor, checked_spec, row_major
 from .source_file import FileState
-from .tensor_names import check_names
+from .tensor_names import MAX_TENSORS, check_names
 
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -69,6 +69,10 @@ def read_safetensors_header(
                 "the file again."
             )
         raw = file.read(length)
+    if raw.count(b"[") + raw.count(b"{") > 4 * MAX_TENSORS:  # an entry is an object of two lists
+        raise CheckpointError(
+            f"{path}: a header of more than {MAX_TENSORS:,} tensors; no checkpoint has so many. Copy the file again."
+        )
     start = 8 + length
     try:
         header = _object(parse_json(raw, unique_names=True), "the header")
