@@ -177,7 +177,9 @@ def _weights(folder: Path) -> tuple[dict[str, Identity], dict[str, Mapping[str, 
         raise PublishError(
             f"{folder / INDEX}: names {printable(odd[0])}, which is no .safetensors file of the folder."
         )
-    weights, notes, tensors, elements = {}, {}, 0, 0
+    weights: dict[str, Identity] = {}
+    notes: dict[str, Mapping[str, str]] = {}
+    tensors = elements = 0
     for name in names:
         weights[name] = identify(folder / name)
         held, notes[name] = read_safetensors_header(folder / name, SAFETENSORS_DTYPES)

@@ -214,7 +214,10 @@ def parse_reference(path: Path, content: Any) -> Reference:
     try:
         outputs = {_word(name): _output(entry) for name, entry in content["outputs"].items()}
         reference = Reference(
-            *(_word(content[name]) for name in ("transformers", "torch", "converter", "dtype")),
+            _word(content["transformers"]),
+            _word(content["torch"]),
+            _word(content["converter"]),
+            _word(content["dtype"]),
             {_word(name): _integers(ids) for name, ids in content["inputs"].items()},
             outputs,
             *_texts(content["texts"], content["ids"]),
