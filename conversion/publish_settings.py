@@ -173,7 +173,7 @@ def _quantization_schema(method: object) -> Schema:
     config_class = AUTO_QUANTIZATION_CONFIG_MAPPING.get(method) if isinstance(method, str) else None
     if config_class is None:
         return None
-    known = _keys("quant_method", *inspect.signature(config_class.__init__).parameters)
+    known = _keys("quant_method", *inspect.signature(config_class).parameters)
     # bitsandbytes writes its own two names; torchao describes itself in an object.
     known |= _keys("_load_in_4bit", "_load_in_8bit") | {"quant_type": ANYTHING}
     return {key: schema for key, schema in known.items() if key not in ("self", "kwargs")}
