@@ -409,6 +409,8 @@ class Ernie3Model(Ernie3PreTrainedModel):
         check_tokens(input_ids, inputs_embeds, self.config.vocab_size, self.config.hidden_size)
         tokens = inputs_embeds if input_ids is None else input_ids
         assert tokens is not None
+        if memories is not None:
+            check_memories(self.config, memories, tokens.shape[0], tokens.device)
         check_mask(attention_mask, tokens)
         check_columns("position_ids", position_ids, tokens)
         for name, given, size in (
@@ -416,8 +418,6 @@ class Ernie3Model(Ernie3PreTrainedModel):
             ("task_type_ids", task_type_ids, self.config.task_type_vocab_size),
         ):
             check_columns(name, given, tokens, size - 1 if size else None, f" (the embedding has {size} rows)")
-        if memories is not None:
-            check_memories(self.config, memories, tokens.shape[0], tokens.device)
         if branch == "nlg" and use_cache and cache is None:
             cache = DynamicCache(config=self.config)
         columns = key_columns(tokens.shape[1], memories, cache)
