@@ -123,7 +123,7 @@ def threshold_below_one(name: str, value: Any) -> float:
     Raises:
         ValueError: it is no number in [0, 1).
     """
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < 1:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < 1:
         raise ValueError(
             f"{name}={short(value)} is no probability that another one can exceed: give a number in [0, 1)."
         )

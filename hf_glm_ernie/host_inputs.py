@@ -115,9 +115,12 @@ def check_mask(
     Raises:
         ValueError: another number of dimensions, fewer columns than tokens, other values than 0 and 1.
     """
-    if attention_mask is None or traced() or not isinstance(attention_mask, torch.Tensor | list | tuple):
+    if attention_mask is None or traced():
         return
-    _check_tensor("attention_mask", attention_mask)
+    if isinstance(attention_mask, list | tuple):
+        _check_tensor("attention_mask", attention_mask)
+    if not isinstance(attention_mask, torch.Tensor):
+        return
     rows, length = tokens.shape[:2]
     shape, columns = tuple(attention_mask.shape), length + (past_length if isinstance(past_length, int) else 0)
     if attention_mask.ndim in patterns:

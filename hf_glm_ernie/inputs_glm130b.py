@@ -64,6 +64,8 @@ def check_labels(labels: torch.Tensor, token_type_ids: torch.Tensor, joined: tor
         ValueError: a label on context, or joined rows. Where torch traces, the graph checks the same and stops with a
             RuntimeError (on CUDA devices with an assertion of the device).
     """
+    if labels.shape != token_type_ids.shape:
+        return  # `check_training_batch` says so, and the loss
     seen = (labels != IGNORED) & (token_type_ids == 0)  # (B, L) bool
     joined = torch.zeros_like(seen) if joined is None else joined
     if torch.compiler.is_compiling():

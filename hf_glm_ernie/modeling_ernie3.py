@@ -48,9 +48,9 @@ from .attention_ernie3 import (
     remember,
 )
 from .configuration_ernie3 import BRANCHES, HUB_CLASSES, Ernie3Config, StackSizes
-from .host_inputs import check_columns, check_mask, check_tokens, refuse_integer_pattern
+from .host_inputs import check_tokens
 from .host_interface import CACHE_NAME, CACHE_NAMES, CarriesItsCode, check_arguments, given_cache, named_cache
-from .inputs_ernie3 import Ernie3Embeddings
+from .inputs_ernie3 import Ernie3Embeddings, check_inputs
 from .memory_ernie3 import (
     Ernie3Memories,
     KeyColumns,
@@ -409,15 +409,9 @@ class Ernie3Model(Ernie3PreTrainedModel):
         check_tokens(input_ids, inputs_embeds, self.config.vocab_size, self.config.hidden_size)
         tokens = inputs_embeds if input_ids is None else input_ids
         assert tokens is not None
-        check_mask(attention_mask, tokens)
-        check_columns("position_ids", position_ids, tokens)
-        for name, given, size in (
-            ("token_type_ids", token_type_ids, self.config.type_vocab_size),
-            ("task_type_ids", task_type_ids, self.config.task_type_vocab_size),
-        ):
-            check_columns(name, given, tokens, size - 1 if size else None, f" (the embedding has {size} rows)")
         if memories is not None:
             check_memories(self.config, memories, tokens.shape[0], tokens.device)
+        check_inputs(self.config, tokens, attention_mask, position_ids, token_type_ids, task_type_ids)
         if branch == "nlg" and use_cache and cache is None:
             cache = DynamicCache(config=self.config)
         columns = key_columns(tokens.shape[1], memories, cache)
@@ -425,8 +419,6 @@ class Ernie3Model(Ernie3PreTrainedModel):
         real = real_tokens(self.config, input_ids, attention_mask, columns, tokens.shape[0])
         keep, carried = next_memories(self.config, tokens, real, memories, columns, return_memories)
         whole_pattern = attention_mask is not None and len(attention_mask.shape) == 4
-        if whole_pattern and isinstance(attention_mask, torch.Tensor):
-            refuse_integer_pattern(attention_mask)
         real = None if whole_pattern else real  # a pattern of the caller's own says what is padding, too
         mask = attention_mask if whole_pattern else visible_columns(real, memories, columns)
         words = self.embeddings.words(input_ids, inputs_embeds, genre_ids, columns.continues)

@@ -88,7 +88,7 @@ class SharedBackend(TokenizersBackend):
             asked = options.get(argument)
             names += [name] if asked or (asked is None and name in self.model_input_names) else []
         tensors = options.get("return_tensors")
-        data = {name: [] if tensors is None else np.zeros((0, 0), np.int64) for name in names}
+        data: dict[str, Any] = {name: [] if tensors is None else np.zeros((0, 0), np.int64) for name in names}
         return BatchEncoding(data, [], tensor_type=tensors)
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:

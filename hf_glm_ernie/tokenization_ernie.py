@@ -58,7 +58,8 @@ class ErnieTokenizer(SharedBackend):
     - a special token is found as typed only; there one in small letters, `<e1>`, is found in `<E1>`, too;
     - an `AddedToken` with `normalized=False` keeps its capital letters and matches as typed; there it does not;
     - an added token that begins or ends with a blank is found beside another one, too;
-    - ids without a token raise an error there. `convert_ids_to_tokens` gives None for them, `decode` leaves them out.
+    - ids without a token raise an error there. `convert_ids_to_tokens` gives None for them (negative ones as well),
+      `decode` leaves them out.
 
     `len(tokenizer)` and `vocab_size` count tokens, 39979, as PaddleNLP's do; the highest id is 39979, so a model needs
     39980 rows (the released ones have 40000). The first added token fills id 12084 with a token that no text holds:
@@ -69,7 +70,8 @@ class ErnieTokenizer(SharedBackend):
     they, too, match as typed. `additional_special_tokens` of PaddleNLP's files are special, in `added_tokens.json` or
     not.
 
-    Half a surrogate pair in a text is dropped.
+    Half a surrogate pair in a text is dropped. Threads may share one tokenizer: a lock lets in one call at a time,
+    since padding and truncation are the library's state.
 
     Truncation is PaddleNLP's: of a pair of equally long texts the second loses the odd token, and a text that would
     lose all its tokens stays as it is, longer than `max_length`, with an error in the log.

@@ -75,7 +75,8 @@ class Ernie3Tokenizer(SharedBackend):
     left, as `generate()` needs it; the model counts positions from the first token and pools that.
 
     Added tokens match as they are typed; a token of the vocabulary, added again, changes nothing. Half a surrogate
-    pair in a text is dropped.
+    pair in a text is dropped. Threads may share one tokenizer: a lock lets in one call at a time, since padding and
+    truncation are the library's state. An id that no token has is None as a token and nothing in a text.
 
     `offset_mapping` holds true places. A sentence mark has the place of the character it stands behind, or of the last
     blank between two Chinese sentences. `decode` leaves marks out with `skip_special_tokens=True`.

@@ -90,6 +90,9 @@ class Glm130bTokenizer(ChatTemplateMixin, RowsBackend):
     within the text raises. `truncation_side` is the host's default "right"; "left" keeps what stands before a mask at
     the end.
 
+    Threads may share one tokenizer. An id that no token has, of the model's padded embedding or -100, is None as a
+    token and nothing in a text, as in the library.
+
     Args:
         vocab_file: Path of `ice_text.model`.
         tokenizer_file: Path of a `tokenizer.json` saved before; made from `vocab_file` where there is none.
