@@ -197,4 +197,5 @@ def _all_texts(parts: Any) -> bool:
     return all(isinstance(part, str) for part in parts)
 
 
-__all__ = ["CallLock", "SharedBackend", "check_settings", "is_empty_batch", "library_ids", "what_is_wrong"]
+# `SharedBackend` is a base, nothing to use by itself.
+__all__ = ["CallLock", "check_settings", "is_empty_batch", "library_ids", "what_is_wrong"]
