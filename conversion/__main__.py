@@ -32,7 +32,7 @@ from .publish_card import CardTexts
 from .publish_classes import license_of
 from .publish_hub import check_repo_name, push, require_token
 from .publish_source import PublishError, read_source
-from .reference_outputs import write_reference
+from .reference_outputs import SMALL_BYTES, write_reference
 from .state_map import ConversionError
 from .verify import verify_file
 
@@ -187,10 +187,10 @@ def _add_common(parser: argparse.ArgumentParser, source: str) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the plan from the headers and stop")
     parser.add_argument("--no-verify", action="store_true", help="do not re-read the result")
     parser.add_argument(
-        "--no-reference",
-        action="store_true",
-        help="do not compute with the result; without this, where memory allows, a few outputs are kept beside the "
-        "weights, for publish to compare with",
+        "--reference",
+        action=argparse.BooleanOptionalAction,
+        help="compute with the result and keep a few outputs, for publish to compare with; takes the memory of the "
+        f"model (default: for weights of up to {SMALL_BYTES // 10**6} MB)",
     )
 
 
@@ -302,13 +302,13 @@ def _run(
     if options.dry_run:
         print("dry run: nothing was written")
         return
-    reference = None if options.reverse or options.no_reference else _keep_reference
+    reference = None if options.reverse or options.reference is False else partial(_keep_reference, options.reference)
     run(job, options.output, None if options.no_verify else verify_file, reference=reference)
     print(f"done: {options.output}")
 
 
-def _keep_reference(folder: Path, into: Path, show_progress: bool) -> None:
-    reason = write_reference(folder, into, show_progress)
+def _keep_reference(is_asked: bool | None, folder: Path, into: Path, show_progress: bool) -> None:
+    reason = write_reference(folder, into, show_progress, any_size=bool(is_asked))
     if reason is not None:
         print(f"note: no outputs were kept for publish to compare with: {reason}", file=sys.stderr)
 

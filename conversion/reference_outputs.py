@@ -31,6 +31,9 @@ from .publish_trial import trial_length, trial_memory, trial_request
 from .regular_files import printable
 
 FILE = "reference_outputs.json"
+SMALL_BYTES = 10**8
+"""Of weights that are computed with unasked: a conversion takes the same little memory and time for every size."""
+
 SAMPLE = 512
 """Numbers kept of an output, evenly over all of it; every one of a smaller output."""
 
@@ -134,16 +137,17 @@ def _short(number: float) -> float:
     return float(f"{number:.9g}")  # a float32 needs no more
 
 
-def write_reference(folder: Path, into: Path, show_progress: bool = True) -> str | None:
+def write_reference(folder: Path, into: Path, show_progress: bool = True, any_size: bool = True) -> str | None:
     """Opens a converted folder, computes, and writes `FILE`.
 
     Args:
         folder: Complete but for this file.
         into: Folder to write it into.
         show_progress: Whether a bar goes to stderr.
+        any_size: Whether memory is all that limits the size, or `SMALL_BYTES` does.
 
     Returns:
-        Why there is none, if there is none: too little memory, or the host cannot compute with the model.
+        Why there is none, if there is none: the size, too little memory, or the host cannot compute with the model.
     """
     config = read_json(folder / "config.json")
     row = PUBLISHED.get(config["model_type"])
@@ -151,6 +155,8 @@ def write_reference(folder: Path, into: Path, show_progress: bool = True) -> str
     if row is None or architecture not in row.auto_classes:
         return f"{architecture} is no class this package publishes"
     nbytes = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    if not any_size and nbytes > SMALL_BYTES:
+        return f"the weights have {nbytes:,} bytes, and a conversion takes little memory; --reference computes anyway"
     needed, free = trial_memory(nbytes)
     if needed > free:
         return f"computing takes about {needed:,} bytes of memory and {free:,} are free"
@@ -355,6 +361,7 @@ def _otherwise(reference: Reference, where: object, what: str) -> str:
 
 __all__ = [
     "FILE",
+    "SMALL_BYTES",
     "Reference",
     "ReferenceOutputsError",
     "compare_with_reference",
