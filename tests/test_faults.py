@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import reader_cases
-from tests.faults.case import Case
 from tests.faults.flows import FLOWS, Flow
-from tests.faults.harness import Server, can_build, run_case
+from tests.faults.harness import Server, can_build
+from tests.faults.hostile import campaign
 from tests.faults.interruptions import KINDS, Subject, spread
+from tests.faults.themes import SHORT
 
 pytestmark = pytest.mark.skipif(not can_build(), reason="needs Linux and a C compiler, to make calls fail")
 
-SHORT = ("glm130b", "ernie-reverse", "ernie3")
+SHORT_FLOWS = ("glm130b", "ernie-reverse", "ernie3")
 PLACES = 2
 
 
@@ -23,15 +23,14 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-SHORT_CASES = [case for case in reader_cases.cases(12) if case.name in reader_cases.SHORT or "mutant" in case.name]
+@pytest.mark.parametrize("theme", SHORT)
+def test_hostile_inputs_are_refused_with_a_message(theme: str, server: Server, tmp_path: Path) -> None:
+    number, wrong = campaign(SHORT[theme](), server, tmp_path)
+    assert number >= 8
+    assert not wrong
 
 
-@pytest.mark.parametrize("case", SHORT_CASES, ids=lambda case: case.name)
-def test_a_hostile_file_is_refused_with_a_message(case: Case, server: Server, tmp_path: Path) -> None:
-    assert not run_case(server, case, tmp_path / "case")
-
-
-@pytest.mark.parametrize("flow", [flow for flow in FLOWS if flow.name in SHORT], ids=lambda flow: flow.name)
+@pytest.mark.parametrize("flow", [flow for flow in FLOWS if flow.name in SHORT_FLOWS], ids=lambda flow: flow.name)
 def test_a_disturbed_run_loses_and_mixes_nothing(flow: Flow, server: Server) -> None:
     with Subject(flow, server) as subject:
         for kind in KINDS:
