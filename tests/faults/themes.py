@@ -11,12 +11,16 @@ THEMES: dict[str, Callable[[int], Iterator[Case]]] = {
     "publish-folders": lambda number: publish_cases.cases(),
 }
 SHORT: dict[str, Callable[[], Iterator[Case]]] = {
-    "settings": lambda: (case for case in settings_cases.cases() if case.name in settings_cases.SHORT),
-    "readers": lambda: (
-        case for case in reader_cases.cases(12) if case.name in reader_cases.SHORT or "mutant" in case.name
-    ),
-    "publish-folders": lambda: (case for case in publish_cases.cases() if case.name in publish_cases.SHORT),
+    "settings": lambda: _named(settings_cases.cases(), settings_cases.SHORT),
+    "readers": lambda: _named(reader_cases.cases(12), reader_cases.SHORT, "mutant"),
+    "publish-folders": lambda: _named(publish_cases.cases(), publish_cases.SHORT),
 }
 """A few of each."""
+
+
+def _named(cases: Iterator[Case], names: tuple[str, ...], word: str | None = None) -> Iterator[Case]:
+    """Those of some names, and those whose name has a word."""
+    return (case for case in cases if case.name in names or (word is not None and word in case.name))
+
 
 __all__ = ["SHORT", "THEMES"]
