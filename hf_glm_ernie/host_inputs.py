@@ -160,6 +160,21 @@ def refuse_integer_pattern(attention_mask: torch.Tensor) -> None:
         )
 
 
+def shape_scored(labels: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape that labels of a language model must have: of all tokens, or fewer of the last.
+
+    Args:
+        labels: Labels, or `None`.
+        shape: (B, L) of the tokens.
+
+    Returns:
+        (B, L), or (B, width of the labels) where that is less: `logits_to_keep` may keep as many, and if it does not,
+        the loss says so.
+    """
+    fewer = isinstance(labels, torch.Tensor) and labels.ndim == 2 and labels.shape[1] < shape[1]
+    return (shape[0], labels.shape[1]) if fewer else tuple(shape)
+
+
 def check_labels_of(name: str, labels: Any, shape: tuple[int, ...], classes: int, ignored: int = IGNORED) -> None:
     """Refuses labels of another shape, which would broadcast, and classes that are not there.
 
@@ -248,5 +263,6 @@ __all__ = [
     "check_tokens",
     "kept_positions",
     "refuse_integer_pattern",
+    "shape_scored",
     "traced",
 ]

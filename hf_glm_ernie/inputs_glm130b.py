@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from .host_inputs import IGNORED, check_labels_of
+from .host_inputs import IGNORED, check_labels_of, shape_scored
 from .prefix_glm130b import prefix_token_type_ids
 
 # Keyword arguments of collators that join rows into one (`padding_free`, packing); only flash attention reads them.
@@ -129,7 +129,7 @@ def check_training_batch(
     if labels is None or tokens is None or (input_ids is not None and inputs_embeds is not None):
         return
     name = "labels" if shift_labels is None else "shift_labels"
-    check_labels_of(name, labels, tuple(tokens.shape[:2]), model.config.vocab_size)
+    check_labels_of(name, labels, shape_scored(labels, tokens.shape[:2]), model.config.vocab_size)
     if model.config.allow_context_labels:
         return
     joined = None

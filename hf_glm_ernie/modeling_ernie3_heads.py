@@ -29,7 +29,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_ernie3 import Ernie3Config
 from .generation_ernie3 import Ernie3GenerationMixin
-from .host_inputs import check_labels_of, kept_positions
+from .host_inputs import check_labels_of, kept_positions, shape_scored
 from .host_interface import check_arguments, given_cache, named_cache, returned_cache
 from .memory_ernie3 import Ernie3Memories
 from .modeling_ernie3 import Ernie3Model, Ernie3PreTrainedModel
@@ -189,7 +189,7 @@ class Ernie3ForCausalLM(Ernie3PreTrainedModel, Ernie3GenerationMixin):
         )
         states = outputs.last_hidden_state
         for name, given in targets.items():
-            check_labels_of(name, given, tuple(states.shape[:2]), self.config.vocab_size)
+            check_labels_of(name, given, shape_scored(given, states.shape[:2]), self.config.vocab_size)
         kept = kept_positions(logits_to_keep)
         logits, loss = self.nlg_lm_head(states[:, kept]), None
         if any(given is not None for given in targets.values()):

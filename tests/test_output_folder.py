@@ -756,6 +756,7 @@ def test_signals_are_interruptions_with_their_own_status(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str, status: int
 ) -> None:
     number = getattr(signal, name)
+    original = signal.signal(number, signal.default_int_handler)  # a program in the background may ignore it
     before = signal.getsignal(number)
     monkeypatch.chdir(tmp_path)
 
@@ -770,6 +771,7 @@ def test_signals_are_interruptions_with_their_own_status(
         "interrupted: out.incomplete is kept; the same command goes on from here\n"
     )
     assert signal.getsignal(number) is before
+    signal.signal(number, original)
 
 
 def test_a_signal_that_is_ignored_stays_so() -> None:
@@ -786,6 +788,7 @@ def test_the_second_signal_ends_the_program() -> None:
     code = """
 import os, signal
 from conversion.interruption import interruptible
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a program in the background may ignore it
 try:
     with interruptible():
         try:

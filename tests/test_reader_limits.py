@@ -102,14 +102,14 @@ def test_a_vocabulary_has_limits(text: str, says: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "content", "says"),
     [
-        ("added_tokens.json", {"x": "5"}, "'x': '5'"),
-        ("added_tokens.json", {"x": True}, "'x': True"),
-        ("added_tokens.json", [], "not an object of settings but a list"),
-        ("tokenizer_config.json", {"unk_token": ["a"]}, r"unk_token is \['a'\]; it should be a token"),
-        ("tokenizer_config.json", {"do_lower_case": "no"}, "do_lower_case is 'no'; it should be true or false"),
+        ("added_tokens.json", {"x": "5"}, "an object of tokens and ids"),
+        ("added_tokens.json", {"x": True}, "an object of tokens and ids"),
+        ("added_tokens.json", [], "expected an object of settings, found list"),
+        ("tokenizer_config.json", {"unk_token": ["a"]}, r"unk_token is \['a'\]; it is a token"),
+        ("tokenizer_config.json", {"do_lower_case": "no"}, "do_lower_case is 'no'; it is true or false"),
         ("tokenizer_config.json", {"vocab_file": "/etc/passwd"}, "vocab_file is '/etc/passwd'"),
         ("special_tokens_map.json", {"other": {"x": 1}}, "other is .* a token"),
-        ("tokenizer.json", 5, "not an object"),
+        ("tokenizer.json", 5, "expected an object"),
     ],
 )
 def test_what_stands_beside_a_vocabulary_is_checked(file: str, content: Any, says: str, tmp_path: Path) -> None:

@@ -335,3 +335,16 @@ def test_random_rows_and_shapes() -> None:
     counts, wrong = runtime_fuzz.run(6, 1)
     assert not wrong
     assert len(counts) == 6
+
+
+def test_labels_of_the_positions_that_are_kept_are_scored() -> None:
+    """As the training script passes them: the last positions' labels alone."""
+    torch.manual_seed(0)
+    model = tiny_models.tiny_model()
+    ids = torch.tensor([[5, 6, model.config.sop_token_id, 7, 8, 9]])
+    labels = torch.full_like(ids, -100)
+    labels[:, 3:] = ids[:, 3:]
+    whole = model(ids, labels=labels).loss
+    assert torch.allclose(model(ids, labels=labels[:, -4:], logits_to_keep=4).loss, whole)
+    with pytest.raises(ValueError, match="labels has shape"):
+        model(ids, labels=torch.full((1, 7), -100))
