@@ -4,8 +4,7 @@
     python benchmarks/convert_ernie.py --checkpoint CHECKPOINT --work EMPTY_FOLDER
 
 Each run is the command itself in a process of its own: Python, torch and transformers started, files read, written
-and verified. Peak memory is the process's largest resident set, mapped pages of the files included; its limit is the
-size of the checkpoint and 300 MB.
+and verified. Peak memory is the process's largest resident set; its limit is the size of the checkpoint and 300 MB.
 """
 
 import argparse

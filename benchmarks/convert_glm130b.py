@@ -6,7 +6,7 @@
 Every run is its own process and starts with the files evicted from the page cache and nothing waiting to be written.
 Start-up (Python, torch, transformers, reading headers, planning), writing, and the verifying re-read (which first
 waits for the disk) are reported apart; like `cp`, writing does not wait for the disk. Peak memory is the process's
-largest resident set, mapped pages of the source included.
+largest resident set.
 
 `cp` is started from a process that has gone through the same start-up. On a virtual machine it would win otherwise:
 memory that has lain free for some seconds goes back to the host, and the first to use it again pays for that, several

@@ -1,7 +1,11 @@
 """Command line of the converters: `python -m conversion glm130b ...`, or `glm-ernie-convert` once installed."""
 
 import argparse
+import io
+import math
+import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -10,6 +14,7 @@ from typing import Any
 
 import torch
 
+from hf_glm_ernie.configuration_arguments import EPSILON
 from hf_glm_ernie.planner.devices import parse_size as parse_amount
 
 from . import ernie, ernie3, glm130b
@@ -18,30 +23,56 @@ from .ernie3_settings import LAYER_NORM_EPS as LAYER_NORM_EPS_10B
 from .ernie3_settings import Choices
 from .ernie_names import TASK_NAMES
 from .ernie_settings import LAYER_NORM_EPS
+from .interruption import interruptible
 from .job import ExpectedShapes, ForwardOptions, Job, run
-from .output_folder import refuse_existing
+from .operations import shortened
+from .output_path import check_output, incomplete_of
 from .publish import CHECKS, default_output, plan_publication, publish, read_parity
 from .publish_card import CardTexts
 from .publish_classes import license_of
 from .publish_hub import check_repo_name, push, require_token
 from .publish_source import PublishError, read_source
+from .reference_outputs import SMALL_BYTES, write_reference
 from .state_map import ConversionError
 from .verify import verify_file
 
+MAX_SHARD_BYTES = 10**15
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command. Returns the exit status: 0 done, 1 refused (the reason is on stderr), 130 interrupted."""
+    """Runs a command.
+
+    Returns:
+        The exit status: 0 done, 1 refused (the reason is on stderr), 128 and the signal's number if it was interrupted
+        (130 by Ctrl-C).
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name may have no spelling in the terminal's encoding
     options = build_parser().parse_args(arguments)
+    try:
+        with interruptible():
+            return _status_of(options)
+    except KeyboardInterrupt as stopped:
+        print(f"interrupted: {_what_is_kept(options.output)}", file=sys.stderr)
+        return getattr(stopped, "status", 128 + signal.SIGINT)
+
+
+def _what_is_kept(output: Path | None) -> str:
+    if output is not None and os.path.lexists(kept := incomplete_of(output)):
+        return f"{kept} is kept; the same command goes on from here"
+    return f"{output} is complete" if output is not None and os.path.lexists(output) else "nothing was written"
+
+
+def _status_of(options: argparse.Namespace) -> int:
     try:
         options.run(options)
     except (ConversionError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shortened(str(error))}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        kept = options.output.with_name(f"{options.output.name}.incomplete")
-        how = f"{kept} is kept; the same command goes on from here" if kept.exists() else "nothing was written"
-        print(f"interrupted: {how}", file=sys.stderr)
-        return 130
+    except MemoryError:
+        print("error: there is not enough memory", file=sys.stderr)
+        return 1
     return 0
 
 
@@ -99,7 +130,7 @@ def _add_publish(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = commands.add_parser("publish", help="a Hub repository from a converted or saved folder")
     parser.add_argument("folder", type=Path, help="what a converter or save_pretrained wrote")
     parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="repository on the Hub")
-    parser.add_argument("--output", type=Path, help="folder to be made; must not exist (default: FOLDER_hub)")
+    parser.add_argument("--output", type=parse_output, help="folder to be made; must not exist (default: FOLDER_hub)")
     parser.add_argument("--push", action="store_true", help="send it to the Hub; without this nothing is sent")
     parser.add_argument("--private", action="store_true", help="with --push: make a new repository private")
     parser.add_argument("--license", help="of the weights, as the Hub spells it (default: the released weights')")
@@ -127,7 +158,10 @@ def _add_ernie3(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     for stack in ("", "branch-"):
         parser.add_argument(
-            f"--{stack}num-attention-heads", type=int, metavar="N", help="default: the settings', or of size 64"
+            f"--{stack}num-attention-heads",
+            type=parse_count,
+            metavar="N",
+            help="default: the settings', or of size 64",
         )
     parser.add_argument("--reverse", action="store_true", help="write a static graph's files from a converted folder")
     parser.set_defaults(run=partial(_run_ernie3, parser))
@@ -136,12 +170,12 @@ def _add_ernie3(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
 def _add_of_paddle(parser: argparse.ArgumentParser, vocab: str, settings: str, eps: str) -> None:
     parser.add_argument("--vocab", type=Path, help=f"{vocab} (default: the one beside the weights, if there)")
     parser.add_argument("--config", type=Path, help=f"JSON settings (default: {settings})")
-    parser.add_argument("--layer-norm-eps", type=float, metavar="EPS", help=f"of every LayerNorm (default: {eps})")
+    parser.add_argument("--layer-norm-eps", type=parse_eps, metavar="EPS", help=f"of every LayerNorm (default: {eps})")
 
 
 def _add_common(parser: argparse.ArgumentParser, source: str) -> None:
     parser.add_argument("--source", type=Path, required=True, help=source)
-    parser.add_argument("--output", type=Path, required=True, help="folder to be made; must not exist")
+    parser.add_argument("--output", type=parse_output, required=True, help="folder to be made; must not exist")
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="default: as stored")
     parser.add_argument(
         "--max-shard-size",
@@ -152,6 +186,12 @@ def _add_common(parser: argparse.ArgumentParser, source: str) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan from the headers and stop")
     parser.add_argument("--no-verify", action="store_true", help="do not re-read the result")
+    parser.add_argument(
+        "--reference",
+        action=argparse.BooleanOptionalAction,
+        help="compute with the result and keep a few outputs, for publish to compare with; takes the memory of the "
+        f"model (default: for weights of up to {SMALL_BYTES // 10**6} MB)",
+    )
 
 
 def _run_glm130b(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -172,13 +212,13 @@ def _run_glm130b(parser: argparse.ArgumentParser, options: argparse.Namespace) -
 
 
 def _run_ernie(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    if options.reverse and (options.vocab or options.config or options.task or options.layer_norm_eps):
+    if options.reverse and (options.vocab or options.config or options.task or options.layer_norm_eps is not None):
         parser.error("--vocab, --config, --task and --layer-norm-eps are for the conversion from PaddleNLP's format")
     forward = partial(
         ernie.ForwardOptions,
         vocab=options.vocab,
         task=options.task,
-        layer_norm_eps=options.layer_norm_eps or LAYER_NORM_EPS,
+        layer_norm_eps=LAYER_NORM_EPS if options.layer_norm_eps is None else options.layer_norm_eps,
     )
     _run(options, ernie.plan_forward, forward, ernie.plan_reverse)
 
@@ -188,7 +228,7 @@ def _run_publish(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         parser.error("--private goes with --push")
     if bool(options.license_name) != bool(options.license_link) or (options.license and options.license_name):
         parser.error("give --license, or --license-name and --license-link together")
-    options.output = options.output or default_output(options.folder)
+    options.output = (options.output or default_output(options.folder)).absolute()
     check_repo_name(options.repo)
     if options.push:
         require_token()  # before an hour of hashing
@@ -216,9 +256,16 @@ def _card_texts(options: argparse.Namespace) -> CardTexts:
     if options.base_model:
         check_repo_name(options.base_model)
         relation = relation or ("quantized" if source.quant_method else None)
-    about = options.about.read_text(encoding="utf-8") if options.about else ""
+    about = _about(options.about) if options.about else ""
     parity = read_parity(options.parity) if options.parity else ()
     return CardTexts(licence, options.base_model, relation, about, parity)
+
+
+def _about(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise PublishError(f"--about {path}: not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
 
 
 def _run_ernie3(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -239,7 +286,7 @@ def _run(
     plan_reverse: Callable[..., Job],
 ) -> None:
     """Plans a family's conversion in the direction asked for, and runs it."""
-    refuse_existing(options.output)
+    check_output(options.output, options.source)
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     if options.reverse:
         job = plan_reverse(options.source, dtype=dtype, expected=expected_shapes)
@@ -255,19 +302,58 @@ def _run(
     if options.dry_run:
         print("dry run: nothing was written")
         return
-    run(job, options.output, None if options.no_verify else verify_file)
+    reference = None if options.reverse or options.reference is False else partial(_keep_reference, options.reference)
+    run(job, options.output, None if options.no_verify else verify_file, reference=reference)
     print(f"done: {options.output}")
+
+
+def _keep_reference(is_asked: bool | None, folder: Path, into: Path, show_progress: bool) -> None:
+    reason = write_reference(folder, into, show_progress, any_size=bool(is_asked))
+    if reason is not None:
+        print(f"note: no outputs were kept for publish to compare with: {reason}", file=sys.stderr)
 
 
 def parse_size(text: str) -> int:
     """Bytes from "5GB" (10^9 each), "500MiB" (2^20 each) or a plain number. Raises `argparse.ArgumentTypeError`."""
     number, unit = re.fullmatch(r"([\d.]*)\s*(.*)", text.strip(), flags=re.DOTALL).groups()  # type: ignore[union-attr]  # it matches any text
     try:
-        return parse_amount(number + (unit.upper().replace("IB", "iB") or "B"), "size")
-    except ValueError as error:
+        size = parse_amount(number + (unit.upper().replace("IB", "iB") or "B"), "size")
+    except (ValueError, OverflowError):
+        size = 0
+    if not 1 <= size <= MAX_SHARD_BYTES:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a size; write e.g. 5GB, 500MiB or a number of bytes"
+            f"{text!r} is not a size; write e.g. 5GB, 500MiB or a number of bytes, at most {MAX_SHARD_BYTES:.0e}"
+        )
+    return size
+
+
+def parse_output(text: str) -> Path:
+    """A folder whose name every library can write to. Raises `argparse.ArgumentTypeError`."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no text in UTF-8, which the tokenizers library asks of a path; choose another"
         ) from error
+    return Path(text)
+
+
+def parse_count(text: str) -> int:
+    """A whole number above 0. Raises `argparse.ArgumentTypeError`."""
+    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def parse_eps(text: str) -> float:
+    """The epsilon of a LayerNorm. Raises `argparse.ArgumentTypeError`."""
+    try:
+        eps = float(text)
+    except ValueError:
+        eps = math.nan
+    if not EPSILON.holds(eps):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number {EPSILON}, such as 1e-12")
+    return eps
 
 
 if __name__ == "__main__":

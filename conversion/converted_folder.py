@@ -16,8 +16,12 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedTokenizer
 import hf_glm_ernie
 
 from .folder_files import RECORD, checksum_table, write_code, write_index, write_json
-from .json_files import read_json
+from .json_files import MAX_SETTINGS_BYTES, read_json
 from .lazy_files import CheckpointError
+from .operations import ConversionError, SettingsError, TensorSpec
+from .safetensors_files import SafetensorsFolder
+from .setting_kinds import HOST_KINDS, TEXT_OF_TEXTS, TEXTS, Kind, either
+from .settings_files import beyond_held, check_kinds, read_settings_object, shown, wrong_kinds
 from .writer import OutputFile
 
 Config = TypeVar("Config", bound=PreTrainedConfig)
@@ -49,19 +53,36 @@ class Record:
         write_json(folder / RECORD, {**self.source, **made})
 
 
-def read_record(folder: Path, **wanted: Callable[[Any], Any]) -> Record | None:
-    """The record of a converted folder; None if it has none or it is not one.
+def read_record(folder: Path, source: Mapping[str, Kind], settings: Mapping[str, Kind] | None = None) -> Record | None:
+    """The record of a converted folder; None if it has none, or a file of that name which is no record.
 
     Args:
         folder: The folder.
-        **wanted: Key of `Record.source` -> what makes its value of what the file holds, such as `int`.
+        source: What `Record.source` holds for the family -> what each may be.
+        settings: Of the original's settings, if the record holds them: setting -> what it may be.
+
+    Raises:
+        CheckpointError: it is there and damaged.
     """
-    try:
-        raw = read_json(folder / RECORD)
-        dropped = [str(name) for name in raw.get("dropped", ())]
-        return Record({key: make(raw[key]) for key, make in wanted.items()}, dropped)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    path = folder / RECORD
+    if not path.is_file():
         return None
+    try:
+        raw = read_settings_object(path, str(path))
+        if not source.keys() <= raw.keys():
+            return None
+        check_kinds(raw, {**source, "dropped": either(TEXTS, TEXT_OF_TEXTS)}, path)
+        missing = [key for key in source if raw[key] is None]
+        if missing:
+            raise SettingsError(f"{path}: {', '.join(missing)} is null")
+        if settings is not None:
+            check_kinds(raw["settings"], settings, f"{path}: settings")
+    except SettingsError as error:
+        raise CheckpointError(
+            f"{error} The file says where the folder comes from. Take the one that was written with it, or remove it: "
+            "then the way back takes what is usual."
+        ) from error
+    return Record({key: raw[key] for key in source}, list(raw.get("dropped") or ()))
 
 
 @dataclass(frozen=True)
@@ -106,7 +127,7 @@ class ConvertedFolder:
         record = replace(self.record, sha256=sha256)
         write_index(folder, self.files)
         record.write(folder)
-        (folder / "README.md").write_text(self.card(record), encoding="utf-8")
+        (folder / "README.md").write_text(self.card(record), encoding="utf-8", errors="backslashreplace")
 
 
 def origin_of_paddle(record: Record, what: str, eps: float, command: str, back: str) -> str:
@@ -147,30 +168,48 @@ Whoever published the source checkpoint sets the licence of these weights.
 
 
 def read_config(
-    folder: Path, classes: Sequence[type[Config]], what: str, check: Callable[[Mapping[str, Any]], None]
-) -> tuple[Config, Mapping[str, Any]]:
-    """The configuration of a folder that is to be written in its original format, and the content of the file.
+    folder: Path,
+    classes: Sequence[type[Config]],
+    what: str,
+    check: Callable[[Mapping[str, Any]], None],
+    kinds: Mapping[str, Kind],
+    held_sizes: Callable[[Mapping[str, TensorSpec]], Mapping[str, int]],
+) -> tuple[Config, Mapping[str, Any], SafetensorsFolder]:
+    """The configuration of a folder that is to be written in its original format, once nothing in it is more than the
+    weights beside it can hold; the content of the file, and the weights.
 
     Args:
         folder: The folder.
         classes: The configurations it may have.
         what: What should be in the folder, for messages.
         check: Raises `ValueError` for settings that the original format cannot express.
+        kinds: The family's: setting -> what it may be. Settings beyond these and transformers' own are left out.
+        held_sizes: The most that tensors hold of each size.
 
     Raises:
-        CheckpointError: it is no such configuration.
+        CheckpointError: it is no such configuration, or the weights cannot be opened.
     """
     path = folder / "config.json"
     known = {config_class.model_type: config_class for config_class in classes}
+    kinds = {**HOST_KINDS, **kinds}
     try:
-        raw = read_json(path)
-        if raw.get("model_type") not in known:
+        raw = read_json(path, most=MAX_SETTINGS_BYTES)
+        if not isinstance(raw, dict) or raw.get("model_type") not in list(known):
             allowed = f"one of {', '.join(known)}" if len(known) > 1 else repr(*known)
-            raise ValueError(f"model_type is {raw.get('model_type')!r}, expected {allowed}")
+            found = shown(raw.get("model_type")) if isinstance(raw, dict) else f"that of a {type(raw).__name__}"
+            raise ValueError(f"model_type is {found}, expected {allowed}")
+        if wrong := wrong_kinds(raw, kinds):
+            raise ValueError(". ".join(wrong))
         check(raw)
-        return known[raw["model_type"]].from_dict(raw), raw
-    except (OSError, ValueError, AttributeError, TypeError, StrictDataclassError) as error:
+        checkpoint = SafetensorsFolder(folder)
+        if beyond := beyond_held(raw, held_sizes(checkpoint.specs)):
+            raise ValueError(". ".join(beyond))
+        config = known[raw["model_type"]].from_dict({key: value for key, value in raw.items() if key in kinds})
+    except ConversionError:
+        raise
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         raise CheckpointError(f"{path}: not the configuration of {what} ({error})") from error
+    return config, raw, checkpoint
 
 
 def check_plain(raw: Mapping[str, Any]) -> None:
@@ -178,7 +217,7 @@ def check_plain(raw: Mapping[str, Any]) -> None:
     if raw.get("quantization_config"):
         raise ValueError("the weights are quantized; only floating-point weights can be written")
     if len(raw.get("architectures") or []) != 1:
-        raise ValueError(f"architectures should name one class, it is {raw.get('architectures')!r}")
+        raise ValueError(f"architectures should name one class, it is {shown(raw.get('architectures'))}")
 
 
 __all__ = ["ConvertedFolder", "Record", "check_plain", "origin_of_paddle", "read_config", "read_record"]

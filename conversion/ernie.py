@@ -31,27 +31,40 @@ from .ernie_names import (
     state_of_training,
     with_prefix,
 )
-from .ernie_settings import CONFIG_CLASSES, LAYER_NORM_EPS, Settings, Sizes, build_config, read_settings
+from .ernie_settings import (
+    CONFIG_CLASSES,
+    KINDS,
+    LAYER_NORM_EPS,
+    Settings,
+    Sizes,
+    build_config,
+    check_buildable,
+    held_sizes,
+    read_settings,
+)
 from .ernie_vocabulary import (
     check_highest_id,
     check_vocabulary,
+    files_beside,
     load_tokenizer,
     repeated_rows,
     shared_rows,
     stated_ids,
 )
-from .folder_files import main_dtype, notices_on_left_out
+from .folder_files import RECORD, main_dtype, notices_on_left_out
 from .job import ExpectedShapes, Job
 from .job import ForwardOptions as CommonOptions
+from .layer_numbers import without_gaps
 from .lazy_files import CheckpointError, TensorFiles, matrix_shape_of
-from .operations import WHOLE, SameAs, SettingsError, Shape, TensorSpec
+from .operations import WHOLE, SameAs, SettingsError, Shape, TensorSpec, matrix_shape
 from .paddle_files import open_paddle_source
 from .paddle_pickle import PaddleArchive
 from .safetensors_files import SafetensorsFolder
+from .setting_kinds import OBJECT, TEXT
 from .state_map import StateMap
 from .writer import plan_shards
 
-COMPARED_ROWS = 4096
+COMPARED_BYTES = 2**23
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,7 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
         ConversionError: anything about the files, the settings or the vocabulary that does not fit.
     """
     checkpoint = open_paddle_source(source)
+    beside = files_beside(checkpoint.folder, options.settings, options.vocab)
     settings = read_settings(checkpoint.folder, options.settings)
     training = state_of_training(checkpoint.specs)
     names = canonical_names([name for name in checkpoint.specs if name not in training], source)
@@ -107,22 +121,16 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
     files = plan_shards(plan.tensors, options.max_shard_bytes, {"format": "pt"})
     dtype, dtype_notices = main_dtype(plan, specs.values())
     left_out = dict(plan.dropped) | left_out | training
-    source_of = {"kind": checkpoint.kind, "original_class": task.original, "settings": settings.values}
-    small = ConvertedFolder(
-        config,
-        dtype,
-        files,
-        Record(source_of, left_out),
-        partial(model_card, config, task, tokenizer is not None),
-        tokenizer,
-        hub_classes(config),
-    )
+    origin = {"kind": checkpoint.kind, "original_class": task.original, "settings": settings.values}
+    card = partial(model_card, config, task, tokenizer is not None)
+    small = ConvertedFolder(config, dtype, files, Record(origin, left_out), card, tokenizer, hub_classes(config))
     return Job(
         title=f"ERNIE {source} ({checkpoint.kind}, {task.original}) -> safetensors for {task.architecture}",
         source=checkpoint,
         plan=plan,
         files=files,
-        options={"task": task.name, "dtype": str(options.dtype), "config": config.to_json_string()},
+        options=options.decisions | {"task": task.name, "config": config.to_json_string()},
+        beside=beside,
         write_first=small.write_first,
         reopen=lambda folder: SafetensorsFolder(folder).specs,
         write_last=small.write_last,
@@ -141,15 +149,16 @@ def plan_reverse(source: Path, dtype: torch.dtype | None, expected: ExpectedShap
     Raises:
         ConversionError: anything about the folder that does not fit.
     """
+    beside = files_beside(source, source / RECORD)
     classes: list[type[ErnieConfig]] = [ErnieConfig, *CONFIG_CLASSES.values()]
-    config, raw = read_config(source, classes, "an ERNIE encoder", check_config)
+    config, raw, checkpoint = read_config(source, classes, "an ERNIE encoder", check_config, KINDS, held_sizes)
+    check_buildable(config, source / "config.json")
     architecture = raw["architectures"][0]
     task = find_task(architecture)
     if task is None:
         known = ", ".join(task.architecture for task in TASKS)
         raise CheckpointError(f"{source}: a {architecture}, which PaddleNLP does not have; known are {known}")
-    checkpoint = SafetensorsFolder(source)
-    record = read_record(source, kind=str, original_class=str, settings=dict)
+    record = read_record(source, {"kind": TEXT, "original_class": TEXT, "settings": OBJECT}, KINDS)
     tokenizer = load_tokenizer(source, None)
     repeated = repeated_rows(tokenizer, {})
     table = task.table(getattr(config, "task_id", 0) if config.use_task_id else 0, repeated)
@@ -177,6 +186,7 @@ def plan_reverse(source: Path, dtype: torch.dtype | None, expected: ExpectedShap
         plan=plan,
         files=[archive],
         options={"task": task.name, "dtype": str(dtype), "reverse": "yes"},
+        beside=beside,
         write_first=lambda folder: write_original_files(folder, paddle_config, source, tokenizer),
         reopen=lambda folder: open_paddle_source(folder).specs,
         notices=notices,
@@ -238,10 +248,7 @@ def read_sizes(specs: Mapping[str, TensorSpec], where: object) -> Sizes:
     """
     matrix = partial(matrix_shape_of, specs, where=where)
     layers = {layer for name in specs if (layer := layer_of(name)) is not None}
-    gaps = sorted(set(range(max(layers, default=0))) - layers)
-    if not layers or gaps:
-        missing = ", ".join(map(str, gaps)) or "all"
-        raise CheckpointError(f"{where}: layers are missing ({missing}). Take the complete checkpoint.")
+    num_hidden_layers = without_gaps(layers, "encoder.layers.*", where)
     embeddings = f"{PREFIX}embeddings."
     words, positions = matrix(PREFIX + WORD_EMBEDDINGS), matrix(f"{embeddings}position_embeddings.weight")
     types, tasks = f"{embeddings}token_type_embeddings.weight", PREFIX + TASK_EMBEDDINGS
@@ -251,7 +258,7 @@ def read_sizes(specs: Mapping[str, TensorSpec], where: object) -> Sizes:
         max_position_embeddings=positions[0],
         type_vocab_size=matrix(types)[0] if types in specs else 0,
         task_type_vocab_size=matrix(tasks)[0] if tasks in specs else 0,
-        num_hidden_layers=max(layers) + 1,
+        num_hidden_layers=num_hidden_layers,
         intermediate_size=matrix(f"{PREFIX}encoder.layers.0.linear1.weight")[1],
         num_labels=matrix(CLASSIFIER)[1] if CLASSIFIER in specs else 0,
     )
@@ -297,13 +304,12 @@ def _check_second_copies(
 
 
 def _equal(source: TensorFiles, one: str, other: str, spec: TensorSpec) -> bool:
-    for start in range(0, spec.shape[0], COMPARED_ROWS):
-        rows = slice(start, start + COMPARED_ROWS)
-        if not torch.equal(source.tensor(0, one)[rows], source.tensor(0, other)[rows]):
-            return False
-        source.release(0, one)
-        source.release(0, other)
-    return True
+    rows, columns = matrix_shape(spec.shape)
+    step = max(1, COMPARED_BYTES // max(1, columns * spec.dtype.itemsize))
+    return all(
+        torch.equal(*(source.rows(0, name, start, min(start + step, rows)) for name in (one, other)))
+        for start in range(0, rows, step)
+    )
 
 
 __all__ = ["ForwardOptions", "choose_task", "plan_forward", "plan_reverse", "read_sizes"]

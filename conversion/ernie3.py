@@ -24,6 +24,7 @@ from .ernie3_files import (
     write_static_files,
 )
 from .ernie3_names import (
+    BRANCHES,
     TABLE,
     canonical_names,
     count_layers,
@@ -32,10 +33,11 @@ from .ernie3_names import (
     refuse_other_models,
     static_name,
 )
-from .ernie3_settings import Choices, build_config, read_sizes
+from .ernie3_settings import CONFIG_KINDS, KINDS, Choices, build_config, held_sizes, read_sizes
 from .ernie_names import state_of_training
 from .ernie_settings import read_settings
-from .folder_files import main_dtype, notices_on_left_out
+from .ernie_vocabulary import files_beside
+from .folder_files import RECORD, main_dtype, notices_on_left_out
 from .job import ExpectedShapes, Job
 from .job import ForwardOptions as CommonOptions
 from .lazy_files import CheckpointError
@@ -43,10 +45,14 @@ from .operations import WHOLE
 from .paddle_files import open_paddle_source
 from .paddle_lod import LodFile
 from .safetensors_files import SafetensorsFolder
+from .setting_kinds import LAYERS, OBJECT, TEXT, object_of
 from .writer import plan_shards
 
 ARCHITECTURES = ("Ernie3ForPreTraining", "Ernie3ForCausalLM", "Ernie3ForMaskedLM")
 """Classes whose parameters all have static names."""
+
+FIRST_LAYERS = object_of(BRANCHES.__contains__, LAYERS, f"an object of {' and '.join(BRANCHES)} and whole numbers")
+"""Branch -> number of its first layer, in a record."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,7 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
         ConversionError: anything about the files, the settings or the vocabulary that does not fit.
     """
     checkpoint = open_paddle_source(source)
+    beside = files_beside(checkpoint.folder, options.settings, options.vocab)
     left_out = state_of_training(checkpoint.specs)
     names = [name for name in checkpoint.specs if name not in left_out]
     refuse_other_models(names, source)
@@ -88,7 +95,7 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
         branch: sum(f"{branch}_encoder_layer_{layer}_ffn_fc_0.w_0" in specs for layer in range(len(specs)))
         for branch in first_layers
     }
-    settings = read_settings(checkpoint.folder, options.settings)
+    settings = read_settings(checkpoint.folder, options.settings, KINDS)
     tokenizer = load_tokenizer(checkpoint.folder, options.vocab)
     sizes = read_sizes(specs, universal, branches, source)
     notices = check_vocabulary(tokenizer, sizes.vocab_size)
@@ -112,7 +119,8 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
         source=checkpoint,
         plan=plan,
         files=files,
-        options={"dtype": str(options.dtype), "config": config.to_json_string()},
+        options=options.decisions | {"config": config.to_json_string()},
+        beside=beside,
         write_first=small.write_first,
         reopen=lambda folder: SafetensorsFolder(folder).specs,
         write_last=small.write_last,
@@ -134,7 +142,10 @@ def plan_reverse(source: Path, dtype: torch.dtype | None, expected: ExpectedShap
     Raises:
         ConversionError: anything about the folder that does not fit.
     """
-    config, raw = read_config(source, [Ernie3Config], "an ERNIE 3.0 model", check_plain)
+    beside = files_beside(source, source / RECORD)
+    config, raw, checkpoint = read_config(
+        source, [Ernie3Config], "an ERNIE 3.0 model", check_plain, CONFIG_KINDS, held_sizes
+    )
     check_supported(config, source)
     architecture = raw["architectures"][0]
     if architecture not in ARCHITECTURES:
@@ -142,8 +153,7 @@ def plan_reverse(source: Path, dtype: torch.dtype | None, expected: ExpectedShap
             f"{source}: a {architecture}, whose parameters the static graph has no names for; it has them for "
             f"{', '.join(ARCHITECTURES)}. Save the model as one of these."
         )
-    checkpoint = SafetensorsFolder(source)
-    record = read_record(source, kind=str, settings=dict, first_layers=_first_layers)
+    record = read_record(source, {"kind": TEXT, "settings": OBJECT, "first_layers": FIRST_LAYERS}, KINDS)
     first_layers = dict.fromkeys(("nlu", "nlg"), config.num_hidden_layers)
     first_layers |= record.source["first_layers"] if record else {}
     specs = checkpoint.specs
@@ -159,6 +169,7 @@ def plan_reverse(source: Path, dtype: torch.dtype | None, expected: ExpectedShap
         plan=plan,
         files=files,
         options={"dtype": str(dtype), "reverse": "yes"},
+        beside=beside,
         write_first=lambda folder: write_static_files(folder, settings, source),
         reopen=lambda folder: open_paddle_source(folder).specs,
         notices=notices,
@@ -171,10 +182,6 @@ def choose_architecture(names: Mapping[str, object]) -> str:
         return "Ernie3ForCausalLM"
     pre_trained = any(name.startswith(("nlg_", "nlu_pooled_fc")) for name in names)
     return "Ernie3ForPreTraining" if pre_trained else "Ernie3ForMaskedLM"
-
-
-def _first_layers(recorded: Mapping[str, int]) -> dict[str, int]:
-    return {str(branch): int(layer) for branch, layer in recorded.items()}
 
 
 __all__ = ["ARCHITECTURES", "ForwardOptions", "choose_architecture", "plan_forward", "plan_reverse"]

@@ -17,6 +17,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from .ernie_names import STATIC_LAYER_PARTS
+from .layer_numbers import NUMBER, numbers_in, without_gaps
 from .lazy_files import CheckpointError
 from .operations import Replicated, Transposed
 from .state_map import Row, StateMap, pair
@@ -34,7 +35,10 @@ LAYER_PARTS = {static.replace("post_", "pre_"): name for static, name in STATIC_
 UNSUPPORTED = (
     (r"emb_hidden_mapping.*", "a factorised embedding, which only sibling models have"),
     (r"pre_encoder_layer_norm_(scale|bias)", "a LayerNorm of the embeddings, which only sibling models have"),
-    (r".*encoder_layer_\d+_post_(att|ffn)_layer_norm_(scale|bias)", "LayerNorms behind a layer's halves, not before"),
+    (
+        r".*encoder_layer_[0-9]+_post_(att|ffn)_layer_norm_(scale|bias)",
+        "LayerNorms behind a layer's halves, not before",
+    ),
     (r".*(_pos_fc\.[wb]_0|r_[wrt]_bias)", "relative positions, whose static names nothing public tells"),
 )
 """Names of parameters that this package's model cannot compute with, and what they are."""
@@ -42,8 +46,8 @@ UNSUPPORTED = (
 _HEAD = re.compile(r"(?!.*(encoder_layer|mask_lm|pooled|sharing_to_task|emb_)).+_fc\.[wb]_0")
 """The head of a task, `<task>_fc`."""
 
-_BRANCH_LAYER = re.compile(r"(nlu|nlg)_encoder_layer_(0|[1-9]\d*)_(.+)")
-_UNIVERSAL_LAYER = re.compile(r"encoder_layer_(0|[1-9]\d*)_.+")
+_BRANCH_LAYER = re.compile(rf"(nlu|nlg)_encoder_layer_({NUMBER})_(.+)")
+_UNIVERSAL_LAYER = re.compile(rf"encoder_layer_({NUMBER})_.+")
 
 
 def _linear(source: str, target: str) -> tuple[Row, Row]:
@@ -136,9 +140,7 @@ def count_layers(names: Sequence[str], where: object) -> int:
     Raises:
         CheckpointError: none, or there is a gap.
     """
-    layers = {int(match.group(1)) for name in names if (match := _UNIVERSAL_LAYER.fullmatch(name))}
-    _refuse_gaps(layers, 0, "encoder_layer", where)
-    return len(layers)
+    return without_gaps(numbers_in(names, _UNIVERSAL_LAYER), "encoder_layer_*", where)
 
 
 def find_first_layers(names: Sequence[str], universal: int, where: object) -> dict[str, int]:
@@ -171,7 +173,7 @@ def find_first_layers(names: Sequence[str], universal: int, where: object) -> di
                 "stack's layers. These are the files of two models; remove one's."
             )
         behind_what = "" if start == 0 else f", counted on from the universal stack's {universal}"
-        _refuse_gaps(layers, start, f"{branch}_encoder_layer", where, behind_what)
+        without_gaps(layers, f"{branch}_encoder_layer_*", where, start, behind_what)
         first[branch] = start
     if len(set(first.values())) > 1:
         raise CheckpointError(
@@ -180,17 +182,6 @@ def find_first_layers(names: Sequence[str], universal: int, where: object) -> di
             "of two models; take one model's, or rename them."
         )
     return first
-
-
-def _refuse_gaps(layers: set[int], start: int, prefix: str, where: object, counted: str = "") -> None:
-    wanted = range(start, max(layers, default=start) + 1)
-    missing = sorted(set(wanted) - layers) or ([] if layers else [start])
-    if missing or min(layers) < start:
-        found = ", ".join(map(str, sorted(layers)[:3])) + (" ..." if len(layers) > 3 else "") if layers else "none"
-        raise CheckpointError(
-            f"{where}: the layers {prefix}_* should be {start}, {start + 1} ... without gaps{counted}; found {found}, "
-            f"missing {', '.join(map(str, missing[:8])) or 'none'}. Take the complete checkpoint."
-        )
 
 
 def canonical_names(names: Sequence[str], first_layers: Mapping[str, int]) -> dict[str, str]:

@@ -11,14 +11,17 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
-from hf_glm_ernie.configuration_ernie3 import Ernie3Config
+from hf_glm_ernie.configuration_arguments import MAX_LAYERS
+from hf_glm_ernie.configuration_ernie3 import POSITION_EMBEDDING_TYPES, RECURRENCES, Ernie3Config
 from hf_glm_ernie.tokenization_ernie3 import Ernie3Tokenizer
 
 from .ernie3_names import BRANCHES, POSITIONS, PROJECTION, TASK_HEADS, TASK_TYPES, TYPES, WORDS
 from .ernie_settings import Settings
 from .lazy_files import CheckpointError, matrix_shape_of
 from .operations import SettingsError, TensorSpec
-from .settings_files import check_activations, check_told
+from .setting_kinds import ACTIVATION, COUNT, LAYERS, RATES, SIZE, TOKEN_ID, TRUTH, Kind, list_of, one_of, whole
+from .setting_kinds import TOKEN_IDS as SOME_TOKEN_IDS
+from .settings_files import check_told, count_layers, longest
 
 HEAD_SIZE = 64
 """Of every published size, in the universal stack and in the branches."""
@@ -44,6 +47,37 @@ KNOWN = (
 TOKEN_IDS = ("pad", "bos", "sep", "mask", "eos", "sentence", "soft_prompt")
 CARRIED = (*KNOWN, *(f"{name}_token_id" for name in TOKEN_IDS))
 """Settings that have the same meaning on both sides."""
+
+KINDS: dict[str, Kind] = {
+    **RATES,
+    **{f"branch_{name}": kind for name, kind in RATES.items() if "dropout_prob" in name},
+    **dict.fromkeys(("vocab_size", "max_position_embeddings"), SIZE),
+    **{
+        f"{stack}{name}": SIZE
+        for stack in ("", "branch_")
+        for name in ("hidden_size", "intermediate_size", "num_attention_heads")
+    },
+    "num_hidden_layers": whole(0, 2 * MAX_LAYERS),
+    **dict.fromkeys(("num_sharing_layers", "branch_num_hidden_layers"), LAYERS),
+    **dict.fromkeys(("hidden_act", "branch_hidden_act"), ACTIVATION),
+    **dict.fromkeys(("memory_length", "type_vocab_size", "task_type_vocab_size"), COUNT),
+    **{f"num_{name}": COUNT for name in ("reorder_labels", "distance_labels", "credible_labels")},
+    **{f"{name}_token_id": TOKEN_ID for name in TOKEN_IDS},
+    "recurrence": one_of(RECURRENCES),
+    "memory_pre_norm": TRUTH,
+}
+KINDS |= {word: KINDS[name] for word, name in ORIGINAL_WORDS.items()}
+"""Setting -> what it may be, in the original's words and those of `Ernie3Config`."""
+
+CONFIG_KINDS: Mapping[str, Kind] = KINDS | {
+    "num_hidden_layers": LAYERS,
+    "eos_token_id": SOME_TOKEN_IDS,
+    "branches": list_of(one_of(BRANCHES), f"{' and '.join(BRANCHES)}"),
+    "position_embedding_type": one_of(POSITION_EMBEDDING_TYPES),
+    **dict.fromkeys(("num_soft_prompt_genres", "soft_prompt_length"), COUNT),
+    "tie_word_embeddings": TRUTH,
+}
+"""The same for the config.json of a converted folder."""
 
 
 @dataclass(frozen=True)
@@ -133,9 +167,8 @@ def build_config(
     _check_sizes(given, sizes, where)
     values: dict[str, Any] = {key: given[key] for key in CARRIED if key in given}
     notices = _fill_heads(values, sizes, choices)
-    check_activations(values, ("hidden_act", "branch_hidden_act"), where)
     notices += _fill_token_ids(values, sizes, tokenizer, where)
-    eps = choices.layer_norm_eps or given.get("layer_norm_eps") or LAYER_NORM_EPS
+    eps = choices.layer_norm_eps or given.get("layer_norm_eps", LAYER_NORM_EPS)
     values |= asdict(sizes) | {
         "branches": [name for name in BRANCHES if name in branches],
         "layer_norm_eps": eps,
@@ -146,6 +179,16 @@ def build_config(
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise SettingsError(f"{where}: {error}") from error
     return config, notices
+
+
+def held_sizes(specs: Mapping[str, TensorSpec]) -> dict[str, int]:
+    """The most that a configuration may claim of each size beside tensors under this package's names."""
+    layers = (count_layers(specs, f"ernie3.branches.{branch}.layers.") for branch in BRANCHES)
+    return {
+        "num_hidden_layers": count_layers(specs, "ernie3.encoder.layers."),
+        "branch_num_hidden_layers": max(layers),
+        "vocab_size": longest(specs, "embeddings.word_embeddings.weight"),
+    }
 
 
 def _check_sizes(given: Mapping[str, Any], sizes: Sizes, where: object) -> None:
@@ -182,7 +225,7 @@ def _fill_heads(values: dict[str, Any], sizes: Sizes, choices: Choices) -> list[
                 f"{key} is taken to be {values[key]}, of size {HEAD_SIZE} as in the published models: tensors cannot "
                 f"tell it. If it is not, pass {option} N."
             )
-        if type(values[key]) is not int or values[key] < 1 or width % values[key]:
+        if width % values[key]:
             raise SettingsError(
                 f"{key} is {values[key]!r}; it must divide {prefix}hidden_size {width}. Pass {option} N."
             )
@@ -209,4 +252,15 @@ def _fill_token_ids(
     return notices
 
 
-__all__ = ["CARRIED", "HEAD_SIZE", "LAYER_NORM_EPS", "Choices", "Sizes", "build_config", "read_sizes"]
+__all__ = [
+    "CARRIED",
+    "CONFIG_KINDS",
+    "HEAD_SIZE",
+    "KINDS",
+    "LAYER_NORM_EPS",
+    "Choices",
+    "Sizes",
+    "build_config",
+    "held_sizes",
+    "read_sizes",
+]

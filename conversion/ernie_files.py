@@ -50,6 +50,9 @@ def check_config(raw: Mapping[str, Any]) -> None:
     """Raises `ValueError` for a config.json that PaddleNLP cannot express."""
     if not raw.get("tie_word_embeddings", True):
         raise ValueError("tie_word_embeddings is false, and PaddleNLP's heads are always tied")
+    for key in ("is_decoder", "add_cross_attention"):
+        if raw.get(key):
+            raise ValueError(f"{key} is true, and PaddleNLP's encoder attends in both directions, to itself alone")
     check_plain(raw)
 
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from .layer_numbers import NUMBER
 from .lazy_files import CheckpointError
 from .operations import DefaultRow, Operation, Replicated, SameAs, Tied, Transposed
 from .state_map import Row, StateMap, pair
@@ -182,7 +183,8 @@ STATIC_LAYER_PARTS = {
 STATIC_MODULES = {
     "pre_encoder_layer_norm": "ernie.embeddings.layer_norm",
     **{
-        rf"encoder_layer_(\d+)_{part}": rf"ernie.encoder.layers.\1.{name}" for part, name in STATIC_LAYER_PARTS.items()
+        rf"encoder_layer_({NUMBER})_{part}": rf"ernie.encoder.layers.\1.{name}"
+        for part, name in STATIC_LAYER_PARTS.items()
     },
     "pooled_fc": "ernie.pooler.dense",
     "mask_lm_trans_fc": "cls.predictions.transform",
@@ -209,11 +211,11 @@ STATIC_NAMES: tuple[tuple[str, str], ...] = (
 )
 """Names of the static graph, as regular expressions -> PaddleNLP's."""
 
-TRAINING_STATE = re.compile(r".*_(moment[12]|beta[12]_pow_acc|fp32_master)_\d+|(.*_)?learning_rate_\d+|@.*@")
+TRAINING_STATE = re.compile(r".*_(moment[12]|beta[12]_pow_acc|fp32_master)_[0-9]+|(.*_)?learning_rate_[0-9]+|@.*@")
 """What Adam and the schedule leave in a folder of a training run."""
 
 _STATIC = [(re.compile(pattern), name) for pattern, name in STATIC_NAMES]
-_LAYER = re.compile(r"(?:ernie\.)?encoder\.layers\.(\d+)\..+")
+_LAYER = re.compile(rf"(?:ernie\.)?encoder\.layers\.({NUMBER})\..+")
 
 
 def state_of_training(names: Iterable[str]) -> dict[str, str]:

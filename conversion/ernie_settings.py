@@ -14,8 +14,21 @@ from hf_glm_ernie.configuration_ernie_uie import ErnieUIEConfig
 from hf_glm_ernie.configuration_ernie_utc import ErnieUTCConfig
 
 from .ernie_names import LABELLED_TASKS, Task
-from .operations import SettingsError
-from .settings_files import check_activations, check_told, read_settings_object, renamed
+from .operations import SettingsError, TensorSpec
+from .setting_kinds import (
+    ACTIVATION,
+    COUNT,
+    LABELS,
+    LAYERS,
+    RATES,
+    SIZE,
+    TEXT,
+    TEXTS,
+    TOKEN_ID,
+    TRUTH,
+    Kind,
+)
+from .settings_files import check_kinds, check_told, count_layers, longest, read_settings_object, renamed, shown
 
 SETTINGS_FILES = ("config.json", "model_config.json", "ernie_config.json")
 """PaddleNLP's since 2.5, PaddleNLP's before, ERNIE-kit's; the first there is read."""
@@ -44,6 +57,28 @@ DEFAULTS: dict[str, Any] = {
     "pool_act": "tanh",
 }
 """What PaddleNLP takes where its configuration is silent (`ErnieConfig`); sizes are told by the tensors."""
+
+KINDS: Mapping[str, Kind] = {
+    **LABELS,
+    **RATES,
+    "vocab_size": SIZE,
+    "hidden_size": SIZE,
+    "max_position_embeddings": SIZE,
+    "intermediate_size": SIZE,
+    "num_attention_heads": SIZE,
+    "num_hidden_layers": LAYERS,
+    "type_vocab_size": COUNT,
+    "task_type_vocab_size": COUNT,
+    "hidden_act": ACTIVATION,
+    "pool_act": TEXT,
+    "pad_token_id": TOKEN_ID,
+    "task_id": COUNT,
+    "use_task_id": TRUTH,
+}
+"""Setting -> what it may be, under the names of `ErnieConfig`, which are PaddleNLP's since 2.5."""
+
+OUTER_KINDS: Mapping[str, Kind] = {"architectures": TEXTS, "init_class": TEXT}
+"""What says of which class a file is."""
 
 CARRIED = ("classifier_dropout", "id2label", "label2id", "num_choices", "problem_type")
 CARRIED_BESIDE = ("pool_act", "num_choices")
@@ -97,31 +132,41 @@ class Settings:
     original_class: str | None = None
 
 
-def read_settings(folder: Path, given: Path | None) -> Settings:
+def read_settings(folder: Path, given: Path | None, kinds: Mapping[str, Kind] = KINDS) -> Settings:
     """Reads `--config`, or the settings file in the checkpoint's folder.
 
+    Args:
+        folder: The checkpoint's.
+        given: `--config`.
+        kinds: The family's: setting -> what it may be.
+
     Raises:
-        SettingsError: the file is not a JSON object, or its nesting is not PaddleNLP's.
+        SettingsError: the file is not a JSON object, its nesting is not PaddleNLP's, or a setting is not what it may
+            be.
     """
     path = given or next((folder / name for name in SETTINGS_FILES if (folder / name).is_file()), None)
     if path is None:
         return Settings(None)
     values, original = _flatten(read_settings_object(path, str(path)), path)
-    return Settings(path, renamed(values, ORIGINAL_WORDS, str(path)), original)
+    values = renamed(values, ORIGINAL_WORDS, str(path))
+    check_kinds(values, kinds, path)
+    return Settings(path, values, original)
 
 
 def _flatten(raw: Mapping[str, Any], path: Path) -> tuple[dict[str, Any], str | None]:
     """Before 2.5 a head's file holds the backbone's settings in `init_args[0]`, the number of labels outside."""
+    check_kinds(raw, OUTER_KINDS, path)
     outer = {key: value for key, value in raw.items() if key not in ("init_args", "init_class")}
     architectures = outer.pop("architectures", None) or [None]
     original = raw.get("init_class") or architectures[0]
     if "init_args" not in raw:
         return outer, original
-    inner = [entry for entry in raw["init_args"] if isinstance(entry, dict)] if raw["init_args"] else []
+    arguments = raw["init_args"] if isinstance(raw["init_args"], list) else []
+    inner = [entry for entry in arguments if isinstance(entry, dict)]
     if len(inner) != 1:
         raise SettingsError(
             f"{path}: `init_args` should hold one object, the encoder's settings, as PaddleNLP 2.3 and 2.4 write it; "
-            f"found {raw['init_args']!r}"
+            f"found {shown(raw['init_args'])}"
         )
     return {key: value for key, value in inner[0].items() if key != "init_class"} | outer, original
 
@@ -156,13 +201,14 @@ def build_config(
         )
     told = asdict(sizes) | {"num_hidden_layers": layers}
     _check_against_tensors(settings, told, values, task)
-    if settings.values.get("layer_norm_eps", layer_norm_eps) != layer_norm_eps:
+    if settings.values.get("layer_norm_eps") not in (None, layer_norm_eps):
         notices.append(
             f"layer_norm_eps is {layer_norm_eps:g}, as PaddleNLP computes; {settings.path} says "
             f"{settings.values['layer_norm_eps']:g}, which it does not read. --layer-norm-eps changes it."
         )
     if not told["task_type_vocab_size"]:
-        told["task_type_vocab_size"] = settings.values.get("task_type_vocab_size", 3)  # not used, PaddleNLP's default
+        said = settings.values.get("task_type_vocab_size")
+        told["task_type_vocab_size"] = 3 if said is None else said  # not used, PaddleNLP's default
     if task.is_native and values["use_task_id"] and values["task_id"]:
         told["task_type_vocab_size"] += 1
         notices.append(
@@ -178,6 +224,7 @@ def build_config(
         config = CONFIG_CLASSES.get(task.name, ErnieConfig)(**(values | told), layer_norm_eps=layer_norm_eps)
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise SettingsError(f"{settings.path or 'the tensors'}: {error}") from error
+    check_buildable(config, settings.path or "the tensors")
     for key, value in beside.items():
         setattr(config, key, value)
     config.architectures = [task.architecture]
@@ -204,7 +251,6 @@ def _refuse_what_is_not_supported(settings: Settings, sizes: Sizes) -> None:
             f"{where}: no token type embeddings (type_vocab_size 0). PaddleNLP allows that, transformers' ERNIE "
             "classes always have them, so this checkpoint cannot be opened there."
         )
-    check_activations(settings.values, ("hidden_act",), where)
     if settings.values.get("pool_act", "tanh") != "tanh":
         raise SettingsError(
             f"{where}: pool_act is {settings.values['pool_act']!r}; transformers' ERNIE pooler always takes tanh"
@@ -238,7 +284,9 @@ def _count_layers(settings: Settings, sizes: Sizes) -> int:
     if settings.path is None:
         released = (sizes.num_hidden_layers, sizes.hidden_size) in RELEASED_HEADS
         return sizes.num_hidden_layers if released else sizes.num_hidden_layers - 1
-    said = settings.values.get("num_hidden_layers", sizes.num_hidden_layers)
+    said = settings.values.get("num_hidden_layers")
+    if said is None:
+        return sizes.num_hidden_layers
     if said not in (sizes.num_hidden_layers, sizes.num_hidden_layers - 1):
         raise SettingsError(
             f"{settings.path}: num_hidden_layers is {said!r}, the weights have {sizes.num_hidden_layers} layers (one "
@@ -246,6 +294,39 @@ def _count_layers(settings: Settings, sizes: Sizes) -> int:
             "Take the settings that belong to the weights."
         )
     return int(said)
+
+
+def held_sizes(specs: Mapping[str, TensorSpec]) -> dict[str, int]:
+    """The most that a configuration may claim of each size beside tensors under transformers' names."""
+    prefixes = ("", "ernie.")
+    held = {
+        "num_hidden_layers": max(count_layers(specs, f"{prefix}encoder.layer.") for prefix in prefixes),
+        "vocab_size": longest(specs, "embeddings.word_embeddings.weight"),
+        "max_position_embeddings": longest(specs, "embeddings.position_embeddings.weight"),
+        "type_vocab_size": longest(specs, "embeddings.token_type_embeddings.weight"),
+    }
+    labels = longest(specs, "classifier.weight")
+    if labels > 1:  # one row is that of multiple choice, too, where labels are of no use
+        held |= dict.fromkeys(("num_labels", "id2label"), labels)
+    return held
+
+
+def check_buildable(config: ErnieConfig, where: object) -> None:
+    """Makes sure that transformers can make a model of a configuration.
+
+    Raises:
+        SettingsError: it cannot.
+    """
+    if config.hidden_size % config.num_attention_heads:
+        raise SettingsError(
+            f"{where}: num_attention_heads is {config.num_attention_heads}; it must divide the hidden size "
+            f"{config.hidden_size}"
+        )
+    if config.pad_token_id is not None and config.pad_token_id >= config.vocab_size:
+        raise SettingsError(
+            f"{where}: pad_token_id is {config.pad_token_id}; the word embeddings have rows 0 to "
+            f"{config.vocab_size - 1}"
+        )
 
 
 def _check_against_tensors(settings: Settings, told: Mapping[str, Any], values: Mapping[str, Any], task: Task) -> None:
@@ -269,11 +350,16 @@ def _check_against_tensors(settings: Settings, told: Mapping[str, Any], values: 
         raise SettingsError(
             f"{where}: task_id is {values['task_id']!r}; the task embeddings have rows 0 to {rows - 1}"
         )
-    heads = values["num_attention_heads"]
-    if type(heads) is not int or heads < 1 or told["hidden_size"] % heads:
-        raise SettingsError(
-            f"{where}: num_attention_heads is {heads!r}; it must divide the hidden size {told['hidden_size']}"
-        )
 
 
-__all__ = ["LAYER_NORM_EPS", "SETTINGS_FILES", "Settings", "Sizes", "build_config", "read_settings"]
+__all__ = [
+    "KINDS",
+    "LAYER_NORM_EPS",
+    "SETTINGS_FILES",
+    "Settings",
+    "Sizes",
+    "build_config",
+    "check_buildable",
+    "held_sizes",
+    "read_settings",
+]

@@ -13,12 +13,20 @@ from transformers import ErnieConfig
 
 from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
 
-from .json_files import read_json
+from .ernie_settings import SETTINGS_FILES
 from .operations import RepeatedRows, SettingsError
+from .source_file import SideFiles
+from .tokenizer_files import ADDED_TOKENS, TOKENIZER_FILES, check_tokenizer_files, read_added_tokens
 
-ADDED_TOKENS = "added_tokens.json"
+HOST_ERRORS = (ValueError, OSError, RuntimeError, LookupError, TypeError, AttributeError)
+"""What the host's reading of a tokenizer's settings ends in: it takes them as they are."""
 MAX_UNUSED_IDS = 0.01
 """Ids without a token, as a part of the vocabulary; 20 of 40,000 in the released models."""
+
+
+def files_beside(folder: Path, *given: Path | None) -> SideFiles:
+    """The settings and the tokenizer's files in a checkpoint's folder, and those given beside, as they are now."""
+    return SideFiles.of(*(folder / name for name in (*SETTINGS_FILES, *TOKENIZER_FILES)), *given)
 
 
 def load_tokenizer(folder: Path, given: Path | None) -> ErnieTokenizer | None:
@@ -39,10 +47,12 @@ def load_tokenizer(folder: Path, given: Path | None) -> ErnieTokenizer | None:
             "its own. Copy vocab.txt, tokenizer_config.json and special_tokens_map.json into that folder and leave "
             f"--vocab out, or take {ADDED_TOKENS} away if the model does not use its tokens."
         )
+    if given is None:
+        check_tokenizer_files(folder)
     try:
         return ErnieTokenizer.from_pretrained(folder) if given is None else ErnieTokenizer(vocab_file=str(given))
-    except (ValueError, OSError, RuntimeError, KeyError, TypeError) as error:
-        raise SettingsError(f"{given or folder / 'vocab.txt'}: {error}") from error
+    except HOST_ERRORS as error:
+        raise SettingsError(f"{given or folder / 'vocab.txt'}: {error or type(error).__name__}") from error
 
 
 def check_vocabulary(tokenizer: ErnieTokenizer | None, config: ErnieConfig) -> list[str]:
@@ -116,13 +126,7 @@ def stated_ids(folder: Path) -> dict[str, int]:
     Raises:
         SettingsError: it cannot be read.
     """
-    path = folder / ADDED_TOKENS
-    if not path.is_file():
-        return {}
-    try:
-        return {str(token): int(index) for token, index in read_json(path).items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        raise SettingsError(f"{path}: not an object of tokens and ids ({error})") from error
+    return read_added_tokens(folder)
 
 
 def shared_rows(tokenizer: ErnieTokenizer, rows: RepeatedRows) -> str:
@@ -132,4 +136,12 @@ def shared_rows(tokenizer: ErnieTokenizer, rows: RepeatedRows) -> str:
     return "; ".join(f"{first!r} and {second!r}" for first, second in pairs)
 
 
-__all__ = ["check_highest_id", "check_vocabulary", "load_tokenizer", "repeated_rows", "shared_rows", "stated_ids"]
+__all__ = [
+    "check_highest_id",
+    "check_vocabulary",
+    "files_beside",
+    "load_tokenizer",
+    "repeated_rows",
+    "shared_rows",
+    "stated_ids",
+]

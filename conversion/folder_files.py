@@ -33,8 +33,13 @@ PIPELINES = {
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes readable JSON."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Writes readable JSON. Half a surrogate pair, which UTF-8 cannot hold, is written as JSON spells it.
+
+    Raises:
+        ValueError: there is NaN or an infinite number in it, which are not JSON.
+    """
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    path.write_text(f"{text}\n", encoding="utf-8", errors="backslashreplace")
 
 
 def write_code(folder: Path, classes: Iterable[str]) -> None:

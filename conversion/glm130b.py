@@ -17,11 +17,12 @@ import torch
 
 from hf_glm_ernie.configuration_glm130b import Glm130bConfig
 from hf_glm_ernie.modeling_glm130b import HUB_CLASSES
+from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
 from hf_glm_ernie.tokenization_glm130b import Glm130bTokenizer
 from hf_glm_ernie.weight_only import METHOD
 
 from .converted_folder import ConvertedFolder, Record, read_config, read_record
-from .folder_files import count, main_dtype, notices_on_left_out
+from .folder_files import RECORD, count, main_dtype, notices_on_left_out
 from .glm130b_files import DEFAULT_ITERATION, generation_defaults, model_card, write_latest
 from .glm130b_quantized import (
     check_scales_of,
@@ -31,17 +32,22 @@ from .glm130b_quantized import (
     plan_splitting,
     without_quantized,
 )
-from .glm130b_settings import Sizes, build_config, read_settings, released_sizes
+from .glm130b_settings import CONFIG_KINDS, Sizes, build_config, held_sizes, read_settings, released_sizes
 from .job import ExpectedShapes, Job
 from .job import ForwardOptions as CommonOptions
+from .layer_numbers import NUMBER, numbers_in, without_gaps
 from .lazy_files import CheckpointError
 from .operations import Concat, Drop, Operation, Replicated, SettingsError, Shape, Split, SplitGlu, SplitQkv, Tied
 from .rank_files import RankCheckpoint
 from .safetensors_files import SafetensorsFolder
+from .setting_kinds import TEXT
+from .source_file import SideFiles
 from .state_map import Row, StateMap, pair
 from .writer import TorchArchive, plan_shards
 
 ARCHITECTURE = "Glm130bForCausalLM"
+TOKENIZER_MODEL = "ice_text.model"
+_LAYER = re.compile(rf"transformer\.layers\.({NUMBER})\.")
 _RECOMPUTED = "a rotary table of the original's buffers; the model computes it"
 
 
@@ -103,6 +109,8 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
     Raises:
         ConversionError: anything about the checkpoint, the settings or the tokenizer that does not fit.
     """
+    settings = options.settings or source / "config.json"
+    beside = SideFiles.of(source / "latest", settings, options.tokenizer_model or source / TOKENIZER_MODEL)
     checkpoint = RankCheckpoint(source)
     sizes = read_sizes(checkpoint)
     ranks = len(checkpoint.files)
@@ -138,7 +146,8 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
         source=checkpoint,
         plan=plan,
         files=files,
-        options={"split": str(split), "dtype": str(options.dtype), "bits": str(options.bits)},
+        options=options.decisions | {"split": str(split), "config": config.to_json_string()},
+        beside=beside,
         write_first=small.write_first,
         reopen=lambda folder: SafetensorsFolder(folder).specs,
         write_last=small.write_last,
@@ -156,6 +165,11 @@ def _configure(
 ) -> tuple[Glm130bConfig, Glm130bTokenizer | None, list[str]]:
     """The model's configuration, its tokenizer if there is one, and notices on both."""
     settings = read_settings(options.settings or _beside(source, "config.json"))
+    if (images := settings.num_image_tokens or 0) > sizes.vocab_size:
+        raise SettingsError(
+            f"num_image_tokens is {images}, and the weights have {sizes.vocab_size} words in all. Correct it in "
+            "--config."
+        )
     tokenizer_model = _find_tokenizer_model(source, options.tokenizer_model)
     tokenizer = None if tokenizer_model is None else _load_tokenizer(tokenizer_model, settings.num_image_tokens)
     config, notices = build_config(sizes, ranks, settings, tokenizer)
@@ -176,8 +190,10 @@ def plan_reverse(source: Path, ranks: int, dtype: torch.dtype | None, expected: 
     Raises:
         ConversionError: anything about the folder that does not fit, or a degree that does not divide.
     """
-    config, _ = read_config(source, [Glm130bConfig], "a converted GLM-130B folder", _check_config)
-    checkpoint = SafetensorsFolder(source)
+    beside = SideFiles.of(source / "config.json", source / RECORD)
+    config, _, checkpoint = read_config(
+        source, [Glm130bConfig], "a converted GLM-130B folder", _check_config, CONFIG_KINDS, held_sizes
+    )
     _check_degree(ranks, config)
     split = Split(ranks, config.num_attention_heads)
     bits = (getattr(config, "quantization_config", None) or {}).get("bits")
@@ -199,7 +215,8 @@ def plan_reverse(source: Path, ranks: int, dtype: torch.dtype | None, expected: 
         source=checkpoint,
         plan=plan,
         files=files,
-        options={"heads": str(config.num_attention_heads), "ranks": str(ranks), "dtype": str(dtype)},
+        options={"ranks": str(ranks), "dtype": str(dtype), "iteration": iteration},
+        beside=beside,
         write_first=lambda folder: write_latest(folder, iteration),
         reopen=lambda folder: RankCheckpoint(folder).specs,
         by_tensor=True,  # a tensor cut by columns is read from disk once
@@ -226,11 +243,11 @@ def _check_degree(ranks: int, config: Glm130bConfig) -> None:
 
 def _read_iteration(source: Path) -> tuple[str, list[str]]:
     """The iteration a folder was converted from, or the released one, and notices on its record."""
-    record = read_record(source, iteration=str)
+    record = read_record(source, {"iteration": TEXT})
     if record is None:
         return DEFAULT_ITERATION, [f"no conversion.json: written as iteration {DEFAULT_ITERATION}, the released one"]
     iteration: str = record.source["iteration"]
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*", iteration) or iteration == "latest":
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}", iteration) or iteration == "latest":
         raise CheckpointError(
             f"{source / 'conversion.json'}: names the iteration {iteration!r}, which is not a folder name. Correct it."
         )
@@ -248,9 +265,7 @@ def read_sizes(checkpoint: RankCheckpoint) -> Sizes:
         CheckpointError: a tensor that tells a size is missing or has the wrong number of dimensions; ranks too few or
             too many.
     """
-    layers = [
-        int(match.group(1)) for name in checkpoint.specs if (match := re.match(r"transformer\.layers\.(\d+)\.", name))
-    ]
+    layers = numbers_in(checkpoint.specs, _LAYER)
     embedding = _matrix(checkpoint, "transformer.word_embeddings.weight")
     attention = _matrix(checkpoint, "transformer.layers.{i}.attention.query_key_value.weight")
     mlp = _matrix(checkpoint, "transformer.layers.{i}.mlp.dense_h_to_4h.weight")
@@ -273,15 +288,16 @@ def read_sizes(checkpoint: RankCheckpoint) -> Sizes:
             f"{checkpoint.folder}: each rank holds 1/{cut_for} of the model (query_key_value {attention[0]} of "
             f"{3 * hidden} rows), but {there}. {mend}."
         )
-    return Sizes(embedding[0] * ranks, hidden, mlp[0] * ranks // 2, max(layers) + 1)
+    num_hidden_layers = without_gaps(layers, "transformer.layers.*", checkpoint.folder)
+    return Sizes(embedding[0] * ranks, hidden, mlp[0] * ranks // 2, num_hidden_layers)
 
 
 def _matrix(checkpoint: RankCheckpoint, template: str) -> Shape:
     """Shape of the first tensor of that name; `{i}` stands for any layer."""
-    pattern = re.compile(re.escape(template).replace(r"\{i\}", r"\d+"))
+    pattern = re.compile(re.escape(template).replace(r"\{i\}", NUMBER))
     for name, spec in checkpoint.specs.items():
         if pattern.fullmatch(name):
-            if len(spec.shape) != 2:
+            if len(spec.shape) != 2 or 0 in spec.shape:
                 raise CheckpointError(
                     f"{checkpoint.folder}: {name} should be a matrix, its shape is {list(spec.shape)}."
                 )
@@ -314,7 +330,7 @@ def _find_tokenizer_model(source: Path, given: Path | None) -> Path | None:
         if not given.is_file():
             raise SettingsError(f"--tokenizer {given}: no such file. It is the sentencepiece model, ice_text.model.")
         return given
-    return _beside(source, "ice_text.model")
+    return _beside(source, TOKENIZER_MODEL)
 
 
 def _beside(source: Path, name: str) -> Path | None:
@@ -338,6 +354,8 @@ def _check_config(raw: Mapping[str, Any]) -> None:
             f"the weights are quantized by {quantization.get('quant_method')!r}; the released format holds "
             f"floating-point weights and those of {METHOD!r}"
         )
+    if quantization:
+        WeightOnlyConfig.from_dict(quantization)
     if not raw.get("tie_word_embeddings", True):
         raise ValueError(
             "tie_word_embeddings is false, and the released format has no place for a separate output projection"

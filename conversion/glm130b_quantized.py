@@ -367,8 +367,6 @@ def check_scales_of(source: TensorFiles, specs: Mapping[str, TensorSpec], paths:
                 check_scales(scale if scale.ndim == 2 else scale.reshape(-1, 1), f"{path}: {name}")
             except (TypeError, ValueError) as error:
                 raise CheckpointError(str(error)) from error
-            finally:
-                source.release(part, name)
 
 
 def quantized_plan(plan: Plan, linear: Mapping[str, Shape], bits: int) -> Plan:

@@ -8,11 +8,14 @@ from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
-from hf_glm_ernie.configuration_glm130b import Glm130bConfig
+from hf_glm_ernie.configuration_arguments import MAX_POSITIONS
+from hf_glm_ernie.configuration_glm130b import RANGES, Glm130bConfig
 from hf_glm_ernie.tokenization_glm130b import Glm130bTokenizer
+from hf_glm_ernie.tokenization_icetext import MAX_IMAGE_TOKENS
 
-from .operations import SettingsError
-from .settings_files import read_settings_object, renamed
+from .operations import SettingsError, TensorSpec
+from .setting_kinds import LAYERS, RATES, SIZE, TEXT, TOKEN_ID, TOKEN_IDS, TRUTH, Kind, number, whole
+from .settings_files import check_kinds, count_layers, longest, read_settings_object, renamed, shown
 
 ORIGINAL_WORDS = {
     "num_layers": "num_hidden_layers",
@@ -49,6 +52,27 @@ ID_FIELDS = {
 NUM_IMAGE_TOKENS = "num_image_tokens"
 """How many ids stand before the text pieces; 20,000 in the released vocabulary."""
 
+KINDS: Mapping[str, Kind] = {
+    **dict.fromkeys(("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads"), SIZE),
+    "num_hidden_layers": LAYERS,
+    "max_position_embeddings": whole(1, MAX_POSITIONS),
+    **{name: RATES[name] for name in ("layer_norm_eps", "initializer_range")},
+    **{
+        name: number(RANGES[name])
+        for name in ("hidden_dropout", "attention_dropout", "rope_theta", "embedding_gradient_shrink")
+    },
+    "rotary_dtype": TEXT,
+    NUM_IMAGE_TOKENS: whole(0, MAX_IMAGE_TOKENS),
+}
+"""Setting -> what it may be, under the names of `Glm130bConfig`; ids of tokens are held against the vocabulary."""
+
+CONFIG_KINDS: Mapping[str, Kind] = {
+    **KINDS,
+    **{name: TOKEN_IDS if len(tokens) > 1 else TOKEN_ID for name, tokens in ID_FIELDS.items()},
+    "allow_context_labels": TRUTH,
+}
+"""The same for the config.json of a converted folder."""
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -84,22 +108,20 @@ def read_settings(path: Path | None) -> Settings:
     """Reads a JSON file with keys in the original's words or in those of `Glm130bConfig`.
 
     Raises:
-        SettingsError: not a JSON object, one setting under two names, a number that is not positive.
+        SettingsError: not a JSON object, one setting under two names, or a setting that is not what it may be.
     """
     if path is None:
         return Settings({}, None, ())
     raw = read_settings_object(path, f"--config {path}")
-    images = raw.pop(NUM_IMAGE_TOKENS, None)
-    known = {field.name for field in fields(Sizes)} | set(FREE_FIELDS) | set(ID_FIELDS)
+    where = f"--config {path}"
+    known = {field.name for field in fields(Sizes)} | set(FREE_FIELDS) | set(ID_FIELDS) | {NUM_IMAGE_TOKENS}
     unused = [key for key in raw if ORIGINAL_WORDS.get(key, key) not in known]
-    values = renamed(
-        {key: value for key, value in raw.items() if key not in unused}, ORIGINAL_WORDS, f"--config {path}"
-    )
+    values = renamed({key: value for key, value in raw.items() if key not in unused}, ORIGINAL_WORDS, where)
     for name in ("num_attention_heads", "max_position_embeddings"):
-        if name in values and (type(values[name]) is not int or values[name] < 1):
-            raise SettingsError(f"--config {path}: {name} is {values[name]!r}; it is a whole number above 0")
-    if images is not None and (type(images) is not int or images < 0):
-        raise SettingsError(f"--config {path}: {NUM_IMAGE_TOKENS} is {images!r}; it is a whole number, 0 or more")
+        if name in values and values[name] is None:
+            raise SettingsError(f"{where}: {name} is None; it is {KINDS[name].words}. Correct it.")
+    check_kinds(values, KINDS, where)
+    images = values.pop(NUM_IMAGE_TOKENS, None)
     return Settings(values, images, _notices_on_unused(path, unused, known))
 
 
@@ -191,7 +213,7 @@ def _special_ids(
             ids[field] = numbers if len(tokens) > 1 else numbers[0]
             if given is not None and given != ids[field]:
                 raise SettingsError(
-                    f"--config says {field} is {given!r}, the tokenizer says {ids[field]!r}. Remove the key or "
+                    f"--config says {field} is {shown(given)}, the tokenizer says {ids[field]!r}. Remove the key or "
                     "correct it."
                 )
         elif field in settings.values:
@@ -204,7 +226,7 @@ def _special_ids(
         outside = [number for number in _numbers(ids[field]) if not 0 <= number < vocab_size]
         if outside:
             raise SettingsError(
-                f"{field} {outside[0]} is outside the vocabulary of {vocab_size} ids (0 .. {vocab_size - 1})."
+                f"{field} {shown(outside[0])} is outside the vocabulary of {vocab_size} ids (0 .. {vocab_size - 1})."
             )
     notices = []
     if tokenizer is None:
@@ -230,8 +252,25 @@ def _token_id(tokenizer: Glm130bTokenizer, token: str) -> int:
 def _numbers(ids: Any) -> list[int]:
     numbers = ids if isinstance(ids, list) else [] if ids is None else [ids]
     if any(type(number) is not int for number in numbers):
-        raise SettingsError(f"--config: a token id must be a whole number, found {ids!r}")
+        raise SettingsError(f"--config: a token id must be a whole number, found {shown(ids)}")
     return numbers
 
 
-__all__ = ["Settings", "Sizes", "build_config", "read_settings", "released_sizes"]
+def held_sizes(specs: Mapping[str, TensorSpec]) -> dict[str, int]:
+    """The most that a configuration may claim of each size beside tensors under this package's names."""
+    return {
+        "num_hidden_layers": count_layers(specs, "model.layers."),
+        "vocab_size": longest(specs, "model.embed_tokens.weight"),
+    }
+
+
+__all__ = [
+    "CONFIG_KINDS",
+    "KINDS",
+    "Settings",
+    "Sizes",
+    "build_config",
+    "held_sizes",
+    "read_settings",
+    "released_sizes",
+]

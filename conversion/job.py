@@ -1,19 +1,23 @@
 """A planned conversion, and the one way to run it: small files, weights, verification, publication."""
 
+import errno
 import hashlib
-import json
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+import hf_glm_ernie
+
 from .lazy_files import CheckpointError, TensorFiles
-from .operations import Shape, TensorSpec
-from .output_folder import OutputFolder, explain_full_disk
+from .operations import Shape, TensorSpec, shortened
+from .output_folder import OutputFolder
+from .source_file import SideFiles
 from .state_map import ConversionError, Plan
 from .writer import OutputFile, WriteError, copy_peak_bytes
 
@@ -25,6 +29,10 @@ Verifier = Callable[[Path, OutputFile, Mapping[str, int], Progress], str]
 
 ExpectedShapes = Callable[[str, Any], Mapping[str, Shape]]
 """(name of a model class, its configuration) -> names and shapes it has, tied names included; see `classes`."""
+
+
+LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
+"""Errors of a system that could not put on the disk, or get from it, what it had taken."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,12 @@ class ForwardOptions:
     max_shard_bytes: int = 5 * 10**9
     headers_only: bool = False
 
+    @property
+    def decisions(self) -> dict[str, str]:
+        """Every choice but files, which are known by their content, and what decides nothing of the result."""
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "headers_only"}
+        return {name: str(value) for name, value in values.items() if not isinstance(value, Path | None)}
+
 
 @dataclass(frozen=True)
 class Job:
@@ -60,6 +74,7 @@ class Job:
         write_last: Writes index and card, given the SHA-256 of each file (empty without verification).
         by_tensor: Whether a tensor of all files is written before the next one, because they share what they read.
         notices: What the user should know, one line each.
+        beside: The small files that were read; part of the fingerprint.
     """
 
     title: str
@@ -72,6 +87,7 @@ class Job:
     write_last: Callable[[Path, Mapping[str, str]], None] = lambda folder, sha256: None
     by_tensor: bool = False
     notices: Sequence[str] = ()
+    beside: SideFiles = field(default_factory=SideFiles)
 
     @property
     def order(self) -> list[tuple[str, int]]:
@@ -91,11 +107,20 @@ class Job:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with the source files, the plan and the options."""
-        files = [
-            (f.name, [(t.name, t.spec.shape, str(t.spec.dtype), len(t.pieces)) for t in f.tensors]) for f in self.files
-        ]
-        return hashlib.sha256(json.dumps([self.source.identity(), files, dict(self.options)]).encode()).hexdigest()
+        """Changes with the source files, those beside them, the plan, the options and the version of the converter."""
+        files = [(f.name, [(t.name, str(t.spec), t.pieces) for t in f.tensors]) for f in self.files]
+        source = (self.source.identity(), self.beside.identity)
+        decides = (hf_glm_ernie.__version__, source, files, sorted(self.options.items()))
+        return hashlib.sha256(repr(decides).encode()).hexdigest()
+
+    def check_source(self) -> None:
+        """Makes sure that nothing changed that the result comes from.
+
+        Raises:
+            SourceChangedError: something did.
+        """
+        self.beside.check()
+        self.source.check_content()
 
     @property
     def first_part(self) -> dict[str, TensorSpec]:
@@ -123,7 +148,13 @@ class Job:
         return "\n".join(lines + [f"  note: {notice}" for notice in self.notices])
 
 
-def run(job: Job, output: Path, verify: Verifier | None, show_progress: bool = True) -> None:
+def run(
+    job: Job,
+    output: Path,
+    verify: Verifier | None,
+    show_progress: bool = True,
+    reference: Callable[[Path, Path, bool], object] | None = None,
+) -> None:
     """Runs a job into a new folder.
 
     Args:
@@ -132,28 +163,62 @@ def run(job: Job, output: Path, verify: Verifier | None, show_progress: bool = T
             continued.
         verify: Checks one finished file; `None` leaves that out.
         show_progress: Whether bars with bytes and time left go to stderr.
+        reference: Computes with the complete folder and keeps what comes out; given the folder, where to keep it, and
+            whether bars go to stderr. `None` leaves that out.
 
     Raises:
         ConversionError: the output exists, the disk is full, another run is at work, the written files do not hold
-            what was written.
+            what was written, the source changed meanwhile.
     """
-    with OutputFolder(output, job.files, job.fingerprint) as folder, explain_full_disk(folder):
-        job.write_first(folder.path)
+    with OutputFolder(output, job.files, job.fingerprint) as folder:
+        if folder.is_published:  # a former run was killed just before its last step
+            return
+        with progress_bar("checking", folder.done_bytes, 0, show_progress and folder.done_bytes > 0) as progress:
+            damaged = folder.recheck(progress)
+        if damaged and show_progress:
+            note = f"damaged since they were written, so they are written again: {', '.join(damaged)}"
+            tqdm.write(shortened(f"note: {folder.path}: {note}"), file=sys.stderr)
+        folder.add(job.write_first)
+        job.beside.check()  # some are read only now
         with progress_bar("writing", job.nbytes, folder.done_bytes, show_progress) as progress:
             folder.fill(job.order, job.source, progress)
-        digests = {}
-        if verify is not None:
-            with progress_bar("verifying", job.nbytes, 0, show_progress) as progress:
-                for file in job.files:
-                    try:
-                        digests[file.name] = verify(folder.path, file, folder.checksums[file.name], progress)
-                    except ConversionError as error:
-                        folder.reject(file.name)
-                        raise WriteError(f"{error} The file was removed; run the same command again.") from error
-        job.write_last(folder.path, digests)
+        digests = {} if verify is None else _verified(job, folder, verify, show_progress)
+        folder.add(lambda path: job.write_last(path, digests))
         if verify is not None and job.reopen(folder.path) != job.first_part:
             raise CheckpointError(f"{folder.path}: the files do not hold the planned tensors")
+        if reference is not None:
+            folder.add(lambda path: reference(folder.path, path, show_progress))
+        job.check_source()
         folder.publish()
+
+
+def _verified(job: Job, folder: OutputFolder, verify: Verifier, show_progress: bool) -> dict[str, str]:
+    """SHA-256 of each file, after all were read again.
+
+    Raises:
+        WriteError: some do not hold what was written; it names them, and they were removed.
+    """
+    digests: dict[str, str] = {}
+    damaged: dict[str, Exception] = {}
+    with progress_bar("verifying", job.nbytes, 0, show_progress) as progress:
+        for file in job.files:
+            try:
+                digests[file.name] = verify(folder.path, file, folder.checksums[file.name], progress)
+            except (ConversionError, OSError) as error:
+                if isinstance(error, OSError) and error.errno not in LOST:
+                    raise
+                folder.reject(file.name)
+                damaged[file.name] = error
+    if not damaged:
+        return digests
+    first = next(iter(damaged.values()))
+    if len(damaged) == 1:
+        raise WriteError(f"{first} The file was removed; run the same command again.") from first
+    reasons = "\n".join(f"  {error}" for error in damaged.values())
+    raise WriteError(
+        f"{folder.path}: {len(damaged)} files are damaged: {', '.join(damaged)}. They were removed; run the same "
+        f"command again.\n{reasons}"
+    ) from first
 
 
 @contextmanager

@@ -1,29 +1,32 @@
 """Lazy tensors: where each lies in its file, read only when it is used; one file or many.
 
-The bytes are mapped read-only here rather than by `torch.load(mmap=True)`: torch's mapping is private and writable,
-Linux charges such a mapping against RAM plus swap, and a 33 GB rank is refused ("Cannot allocate memory") on a machine
-with less than that. A read-only mapping is free, and its pages can be handed back (`release`) as soon as they are
-copied; otherwise everything ever read would count as this process's memory.
+A tensor is read as rectangles of it, into memory that is used again: what a conversion holds of its source is one
+stretch, whatever the size of the tensor. How a file is read, and what tells that it is not the same any more, is in
+`source_file`.
 """
 
 import hashlib
 import math
-import mmap
-import os
-import warnings
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from .operations import ConversionError, Shape, TensorSpec
+from .operations import CheckpointError, Shape, TensorSpec, matrix_shape
+from .source_file import FileState, SourceFile
+
+MAX_OPEN = 128
+"""Files of a source held open at a time; systems allow a process as few as 256."""
+
+WORTHWHILE_GAP = 8192
+"""Bytes between two rows of a rectangle that are read rather than passed over: about as long as a call takes."""
+
+MAX_ITEM_BYTES = 16
+MIN_SCRATCH_BYTES = 64
 
 MAX_DIMENSIONS = 64  # numpy's own limit
-
-
-class CheckpointError(ConversionError):
-    """The files are not the checkpoint they should be. The message names the file, what is wrong and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,22 @@ class StoredTensor:
         return (
             sum((n - 1) * step for n, step in zip(self.spec.shape, self.stride, strict=True)) + 1
         ) * self.spec.dtype.itemsize
+
+    @property
+    def matrix_stride(self) -> tuple[int, int] | None:
+        """Elements from one row to the next and from one column to the next, seen as a matrix (`matrix_shape`).
+
+        One of them is 1. None for what lies otherwise: an element in several places, axes exchanged behind the first.
+        """
+        rows, columns = matrix_shape(self.spec.shape)
+        try:
+            there = torch.empty_strided(self.spec.shape, self.stride, device="meta").view(rows, columns)
+        except RuntimeError:
+            return None
+        along = there.stride(1) if columns > 1 else 1
+        if along == 1 and (rows == 1 or there.stride(0) >= columns):
+            return columns if rows == 1 else there.stride(0), 1
+        return (1, along) if (rows == 1 or there.stride(0) == 1) and along >= rows else None
 
 
 def row_major(shape: Sequence[int]) -> tuple[int, ...]:
@@ -73,117 +92,276 @@ def matrix_shape_of(specs: Mapping[str, TensorSpec], name: str, where: object) -
     Raises:
         CheckpointError: it is missing or not a matrix.
     """
-    if name not in specs or len(specs[name].shape) != 2:
+    if name not in specs or len(specs[name].shape) != 2 or 0 in specs[name].shape:
         is_there = f"of shape {list(specs[name].shape)}" if name in specs else "missing"
         raise CheckpointError(f"{where}: {name} should be a matrix, it is {is_there}. Take the complete checkpoint.")
     return specs[name].shape
 
 
+class Scratch:
+    """Memory that a source is read into again and again, and what of it is there now.
+
+    Fresh memory costs about as much as the reading itself. What is there is not read again: ranks that are cut out of
+    the columns of one matrix are written one after the other.
+
+    Args:
+        nbytes: How much there is at most; room for one element at least.
+    """
+
+    def __init__(self, nbytes: int):
+        self.room = max(nbytes, MIN_SCRATCH_BYTES)
+        self._memory = torch.empty(self.room, dtype=torch.uint8)
+        self._held: tuple[SourceFile | None, int, int] = (None, 0, 0)  # file, first byte, byte behind the last
+
+    def read(self, file: SourceFile, offset: int, nbytes: int) -> torch.Tensor:
+        """Bytes of a file, (nbytes,) uint8; they hold until the next are asked for."""
+        held, begin, end = self._held
+        skipped = offset - begin
+        if held is not file or skipped < 0 or offset + nbytes > end or skipped % MAX_ITEM_BYTES:
+            skipped = 0
+            file.read(as_buffer(self.taken(nbytes)), offset)
+            self._held = (file, offset, offset + nbytes)
+        return self._memory[skipped : skipped + nbytes]
+
+    def taken(self, nbytes: int) -> torch.Tensor:
+        """Memory to be filled by the caller, (nbytes,) uint8."""
+        self._held = (None, 0, 0)
+        return self._memory[:nbytes]
+
+
+def as_buffer(raw: torch.Tensor) -> memoryview:
+    """The memory of a uint8 tensor."""
+    return memoryview(raw.numpy())  # type: ignore[arg-type]  # numpy's stubs do not declare the buffer
+
+
 class LazyFile:
-    """A file whose tensors are views of a read-only mapping.
+    """A file whose tensors are read when they are asked for.
 
     Args:
         path: The file.
+        state: As it was before its header was read.
         tensors: Name -> where it lies.
         static_names: Name -> name of the same tensor in a static graph, where a file of Paddle's tells.
-        stays_open: Whether it is mapped from now on, or only from when a tensor is asked for until it is forgotten: a
-            checkpoint of one file for each variable has more files than a process may hold open.
+
+    Raises:
+        CheckpointError: a tensor that does not lie in the file.
     """
 
     def __init__(
         self,
         path: Path,
+        state: FileState,
         tensors: Mapping[str, StoredTensor],
         static_names: Mapping[str, str] | None = None,
-        stays_open: bool = True,
     ):
         self.path = path
         self.tensors = tensors
         self.static_names = dict(static_names or {})
-        self._stays_open = stays_open
-        self._mapping = self._opened() if stays_open else None
-        size = path.stat().st_size
+        self.bytes = SourceFile(path, state)
         for name, stored in tensors.items():
-            if stored.offset < 0 or stored.offset + stored.extent > size:
+            if stored.offset < 0 or stored.offset + stored.extent > state.size:
                 raise CheckpointError(
-                    f"{path}: {name} should end at byte {stored.offset + stored.extent} but the file has {size} "
+                    f"{path}: {name} should end at byte {stored.offset + stored.extent} but the file has {state.size} "
                     "bytes. The file is damaged or was cut short; copy it again."
                 )
 
-    def _opened(self) -> mmap.mmap:
-        with self.path.open("rb") as file:
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor, unread: its bytes come from disk when they are used. Not to be written to."""
-        stored = self.tensors[name]
-        elements = stored.extent // stored.spec.dtype.itemsize
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*not writable.*")  # read-only is what is wanted
-            if not elements:  # which torch.frombuffer does not accept
-                return torch.empty(stored.spec.shape, dtype=stored.spec.dtype)
-            self._mapping = self._mapping or self._opened()
-            flat = torch.frombuffer(self._mapping, dtype=stored.spec.dtype, count=elements, offset=stored.offset)
-        return flat.as_strided(stored.spec.shape, stored.stride)
+        """The whole tensor, in memory of its own.
 
-    def digest(self, name: str) -> bytes:
-        """A hash of a small tensor's bytes and strides.
-
-        Not read through the mapping: the system would fetch megabytes around every little tensor.
+        Raises:
+            CheckpointError: it cannot be read, or the file is not the same any more.
         """
         stored = self.tensors[name]
-        with self.path.open("rb", buffering=0) as file:
-            file.seek(stored.offset)
-            return hashlib.sha256(str(stored.stride).encode() + file.read(stored.extent)).digest()
+        raw = torch.empty(stored.extent, dtype=torch.uint8)
+        if stored.extent:
+            self.bytes.read(as_buffer(raw), stored.offset)
+        return torch.as_strided(raw.view(stored.spec.dtype), stored.spec.shape, stored.stride)
 
-    def release(self, name: str) -> None:
-        """Hands a tensor's pages back: they stay in the system's file cache, not in this process's memory."""
-        stored = self.tensors[name]
-        if self._mapping is None or not stored.extent:
+    def rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Some rows of a tensor seen as a matrix, (stop - start, columns), in memory of their own.
+
+        Raises:
+            CheckpointError: they cannot be read, or the file is not the same any more.
+        """
+        spec = self.tensors[name].spec
+        size = (stop - start, matrix_shape(spec.shape)[1])
+        rows = torch.empty(size, dtype=spec.dtype)
+        scratch = Scratch(rows.nbytes)
+        for (row, column), part in self.rectangles(name, (start, 0), size, scratch):
+            rows[row : row + part.shape[0], column : column + part.shape[1]] = part
+        return rows
+
+    def rectangles(
+        self, name: str, start: tuple[int, int], size: tuple[int, int], scratch: Scratch
+    ) -> Iterator[tuple[tuple[int, int], torch.Tensor]]:
+        """A rectangle of a tensor seen as a matrix, in as many parts as it takes.
+
+        Args:
+            name: The tensor.
+            start: First row and column.
+            size: Rows and columns.
+            scratch: Memory that the parts are read into.
+
+        Yields:
+            First row and column of a part, counted from `start`, and the part, (rows, columns), which holds until the
+            next one is asked for.
+
+        Raises:
+            CheckpointError: it cannot be read, or the file is not the same any more.
+        """
+        if 0 in size:
             return
-        start = stored.offset - stored.offset % mmap.PAGESIZE
-        # Whole pages, neighbours' bytes included: the mapping is shared with the file, so nothing can be lost.
-        self._mapping.madvise(mmap.MADV_DONTNEED, start, stored.offset + stored.extent - start)
+        stored = self.tensors[name]
+        strides = stored.matrix_stride
+        if strides is None:  # a torch file may hold views of any kind; it is in memory for a moment
+            whole = self.tensor(name).reshape(matrix_shape(stored.spec.shape))
+            yield (0, 0), whole[start[0] : start[0] + size[0], start[1] : start[1] + size[1]]
+            return
+        lengths = matrix_shape(stored.spec.shape)
+        if strides[1] == 1:
+            yield from self._rows(stored, strides[0], lengths[1], start, size, scratch)
+            return
+        for (column, row), part in self._rows(stored, strides[1], lengths[0], start[::-1], size[::-1], scratch):
+            yield (row, column), part.t()
+
+    def _rows(
+        self,
+        stored: StoredTensor,
+        pitch: int,
+        length: int,
+        start: tuple[int, int],
+        size: tuple[int, int],
+        scratch: Scratch,
+    ) -> Iterator[tuple[tuple[int, int], torch.Tensor]]:
+        """`rectangles` of a tensor whose rows lie together: `length` elements each, a new one every `pitch`."""
+        rows, columns = size
+        dtype, item = stored.spec.dtype, stored.spec.dtype.itemsize
+        first, room = stored.offset + start[0] * pitch * item, scratch.room // item
+        if pitch <= room and ((pitch - columns) * item <= WORTHWHILE_GAP or rows * pitch <= room):
+            step = room // pitch
+            for row in range(0, rows, step):
+                count = min(step, rows - row)
+                whole_rows = scratch.read(
+                    self.bytes, first + row * pitch * item, ((count - 1) * pitch + length) * item
+                ).view(dtype)
+                place = whole_rows.storage_offset() + start[1]
+                yield (row, 0), whole_rows.as_strided((count, columns), (pitch, 1), place)
+            return
+        width = min(columns, room)
+        for column in range(0, columns, width):
+            taken = min(width, columns - column)
+            step = room // taken
+            for row in range(0, rows, step):
+                part = scratch.taken(min(step, rows - row) * taken * item)
+                self._read_apart(
+                    as_buffer(part), first + (row * pitch + start[1] + column) * item, taken * item, pitch * item
+                )
+                yield (row, column), part.view(dtype).view(-1, taken)
+
+    def _read_apart(self, view: memoryview, at: int, width: int, pitch: int) -> None:
+        """Reads rows of `width` bytes that lie `pitch` bytes apart, one behind the other."""
+        self.bytes.will_read(at, (len(view) // width - 1) * pitch + width)
+        for begin in range(0, len(view), width):
+            self.bytes.read(view[begin : begin + width], at + begin // width * pitch)
+
+    def digest(self, name: str) -> bytes:
+        """A hash of a small tensor's bytes and strides."""
+        stored = self.tensors[name]
+        return hashlib.sha256(
+            str(stored.stride).encode() + self.bytes.read_bytes(stored.offset, stored.extent)
+        ).digest()
+
+    def layout_digest(self) -> str:
+        """A hash of the names and of where each tensor lies."""
+        places = [
+            (name, stored.offset, stored.stride, stored.spec.shape, str(stored.spec.dtype))
+            for name, stored in self.tensors.items()
+        ]
+        return hashlib.sha256(repr(places).encode()).hexdigest()
 
     def forget(self, name: str) -> None:
-        """Also drops a tensor from the system's file cache, when it will not be read again.
+        """Drops a tensor from the system's file cache, when it will not be read again.
 
         A checkpoint larger than memory would push everything else out of the cache.
         """
-        self.release(name)
-        self._mapping = self._mapping if self._stays_open else None
-        if hasattr(os, "posix_fadvise"):  # not on macOS
-            stored = self.tensors[name]
-            with self.path.open("rb") as file:
-                os.posix_fadvise(file.fileno(), stored.offset, stored.extent, os.POSIX_FADV_DONTNEED)
+        stored = self.tensors[name]
+        self.bytes.forget(stored.offset, stored.extent)
 
 
 class TensorFiles:
-    """Several lazy files as one source: tensors are named by (file number, name)."""
+    """Several lazy files as the source of a conversion: tensors are named by (file number, name).
+
+    Their content is sampled when this is made, so that a file that is changed afterwards is found out.
+
+    Raises:
+        SourceChangedError: a file was changed while its header was read.
+    """
 
     def __init__(self, files: Sequence[LazyFile]):
         self.files = tuple(files)
+        self._open: OrderedDict[int, LazyFile] = OrderedDict()  # least recently used first
+        for number, file in enumerate(self.files):
+            self._used(number)
+            file.bytes.sample(stored.offset for stored in file.tensors.values())
 
-    def file_of(self, part: int, name: str) -> LazyFile:
-        """The file that holds `name` of part `part`."""
-        return self.files[part]
+    def number_of(self, part: int, name: str) -> int:
+        """The number of the file that holds `name` of part `part`."""
+        return part
+
+    def _used(self, number: int) -> LazyFile:
+        """A file that is about to be read; the one that was not for the longest time is closed for it."""
+        self._open[number] = self.files[number]
+        self._open.move_to_end(number)
+        if len(self._open) > MAX_OPEN:
+            self._open.popitem(last=False)[1].bytes.close()
+        return self.files[number]
 
     def tensor(self, part: int, name: str) -> torch.Tensor:
-        """The unread tensor `name` of file `part`."""
-        return self.file_of(part, name).tensor(name)
+        """The whole tensor `name` of file `part`, in memory of its own."""
+        return self._used(self.number_of(part, name)).tensor(name)
 
-    def release(self, part: int, name: str) -> None:
-        """Hands its pages back; it may be read again."""
-        self.file_of(part, name).release(name)
+    def rows(self, part: int, name: str, start: int, stop: int) -> torch.Tensor:
+        """Some rows of it seen as a matrix, (stop - start, columns), in memory of their own."""
+        return self._used(self.number_of(part, name)).rows(name, start, stop)
+
+    def digest(self, part: int, name: str) -> bytes:
+        """A hash of a small tensor's bytes and strides."""
+        return self._used(self.number_of(part, name)).digest(name)
+
+    def rectangles(
+        self, part: int, name: str, start: tuple[int, int], size: tuple[int, int], scratch: Scratch
+    ) -> Iterator[tuple[tuple[int, int], torch.Tensor]]:
+        """A rectangle of a tensor seen as a matrix, in parts; see `LazyFile.rectangles`."""
+        return self._used(self.number_of(part, name)).rectangles(name, start, size, scratch)
 
     def forget(self, part: int, name: str) -> None:
-        """Also drops it from the system's file cache."""
-        self.file_of(part, name).forget(name)
+        """Drops a tensor from the system's file cache, when it will not be read again."""
+        self._used(self.number_of(part, name)).forget(name)
 
-    def identity(self) -> list[tuple[str, int, int]]:
-        """(path, size, modification time) of each file, by which a resumed run knows its source again."""
-        stats = [(file.path.resolve(), file.path.stat()) for file in self.files]
-        return [(str(path), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+    def check(self, tensors: Collection[tuple[int, str]]) -> None:
+        """Makes sure that the files of these tensors are still the ones they were planned from.
+
+        Raises:
+            SourceChangedError: one is not.
+        """
+        for number in {self.number_of(part, name) for part, name in tensors}:
+            self.files[number].bytes.check()
+
+    def check_content(self) -> None:
+        """Makes sure of all files, and samples their content again.
+
+        Raises:
+            SourceChangedError: one is not the one it was planned from.
+        """
+        for number in range(len(self.files)):
+            self._used(number).bytes.check(content=True)
+
+    def identity(self) -> list[tuple[str | int, ...]]:
+        """What a resumed run knows each file by: path, size, time, inode, a hash of its samples, one of its layout.
+
+        The names of the tensors may come from another file than the tensors do.
+        """
+        return [(*file.bytes.identity, file.layout_digest()) for file in self.files]
 
 
 class NamedFiles(TensorFiles):
@@ -213,9 +391,9 @@ class NamedFiles(TensorFiles):
                 self._home[name] = number
         self.specs = {name: file.tensors[name].spec for file in self.files for name in file.tensors}
 
-    def file_of(self, part: int, name: str) -> LazyFile:
-        """The file that holds `name`; the names are unique, so `part` does not matter."""
-        return self.files[self._home[name]]
+    def number_of(self, part: int, name: str) -> int:
+        """The number of the file that holds `name`; the names are unique, so `part` does not matter."""
+        return self._home[name]
 
     def check_index(self, index: Path, weight_map: Mapping[str, str]) -> None:
         """Makes sure that the tensors lie where an index says.
@@ -233,9 +411,11 @@ class NamedFiles(TensorFiles):
 
 
 __all__ = [
+    "MAX_DIMENSIONS",
     "CheckpointError",
     "LazyFile",
     "NamedFiles",
+    "Scratch",
     "StoredTensor",
     "TensorFiles",
     "checked_spec",

@@ -39,6 +39,10 @@ def _without_middle(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[:half]}[... {len(text) - 2 * half:,} characters ...]{text[-half:]}"
 
 
+class CheckpointError(ConversionError):
+    """The files are not the checkpoint they should be. The message names the file, what is wrong and what to do."""
+
+
 class SettingsError(ConversionError):
     """A setting is missing, contradicts the tensors or the tokenizer, or is not possible."""
 
@@ -436,6 +440,7 @@ class Tied(Operation):
 
 __all__ = [
     "WHOLE",
+    "CheckpointError",
     "Concat",
     "ConcatBehindAxis",
     "ConcatScales",

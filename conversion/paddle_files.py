@@ -15,6 +15,7 @@ from .lazy_files import CheckpointError, LazyFile, NamedFiles
 from .paddle_lod import PROGRAM_NAMES, looks_like_lod, open_lod_combined, open_lod_folder
 from .paddle_pickle import SAFETENSORS_CONTENT, foreign_kind, open_pdparams
 from .safetensors_files import SAFETENSORS_DTYPES, read_safetensors_header, read_weight_map
+from .tensor_names import entries
 
 PDPARAMS = "model_state.pdparams"
 SAFETENSORS = "model.safetensors"
@@ -87,6 +88,7 @@ def open_paddle_source(path: Path) -> PaddleFiles:
 
 
 def _open_folder(folder: Path) -> PaddleFiles:
+    present = [name + "/" * (folder / name).is_dir() for name in entries(folder)]
     pdparams = [folder / PDPARAMS] if (folder / PDPARAMS).is_file() else sorted(folder.glob("*.pdparams"))
     combined = sorted(folder.glob("*.pdiparams")) + [folder / name for name in COMBINED_NAMES]
     combined = [path for path in combined if path.is_file()]
@@ -101,10 +103,11 @@ def _open_folder(folder: Path) -> PaddleFiles:
     if combined:
         return open_paddle_source(_only(combined, "Pass the file meant"))
     for static in (folder, folder / "params"):
-        if static.is_dir() and any(path.is_file() and looks_like_lod(path) for path in static.iterdir()):
+        if static.is_dir() and any(
+            (static / name).is_file() and looks_like_lod(static / name) for name in entries(static)
+        ):
             files = open_lod_folder(static)
             return PaddleFiles(files, "static folder", folder)
-    present = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
     shown = ", ".join(present[:12]) + (f", ... and {len(present) - 12} more" if len(present) > 12 else "")
     raise CheckpointError(
         f"{folder}: no Paddle weights. Looked for {PDPARAMS} (or its .index.json), *.pdparams, {SAFETENSORS} (or its "
@@ -168,7 +171,7 @@ def _from_combined(path: Path) -> PaddleFiles:
 def _open_safetensors(path: Path) -> LazyFile:
     """Opens a safetensors file in Paddle's layout."""
     try:
-        tensors, metadata = read_safetensors_header(path, PADDLE_DTYPES)
+        tensors, metadata, state = read_safetensors_header(path, PADDLE_DTYPES)
     except CheckpointError as error:
         other = foreign_kind(path)
         if other is None or SAFETENSORS_CONTENT in other:
@@ -185,7 +188,7 @@ def _open_safetensors(path: Path) -> LazyFile:
         )
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensors. Copy the file again.")
-    return LazyFile(path, tensors)
+    return LazyFile(path, state, tensors)
 
 
 __all__ = ["PaddleFiles", "open_paddle_source"]

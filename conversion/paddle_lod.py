@@ -13,16 +13,18 @@ Sources: Paddle 2.6 `SerializeToStream` (`lod_tensor.cc`, `tensor_util.cc`), `fr
 
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 import torch
 
-from .lazy_files import CheckpointError, LazyFile, StoredTensor, checked_spec, row_major
+from .lazy_files import MAX_DIMENSIONS, CheckpointError, LazyFile, StoredTensor, checked_spec, row_major
 from .operations import Shape, TensorSpec
 from .paddle_pickle import foreign_kind, read_structured_names
+from .source_file import FileState
 from .state_map import PlannedTensor
+from .tensor_names import MAX_TENSORS, check_names
 from .writer import OutputFile, WriteError
 
 LOD_DTYPES = {
@@ -61,7 +63,9 @@ NOT_SAVED_TYPES = (9, 10, 15, 17)  # FEED_MINIBATCH, FETCH_LIST, READER, RAW: va
 
 MAX_LEVELS = 64
 MAX_DESCRIPTION_BYTES = 4096
-MAX_PROGRAM_BYTES = 2**28
+MAX_PROGRAM_BYTES = 2**26
+MAX_PROGRAM_FIELDS = 1_000_000
+"""Of a program: a large one has some tens of thousands of operators, and variables of some ten fields each."""
 
 
 def open_lod_file(path: Path, name: str) -> LazyFile:
@@ -75,14 +79,15 @@ def open_lod_file(path: Path, name: str) -> LazyFile:
         CheckpointError: missing, cut short, or no such file.
     """
     with _open(path) as file:
-        size = path.stat().st_size
+        state = FileState.of(path)
+        size = state.size
         stored = _read_record(path, file, size)
         if file.tell() != size:
             raise CheckpointError(
                 f"{path}: {size - file.tell():,} bytes behind the tensor. If this is a combined file, it needs the "
                 "program (.pdmodel or __model__) beside it; otherwise copy it again."
             )
-    return LazyFile(path, {name: stored}, stays_open=False)
+    return LazyFile(path, state, {name: stored})
 
 
 def open_lod_folder(folder: Path) -> list[LazyFile]:
@@ -96,14 +101,26 @@ def open_lod_folder(folder: Path) -> list[LazyFile]:
     Raises:
         CheckpointError: a file that is neither a variable nor known; none at all.
     """
-    names = sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.is_file() and not _is_other(path, folder)
-    )
+    names = sorted(_variables(folder))
+    check_names(names, folder)
     if not names:
         raise CheckpointError(f"{folder}: no files of variables. Pass the folder that Paddle's save_vars wrote.")
     return [open_lod_file(folder / name, name) for name in names]
+
+
+def _variables(folder: Path) -> Iterator[str]:
+    """Paths, relative to a folder, of the files in it that may be variables."""
+    seen = 0
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        seen += len(folders) + len(files)
+        if seen > MAX_TENSORS:
+            raise CheckpointError(f"{folder}: more than {MAX_TENSORS:,} files. Pass the folder of the weights alone.")
+        within = os.path.relpath(parent, folder)
+        for name in files:
+            path = Path(parent, name)
+            if not _is_other(name) and path.is_file():
+                yield name if within == os.curdir else f"{within}/{name}"
 
 
 def open_lod_combined(path: Path, program: Path) -> LazyFile:
@@ -122,7 +139,8 @@ def open_lod_combined(path: Path, program: Path) -> LazyFile:
     variables = read_program(program)
     tensors: dict[str, StoredTensor] = {}
     with _open(path) as file:
-        size = path.stat().st_size
+        state = FileState.of(path)
+        size = state.size
         for name in sorted(variables):
             if file.tell() == size:
                 raise CheckpointError(
@@ -147,10 +165,12 @@ def open_lod_combined(path: Path, program: Path) -> LazyFile:
     info = path.with_name(path.name + ".info")
     structured = read_structured_names(info) if info.is_file() else {}
     names = {name: structured.get(name, name) for name in tensors}
+    check_names(names.values(), info)
     if len(set(names.values())) < len(names):
         raise CheckpointError(f"{info}: gives one name to two variables. Copy it again, or remove it.")
     return LazyFile(
         path,
+        state,
         {names[name]: stored for name, stored in tensors.items()},
         {names[name]: name for name in tensors if name in structured},
     )
@@ -177,26 +197,24 @@ def read_program(path: Path) -> dict[str, Shape]:
     if size > MAX_PROGRAM_BYTES:
         raise CheckpointError(f"{path}: {size:,} bytes, no program is that large. Copy the file again.")
     variables: dict[str, Shape] = {}
+    fields_of = _Reader(MAX_PROGRAM_FIELDS).fields
     try:
-        for block in _all(path.read_bytes(), 1):
-            for variable in _all(block, 3):
-                fields = dict(_fields(variable))
-                kind = dict(_fields(_message(fields[2])))
+        for block in _all(fields_of(memoryview(path.read_bytes())), 1):
+            for variable in _all(fields_of(block), 3):
+                fields = dict(fields_of(variable))
+                kind = dict(fields_of(_message(fields[2])))
                 if fields.get(3) and kind[1] not in NOT_SAVED_TYPES:
-                    name = _message(fields[1]).decode()
-                    variables[name] = _program_shape(kind)
+                    name = bytes(_message(fields[1])).decode()
+                    description = dict(fields_of(_message(kind[3])))[1]  # of a LoDTensorDesc
+                    variables[name] = _description(fields_of(_message(description)))[1]
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise CheckpointError(
             f"{path}: not a Paddle program (malformed at {error}; {size:,} bytes). Copy the file again."
         ) from error
+    check_names(variables, path)
     if not variables:
         raise CheckpointError(f"{path}: a program without parameters ({size:,} bytes). Copy the file again.")
     return variables
-
-
-def _program_shape(kind: Mapping[int, int | bytes]) -> Shape:
-    """Shape in a VarType: field 3 is a LoDTensorDesc, whose field 1 is a TensorDesc."""
-    return _description(_message(dict(_fields(_message(kind[3])))[1]))[1]
 
 
 def _open(path: Path) -> BinaryIO:
@@ -208,9 +226,8 @@ def _open(path: Path) -> BinaryIO:
     return path.open("rb")
 
 
-def _is_other(path: Path, folder: Path) -> bool:
-    hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-    return hidden or path.name in OTHER_NAMES or path.suffix in OTHER_SUFFIXES
+def _is_other(name: str) -> bool:
+    return name.startswith(".") or name in OTHER_NAMES or Path(name).suffix in OTHER_SUFFIXES
 
 
 def _read_record(path: Path, file: BinaryIO, size: int) -> StoredTensor:
@@ -245,15 +262,15 @@ def _read_header(file: BinaryIO, size: int) -> TensorSpec:
     version, length = struct.unpack("<Ii", file.read(8))
     if version or not 0 < length <= MAX_DESCRIPTION_BYTES:
         raise ValueError(f"version {version}, description of {length} bytes")
-    code, shape = _description(file.read(length))
+    code, shape = _description(_Reader(MAX_DESCRIPTION_BYTES).fields(memoryview(file.read(length))))
     if code not in LOD_DTYPES:
         raise ValueError(f"dtype number {code}; known: {', '.join(map(str, LOD_DTYPES))}")
     return checked_spec(shape, LOD_DTYPES[code])
 
 
-def _description(message: bytes) -> tuple[int, Shape]:
-    """(dtype number, shape) of a TensorDesc."""
-    fields = list(_fields(message))
+def _description(message: "Iterable[Field]") -> tuple[int, Shape]:
+    """(dtype number, shape) of the fields of a TensorDesc."""
+    fields = list(message)
     codes = [value for number, value in fields if number == 1]
     shape: list[int] = []
     for value in (value for number, value in fields if number == 2):
@@ -263,27 +280,44 @@ def _description(message: bytes) -> tuple[int, Shape]:
     return codes[0], tuple(n - 2**64 if n >= 2**63 else n for n in shape)
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(number, value) of each field of a protocol buffer message: a number for varints, bytes for all else."""
-    position = 0
-    while position < len(message):
-        key, position = _varint(message, position)
-        number, wire = key >> 3, key & 7
-        if wire == 0:
-            value, position = _varint(message, position)
-            yield number, value
-            continue
-        if wire == 2:
-            length, position = _varint(message, position)
-        else:
-            length = {1: 8, 5: 4}[wire]
-        if length > len(message) - position:
-            raise ValueError(f"byte {position}")
-        yield number, message[position : position + length]
-        position += length
+Field = tuple[int, int | memoryview]
+"""Number and value of a field: a number for varints, bytes for all else."""
 
 
-def _varint(message: bytes, position: int) -> tuple[int, int]:
+class _Reader:
+    """Reads protocol buffer messages, up to a number of fields of all together.
+
+    Args:
+        most: That number, so that a file of many little fields does not take minutes.
+    """
+
+    def __init__(self, most: int):
+        self._left = most
+
+    def fields(self, message: memoryview) -> Iterator[Field]:
+        """The fields of a message; nothing is copied."""
+        position = 0
+        while position < len(message):
+            self._left -= 1
+            if self._left < 0:
+                raise ValueError("more fields than any program has")
+            key, position = _varint(message, position)
+            number, wire = key >> 3, key & 7
+            if wire == 0:
+                value, position = _varint(message, position)
+                yield number, value
+                continue
+            if wire == 2:
+                length, position = _varint(message, position)
+            else:
+                length = {1: 8, 5: 4}[wire]
+            if length > len(message) - position:
+                raise ValueError(f"byte {position}")
+            yield number, message[position : position + length]
+            position += length
+
+
+def _varint(message: memoryview, position: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         byte = message[position]
@@ -294,20 +328,22 @@ def _varint(message: bytes, position: int) -> tuple[int, int]:
     raise ValueError(f"byte {position}")
 
 
-def _packed(values: bytes) -> Iterator[int]:
+def _packed(values: memoryview) -> Iterator[int]:
+    if len(values) > 10 * MAX_DIMENSIONS:  # bytes of a number, at most
+        raise ValueError(f"{len(values)} bytes of lengths")
     position = 0
     while position < len(values):
         value, position = _varint(values, position)
         yield value
 
 
-def _all(message: bytes, number: int) -> Iterator[bytes]:
+def _all(fields: "Iterable[Field]", number: int) -> Iterator[memoryview]:
     """Every message in field `number`."""
-    return (_message(value) for field, value in _fields(message) if field == number)
+    return (_message(value) for field, value in fields if field == number)
 
 
-def _message(value: int | bytes) -> bytes:
-    if not isinstance(value, bytes):
+def _message(value: int | memoryview) -> memoryview:
+    if not isinstance(value, memoryview):
         raise TypeError("a number where a message belongs")
     return value
 
@@ -337,11 +373,9 @@ class LodFile(OutputFile):
         self._header = struct.pack("<IQIi", 0, 0, 0, len(description)) + description
         self.size = len(self._header) + tensor.spec.nbytes
 
-    def create(self, path: Path) -> None:
-        """Writes the header and sets the length."""
-        with path.open("wb") as file:
-            file.write(self._header)
-            file.truncate(self.size)
+    def skeleton(self) -> Iterable[tuple[int, bytes]]:
+        """The header."""
+        return [(0, self._header)]
 
     def offsets(self, path: Path) -> dict[str, int]:
         """Behind the header."""

@@ -1,6 +1,6 @@
 """Paddle's `.pdparams`, a pickle of {name: numpy array}: read and written without Paddle and without running pickles.
 
-`paddle_unpickler` works out what the pickle describes; here its arrays become tensors of a mapped file. Arrays whose
+`pickle_symbols` works out what the pickle describes; here its arrays become tensors of a lazy file. Arrays whose
 bytes the file holds as text (protocols 0 to 2: Python 2 had no bytes) or in several slices (protocols 2 and 3 end at
 4 GB) do not lie anywhere as they are; they are put together in memory, one at a time, when they are asked for.
 
@@ -14,20 +14,19 @@ import hashlib
 import math
 import pickle
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 
-from .lazy_files import CheckpointError, LazyFile, StoredTensor, checked_spec, row_major
-from .operations import TensorSpec
-from .paddle_unpickler import (
+from .lazy_files import CheckpointError, LazyFile, Scratch, StoredTensor, checked_spec, row_major
+from .operations import TensorSpec, matrix_shape
+from .paddle_unpickler import NUMPY_DTYPES, PADDLE, ArraySymbol
+from .pickle_symbols import (
     CHUNK_BYTES,
     DAMAGE,
     MAX_TEXT_BYTES,
-    NUMPY_DTYPES,
-    ArraySymbol,
     Entries,
     Literal,
     NameSymbol,
@@ -36,7 +35,9 @@ from .paddle_unpickler import (
     text,
     unquote,
 )
+from .source_file import FileState, SourceFile
 from .state_map import PlannedTensor
+from .tensor_names import check_names
 from .writer import OutputFile, WriteError
 
 NAME_TABLE = "StructuredToParameterName@@"
@@ -51,6 +52,7 @@ class PaddlePickle(LazyFile):
 
     Args:
         path: The file.
+        state: As it was before it was read.
         contents: What its pickle describes.
 
     Attributes:
@@ -58,22 +60,21 @@ class PaddlePickle(LazyFile):
             otherwise what they are.
     """
 
-    def __init__(self, path: Path, contents: "_Contents"):
-        super().__init__(path, contents.tensors, contents.static_names)
+    def __init__(self, path: Path, state: FileState, contents: "_Contents"):
+        super().__init__(path, state, contents.tensors, contents.static_names)
         self.extras = contents.extras
         self._parts = contents.parts
         self._assembled: tuple[str, torch.Tensor] | None = None  # the tensor put together last
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The tensor: unread, unless it has to be put together. Not to be written to.
+        """The whole tensor, in memory of its own; one that has to be put together stays until another takes its place.
 
         Raises:
-            CheckpointError: the bytes of a tensor written as text are not as many as its shape says.
+            CheckpointError: the bytes of a tensor written as text are not as many as its shape says; it cannot be
+                read, or the file is not the same any more.
         """
         stored = self.tensors[name]
-        if not stored.extent:
-            return torch.empty_strided(stored.spec.shape, stored.stride, dtype=stored.spec.dtype)
-        if name not in self._parts:
+        if name not in self._parts or not stored.extent:
             return super().tensor(name)
         if self._assembled is None or self._assembled[0] != name:
             self._assembled = None  # before the next one is made
@@ -87,10 +88,16 @@ class PaddlePickle(LazyFile):
             return super().digest(name)
         return hashlib.sha256(str(self.tensors[name].stride).encode() + self._assemble(name)).digest()
 
-    def release(self, name: str) -> None:
-        """Hands a tensor's pages back. One that was put together stays until another takes its place."""
+    def rectangles(
+        self, name: str, start: tuple[int, int], size: tuple[int, int], scratch: Scratch
+    ) -> Iterator[tuple[tuple[int, int], torch.Tensor]]:
+        """A rectangle of a tensor seen as a matrix: in one part, if the tensor has to be put together."""
         if name not in self._parts:
-            super().release(name)
+            yield from super().rectangles(name, start, size, scratch)
+        elif 0 not in size:
+            whole = self.tensor(name)
+            whole = whole.reshape(matrix_shape(tuple(whole.shape)))
+            yield (0, 0), whole[start[0] : start[0] + size[0], start[1] : start[1] + size[1]]
 
     def forget(self, name: str) -> None:
         """Drops a tensor from memory and from the system's file cache, when it will not be read again."""
@@ -103,14 +110,15 @@ class PaddlePickle(LazyFile):
         spec = self.tensors[name].spec
         target = bytearray(spec.nbytes)
         view, filled = memoryview(target), 0
-        with self.path.open("rb") as file:
-            try:
-                for part in self._parts[name]:
-                    for chunk in _decoded(file, part):
-                        view[filled : filled + len(chunk)] = chunk
-                        filled += len(chunk)
-            except ValueError as error:
-                raise CheckpointError(f"{self.path}: {name} is damaged ({error}). Copy the file again.") from error
+        try:
+            for part in self._parts[name]:
+                for chunk in _decoded(self.bytes, part):
+                    view[filled : filled + len(chunk)] = chunk
+                    filled += len(chunk)
+        except CheckpointError:
+            raise
+        except ValueError as error:
+            raise CheckpointError(f"{self.path}: {name} is damaged ({error}). Copy the file again.") from error
         if filled != spec.nbytes:
             raise CheckpointError(
                 f"{self.path}: {name} has {filled} bytes, its shape {list(spec.shape)} needs {spec.nbytes}. Copy the "
@@ -119,18 +127,16 @@ class PaddlePickle(LazyFile):
         return target
 
 
-def _decoded(file: BinaryIO, part: Literal) -> Iterator[bytes]:
+def _decoded(file: SourceFile, part: Literal) -> Iterator[bytes | bytearray]:
     """The bytes a literal stands for, chunk by chunk."""
-    file.seek(part.offset)
     if part.form == "quoted":
-        yield unquote(file.read(part.length))
+        yield unquote(bytes(file.read_bytes(part.offset, part.length)))
         return
     decoder = codecs.getincrementaldecoder(part.form)() if part.is_latin1 else None
-    left = part.length
-    while left:
-        chunk = file.read(min(left, CHUNK_BYTES))
-        left -= len(chunk)
-        yield decoder.decode(chunk, not left).encode("latin1") if decoder else chunk
+    end = part.offset + part.length
+    for start in range(part.offset, end, CHUNK_BYTES):
+        chunk = file.read_bytes(start, min(CHUNK_BYTES, end - start))
+        yield decoder.decode(chunk, start + len(chunk) == end).encode("latin1") if decoder else chunk
 
 
 def open_pdparams(path: Path) -> PaddlePickle:
@@ -140,9 +146,10 @@ def open_pdparams(path: Path) -> PaddlePickle:
         CheckpointError: missing, empty, cut short, another kind of file, a pickle of anything but {name: array}, a
             name that stands twice, an array that no weights file holds (big-endian, objects, ...).
     """
-    with _open_pickle(path) as value:
+    with _open_pickle(path) as (state, value):
         contents = _Contents(path, value)
-    return PaddlePickle(path, contents)
+    check_names(contents.tensors, path)
+    return PaddlePickle(path, state, contents)
 
 
 def read_structured_names(path: Path) -> dict[str, str]:
@@ -151,7 +158,7 @@ def read_structured_names(path: Path) -> dict[str, str]:
     Raises:
         CheckpointError: as `open_pdparams`.
     """
-    with _open_pickle(path) as value:
+    with _open_pickle(path) as (_, value):
         return {
             static_name: text(entries["structured_name"])
             for static_name, entries in value.items()
@@ -160,16 +167,20 @@ def read_structured_names(path: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _open_pickle(path: Path) -> Iterator[Any]:
-    """What a pickle describes; what goes wrong then or while its symbols are worked on becomes a `CheckpointError`."""
+def _open_pickle(path: Path) -> Iterator[tuple[FileState, Any]]:
+    """The state of a file before it was read, and what the pickle in it describes.
+
+    What goes wrong then or while its symbols are worked on becomes a `CheckpointError`.
+    """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file. Copy the complete checkpoint.")
     other = foreign_kind(path)
     if other is not None:
         raise CheckpointError(f"{path}: {other}")
+    state = FileState.of(path)
     with path.open("rb") as file:
         try:
-            yield describe(file, path.stat().st_size)
+            yield state, describe(file, state.size, PADDLE)
         except CheckpointError:
             raise
         except PickleRefusal as refusal:
@@ -384,12 +395,9 @@ class PaddleArchive(OutputFile):
         self._between.append((position, pending))
         self.size = position + len(pending)
 
-    def create(self, path: Path) -> None:
-        """Writes everything but the data, which is a hole in the file."""
-        with path.open("wb") as file:
-            for offset, written in self._between:
-                file.seek(offset)
-                file.write(written)
+    def skeleton(self) -> Iterable[tuple[int, bytes]]:
+        """The pickle around the data."""
+        return self._between
 
     def offsets(self, path: Path) -> dict[str, int]:
         """Known from the plan."""

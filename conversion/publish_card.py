@@ -12,7 +12,10 @@ import hf_glm_ernie
 from hf_glm_ernie.weight_only import METHOD
 
 from .folder_files import count
+from .markdown import code, plain, table
 from .publish_classes import AS_SOURCE, License, Published
+from .publish_config import SIZES, PublishError
+from .publish_settings import refuse_secrets
 
 PACKAGE = "hf-glm-ernie"
 INSTALL = "`pip install .` in a checkout of it"  # it is on no index
@@ -28,6 +31,9 @@ class CardTexts:
         base_model_relation: `quantized`, `finetune`, ...
         about: Markdown that goes below the title.
         parity: Further rows of the table of checks: what, compared with, result.
+
+    Raises:
+        PublishError: a licence or relation that would not stay one line of the card's metadata, or no web address.
     """
 
     license: License
@@ -35,6 +41,15 @@ class CardTexts:
     base_model_relation: str | None = None
     about: str = ""
     parity: tuple[tuple[str, str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        identifier, name, link = self.license
+        for option, value in (("--license", identifier), ("--license-name", name)):
+            if value is not None and not re.fullmatch(r"[\w.+ -]{1,100}", value):
+                raise PublishError(f"{option} {value!r}: letters, digits, dots and dashes are expected.")
+        if link is not None and not re.fullmatch(r"https?://[^\s()<>\"']+", link):
+            raise PublishError(f"--license-link {link!r}: the address of a page is expected, https://...")
+        refuse_secrets(self.about, "--about")
 
 
 def model_card(
@@ -83,7 +98,7 @@ def model_card(
         example=_example(repo, row, architecture, carries_code, has_tokenizer),
         without_tokenizer="" if has_tokenizer else "\nThis repository has no tokenizer.\n",
         origin=_origin(config, record),
-        checks=_table(("what", "compared with", "result"), [*checks, *texts.parity]),
+        checks=table(("what", "compared with", "result"), [*checks, *texts.parity]),
         checksums="\n".join(f"{value}  {file}" for file, value in sorted(sha256.items())),
         licence=_licence(texts.license, carries_code),
     )
@@ -92,16 +107,18 @@ def model_card(
 
 def _kind(row: Published, config: Mapping[str, Any]) -> str:
     settings = config.get("quantization_config")
+    dtype = plain(config.get("dtype", "unknown numbers"))
     if settings is None:
-        numbers = str(config.get("dtype", "unknown numbers"))
+        numbers = dtype
     elif settings.get("quant_method") == METHOD:
-        numbers = f"{settings['bits']}-bit integers in the linears, {config.get('dtype')} else"
+        numbers = f"{settings['bits']}-bit integers in the linears, {dtype} else"
     else:
-        numbers = f"quantized ({settings.get('quant_method')})"
+        numbers = f"quantized ({plain(settings.get('quant_method'))})"
+    sizes = {name: plain(config.get(name, "?")) for name in SIZES}
     return (
-        f"{row.title}, `{config['architectures'][0]}`: {config['num_hidden_layers']} layers, hidden size "
-        f"{config['hidden_size']}, {config['num_attention_heads']} heads, vocabulary {config['vocab_size']}, "
-        f"{config['max_position_embeddings']} positions, {numbers}."
+        f"{row.title}, `{config['architectures'][0]}`: {sizes['num_hidden_layers']} layers, hidden size "
+        f"{sizes['hidden_size']}, {sizes['num_attention_heads']} heads, vocabulary {sizes['vocab_size']}, "
+        f"{sizes['max_position_embeddings']} positions, {numbers}."
     )
 
 
@@ -152,17 +169,21 @@ def _example(repo: str, row: Published, architecture: str, carries_code: bool, h
 
 
 def _origin(config: Mapping[str, Any], record: Mapping[str, Any]) -> str:
-    """How the weights were made, from the converter's record."""
+    """How the weights were made, from the converter's record; it came out of a file, so anything may be missing."""
     if not record:
         return "Saved with `save_pretrained`; the folder has no record of a conversion."
     if "iteration" in record:
+        degree = record.get("tensor_parallel")
         source = (
-            f"Iteration {record['iteration']} of a {record['tensor_parallel']}-way tensor-parallel checkpoint in the "
-            "released format"
+            f"Iteration {plain(record['iteration'])} of a {'' if degree is None else f'{degree}-way '}tensor-parallel "
+            "checkpoint in the released format"
         )
+    elif "original_class" in record:
+        source = f"PaddleNLP's {plain(record['original_class'])}, {plain(record.get('kind', 'in its own format'))}"
     else:
-        source = f"PaddleNLP's {record['original_class']}, {record['kind']}"
-    lines = [f"{source}, converted with {PACKAGE} {record['converter']} (torch {record['torch']})."]
+        source = f"The parameters of a static graph ({plain(record.get('kind', 'of Paddle'))})"
+    made_by = f"{PACKAGE} {plain(record.get('converter', 'of an unknown version'))}"
+    lines = [f"{source}, converted with {made_by} (torch {plain(record.get('torch', 'unknown'))})."]
     if record.get("bits") is not None:
         lines.append(f"The linears' weights were quantized on the way (`--bits {record['bits']}`), one scale a row.")
     elif config.get("quantization_config") is not None:
@@ -180,15 +201,10 @@ def _licence(chosen: License, carries_code: bool) -> str:
     if chosen == AS_SOURCE:
         weights = "Whoever made the source checkpoint sets the licence of the weights."
     elif link:
-        weights = f"The weights are under [{name}]({link})."
+        weights = f"The weights are under [{plain(name)}]({link})."
     else:
-        weights = f"The weights are under `{identifier}`."
+        weights = f"The weights are under {code(identifier)}."
     return weights + (" The code files are under Apache-2.0." if carries_code else "")
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 CARD = """# {repo}

@@ -6,8 +6,11 @@ So this file imports nothing of the project, and the host only inside functions,
 """
 
 import json
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +30,17 @@ def hide(names: Sequence[str]) -> None:
     sys.modules.update(dict.fromkeys(names))  # type: ignore[arg-type]  # None stands for what cannot be imported
 
 
-def observe(request: dict[str, Any]) -> dict[str, Any]:
+def observe(request: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Opens a folder.
 
     Args:
         request: `folder`; `auto_class`; `trust_remote_code`; `mode` (`FULL` or `STRUCTURE`); `inputs` for `forward`;
-            `texts` for the tokenizer, empty where there is none; `generate`, a number of tokens; `outputs`, a path
-            for the output tensors.
+            `texts` for the tokenizer, empty where there is none; `generate`, a number of tokens; `sizes_first`,
+            whether names and shapes are compared before anything is loaded.
 
     Returns:
         What was seen: versions, classes and where they come from, ids of the texts, quantized linears, generated ids.
+        And the output tensors by name, in float32; none for `STRUCTURE`.
 
     Raises:
         ValueError: a tensor of the files is missing, of another shape, or not a number.
@@ -55,26 +59,29 @@ def observe(request: dict[str, Any]) -> dict[str, Any]:
         report["decoded"] = [tokenizer.decode(ids) for ids in report["ids"]]
     config = transformers.AutoConfig.from_pretrained(request["folder"], **trust)
     report["config"] = f"{type(config).__module__}.{type(config).__name__}"
+    outputs: dict[str, Any] = {}
     if request["mode"] == FULL:
+        if request.get("sizes_first"):  # what the files lack would be made, in whatever size the settings say
+            _compared(_skeleton(auto_class, config, trust), Path(request["folder"]))
         model, loading = auto_class.from_pretrained(request["folder"], output_loading_info=True, **trust)
         lacking = sorted(map(str, (*loading["missing_keys"], *loading["mismatched_keys"])))
         if lacking:
             raise ValueError(
                 f"{request['folder']}: the files lack {', '.join(lacking[:5])}; saved from another class?"
             )
-        report |= _computed(model.eval(), request)
+        outputs, generated = _computed(model.eval(), request)
+        report |= generated
     else:
         model = _skeleton(auto_class, config, trust)
         report["tensors"] = _compared(model, Path(request["folder"]))
     report["class"] = f"{type(model).__module__}.{type(model).__name__}"
     report["quantized_linears"] = sum(type(module).__name__ == "WeightOnlyLinear" for module in model.modules())
-    return report
+    return report, outputs
 
 
-def _computed(model: Any, request: dict[str, Any]) -> dict[str, Any]:
-    """Runs the model once; stores its outputs."""
+def _computed(model: Any, request: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Runs the model once, and generates; the output tensors, and what was generated."""
     import torch
-    from safetensors.torch import save_file
 
     inputs = {name: torch.tensor(values) for name, values in request["inputs"].items()}
     with torch.no_grad():
@@ -83,11 +90,21 @@ def _computed(model: Any, request: dict[str, Any]) -> dict[str, Any]:
     broken = sorted(name for name, value in tensors.items() if not torch.isfinite(value).all())
     if broken or not tensors:
         raise ValueError(f"{request['folder']}: {', '.join(broken) or 'no output'} of the model is not finite.")
-    save_file(tensors, request["outputs"])
     if not request["generate"]:
-        return {}
-    made = model.generate(inputs["input_ids"], max_new_tokens=request["generate"], do_sample=False)
-    return {"generated": made[0, inputs["input_ids"].shape[1] :].tolist()}
+        return tensors, {}
+    length = inputs["input_ids"].shape[1]
+    made = model.generate(
+        inputs["input_ids"],
+        max_new_tokens=request["generate"],
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+    margins = []  # by how much a token was ahead of the next, of the largest logit
+    for logits in made.logits:
+        best = logits[0].float().topk(2).values
+        margins.append(float((best[0] - best[1]) / logits[0].float().abs().max().clamp_min(1e-6)))
+    return tensors, {"generated": made.sequences[0, length:].tolist(), "margins": margins}
 
 
 def _skeleton(auto_class: Any, config: Any, trust: dict[str, bool]) -> Any:
@@ -128,15 +145,27 @@ def _compared(model: Any, folder: Path) -> int:
 
 
 def main(path: str) -> int:
-    """Hides, observes, writes the report; returns the exit status."""
+    """Hides, observes, writes the report to `report` and the tensors to `outputs`; returns the exit status."""
     request = json.loads(Path(path).read_text(encoding="utf-8"))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     hide(request["hidden"])
-    report = observe(request)
+    report, outputs = observe(request)
     imported = {name.partition(".")[0] for name, module in sys.modules.items() if module is not None}
     if seen := sorted(imported & set(request["hidden"])):
         raise RuntimeError(f"The repository's code imported {', '.join(seen)}, which others do not have.")
+    if outputs:
+        from safetensors.torch import save_file
+
+        save_file(outputs, request["outputs"])
     Path(request["report"]).write_text(json.dumps(report), encoding="utf-8")
     return 0
+
+
+def _end_with_parent() -> None:
+    """Waits for the end of stdin, which whoever asked holds open as long as it lives, and ends this process."""
+    while os.read(0, 1):  # not by `sys.stdin`, whose lock an orderly end of the process would miss
+        pass
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,23 @@
 """Sends a prepared repository folder to the Hub, and looks whether it arrived."""
 
-from collections.abc import Mapping
+import fnmatch
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, get_token
 from huggingface_hub.errors import HFValidationError, HTTPError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import validate_repo_id
 
-from .publish_source import PublishError
+from .operations import ConversionError
+from .publish_config import PublishError
+from .regular_files import Identity, open_regular
 
 REPLACED = ["*.py", "*.safetensors", "*.safetensors.index.json"]
 """Files of an earlier upload that go where the new one does not have them: stale shards and code would be opened."""
+
+IN_MEMORY_BYTES = 5 * 10**6
+"""Of a file that is sent from memory; a larger one is LFS."""
 
 
 def check_repo_name(repo: str) -> None:
@@ -43,50 +49,70 @@ def require_token() -> str:
 
 
 def push(folder: Path, repo: str, private: bool, sha256: Mapping[str, str]) -> str:
-    """Uploads a folder; continues an upload that was cut off.
+    """Uploads the files that were checked, and no others; continues an upload that was cut off.
 
     Args:
         folder: A complete repository folder.
         repo: `OWNER/NAME`; made where it does not exist.
         private: Whether a repository that is made is private.
-        sha256: File -> SHA-256, to be compared with what the Hub has afterwards.
+        sha256: File -> SHA-256, of every file to be sent: what `publish` returned.
 
     Returns:
         The commit's address.
 
     Raises:
-        PublishError: no token, refused by the Hub, interrupted, or the Hub has other files than were sent.
+        PublishError: no token, refused by the Hub, interrupted, a file that is not the one that was checked, or the
+            Hub has other files than were sent.
     """
     token = require_token()
     api = HfApi(token=token)
+    complete = f"The folder {folder} is complete"
     try:
+        additions = [_addition(folder / name, digest) for name, digest in sorted(sha256.items())]
         api.create_repo(repo, private=private or None, exist_ok=True)
-        done = api.upload_folder(
-            repo_id=repo, folder_path=folder, commit_message=f"Publish {folder.name}", delete_patterns=REPLACED
-        )
-        _compare(api, repo, folder, sha256)
+        stale = [
+            CommitOperationDelete(path_in_repo=name)
+            for name in api.list_repo_files(repo)
+            if name not in sha256 and any(fnmatch.fnmatch(name, pattern) for pattern in REPLACED)
+        ]
+        done = api.create_commit(repo, [*stale, *additions], commit_message=f"Publish {folder.name}")
+        _compare(api, repo, additions)
     except KeyboardInterrupt as error:
-        raise PublishError(
-            f"interrupted while sending. The folder {folder} is complete; `hf upload {repo} {folder} .` goes on."
-        ) from error
+        raise PublishError(f"interrupted while sending. {complete}; `hf upload {repo} {folder} .` goes on.") from error
     except (HTTPError, OfflineModeIsEnabled, ValueError) as error:
+        if isinstance(error, ConversionError):
+            raise
         raise PublishError(
-            f"{api.endpoint}/{repo}: {error}. The folder {folder} is complete; run `hf upload {repo} {folder} .` once "
-            "the cause is gone. The token needs write access to the owner's repositories."
+            f"{api.endpoint}/{repo}: {error}. {complete}; run `hf upload {repo} {folder} .` once the cause is gone. "
+            "The token needs write access to the owner's repositories."
         ) from error
     return str(done.commit_url)
 
 
-def _compare(api: HfApi, repo: str, folder: Path, sha256: Mapping[str, str]) -> None:
+def _addition(path: Path, digest: str) -> CommitOperationAdd:
+    """A file to be sent: a small one as the bytes looked at here, a large one by its hash, which the Hub checks."""
+    with open_regular(path) as file:
+        content: bytes | str = str(path) if Identity.of(file).size > IN_MEMORY_BYTES else file.read()
+    addition = CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=content)
+    if addition.upload_info.sha256.hex() != digest:
+        raise PublishError(
+            f"{path}: not the file that was checked (another SHA-256), so nothing was sent. Remove the folder and "
+            "publish again."
+        )
+    return addition
+
+
+def _compare(api: HfApi, repo: str, additions: Sequence[CommitOperationAdd]) -> None:
     """Holds what the Hub lists against what was sent."""
     listed = {entry.path: entry for entry in api.list_repo_tree(repo, recursive=True) if isinstance(entry, RepoFile)}
-    for path in sorted(folder.iterdir()):
-        entry = listed.get(path.name)
-        if entry is None or entry.size != path.stat().st_size:
-            raise ValueError(f"{path.name} did not arrive whole")
+    for addition in additions:
+        name, sent = addition.path_in_repo, addition.upload_info
+        entry = listed.get(name)
+        if entry is None or entry.size != sent.size:
+            raise ValueError(f"{name} did not arrive whole")
         stored = getattr(entry, "lfs", None)
-        if stored is not None and path.name in sha256 and stored.sha256 != sha256[path.name]:
-            raise ValueError(f"{path.name} arrived with another SHA-256 than it was sent with")
+        if stored is not None and stored.sha256 != sent.sha256.hex():
+            raise ValueError(f"{name} arrived with another SHA-256 than it was sent with")
 
 
 __all__ = ["check_repo_name", "push", "require_token"]

@@ -1,15 +1,19 @@
 """The files of GLM-130B's tensor-parallel ranks: which are there, and that they are of one checkpoint."""
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .lazy_files import CheckpointError, TensorFiles
+from .tensor_names import entries
 from .torch_files import open_torch_file
 
-RANK_FILE = re.compile(r"mp_rank_(\d+)_model_states\.pt")
+RANK_FILE = re.compile(r"mp_rank_([0-9]+)_model_states\.pt")
 MAX_RANKS = 1024
+MAX_LATEST_BYTES = 255  # of a file's name
+SHOWN = 8
 
 
 class RankCheckpoint(TensorFiles):
@@ -72,7 +76,7 @@ class RankCheckpoint(TensorFiles):
         """(rank, name) of every tensor that is not, bit for bit, rank 0's; for small tensors that should be alike."""
         different: list[tuple[int, str]] = []
         for name in names:
-            digests = [file.digest(name) for file in self.files]
+            digests = [self.digest(rank, name) for rank in range(len(self.files))]
             different.extend((rank, name) for rank, digest in enumerate(digests) if digest != digests[0])
         return different
 
@@ -81,9 +85,11 @@ def _iteration_folder(folder: Path) -> Path:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder. --source is the folder that holds `latest`.")
     latest = folder / "latest"
-    has_ranks = _has_ranks(folder)
-    iterations = sorted(path.name for path in folder.iterdir() if path.is_dir() and _has_ranks(path))
-    present = f"folders with rank files here: {', '.join(iterations) or 'none'}"
+    inside = entries(folder)
+    has_ranks = any(map(RANK_FILE.fullmatch, inside))
+    iterations = [name for name in inside if (folder / name).is_dir() and _has_ranks(folder / name)]
+    shown = ", ".join(iterations[:SHOWN]) + (" ..." if len(iterations) > SHOWN else "")
+    present = f"folders with rank files here: {shown or 'none'}"
     if not latest.is_file():
         if has_ranks:
             return folder
@@ -96,7 +102,8 @@ def _iteration_folder(folder: Path) -> Path:
             f"{folder}: rank files beside `latest`, so it is not clear which are meant ({present}). Pass the folder "
             "meant."
         )
-    iteration = latest.read_text(encoding="utf-8", errors="replace").strip()
+    with latest.open("rb") as file:
+        iteration = file.read(MAX_LATEST_BYTES + 1).decode("utf-8", "replace").strip()
     if iteration not in iterations:
         raise CheckpointError(
             f"{latest}: names the iteration {iteration!r}, but {folder / 'ITERATION'} with rank files is not there "
@@ -106,34 +113,33 @@ def _iteration_folder(folder: Path) -> Path:
 
 
 def _has_ranks(folder: Path) -> bool:
-    return any(RANK_FILE.fullmatch(path.name) for path in folder.iterdir())
+    with os.scandir(folder) as found:
+        return any(RANK_FILE.fullmatch(entry.name) for entry in found)
 
 
 def _rank_paths(folder: Path) -> list[Path]:
     paths: dict[int, Path] = {}
-    for path in sorted(folder.iterdir()):
-        match = RANK_FILE.fullmatch(path.name)
+    for name in entries(folder):
+        match = RANK_FILE.fullmatch(name)
         if match is None:
             continue
         rank = int(match.group(1))
         if rank in paths:
-            raise CheckpointError(
-                f"{folder}: rank {rank} is there twice, {paths[rank].name} and {path.name}. Remove one."
-            )
-        paths[rank] = path
-    highest = max(paths)
-    missing = [rank for rank in range(min(highest, MAX_RANKS)) if rank not in paths]
-    if highest >= MAX_RANKS:
-        raise CheckpointError(f"{folder}: {paths[highest].name} is no rank of any checkpoint. Remove it.")
+            raise CheckpointError(f"{folder}: rank {rank} is there twice, {paths[rank].name} and {name}. Remove one.")
+        if rank >= MAX_RANKS:
+            raise CheckpointError(f"{folder}: {name} is no rank of any checkpoint. Remove it.")
+        paths[rank] = folder / name
+    missing = [rank for rank in range(max(paths)) if rank not in paths]
     if missing:
-        names = ", ".join(f"mp_rank_{rank:02d}_model_states.pt" for rank in missing)
-        elsewhere = sorted(
-            str(path) for rank in missing for path in folder.parent.glob(f"*/mp_rank_{rank:02d}_model_states.pt")
-        )
+        names = [f"mp_rank_{rank:02d}_model_states.pt" for rank in missing[:SHOWN]]
+        more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
+        beside = [folder.parent / name for name in entries(folder.parent)]
+        elsewhere = [str(path / name) for name in names for path in beside if (path / name).is_file()]
         hint = f" There is {', '.join(elsewhere)}, of another iteration." if elsewhere else ""
+        found = ", ".join(path.name for path in paths.values())
         raise CheckpointError(
-            f"{folder}: missing {names}; found {', '.join(path.name for path in paths.values())}.{hint} Copy the "
-            "missing ranks of this iteration."
+            f"{folder}: missing {', '.join(names)}{more}; found {found}.{hint} Copy the missing ranks of this "
+            "iteration."
         )
     return [paths[rank] for rank in sorted(paths)]
 

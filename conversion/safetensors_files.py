@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
-from .json_files import MAX_BYTES, parse_json, read_json
-from .lazy_files import CheckpointError, LazyFile, NamedFiles, StoredTensor, row_major
-from .operations import Shape, TensorSpec
+from .json_files import parse_json
+from .lazy_files import CheckpointError, LazyFile, NamedFiles, StoredTensor, checked_spec, row_major
+from .source_file import FileState
+from .tensor_names import MAX_TENSORS, check_names
 
 SAFETENSORS_DTYPES = {
     "F64": torch.float64,
@@ -22,6 +23,9 @@ SAFETENSORS_DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+MAX_HEADER_BYTES = 5_000_000
+"""Of a header or an index: a tensor takes some 120 bytes of it, the models here have some thousands."""
+
 SAFETENSORS_SINGLE = "model.safetensors"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 
@@ -32,50 +36,102 @@ def open_safetensors_file(path: Path) -> LazyFile:
     Raises:
         CheckpointError: missing, cut short, a malformed header, a name that stands twice, a dtype not handled here.
     """
-    return LazyFile(path, read_safetensors_header(path, SAFETENSORS_DTYPES)[0])
+    tensors, _, state = read_safetensors_header(path, SAFETENSORS_DTYPES)
+    return LazyFile(path, state, tensors)
 
 
 def read_safetensors_header(
     path: Path, dtypes: Mapping[str, torch.dtype]
-) -> tuple[dict[str, StoredTensor], dict[str, str]]:
-    """Where the tensors of a safetensors file lie, and its metadata.
+) -> tuple[dict[str, StoredTensor], dict[str, str], FileState]:
+    """Where the tensors of a safetensors file lie, its metadata, and the state of the file before they were read.
 
     Args:
         path: The file.
         dtypes: The format's name of a dtype -> what it is here.
 
     Raises:
-        CheckpointError: missing, cut short, a malformed header, a name that stands twice, a dtype not among `dtypes`.
+        CheckpointError: missing, cut short, a malformed header, a name that stands twice, a dtype not among `dtypes`,
+            tensors that overlap or leave bytes between or behind them.
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file. Copy the complete folder.")
-    size = path.stat().st_size
+    state = FileState.of(path)
+    size = state.size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, MAX_BYTES):
+        if size < 8 or length > size - 8:
             raise CheckpointError(
                 f"{path}: cut short or not a safetensors file ({size} bytes, header of {length}). Copy it again."
             )
+        if length > MAX_HEADER_BYTES:
+            raise CheckpointError(
+                f"{path}: a header of {length:,} bytes; no checkpoint here needs more than {MAX_HEADER_BYTES:,}. Copy "
+                "the file again."
+            )
         raw = file.read(length)
+    if raw.count(b"[") + raw.count(b"{") > 4 * MAX_TENSORS:  # an entry is an object of two lists
+        raise CheckpointError(
+            f"{path}: a header of more than {MAX_TENSORS:,} tensors; no checkpoint has so many. Copy the file again."
+        )
     start = 8 + length
     try:
-        header = parse_json(raw, unique_names=True)
-        metadata = dict(header.pop("__metadata__", {}))
+        header = _object(parse_json(raw, unique_names=True), "the header")
+        metadata = _object(header.pop("__metadata__", {}), "__metadata__")
+        if not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("__metadata__ holds something else than texts")
         tensors = {name: _safetensors_entry(entry, start, dtypes) for name, entry in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: malformed safetensors header ({error}). Copy the file again.") from error
-    return tensors, metadata
+    check_names(tensors, path)
+    _check_covered(path, tensors, start, size)
+    return tensors, metadata, state
 
 
-def _safetensors_entry(entry: Mapping[str, Any], base: int, dtypes: Mapping[str, torch.dtype]) -> StoredTensor:
-    shape: Shape = tuple(int(n) for n in entry["shape"])
-    if entry["dtype"] not in dtypes:
-        raise ValueError(f"dtype {entry['dtype']}; handled: {', '.join(dtypes)}")
-    spec = TensorSpec(shape, dtypes[entry["dtype"]])
-    begin, end = entry["data_offsets"]
-    if begin < 0 or min(shape, default=0) < 0 or end - begin != spec.nbytes:
+def _object(value: Any, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{what} is a {type(value).__name__}, not an object")
+    return value
+
+
+def _safetensors_entry(entry: Any, base: int, dtypes: Mapping[str, torch.dtype]) -> StoredTensor:
+    entry = _object(entry, "an entry")
+    missing = {"dtype", "shape", "data_offsets"} - entry.keys()
+    if missing:
+        raise ValueError(f"an entry without {', '.join(sorted(missing))}")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in dtypes:
+        raise ValueError(f"dtype {dtype}; handled: {', '.join(dtypes)}")
+    if not isinstance(shape, list):
+        raise ValueError(f"a shape that is a {type(shape).__name__}")
+    spec = checked_spec(tuple(shape), dtypes[dtype])
+    if not isinstance(offsets, list) or len(offsets) != 2 or any(type(n) is not int for n in offsets):
+        raise ValueError("data_offsets that are no pair of whole numbers")
+    begin, end = offsets
+    if begin < 0 or end - begin != spec.nbytes:
         raise ValueError(f"bytes {begin} to {end} for a tensor of {spec.nbytes}")
-    return StoredTensor(spec, row_major(shape), base + begin)
+    return StoredTensor(spec, row_major(spec.shape), base + begin)
+
+
+def _check_covered(path: Path, tensors: Mapping[str, StoredTensor], start: int, size: int) -> None:
+    """Makes sure that the tensors cover all bytes behind the header once, as the format demands.
+
+    Raises:
+        CheckpointError: they do not.
+    """
+    at = start
+    for name, stored in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].extent)):
+        end = stored.offset + stored.extent
+        if end > size:
+            raise CheckpointError(
+                f"{path}: {name} should end at byte {end} but the file has {size} bytes. The file is damaged or was "
+                "cut short; copy it again."
+            )
+        if stored.offset != at:
+            what = "overlaps the tensor before it" if stored.offset < at else "leaves bytes before it to no tensor"
+            raise CheckpointError(f"{path}: {name} at byte {stored.offset} {what}. Copy the file again.")
+        at = end
+    if tensors and at != size:
+        raise CheckpointError(f"{path}: {size - at:,} bytes behind the last tensor. Copy the file again.")
 
 
 def read_weight_map(index: Path) -> dict[str, str]:
@@ -86,22 +142,33 @@ def read_weight_map(index: Path) -> dict[str, str]:
     """
     if not index.is_file():
         raise CheckpointError(f"{index}: no such file. Copy the complete folder.")
+    what = "a safetensors index" if index.name == SAFETENSORS_INDEX else "an index of weights"
     try:
-        entries = read_json(index, unique_names=True)["weight_map"]
-        weight_map = {str(name): str(shard) for name, shard in entries.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        what = "a safetensors index" if index.name == SAFETENSORS_INDEX else "an index of weights"
+        with index.open("rb") as file:
+            raw = file.read(MAX_HEADER_BYTES + 1)
+        if len(raw) > MAX_HEADER_BYTES:
+            raise ValueError(f"it has more than {MAX_HEADER_BYTES:,} bytes")
+        content = _object(parse_json(raw, unique_names=True), "it")
+        weight_map = _object(content.get("weight_map"), "weight_map")
+        if not all(isinstance(shard, str) for shard in weight_map.values()):
+            raise ValueError("weight_map holds something else than names of files")
+    except ValueError as error:
         raise CheckpointError(f"{index}: not {what} ({error}). Copy the folder again.") from error
+    check_names(weight_map, index)
     shards = sorted(set(weight_map.values()))
-    elsewhere = [shard for shard in shards if Path(shard).name != shard]
+    elsewhere = [shard for shard in shards if not _is_file_name(shard)]
     if elsewhere or not shards:
-        raise CheckpointError(f"{index}: names {', '.join(elsewhere) or 'no shards'}. Copy the folder again.")
+        raise CheckpointError(f"{index}: names {', '.join(elsewhere[:8]) or 'no shards'}. Copy the folder again.")
     missing = [shard for shard in shards if not (index.parent / shard).is_file()]
     if missing:
-        raise CheckpointError(
-            f"{index.parent}: missing {', '.join(missing)}, which the index names. Copy the missing shards."
-        )
+        shown = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
+        raise CheckpointError(f"{index.parent}: missing {shown}, which the index names. Copy the missing shards.")
     return weight_map
+
+
+def _is_file_name(name: str) -> bool:
+    """Whether a name is that of a file in the same folder, and printable."""
+    return Path(name).name == name and name not in ("", "..") and name.isprintable() and len(name.encode()) <= 255
 
 
 class SafetensorsFolder(NamedFiles):

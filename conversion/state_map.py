@@ -357,8 +357,8 @@ class StateMap:
 
 
 def _pattern(template: str) -> re.Pattern[str]:
-    # A layer number has no leading zero: `layers.00` is not `layers.0`.
-    return re.compile(re.escape(template).replace(re.escape(LAYER), "(?P<i>0|[1-9][0-9]*)"))
+    # A layer number has no leading zero: `layers.00` is not `layers.0`; and no model has a million layers.
+    return re.compile(re.escape(template).replace(re.escape(LAYER), "(?P<i>0|[1-9][0-9]{0,5})"))
 
 
 def _fill(template: str, layer: str | None) -> str:

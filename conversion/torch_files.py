@@ -1,22 +1,28 @@
 """The headers of torch's pickles: `torch.save` archives of {member: {name: tensor}}.
 
-The pickle goes through `torch.load(weights_only=True)`, so nothing in it is ever executed, under a `FakeTensorMode`,
-which makes tensors of shape, dtype and file offset without data.
+torch itself does not see the file: `torch.load(weights_only=True)` calls what a pickle asks for, a `bytearray` of
+6 GB among it, and its reader of archives, which is C++, believes them: a `byteorder` record that says `big` ends the
+process. Here the archive's directory is read by `torch_zip`, the pickle by `pickle_symbols`, and a tensor is a place
+in the file that both agree on. Nothing in a pickle is executed.
 """
 
-import pickle
-import re
-import zipfile
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-
 from .lazy_files import CheckpointError, LazyFile, StoredTensor
-from .operations import TensorSpec
-from .torch_zip import read_records
+from .pickle_symbols import DAMAGE, MAX_TEXT_BYTES, Entries, Literal, NameSymbol, PickleRefusal, describe, text
+from .source_file import FileState
+from .tensor_names import check_names
+from .torch_pickle import TORCH, TensorSymbol
+from .torch_zip import Record, ZipError, read_records
+
+PICKLE, BYTE_ORDER, VERSION = "data.pkl", "byteorder", "version"
+MAX_PICKLE_BYTES = 2**26
+"""A rank of GLM-130B has some 100 kB."""
+NEWEST_VERSION = 10
+"""Of the archive's layout, as torch counts; 3 is usual."""
 
 
 def open_torch_file(path: Path, member: str) -> tuple[LazyFile, dict[str, Any]]:
@@ -27,49 +33,46 @@ def open_torch_file(path: Path, member: str) -> tuple[LazyFile, dict[str, Any]]:
         member: Key under which the tensors lie.
 
     Returns:
-        The lazy file, and the other entries of the outer dictionary.
+        The lazy file, and those of the other entries of the outer dictionary that are a number or a short text.
 
     Raises:
-        CheckpointError: missing, cut short, a legacy (non-zip) file, not tensors (nothing is executed), not of that
-            form.
+        CheckpointError: missing, cut short, a legacy (non-zip) file, an archive that torch does not write, not tensors
+            (nothing is executed), not of that form.
     """
-    loaded = _load_headers(path)
-    if not isinstance(loaded, dict) or not isinstance(loaded.get(member), dict):
-        found = f"keys {sorted(map(str, loaded))[:8]}" if isinstance(loaded, dict) else f"a {type(loaded).__name__}"
-        raise CheckpointError(
-            f'{path}: expected {{"{member}": {{name: tensor}}}} as GLM-130B\'s files hold it, found {found}. '
-            f'Save it again with torch.save({{"{member}": state_dict}}, path).'
-        )
-    records = _data_records(path)
-    tensors = {}
-    for name, value in loaded[member].items():
-        if not isinstance(name, str) or not isinstance(value, torch.Tensor) or value.layout is not torch.strided:
-            raise CheckpointError(
-                f"{path}: the entry {name!r} of '{member}' is a {type(value).__name__}, not a dense tensor. Remove "
-                "it and save the file again."
-            )
-        tensors[name] = _stored_tensor(path, name, value, records)
-    rest = {key: value for key, value in loaded.items() if key != member}
-    return LazyFile(path, tensors), rest
-
-
-def _load_headers(path: Path) -> Any:
     _check_is_zip(path)
+    state = FileState.of(path)
     try:
-        with FakeTensorMode():
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"holds {named.group(1)}, which is no tensor" if named else "is damaged or holds more than tensors"
+        records = read_records(path)
+        pickled = _read_pickle(path, records)
+        loaded = describe(io.BytesIO(pickled), len(pickled), TORCH)
+        if not isinstance(loaded, Entries) or not isinstance(loaded.get(member), Entries):
+            raise CheckpointError(_not_of_the_form(path, member, loaded))
+        tensors = {name: _stored_tensor(path, member, name, value, records) for name, value in loaded[member].items()}
+        rest = {key: _plain(value) for key, value in loaded.items() if key != member and _is_plain(value)}
+    except CheckpointError:
+        raise
+    except PickleRefusal as refusal:
         raise CheckpointError(
-            f"{path}: the pickle {what}. Nothing in it was executed. Copy the file again; or, if you trust it, load "
-            f'it where you trust it and save {{"module": state_dict}} alone.'
-        ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, AttributeError, TypeError, IndexError) as error:
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+            f"{path}: the pickle {refusal}. Nothing in it was executed. Copy the file again; or, if you trust it, "
+            f'load it where you trust it and save {{"{member}": state_dict}} alone.'
+        ) from refusal
+    except ZipError as error:
+        raise CheckpointError(f"{path}: {error}. Copy the file again.") from error
+    except DAMAGE as error:
         raise CheckpointError(
-            f"{path}: not a readable torch checkpoint ({first_line}). Copy the file again."
+            f"{path}: the pickle is damaged or holds more than tensors ({error or type(error).__name__}). Nothing in "
+            "it was executed. Copy the file again."
         ) from error
+    check_names(tensors, path)
+    return LazyFile(path, state, tensors), rest
+
+
+def _not_of_the_form(path: Path, member: str, loaded: Any) -> str:
+    found = f"keys {sorted(map(str, loaded))[:8]}" if isinstance(loaded, Entries) else f"a {_kind(loaded)}"
+    return (
+        f'{path}: expected {{"{member}": {{name: tensor}}}} as GLM-130B\'s files hold it, found {found}. '
+        f'Save it again with torch.save({{"{member}": state_dict}}, path).'
+    )
 
 
 def _check_is_zip(path: Path) -> None:
@@ -77,59 +80,96 @@ def _check_is_zip(path: Path) -> None:
         raise CheckpointError(f"{path}: no such file. Copy the complete checkpoint.")
     with path.open("rb") as file:
         start = file.read(4)
-    if zipfile.is_zipfile(path):
-        return
-    if start == b"PK\x03\x04":
-        raise CheckpointError(
-            f"{path}: cut short, {path.stat().st_size} bytes without the end of the archive. Copy the file again."
-        )
     if start[:1] == b"\x80":
         raise CheckpointError(
             f"{path}: a torch file in the format before torch 1.6, which cannot be read piece by piece. Save it "
             "again with torch.save(torch.load(path, weights_only=True), path)."
         )
-    size = path.stat().st_size
-    raise CheckpointError(
-        f"{path}: not a torch checkpoint ({size} bytes, starting with {start!r}). Copy the file again."
-    )
+    if start[:2] != b"PK" and any(start):  # a hole at the start is damage, and named as such
+        raise CheckpointError(
+            f"{path}: not a torch checkpoint ({path.stat().st_size} bytes, starting with {start!r}). Copy the file "
+            "again."
+        )
+    if not start:
+        raise CheckpointError(f"{path}: not a torch checkpoint (0 bytes). Copy the file again.")
 
 
-def _data_records(path: Path) -> dict[int, int]:
-    """Offset -> length in bytes of every tensor record of a torch zip file."""
-    records = read_records(path)
-    data = {name: record for name, record in records.items() if name.startswith("data/")}
-    packed = sorted(name for name, record in data.items() if not record.is_plain)
+def _read_pickle(path: Path, records: Mapping[str, Record]) -> bytes:
+    """The pickle of an archive whose other records are as torch writes them on a machine like this.
+
+    Raises:
+        CheckpointError: compressed, without a pickle or with an endless one, of another byte order or layout.
+    """
+    packed = sorted(name for name, record in records.items() if not record.is_plain)
     if packed:
         raise CheckpointError(
             f"{path}: {packed[0]} is compressed, torch stores plainly. Save the file again with torch.save."
         )
-    order = records.get("byteorder")
-    if order is not None:
-        with path.open("rb") as file:
-            file.seek(order.offset)
-            if file.read(order.nbytes) != b"little":
+    with path.open("rb") as file:
+
+        def content(name: str, most: int) -> bytes:
+            record = records[name]
+            if record.nbytes > most:
                 raise CheckpointError(
-                    f"{path}: written on a big-endian machine. Save it again on a little-endian one."
+                    f"{path}: {name} has {record.nbytes:,} bytes, no checkpoint needs more than {most:,}. Copy the "
+                    "file again."
                 )
-    return {record.offset: record.nbytes for record in data.values()}
+            file.seek(record.offset)
+            return file.read(record.nbytes)
+
+        if PICKLE not in records:
+            raise CheckpointError(
+                f"{path}: a zip archive without {PICKLE}, so not a torch checkpoint. Pass the file that torch.save "
+                "wrote."
+            )
+        order = content(BYTE_ORDER, 100) if BYTE_ORDER in records else b"little"  # none before torch 2.1
+        if order != b"little":
+            what = "written on a big-endian machine" if order == b"big" else f"of the byte order {order!r}"
+            raise CheckpointError(f"{path}: {what}. Save it again on a little-endian one.")
+        version = content(VERSION, 100).strip() if VERSION in records else b"3"
+        if not version.isdigit() or int(version) > NEWEST_VERSION:
+            raise CheckpointError(
+                f"{path}: in the layout {version!r}; known are those up to {NEWEST_VERSION}. Save it again with an "
+                "older torch."
+            )
+        return content(PICKLE, MAX_PICKLE_BYTES)
 
 
-def _stored_tensor(path: Path, name: str, value: torch.Tensor, records: Mapping[int, int]) -> StoredTensor:
-    storage = value.untyped_storage()
-    offset = getattr(storage, "_checkpoint_offset", None)
-    if offset is None:
+def _stored_tensor(path: Path, member: str, name: Any, value: Any, records: Mapping[str, Record]) -> StoredTensor:
+    if not isinstance(name, str) or not isinstance(value, TensorSymbol):
         raise CheckpointError(
-            f"torch {torch.__version__} does not tell where tensors lie in a file. Install torch 2.7 or later."
+            f"{path}: the entry {name!r} of '{member}' is a {_kind(value)}, not a dense tensor. Remove it and save "
+            "the file again."
         )
-    # torch computes offsets from its own layout rules; the archive's directory has the last word.
-    if records.get(offset, -1) < storage.nbytes():
+    record, storage = records.get(f"data/{value.storage.key}"), value.storage
+    if record is None or record.nbytes < storage.numel * storage.dtype.itemsize:
+        is_there = "which is not there" if record is None else f"which has {record.nbytes:,} bytes"
         raise CheckpointError(
-            f"{path}: {name} does not lie where the archive's directory says. Save it again with torch.save."
+            f"{path}: {name} should lie in {storage.numel:,} elements of data/{storage.key}, {is_there}. Copy the "
+            "file again."
         )
-    spec = TensorSpec(tuple(value.shape), value.dtype)
-    return StoredTensor(spec, tuple(value.stride()), offset + value.storage_offset() * value.dtype.itemsize)
+    return StoredTensor(value.spec, value.stride, record.offset + value.offset * value.spec.dtype.itemsize)
 
 
-__all__ = [
-    "open_torch_file",
-]
+def _kind(value: Any) -> str:
+    """What something in a pickle is, in words."""
+    if isinstance(value, NameSymbol):
+        return value.name
+    if isinstance(value, Literal):
+        return "text"
+    return {"TensorSymbol": "tensor", "Entries": "dict", "StateEntries": "dict"}.get(
+        type(value).__name__, type(value).__name__
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, int | float) or (
+        isinstance(value, Literal) and value.form != "bytes" and value.length <= MAX_TEXT_BYTES
+    )
+
+
+def _plain(value: Any) -> Any:
+    return text(value) if isinstance(value, Literal) else value
+
+
+__all__ = ["open_torch_file"]

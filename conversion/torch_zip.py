@@ -1,17 +1,39 @@
 """The little of the zip format that `torch.save` files need to be read and written in place: offsets and checksums.
 
-Everything comes from the archive's own directory through the standard library; torch's layout rules are not relied on.
+Everything comes from the archive's own directory; torch's layout rules are not relied on. The directory is read here
+and not by the standard library, which allocates whatever the end of the file claims, and not by torch, whose reader is
+C++ that believes it: every entry has to lie where its local header is, in front of the directory, and over no other.
+
+Source: PKWARE's APPNOTE.TXT 6.3.10, sections 4.3 to 4.5.
 """
 
+import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 LOCAL_HEADER_BYTES = 30
 DIRECTORY_ENTRY_BYTES = 46
+LOCAL_SIGNATURE = b"PK\x03\x04"
+ENTRY_SIGNATURE = b"PK\x01\x02"
 DESCRIPTOR_SIGNATURE = b"PK\x07\x08"
+END_SIGNATURE, END_BYTES = b"PK\x05\x06", 22
+END_64_SIGNATURE, END_64_BYTES = b"PK\x06\x06", 56
+LOCATOR_64_SIGNATURE, LOCATOR_64_BYTES = b"PK\x06\x07", 20
+
+STORED = 0
+ENCRYPTED = 1 | 64
+ZIP64_EXTRA = 1
+MAX_COMMENT_BYTES = 65535
+MAX_RECORDS = 100_000
+MAX_DIRECTORY_BYTES = 2**25
+"""A rank of GLM-130B has some 900 records; torch writes about 100 bytes of directory for each."""
+
+
+class ZipError(ValueError):
+    """The archive is damaged, or one that torch does not write. The message says how."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,15 +45,115 @@ class Record:
     is_plain: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What the directory says of a record."""
+
+    name: str
+    is_plain: bool
+    stored_bytes: int
+    header_offset: int
+
+
 def read_records(path: Path) -> dict[str, Record]:
-    """Records of an archive by name, the archive's root folder left off ("data/0", "byteorder", ...)."""
-    with zipfile.ZipFile(path) as archive, path.open("rb") as file:
-        return {
-            info.filename.partition("/")[2]: Record(
-                _data_offset(file, info), info.file_size, info.compress_type == zipfile.ZIP_STORED
-            )
-            for info in archive.infolist()
-        }
+    """Records of an archive by name, the archive's root folder left off ("data/0", "byteorder", ...).
+
+    Raises:
+        ZipError: damaged, cut short, or with records that cannot be read in place: over one another, elsewhere than
+            their local headers, under one name, encrypted, or outside of the archive's folder.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start, directory = _directory(file, size)
+        records: dict[str, Record] = {}
+        behind: list[tuple[int, int, str]] = []
+        for entry in directory:
+            if entry.header_offset > start - LOCAL_HEADER_BYTES:
+                raise ZipError(f"{entry.name} should lie at byte {entry.header_offset}, behind the records")
+            record = Record(_data_offset(file, entry), entry.stored_bytes, entry.is_plain)
+            name = entry.name.partition("/")[2]
+            if name in records:
+                raise ZipError(f"two records are called {name}")
+            records[name] = record
+            behind.append((entry.header_offset, record.offset + record.nbytes, entry.name))
+    behind.sort()
+    for (_, end, name), (begin, *_) in zip(behind, [*behind[1:], (start, 0, "")], strict=True):
+        if end > begin:
+            raise ZipError(f"{name} reaches to byte {end}, into what begins at byte {begin}")
+    return records
+
+
+def _directory(file: IO[bytes], size: int) -> tuple[int, Iterator[_Entry]]:
+    """First byte of the directory, and its entries."""
+    tail_at = max(0, size - END_BYTES - MAX_COMMENT_BYTES)
+    file.seek(tail_at)
+    tail = file.read(size - tail_at)
+    at = tail.rfind(END_SIGNATURE)
+    if at < 0 or len(tail) - at < END_BYTES:
+        raise ZipError(f"cut short, {size} bytes without the end of the archive")
+    disk, _, _, count, nbytes, start, comment = struct.unpack("<4H2IH", tail[at + 4 : at + END_BYTES])
+    end = tail_at + at
+    if disk or len(tail) - at - END_BYTES != comment:
+        raise ZipError("its end is damaged")
+    file.seek(max(0, end - LOCATOR_64_BYTES))
+    locator = file.read(LOCATOR_64_BYTES)
+    if locator[:4] == LOCATOR_64_SIGNATURE and end >= LOCATOR_64_BYTES + END_64_BYTES:
+        (at_64,) = struct.unpack("<Q", locator[8:16])
+        file.seek(min(at_64, size))
+        record = file.read(END_64_BYTES)
+        if len(record) < END_64_BYTES or record[:4] != END_64_SIGNATURE or at_64 + END_64_BYTES > end:
+            raise ZipError("its end is damaged")
+        count, nbytes, start = struct.unpack("<3Q", record[32:56])
+        end = at_64
+    if count > MAX_RECORDS or nbytes > MAX_DIRECTORY_BYTES:
+        raise ZipError(f"{count:,} records, {nbytes:,} bytes of directory; no checkpoint of one rank has so many")
+    if start + nbytes != end:
+        raise ZipError(f"a directory of {nbytes} bytes at byte {start}, which should end at byte {end}")
+    file.seek(start)
+    return start, _entries(file.read(nbytes), count)
+
+
+def _entries(directory: bytes, count: int) -> Iterator[_Entry]:
+    at = 0
+    for _ in range(count):
+        entry = directory[at : at + DIRECTORY_ENTRY_BYTES]
+        if len(entry) < DIRECTORY_ENTRY_BYTES or entry[:4] != ENTRY_SIGNATURE:
+            raise ZipError("its directory is damaged")
+        flags, method = struct.unpack("<2H", entry[8:12])
+        stored, whole, name_bytes, extra_bytes, comment_bytes = struct.unpack("<2I3H", entry[20:34])
+        (header_offset,) = struct.unpack("<I", entry[42:46])
+        at += DIRECTORY_ENTRY_BYTES
+        name = directory[at : at + name_bytes].decode("utf-8", "replace")
+        extra = directory[at + name_bytes : at + name_bytes + extra_bytes]
+        at += name_bytes + extra_bytes + comment_bytes
+        if at > len(directory):
+            raise ZipError("its directory is damaged")
+        whole, stored, header_offset = _large(extra, whole, stored, header_offset)
+        if flags & ENCRYPTED:
+            raise ZipError(f"{name} is encrypted")
+        if ".." in name.split("/") or name.startswith("/") or "\0" in name or "\ufffd" in name:
+            raise ZipError(f"a record is called {name!r}")
+        if method == STORED and stored != whole:
+            raise ZipError(f"{name} has {stored} bytes stored for {whole}")
+        yield _Entry(name, method == STORED, stored, header_offset)
+    if at != len(directory):
+        raise ZipError("its directory is damaged")
+
+
+def _large(extra: bytes, *values: int) -> tuple[int, ...]:
+    """Numbers of an entry; those that do not fit four bytes stand in its extra field."""
+    missing = values.count(0xFFFFFFFF)
+    if not missing:
+        return values
+    at = 0
+    while at + 4 <= len(extra):
+        kind, nbytes = struct.unpack("<2H", extra[at : at + 4])
+        at += 4
+        if kind == ZIP64_EXTRA and nbytes // 8 >= missing and at + nbytes <= len(extra):
+            wide = iter(struct.unpack(f"<{nbytes // 8}Q", extra[at : at + nbytes // 8 * 8]))
+            return tuple(next(wide) if value == 0xFFFFFFFF else value for value in values)
+        at += nbytes
+    raise ZipError("its directory lacks a number that does not fit four bytes")
 
 
 def write_checksums(path: Path, checksums: Mapping[str, int]) -> None:
@@ -54,7 +176,7 @@ def write_checksums(path: Path, checksums: Mapping[str, int]) -> None:
             if value is not None:
                 file.seek(entry_at + 16)
                 file.write(value.to_bytes(4, "little"))
-                file.seek(_data_offset(file, info) + info.file_size)
+                file.seek(_behind_header(file, info.header_offset)[0] + info.file_size)
                 if file.read(4) != DESCRIPTOR_SIGNATURE:
                     raise ValueError(f"{path}: no data descriptor behind {info.filename}")
                 file.write(value.to_bytes(4, "little"))
@@ -62,15 +184,24 @@ def write_checksums(path: Path, checksums: Mapping[str, int]) -> None:
             entry_at += DIRECTORY_ENTRY_BYTES + sum(_uint16(entry, at) for at in (28, 30, 32))
 
 
-def _data_offset(file: IO[bytes], info: zipfile.ZipInfo) -> int:
-    """Behind the local header, whose length only the local header itself tells."""
-    file.seek(info.header_offset)
+def _data_offset(file: IO[bytes], entry: _Entry) -> int:
+    """Where a record's bytes begin, by its local header, which has to be of the same record."""
+    offset, header = _behind_header(file, entry.header_offset)
+    name = file.read(_uint16(header, 26)).decode("utf-8", "replace")
+    if header[:4] != LOCAL_SIGNATURE or name != entry.name or (_uint16(header, 8) == STORED) != entry.is_plain:
+        raise ZipError(f"{entry.name} is not at byte {entry.header_offset}, where the archive's directory says")
+    return offset
+
+
+def _behind_header(file: IO[bytes], at: int) -> tuple[int, bytes]:
+    """Behind a local header, whose length only the header itself tells, and its fixed part."""
+    file.seek(at)
     header = file.read(LOCAL_HEADER_BYTES)
-    return info.header_offset + LOCAL_HEADER_BYTES + _uint16(header, 26) + _uint16(header, 28)
+    return at + LOCAL_HEADER_BYTES + _uint16(header, 26) + _uint16(header, 28), header
 
 
 def _uint16(data: bytes, at: int) -> int:
     return int.from_bytes(data[at : at + 2], "little")
 
 
-__all__ = ["Record", "read_records", "write_checksums"]
+__all__ = ["Record", "ZipError", "read_records", "write_checksums"]

@@ -2,12 +2,16 @@
 
 A file is laid out first (header, or an archive without its data) and then filled at fixed offsets, block by block of
 rows, so the largest thing in memory is a block, whatever the size of the tensor. Two blocks take turns: one is filled
-from the mapped source while a thread computes the checksum of the other and writes it.
+from the source while a thread computes the checksum of the other and writes it.
 """
 
+import errno
 import json
 import os
+import re
+import struct
 import warnings
+import zipfile
 import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,18 +19,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from .lazy_files import TensorFiles
+from .lazy_files import Scratch, TensorFiles, as_buffer
 from .operations import matrix_shape
-from .state_map import ConversionError, Piece, PlannedTensor
+from .state_map import ConversionError, PlannedTensor
 from .torch_zip import read_records, write_checksums
 
 BLOCK_BYTES = 32 * 2**20
-"""Size of each of the two write buffers, and of the stretch of source that is mapped at once."""
+"""Size of each of the two write buffers, and at most of the stretch of the source that is in memory."""
+
+ZIP_ERRORS = (zipfile.BadZipFile, ValueError, EOFError, KeyError, NotImplementedError, OverflowError, struct.error)
+"""What `zipfile` raises for archives that are none, or none any more."""
 
 COMPUTING_COPIES = 4
 """Temporary copies in fp32 of a block that is computed, at most."""
@@ -50,15 +57,36 @@ class OutputFile:
         name: Path relative to the output folder.
         tensors: What it holds.
         size: Its size in bytes, rounded up where it is not known.
+        is_known: Whether every byte beside the data of the tensors is known before the file is made.
     """
 
     name: str
     tensors: tuple[PlannedTensor, ...]
     size: int
+    is_known: ClassVar[bool] = True
+
+    def skeleton(self) -> Iterable[tuple[int, bytes]]:
+        """Everything but the data of the tensors: (offset, bytes), in order."""
+        raise NotImplementedError
 
     def create(self, path: Path) -> None:
-        """Makes the file with everything but the data of its tensors."""
-        raise NotImplementedError
+        """Makes the file, which must not be there, with everything but the data of its tensors."""
+        with path.open("xb") as file:
+            for offset, content in self.skeleton():
+                file.seek(offset)
+                file.write(content)
+            file.truncate(self.size)
+
+    def is_laid_out(self, path: Path) -> bool:
+        """Whether a file is as `create` made it, whatever the data of its tensors; as far as that is known."""
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size != self.size:
+                return False
+            for offset, content in self.skeleton():
+                file.seek(offset)
+                if file.read(len(content)) != content:
+                    return False
+        return True
 
     def offsets(self, path: Path) -> dict[str, int]:
         """Where each tensor's data belongs, in bytes."""
@@ -94,11 +122,9 @@ class SafetensorsShard(OutputFile):
         }
         self.size = len(self._prefix) + end
 
-    def create(self, path: Path) -> None:
-        """Writes the header and sets the length."""
-        with path.open("wb") as file:
-            file.write(self._prefix)
-            file.truncate(self.size)
+    def skeleton(self) -> Iterable[tuple[int, bytes]]:
+        """The header."""
+        return [(0, self._prefix)]
 
     def offsets(self, path: Path) -> dict[str, int]:
         """Known from the header."""
@@ -118,6 +144,8 @@ class TorchArchive(OutputFile):
         member: Key of the tensors.
     """
 
+    is_known = False
+
     def __init__(self, name: str, tensors: Sequence[PlannedTensor], member: str):
         self.name = name
         self.tensors = tuple(tensors)
@@ -130,24 +158,47 @@ class TorchArchive(OutputFile):
             fakes = {tensor.name: torch.empty(tensor.spec.shape, dtype=tensor.spec.dtype) for tensor in self.tensors}
         with torch.serialization.skip_data(materialize_fake_tensors=True), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.save({self._member: fakes}, path)
+            try:
+                torch.save({self._member: fakes}, path)
+            except RuntimeError as error:  # which is how torch's own writer says that the system took no more bytes
+                raise OSError(errno.EIO, f"torch cannot write it ({_first_line(error)})", str(path)) from error
+
+    def is_laid_out(self, path: Path) -> bool:
+        """Whether it is an archive with room for the same tensors."""
+        try:
+            self.offsets(path)
+        except OSError:
+            return False
+        return True
 
     def offsets(self, path: Path) -> dict[str, int]:
         """Read from the archive: torch numbers the records in the order of the tensors."""
-        records = read_records(path)
-        starts = {}
+        try:
+            records = read_records(path)
+        except ZIP_ERRORS as error:  # torch does not notice every write that fails
+            raise OSError(errno.EIO, f"it was not written as it should ({error})", str(path)) from error
+        starts, size = {}, path.stat().st_size
         for number, tensor in enumerate(self.tensors):
-            record = records[f"data/{number}"]
-            if record.nbytes != tensor.spec.nbytes:
-                raise WriteError(
-                    f"{path}: record {number} has {record.nbytes} bytes, {tensor.name} needs {tensor.spec.nbytes}"
+            record = records.get(f"data/{number}")
+            if record is None or record.nbytes != tensor.spec.nbytes or record.offset + record.nbytes > size:
+                has = "nothing" if record is None else f"{record.nbytes} bytes at {record.offset}"
+                raise OSError(
+                    errno.EIO, f"record {number} has {has}, {tensor.name} needs {tensor.spec.nbytes}", str(path)
                 )
             starts[tensor.name] = record.offset
         return starts
 
     def finish(self, path: Path, checksums: Mapping[str, int]) -> None:
         """Enters the checksums, so that other zip tools find the archive sound."""
-        write_checksums(path, {f"data/{number}": checksums[tensor.name] for number, tensor in enumerate(self.tensors)})
+        values = {f"data/{number}": checksums[tensor.name] for number, tensor in enumerate(self.tensors)}
+        try:
+            write_checksums(path, values)
+        except ZIP_ERRORS as error:
+            raise OSError(errno.EIO, f"it was not written as it should ({error})", str(path)) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def plan_shards(
@@ -214,22 +265,14 @@ def stream(
 
     Raises:
         DtypeRangeError: a finite number that the target dtype cannot hold.
+        SourceChangedError: a file of the source is not what it was, after the task that read it and before it is told
+            to be finished.
         OSError: writing failed, e.g. the disk is full.
     """
+    scratch = Scratch(block_bytes)
     buffers: list[torch.Tensor | None] = [None, None]
     pending: deque[Future[None]] = deque()
-    write_behind = WriteBehind(block_bytes)
-    checksum = 0
-
-    def write(task: Task, data: torch.Tensor, offset: int, first: bool, last: bool) -> None:
-        nonlocal checksum
-        view = memoryview(data.numpy())  # type: ignore[arg-type]  # numpy's stubs do not declare the buffer
-        checksum = zlib.crc32(view, 0 if first else checksum)
-        pwrite_all(task.descriptor, view, offset)
-        write_behind.wrote(task, offset, len(view))
-        on_bytes(len(view))
-        if last:
-            on_tensor(task, checksum)
+    write = _BlockWriter(on_bytes, on_tensor, block_bytes)
 
     with _one_copy_thread(), ThreadPoolExecutor(max_workers=1) as pool:
         number = 0
@@ -243,16 +286,44 @@ def stream(
                 if buffer is None or len(buffer) < nbytes:
                     buffer = buffers[number % 2] = torch.empty(max(nbytes, block_bytes), dtype=torch.uint8)
                 number += 1
-                fill_block(buffer[:nbytes], task.tensor, start, stop, source, block_bytes)
+                fill_block(buffer[:nbytes], task.tensor, start, stop, source, scratch)
                 offset = task.offset + start * spec.row_nbytes
                 last = stop * spec.row_nbytes == spec.nbytes
-                pending.append(pool.submit(write, task, buffer[:nbytes], offset, start == 0, last))
+                if last:
+                    source.check(sources_of(task.tensor))
+                pending.append(pool.submit(write.block, task, buffer[:nbytes], offset, start == 0, last))
             for used in sources_of(task.tensor):
                 uses[used] -= 1
                 if not uses[used]:
                     source.forget(*used)
         while pending:
             pending.popleft().result()
+
+
+class _BlockWriter:
+    """Writes the blocks of one tensor after the other, in the writing thread; the arguments are those of `stream`."""
+
+    def __init__(
+        self, on_bytes: Callable[[int], object], on_tensor: Callable[[Task, int], None], block_bytes: int
+    ) -> None:
+        self._on_bytes, self._on_tensor = on_bytes, on_tensor
+        self._write_behind = WriteBehind(block_bytes)
+        self._checksum = 0
+        self._is_sound = True
+
+    def block(self, task: Task, data: torch.Tensor, offset: int, first: bool, last: bool) -> None:
+        """Writes a block at an offset; after the last of a tensor, says so."""
+        if not self._is_sound:  # the block before was not written, so this one must not complete its tensor
+            return
+        self._is_sound = False
+        view = as_buffer(data)
+        self._checksum = zlib.crc32(view, 0 if first else self._checksum)
+        pwrite_all(task.descriptor, view, offset)
+        self._write_behind.wrote(task, offset, len(view))
+        self._on_bytes(len(view))
+        if last:
+            self._on_tensor(task, self._checksum)
+        self._is_sound = True
 
 
 class WriteBehind:
@@ -314,7 +385,7 @@ def _computing_row_nbytes(tensor: PlannedTensor) -> int:
 
 
 def fill_block(
-    buffer: torch.Tensor, tensor: PlannedTensor, start: int, stop: int, source: TensorFiles, block_bytes: int
+    buffer: torch.Tensor, tensor: PlannedTensor, start: int, stop: int, source: TensorFiles, scratch: Scratch
 ) -> None:
     """Assembles rows `start` to `stop` of a planned tensor.
 
@@ -324,7 +395,7 @@ def fill_block(
         start: First row.
         stop: Row behind the last.
         source: Where the pieces are.
-        block_bytes: How much of the source may be mapped at once.
+        scratch: Memory that the source is read into.
 
     Raises:
         DtypeRangeError: a finite number that the target dtype cannot hold.
@@ -332,19 +403,19 @@ def fill_block(
     block = buffer.view(tensor.spec.dtype).view(stop - start, -1)  # (rows, columns)
     computation = tensor.computation
     if computation is None:
-        _gather(block, tensor, start, source, block_bytes)
+        _gather(block, tensor, start, source, scratch)
         return
 
     def gather() -> torch.Tensor:
         columns = matrix_shape(computation.gathered.shape)[1]
         rows = torch.empty(stop - start, columns, dtype=computation.gathered.dtype)
-        _gather(rows, tensor, start, source, block_bytes)
+        _gather(rows, tensor, start, source, scratch)
         return rows
 
     block.copy_(computation.rows(start, gather))
 
 
-def _gather(block: torch.Tensor, tensor: PlannedTensor, start: int, source: TensorFiles, block_bytes: int) -> None:
+def _gather(block: torch.Tensor, tensor: PlannedTensor, start: int, source: TensorFiles, scratch: Scratch) -> None:
     """Copies the rows of the pieces from row `start` on into a block of shape (rows, columns)."""
     stop = start + len(block)
     for piece in tensor.pieces:
@@ -352,22 +423,19 @@ def _gather(block: torch.Tensor, tensor: PlannedTensor, start: int, source: Tens
         behind = min(stop, piece.target_start[0] + piece.size[0])
         if first >= behind:
             continue
-        matrix = source.tensor(piece.part, piece.source)
-        matrix = matrix.reshape(matrix_shape(tuple(matrix.shape)))
-        matrix = matrix.t() if piece.transposed else matrix
-        # A narrow slice of a wide matrix maps whole rows of it.
-        step = max(1, block_bytes // max(1, matrix.shape[1] * matrix.itemsize))
         column, width = piece.target_start[1], piece.size[1]
-        for row in range(first, behind, step):
-            rows = min(step, behind - row)
-            target = block[row - start : row - start + rows, column : column + width]
-            _copy(target, _source_rows(matrix, piece, row, rows), tensor.name)
-            source.release(piece.part, piece.source)
-
-
-def _source_rows(matrix: torch.Tensor, piece: Piece, target_row: int, rows: int) -> torch.Tensor:
-    row = piece.source_start[0] + target_row - piece.target_start[0]
-    return matrix[row : row + rows, piece.source_start[1] : piece.source_start[1] + piece.size[1]]
+        target = block[first - start : behind - start, column : column + width]
+        corner, size = (
+            (piece.source_start[0] + first - piece.target_start[0], piece.source_start[1]),
+            (len(target), width),
+        )
+        if piece.transposed:
+            corner, size = corner[::-1], size[::-1]
+        for place, part in source.rectangles(piece.part, piece.source, corner, size, scratch):
+            if piece.transposed:
+                place, part = place[::-1], part.t()
+            rows, columns = (slice(begin, begin + length) for begin, length in zip(place, part.shape, strict=True))
+            _copy(target[rows, columns], part, tensor.name)
 
 
 def _copy(target: torch.Tensor, values: torch.Tensor, name: str) -> None:
@@ -388,16 +456,38 @@ def pwrite_all(descriptor: int, view: memoryview, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def copy_peak_bytes(tensors: Iterable[PlannedTensor], block_bytes: int = BLOCK_BYTES) -> int:
-    """Upper bound of what `stream` takes in memory: two buffers, the mapped stretch of the source, what is computed.
+@contextmanager
+def system_errors(path: Path) -> Iterator[None]:
+    """Gives back the `OSError` that a library written in Rust makes a plain `Exception` of, its number in the text.
 
-    A row wider than a block counts in full; a source is at most 4 bytes an element wide.
+    Args:
+        path: What the library writes to.
+    """
+    try:
+        yield
+    except Exception as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if isinstance(error, OSError) or number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
+def copy_peak_bytes(tensors: Iterable[PlannedTensor], block_bytes: int = BLOCK_BYTES) -> int:
+    """Upper bound of what `stream` takes in memory: two buffers, a stretch of the source, what is computed.
+
+    A row wider than a block counts in full. A source is at most 4 bytes an element wide, and read whole if it is
+    smaller than a block, whatever part of it a tensor needs.
     """
     tensors = tuple(tensors)
+    sources: Counter[tuple[int, str]] = Counter()
+    for tensor in tensors:
+        for piece in tensor.pieces:
+            sources[piece.part, piece.source] += 4 * piece.size[0] * piece.size[1]
     largest = max((tensor.spec.nbytes for tensor in tensors), default=0)
     widest = max((4 * piece.size[1] for tensor in tensors for piece in tensor.pieces), default=0)
     computing = max((_computing_row_nbytes(t) * _rows_of_first_block(t, block_bytes) for t in tensors), default=0)
-    return 3 * max(min(block_bytes, largest), widest) + computing
+    buffers = 2 * max(min(block_bytes, largest), widest)
+    return buffers + max(min(block_bytes, max(sources.values(), default=0)), widest) + computing
 
 
 def _rows_of_first_block(tensor: PlannedTensor, block_bytes: int) -> int:
@@ -420,4 +510,5 @@ __all__ = [
     "row_blocks",
     "sources_of",
     "stream",
+    "system_errors",
 ]

@@ -18,7 +18,18 @@ from typing import Any, NamedTuple
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_arguments import check_arguments
+from .configuration_arguments import (
+    DEVIATION,
+    EPSILON,
+    MAX_LAYERS,
+    MAX_SIZE,
+    PROBABILITY,
+    SIZE,
+    Range,
+    check_activations,
+    check_arguments,
+    check_ranges,
+)
 
 # What a saved folder says about its code: every Auto class that opens it.
 HUB_CLASSES = {
@@ -59,6 +70,31 @@ TASK_BRANCHES = {
 }
 POSITION_EMBEDDING_TYPES = ("absolute", "relative")
 RECURRENCES = ("same_layer", "shift_down")
+# What the numbers may be; of what may be left out, 0 says so.
+_COUNT = Range(0, MAX_SIZE)
+_STACK = {
+    "hidden_size": SIZE,
+    "num_attention_heads": SIZE,
+    "intermediate_size": SIZE,
+    "num_hidden_layers": Range(0, MAX_LAYERS),
+    "hidden_dropout_prob": PROBABILITY,
+    "attention_probs_dropout_prob": PROBABILITY,
+}
+RANGES = (
+    _STACK
+    | {f"branch_{name}": allowed for name, allowed in _STACK.items()}
+    | {"vocab_size": SIZE, "max_position_embeddings": SIZE, "soft_prompt_length": _COUNT}
+    | {"classifier_dropout": PROBABILITY, "initializer_range": DEVIATION, "layer_norm_eps": EPSILON}
+)
+LEFT_OUT_BY_0 = (
+    "memory_length",
+    "type_vocab_size",
+    "task_type_vocab_size",
+    "num_reorder_labels",
+    "num_distance_labels",
+    "num_credible_labels",
+    "num_soft_prompt_genres",
+)
 
 _LAYERS = ("encoder.layers.*", "branches.nlu.layers.*", "branches.nlg.layers.*")
 _SPLIT = {
@@ -135,8 +171,8 @@ class Ernie3Config(PreTrainedConfig):
         sentence_token_id: Id of `<S>`, which follows every sentence.
 
     Raises:
-        ValueError: sizes that do not fit each other, an unknown word where a choice is listed, or an argument that is
-            no setting.
+        ValueError: a number out of its range, sizes that do not fit each other, an unknown word where a choice is
+            listed, or an argument that is no setting.
 
     ```python
     >>> from hf_glm_ernie import Ernie3Config
@@ -220,24 +256,19 @@ class Ernie3Config(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Checks what the types cannot (called by the host's `@strict` validation)."""
+        check_ranges(self, RANGES)
+        check_activations(self, ("hidden_act", "branch_hidden_act"))
         for prefix, sizes in (("", self.universal_sizes), ("branch_", self.branch_sizes)):
-            if sizes.num_heads < 1 or sizes.width % sizes.num_heads:
+            if sizes.width % sizes.num_heads:
                 raise ValueError(
                     f"{prefix}num_attention_heads={sizes.num_heads} does not divide "
                     f"{prefix}hidden_size={sizes.width} into whole heads."
                 )
         self._check_choices()
-        for name in (
-            "memory_length",
-            "type_vocab_size",
-            "task_type_vocab_size",
-            "num_reorder_labels",
-            "num_distance_labels",
-            "num_credible_labels",
-            "num_soft_prompt_genres",
-        ):
+        for name in LEFT_OUT_BY_0:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} is negative; 0 leaves the part out.")
+        check_ranges(self, dict.fromkeys(LEFT_OUT_BY_0, _COUNT))
         placeholder = self.soft_prompt_token_id
         usable = placeholder is not None and placeholder < self.vocab_size and self.soft_prompt_length > 0
         if self.num_soft_prompt_genres and not usable:

@@ -10,7 +10,35 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import ErnieConfig
 
-from .configuration_arguments import check_arguments
+from .configuration_arguments import (
+    DEVIATION,
+    EPSILON,
+    LAYERS,
+    MAX_SIZE,
+    PROBABILITY,
+    SIZE,
+    Range,
+    check_activations,
+    check_arguments,
+    check_ranges,
+)
+
+# What the numbers may be; of what may be left out, 0 says so.
+RANGES = {
+    "vocab_size": SIZE,
+    "hidden_size": SIZE,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": SIZE,
+    "intermediate_size": SIZE,
+    "max_position_embeddings": SIZE,
+    "type_vocab_size": Range(0, MAX_SIZE),
+    "task_type_vocab_size": Range(0, MAX_SIZE),
+    "hidden_dropout_prob": PROBABILITY,
+    "attention_probs_dropout_prob": PROBABILITY,
+    "classifier_dropout": PROBABILITY,
+    "initializer_range": DEVIATION,
+    "layer_norm_eps": EPSILON,
+}
 
 
 @strict
@@ -19,7 +47,8 @@ class ErnieTaskConfig(ErnieConfig):
 
     Raises:
         ValueError: an argument that is no setting.
-        StrictDataclassClassValidationError: (huggingface_hub) a `task_id` without a row in the task type embedding.
+        StrictDataclassClassValidationError: (huggingface_hub) a number out of its range, or a `task_id` without a
+            row in the task type embedding.
     """
 
     task_id: int = 0
@@ -27,6 +56,19 @@ class ErnieTaskConfig(ErnieConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         check_arguments(self, kwargs)
         super().__post_init__(**kwargs)
+
+    def validate_ranges(self) -> None:
+        """Checks every number and the activation (called by the host's `@strict` validation)."""
+        check_ranges(self, RANGES)
+        check_activations(self, ("hidden_act",))
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads={self.num_attention_heads} must divide hidden_size={self.hidden_size}."
+            )
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(
+                f"pad_token_id={self.pad_token_id} has no row in the word embedding of {self.vocab_size} (vocab_size)."
+            )
 
     def validate_task_id(self) -> None:
         """Checks `task_id` against the task types there are (called by the host's `@strict` validation)."""

@@ -14,7 +14,8 @@ class ErnieUIEConfig(ErnieTaskConfig):
 
     Raises:
         ValueError: an argument that is no setting.
-        StrictDataclassClassValidationError: (huggingface_hub) a `task_id` without a row in the task type embedding.
+        StrictDataclassClassValidationError: (huggingface_hub) a number out of its range, or a `task_id` without a
+            row in the task type embedding.
 
     ```python
     >>> from hf_glm_ernie import ErnieUIEConfig

@@ -15,9 +15,34 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_arguments import check_arguments
+from .configuration_arguments import (
+    DEVIATION,
+    EPSILON,
+    LAYERS,
+    MAX_POSITIONS,
+    PROBABILITY,
+    SIZE,
+    Range,
+    check_arguments,
+    check_ranges,
+)
 
 ROTARY_DTYPES = ("float16", "float32")
+# What the numbers may be.
+RANGES = {
+    "vocab_size": SIZE,
+    "hidden_size": SIZE,
+    "intermediate_size": SIZE,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": SIZE,
+    "max_position_embeddings": Range(1, MAX_POSITIONS),
+    "layer_norm_eps": EPSILON,
+    "hidden_dropout": PROBABILITY,
+    "attention_dropout": PROBABILITY,
+    "initializer_range": DEVIATION,
+    "rope_theta": Range(0, 1e12, is_open=True),
+    "embedding_gradient_shrink": PROBABILITY,
+}
 
 
 @strict
@@ -57,8 +82,8 @@ class Glm130bConfig(PreTrainedConfig):
         bos_token_id: Not used by the released model.
 
     Raises:
-        ValueError: heads that do not divide the hidden size into an even head size, an unknown `rotary_dtype`, or an
-            argument that is no setting.
+        ValueError: a number out of its range, heads that do not divide the hidden size into an even head size, an
+            unknown `rotary_dtype`, or an argument that is no setting.
 
     ```python
     >>> from hf_glm_ernie import Glm130bConfig
@@ -116,6 +141,7 @@ class Glm130bConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Checks what the types cannot (called by the host's `@strict` validation)."""
+        check_ranges(self, RANGES)
         if self.hidden_size % self.num_attention_heads or (self.hidden_size // self.num_attention_heads) % 2:
             raise ValueError(
                 f"num_attention_heads={self.num_attention_heads} must divide hidden_size={self.hidden_size} into "

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from transformers import GenerationMixin
 
+from .host_inputs import check_tokens
 from .host_interface import (
     check_arguments,
     generation_setting,
@@ -46,11 +47,15 @@ class Ernie3GenerationMixin(GenerationMixin):
             run it through the model.
 
         Raises:
-            ValueError: memories together with assisted decoding; `assistant_early_exit`; with relative positions, a
-                text longer than they reach.
+            TypeError: ids of another type.
+            ValueError: ids that are no rows or outside the vocabulary; memories together with assisted decoding;
+                `assistant_early_exit`; with relative positions, a text longer than they reach.
         """
         self._refuse_early_exit(generation_config, kwargs)
         name_cache_as_host(kwargs)
+        ids = inputs if inputs is not None else kwargs.get("input_ids")
+        if ids is not None and kwargs.get("inputs_embeds") is None:
+            check_tokens(ids, None, self.config.vocab_size, self.config.hidden_size, waits=True)
         if kwargs.get("memories") is not None:
             self._refuse_candidates(generation_config, kwargs)
             kwargs["return_memories"] = False

@@ -20,8 +20,10 @@ from typing import Any, NoReturn, overload
 import torch
 import torch.nn.functional as F
 from tqdm.auto import tqdm
-from transformers import GenerationMixin, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, GenerationMixin, StoppingCriteria, StoppingCriteriaList
 
+from .host_arguments import check_model_and_tokenizer, checked_texts, short, whole_number
+from .host_inputs import check_tokens
 from .host_interface import (
     CACHE_NAME,
     check_arguments,
@@ -34,7 +36,6 @@ from .prefix_glm130b import (
     CAUSAL_SO_FAR,
     ROWS_OF_CACHE,
     answer_positions_go_on,
-    check_ids,
     layout,
     left_padded,
     prefix_attention_mask,
@@ -74,10 +75,10 @@ class Glm130bGenerationMixin(GenerationMixin):
         self._refuse_split_prompts(generation_config, kwargs)
         self._check_early_exit(generation_config, kwargs)
         ids = inputs if inputs is not None else kwargs.get("input_ids")
-        if ids is not None and (ids.ndim != 2 or ids.shape[1] == 0 or ids.is_floating_point()):
-            ids = None  # embeddings, or nothing yet
+        if ids is not None and kwargs.get("inputs_embeds") is not None and not ids.shape[-1]:
+            ids = None  # the host's empty ids of a prompt given as embeddings
         if ids is not None:
-            check_ids(ids, self.config.vocab_size)
+            check_tokens(ids, None, self.config.vocab_size, self.config.hidden_size, waits=True)
             self._check_room(ids, kwargs.get("attention_mask"))
         self._add_prompt_layout(ids, kwargs)
         num_hidden_layers = self.config.num_hidden_layers
@@ -351,15 +352,14 @@ def fill_blanks(
         A `FilledText`, or a list of them in the order of `texts`.
 
     Raises:
-        ValueError: two kinds of mask in one text, a text that leaves no room to generate, several candidates asked
-            for.
+        TypeError: no model or no tokenizer where it belongs, texts that are not strings, a count that is no number.
+        ValueError: two kinds of mask in one text, half a surrogate pair, a text that leaves no room to generate,
+            several candidates asked for, a count below 1.
     """
-    if generate_kwargs.get("num_return_sequences", 1) != 1:
-        raise ValueError(
-            "fill_blanks goes on with the best candidate of each blank: num_return_sequences must be 1. Use "
-            "model.generate."
-        )
-    rows = [_read_row(tokenizer, text) for text in ([texts] if isinstance(texts, str) else texts)]
+    check_model_and_tokenizer(model, tokenizer)
+    batch_size = whole_number("batch_size", batch_size)
+    _check_settings(generate_kwargs)
+    rows = [_read_row(tokenizer, text) for text in checked_texts(texts)]
     batches = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
     for batch in tqdm(batches, desc="Filling blanks", unit="batch", disable=len(batches) < 2):
         while pending := [row for row in batch if row.is_open]:
@@ -369,11 +369,31 @@ def fill_blanks(
     return filled[0] if isinstance(texts, str) else filled
 
 
+def _check_settings(generate_kwargs: dict[str, Any]) -> None:
+    """Refuses what `generate` would fail at in the middle of a text, or never."""
+    if generate_kwargs.get("num_return_sequences", 1) != 1:
+        raise ValueError(
+            "fill_blanks goes on with the best candidate of each blank: num_return_sequences must be 1. Use "
+            "model.generate."
+        )
+    for name in ("max_new_tokens", "max_length", "num_beams"):
+        if generate_kwargs.get(name) is not None:
+            whole_number(name, generate_kwargs[name])
+    config = generate_kwargs.get("generation_config")
+    if config is not None and not isinstance(config, GenerationConfig):
+        raise TypeError(f"generation_config={short(config)} is a {type(config).__name__}, not a GenerationConfig.")
+
+
 def _read_row(tokenizer: Any, text: str) -> _Row:
-    ids = list(tokenizer(text)["input_ids"])[:-1]  # without <sop>: it is put behind the text anew for each blank
-    short = [tokenizer.mask_token_id, tokenizer.smask_token_id]
-    kind = next(kind for kind in (*short, tokenizer.gmask_token_id) if kind in ids)
-    return _Row(ids, kind, kind in short, text)
+    *ids, last = tokenizer(text)["input_ids"]  # without <sop>: it is put behind the text anew for each blank
+    few_words = [tokenizer.mask_token_id, tokenizer.smask_token_id]
+    kind = next((kind for kind in (*few_words, tokenizer.gmask_token_id) if kind in ids), None)
+    if last != tokenizer.sop_token_id or kind is None:
+        raise ValueError(
+            f"The text {text[:80]!r} has an answer written out, or its masks are taken for plain text "
+            "(tokenizer.split_special_tokens): fill_blanks takes a text with its blanks and nothing behind <sop>."
+        )
+    return _Row(ids, kind, kind in few_words, text)
 
 
 def _finish_row(tokenizer: Any, row: _Row) -> FilledText:
@@ -387,7 +407,7 @@ def _answers(model: Any, tokenizer: Any, rows: list[_Row], generate_kwargs: dict
     limits = _answer_limits(model, rows, generate_kwargs)
     kwargs = {name: value for name, value in generate_kwargs.items() if name != "max_length"}
     width = prompt["input_ids"].shape[1]
-    criteria = StoppingCriteriaList([*kwargs.pop("stopping_criteria", []), _RowLimits(limits, width)])
+    criteria = StoppingCriteriaList([*(kwargs.pop("stopping_criteria", None) or []), _RowLimits(limits, width)])
     output = model.generate(**prompt, **(kwargs | {"max_new_tokens": max(limits)}), stopping_criteria=criteria)
     sequences = output if isinstance(output, torch.Tensor) else output.sequences
     ends = set(_as_list(kwargs.get("eos_token_id", model.generation_config.eos_token_id)))

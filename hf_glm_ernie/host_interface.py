@@ -41,10 +41,14 @@ def given_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | N
         The one that was given, or `None`.
 
     Raises:
+        TypeError: something else, such as the tuples of old versions.
         ValueError: two different ones.
     """
     if cache is None or past_key_values is None or cache is past_key_values:
-        return past_key_values if cache is None else cache
+        given = past_key_values if cache is None else cache
+        if given is not None and not hasattr(given, "get_seq_length"):
+            raise TypeError(f"{CACHE_NAME} is a {type(given).__name__}; it must be a Cache, such as DynamicCache().")
+        return given
     raise ValueError(
         "cache and past_key_values are two names of one argument, but two different caches were passed. Pass one of "
         f"them (this version of transformers, {transformers.__version__}, calls it {CACHE_NAME})."

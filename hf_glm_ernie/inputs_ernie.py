@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import ErnieModel, ErniePreTrainedModel
 
+from .host_inputs import check_columns, check_mask, check_tokens
 from .host_interface import CarriesItsCode, check_arguments
 
 # What PaddleNLP adds to the scores of masked tokens, by the kind of mask.
@@ -60,6 +61,8 @@ def encoder_inputs(
     attention_mask: torch.Tensor | None,
     task_type_ids: torch.Tensor | None,
     inputs_embeds: torch.Tensor | None,
+    token_type_ids: torch.Tensor | None = None,
+    position_ids: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor | None]:
     """Fills in what PaddleNLP fills in.
 
@@ -70,15 +73,34 @@ def encoder_inputs(
         attention_mask: As in [`additive_mask`], or `None`: pad ids are masked (given embeddings, nothing is).
         task_type_ids: (B, T) int64, or `None`.
         inputs_embeds: (B, T, hidden), used as given.
+        token_type_ids: (B, T) int64, or `None`; only checked.
+        position_ids: (B, T) int64, or `None`; only checked.
 
     Returns:
         `inputs_embeds`, `attention_mask` and `task_type_ids` for the host's `ErnieModel`.
 
     Raises:
-        ValueError: not exactly one of `input_ids` and `inputs_embeds`, or a mask of an unknown shape.
+        TypeError: an argument of another type.
+        ValueError: not exactly one of `input_ids` and `inputs_embeds`, a shape that does not fit, no rows or no
+            tokens, rows longer than the model; on the CPU ids, positions or types out of range, a mask of other
+            values.
     """
     if (input_ids is None) == (inputs_embeds is None):
         raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
+    check_tokens(input_ids, inputs_embeds, config.vocab_size, config.hidden_size)
+    tokens = inputs_embeds if input_ids is None else input_ids
+    assert tokens is not None
+    longest = config.max_position_embeddings
+    if position_ids is None and tokens.shape[1] > longest:
+        raise ValueError(
+            f"Rows of {tokens.shape[1]} tokens are longer than the model's {longest} positions: cut them."
+        )
+    check_columns("position_ids", position_ids, tokens, longest - 1, " (config.max_position_embeddings)")
+    check_columns("token_type_ids", token_type_ids, tokens, config.type_vocab_size - 1, " (config.type_vocab_size)")
+    if config.use_task_id:
+        last = config.task_type_vocab_size - 1
+        check_columns("task_type_ids", task_type_ids, tokens, last, " (config.task_type_vocab_size)")
+    check_mask(attention_mask, tokens, patterns=(3, 4))
     if input_ids is not None:
         inputs_embeds = word_embeddings(input_ids)
         if config.pad_token_id is not None:
@@ -125,7 +147,14 @@ class ErnieTaskModel(CarriesItsCode, ErniePreTrainedModel):
         """
         check_arguments(type(self).__name__, options, self.config._attn_implementation)
         inputs = encoder_inputs(
-            self.get_input_embeddings(), self.config, input_ids, attention_mask, task_type_ids, inputs_embeds
+            self.get_input_embeddings(),
+            self.config,
+            input_ids,
+            attention_mask,
+            task_type_ids,
+            inputs_embeds,
+            token_type_ids,
+            position_ids,
         )
         return self.ernie(token_type_ids=token_type_ids, position_ids=position_ids, **inputs, **options)
 

@@ -4,11 +4,39 @@ A placeholder id stands for one learned soft prompt vector of the row's genre [P
 arXiv 2112.12731. Letters in shape comments: B batch, L tokens, N distances.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from .attention_ernie3 import relative_rows
 from .configuration_ernie3 import Ernie3Config
+from .host_inputs import check_columns, check_mask, refuse_integer_pattern
+
+
+def check_inputs(
+    config: Ernie3Config,
+    tokens: torch.Tensor,
+    attention_mask: Any,
+    position_ids: torch.Tensor | None,
+    token_type_ids: torch.Tensor | None,
+    task_type_ids: torch.Tensor | None,
+) -> None:
+    """Refuses what does not fit the tokens, (B, L) ids or (B, L, hidden) embeddings; as in the model's forward.
+
+    Raises:
+        TypeError: positions or types that are no whole numbers.
+        ValueError: another shape, positions or types out of range, a mask that would be left unread.
+    """
+    check_mask(attention_mask, tokens)
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 4:
+        refuse_integer_pattern(attention_mask)
+    check_columns("position_ids", position_ids, tokens)
+    for name, types, size in (
+        ("token_type_ids", token_type_ids, config.type_vocab_size),
+        ("task_type_ids", task_type_ids, config.task_type_vocab_size),
+    ):
+        check_columns(name, types, tokens, size - 1 if size else None, f" (the embedding has {size} rows)")
 
 
 def soft_prompt_rows(
@@ -145,4 +173,4 @@ class Ernie3Embeddings(nn.Module):
         return self.position_norm(table(rows))
 
 
-__all__ = ["Ernie3Embeddings", "soft_prompt_rows"]
+__all__ = ["Ernie3Embeddings", "check_inputs", "soft_prompt_rows"]

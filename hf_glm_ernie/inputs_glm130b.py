@@ -17,9 +17,8 @@ from typing import Any
 
 import torch
 
+from .host_inputs import IGNORED, check_labels_of, shape_scored
 from .prefix_glm130b import prefix_token_type_ids
-
-IGNORED = -100  # a label that is not scored
 
 # Keyword arguments of collators that join rows into one (`padding_free`, packing); only flash attention reads them.
 JOINED_ROWS = ("cu_seq_lens_q", "cu_seq_lens_k")
@@ -66,7 +65,7 @@ def check_labels(labels: torch.Tensor, token_type_ids: torch.Tensor, joined: tor
             RuntimeError (on CUDA devices with an assertion of the device).
     """
     if labels.shape != token_type_ids.shape:
-        return  # the loss says so
+        return  # `check_training_batch` says so, and the loss
     seen = (labels != IGNORED) & (token_type_ids == 0)  # (B, L) bool
     joined = torch.zeros_like(seen) if joined is None else joined
     if torch.compiler.is_compiling():
@@ -126,7 +125,12 @@ def check_training_batch(
     """
     if shift_labels is not None:
         labels = torch.nn.functional.pad(shift_labels, (1, 0), value=IGNORED)[..., :-1]
-    if labels is None or model.config.allow_context_labels or (input_ids is None) == (inputs_embeds is None):
+    tokens = inputs_embeds if input_ids is None else input_ids
+    if labels is None or tokens is None or (input_ids is not None and inputs_embeds is not None):
+        return
+    name = "labels" if shift_labels is None else "shift_labels"
+    check_labels_of(name, labels, shape_scored(labels, tokens.shape[:2]), model.config.vocab_size)
+    if model.config.allow_context_labels:
         return
     joined = None
     if token_type_ids is None:

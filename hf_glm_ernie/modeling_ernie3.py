@@ -48,8 +48,9 @@ from .attention_ernie3 import (
     remember,
 )
 from .configuration_ernie3 import BRANCHES, HUB_CLASSES, Ernie3Config, StackSizes
+from .host_inputs import check_tokens
 from .host_interface import CACHE_NAME, CACHE_NAMES, CarriesItsCode, check_arguments, given_cache, named_cache
-from .inputs_ernie3 import Ernie3Embeddings
+from .inputs_ernie3 import Ernie3Embeddings, check_inputs
 from .memory_ernie3 import (
     Ernie3Memories,
     KeyColumns,
@@ -405,10 +406,12 @@ class Ernie3Model(Ernie3PreTrainedModel):
         branch = self._choose_branch(branch, memories, cache, return_memories)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass either input_ids or inputs_embeds, and not both.")
+        check_tokens(input_ids, inputs_embeds, self.config.vocab_size, self.config.hidden_size)
         tokens = inputs_embeds if input_ids is None else input_ids
         assert tokens is not None
         if memories is not None:
             check_memories(self.config, memories, tokens.shape[0], tokens.device)
+        check_inputs(self.config, tokens, attention_mask, position_ids, token_type_ids, task_type_ids)
         if branch == "nlg" and use_cache and cache is None:
             cache = DynamicCache(config=self.config)
         columns = key_columns(tokens.shape[1], memories, cache)

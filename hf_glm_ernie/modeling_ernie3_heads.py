@@ -29,6 +29,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_ernie3 import Ernie3Config
 from .generation_ernie3 import Ernie3GenerationMixin
+from .host_inputs import check_labels_of, kept_positions, shape_scored
 from .host_interface import check_arguments, given_cache, named_cache, returned_cache
 from .memory_ernie3 import Ernie3Memories
 from .modeling_ernie3 import Ernie3Model, Ernie3PreTrainedModel
@@ -188,8 +189,8 @@ class Ernie3ForCausalLM(Ernie3PreTrainedModel, Ernie3GenerationMixin):
         )
         states = outputs.last_hidden_state
         for name, given in targets.items():
-            check_labels(name, given, tuple(states.shape[:2]))
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            check_labels_of(name, given, shape_scored(given, states.shape[:2]), self.config.vocab_size)
+        kept = kept_positions(logits_to_keep)
         logits, loss = self.nlg_lm_head(states[:, kept]), None
         if any(given is not None for given in targets.values()):
             loss = self.loss_function(logits=logits, vocab_size=self.config.vocab_size, **targets, **kwargs)
@@ -300,7 +301,7 @@ class Ernie3ForMaskedLM(_Understanding):
     def score(self, states: torch.Tensor, labels: Any, given: Any, **kwargs: Any) -> dict[str, Any]:
         """Logits and loss of every token."""
         logits = self.nlu_lm_head(states)
-        check_labels("labels", labels, tuple(logits.shape[:2]))
+        check_labels_of("labels", labels, tuple(logits.shape[:2]), self.config.vocab_size)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -355,7 +356,7 @@ class Ernie3ForTokenClassification(_Understanding):
     def score(self, states: torch.Tensor, labels: Any, given: Any, **kwargs: Any) -> dict[str, Any]:
         """Logits and loss of every token."""
         logits = self.classifier(self.dropout(states))
-        check_labels("labels", labels, tuple(logits.shape[:2]))
+        check_labels_of("labels", labels, tuple(logits.shape[:2]), self.num_labels)
         loss = None if labels is None else self.loss_function(logits=logits, labels=labels, config=self.config)
         return {"loss": loss, "logits": logits}
 
@@ -439,7 +440,7 @@ class Ernie3ForMultipleChoice(_Understanding):
     def score(self, states: torch.Tensor, labels: Any, given: Any, **kwargs: Any) -> dict[str, Any]:
         """Logits of every choice, and a question's loss."""
         logits = self.classifier(self.dropout(states)).view(given.shape[:2])
-        check_labels("labels", labels, tuple(given.shape[:1]))
+        check_labels_of("labels", labels, tuple(given.shape[:1]), given.shape[1])
         loss = None if labels is None else nn.functional.cross_entropy(logits.float(), labels)
         return {"loss": loss, "logits": logits}
 

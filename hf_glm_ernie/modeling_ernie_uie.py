@@ -17,6 +17,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_ernie_uie import ErnieUIEConfig
+from .host_inputs import check_probabilities
 from .inputs_ernie import ErnieTaskModel
 from .quantization_weight_only import WeightOnlyQuantizer  # noqa: F401  # so that a Hub repository carries it
 
@@ -127,6 +128,8 @@ def span_loss(
     if start_positions is None or end_positions is None:
         given = "end_positions" if start_positions is None else "start_positions"
         raise ValueError(f"Only {given} was given: the loss takes start_positions and end_positions, or neither.")
+    for name, given_positions in (("start_positions", start_positions), ("end_positions", end_positions)):
+        check_probabilities(name, given_positions, tuple(start_logits.shape))
     start = F.binary_cross_entropy_with_logits(start_logits.float(), start_positions.float())
     end = F.binary_cross_entropy_with_logits(end_logits.float(), end_positions.float())
     return (start + end) / 2

@@ -11,6 +11,7 @@ Source: PaddleNLP 2.8.1, `paddlenlp/transformers/ernie/modeling.py` (`UTC`); the
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +19,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
 from .configuration_ernie_utc import ErnieUTCConfig
+from .host_inputs import check_labels_of, traced
 from .inputs_ernie import ErnieTaskModel
 from .quantization_weight_only import WeightOnlyQuantizer  # noqa: F401  # so that a Hub repository carries it
 
@@ -114,7 +116,8 @@ class ErnieForUTC(ErnieTaskModel):
 
         Raises:
             TypeError: an argument that nothing reads.
-            ValueError: positions of the options or of the text left out; not exactly one of ids and embeddings.
+            ValueError: positions of the options or of the text left out or outside the row; labels of another shape or
+                other than 0, 1 and -100; not exactly one of ids and embeddings.
         """
         if omask_positions is None or cls_positions is None:
             missing = "omask_positions" if omask_positions is None else "cls_positions"
@@ -126,6 +129,7 @@ class ErnieForUTC(ErnieTaskModel):
             input_ids, attention_mask, token_type_ids, task_type_ids, position_ids, inputs_embeds, kwargs
         )
         hidden = outputs.last_hidden_state  # (B, T, hidden)
+        _check_places(hidden, omask_positions, cls_positions, labels)
         query = self.linear_q(tokens_at(hidden, cls_positions[:, None]))  # (B, 1, 64)
         keys = self.linear_k(tokens_at(hidden, omask_positions))  # (B, O, 64)
         logits = torch.matmul(query, keys.transpose(1, 2)).squeeze(1) / PREDICT_SIZE**0.5  # (B, O)
@@ -136,6 +140,21 @@ class ErnieForUTC(ErnieTaskModel):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+
+def _check_places(
+    hidden: torch.Tensor, omask_positions: torch.Tensor, cls_positions: torch.Tensor, labels: Any
+) -> None:
+    """Refuses places outside the rows, and labels of another shape, which would broadcast."""
+    if traced():
+        return
+    rows, last = hidden.shape[0], hidden.shape[1] - 1
+    for name, places, dimensions in (("omask_positions", omask_positions, 2), ("cls_positions", cls_positions, 1)):
+        if places.ndim != dimensions or places.shape[0] != rows:
+            wanted = f"({rows}, options)" if dimensions == 2 else f"({rows},)"
+            raise ValueError(f"{name} has shape {tuple(places.shape)}, not {wanted}.")
+        check_labels_of(name, places, tuple(places.shape), last + 1, ignored=0)
+    check_labels_of("labels", labels, tuple(omask_positions.shape), 2)
 
 
 def tokens_at(hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -40,11 +40,11 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_glm130b import Glm130bConfig
 from .generation_glm130b import Glm130bGenerationMixin
+from .host_inputs import check_columns, check_mask, check_tokens, kept_positions
 from .host_interface import CACHE_NAMES, CarriesItsCode, check_arguments, given_cache, named_cache, returned_cache
 from .inputs_glm130b import check_training_batch, labels_seen_first, refuse_joined_rows
 from .prefix_glm130b import (
     ROWS_OF_CACHE,
-    check_ids,
     layout,
     plain_position_ids,
     prefix_attention_mask,
@@ -309,18 +309,23 @@ class Glm130bModel(Glm130bPreTrainedModel):
             `past_key_values`), and what was asked for.
 
         Raises:
-            TypeError: an argument that nothing reads.
-            ValueError: both or none of `input_ids` and `inputs_embeds`; ids outside the vocabulary (on CPU); a
-                `<sop>` whose context was cached as causal by an earlier call; rows joined by a collator.
+            TypeError: an argument that nothing reads, or of another type.
+            ValueError: both or none of `input_ids` and `inputs_embeds`; a shape that does not fit, no rows or no
+                tokens; on the CPU ids outside the vocabulary, positions and types out of range, a mask of other
+                values; a `<sop>` whose context was cached as causal by an earlier call; rows joined by a collator.
         """
         refuse_joined_rows(kwargs)
         check_arguments(type(self).__name__, kwargs, self.config._attn_implementation)
         cache = given_cache(cache, past_key_values)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass exactly one of input_ids and inputs_embeds.")
+        check_tokens(input_ids, inputs_embeds, self.config.vocab_size, self.config.hidden_size)
         if input_ids is not None:
             inputs_embeds = self._embed(input_ids)
         assert inputs_embeds is not None
+        check_columns("token_type_ids", token_type_ids, inputs_embeds, 1, " (0 = context, 1 = after)")
+        check_columns("position_ids", position_ids, inputs_embeds, *self.rotary_emb.last_position)
+        check_mask(attention_mask, inputs_embeds, 0 if cache is None else cache.get_seq_length())
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
 
@@ -347,9 +352,6 @@ class Glm130bModel(Glm130bPreTrainedModel):
 
     def _embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         """(B, L) ids -> (B, L, hidden), the gradient shrunk in training [P, 3.1]."""
-        # On other devices the check would wait for the device; `generate` makes it once there.
-        if input_ids.device.type == "cpu" and not torch.compiler.is_compiling():
-            check_ids(input_ids, self.config.vocab_size)
         embeds = self.embed_tokens(input_ids)
         if self.training and self.config.embedding_gradient_shrink != 1:
             embeds = torch.lerp(embeds.detach(), embeds, self.config.embedding_gradient_shrink)
@@ -493,7 +495,7 @@ class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
             use_cache=use_cache,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        kept = kept_positions(logits_to_keep)
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None or shift_labels is not None:

@@ -21,27 +21,8 @@ from transformers import Cache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_causal_mask
 
 from .configuration_glm130b import Glm130bConfig
+from .host_inputs import refuse_integer_pattern
 from .host_interface import named_cache
-
-
-def check_ids(input_ids: torch.Tensor, vocab_size: int) -> None:
-    """Refuses ids the embedding has no row for.
-
-    Args:
-        input_ids: Integer tensor of any shape.
-        vocab_size: Rows of the embedding.
-
-    Raises:
-        ValueError: an id below 0 or not below `vocab_size`; the message names the first one and its index.
-    """
-    outside = (input_ids < 0) | (input_ids >= vocab_size)
-    if outside.any():
-        index = tuple(outside.nonzero()[0].tolist())
-        raise ValueError(
-            f"input_ids[{', '.join(map(str, index))}] = {input_ids[index].item()} is outside the vocabulary: ids go "
-            f"from 0 to {vocab_size - 1}. Is this the tokenizer the model was converted with? (-100 belongs into "
-            "labels only.)"
-        )
 
 
 def prefix_token_type_ids(input_ids: torch.Tensor, sop_token_id: int | None) -> torch.Tensor:
@@ -312,12 +293,8 @@ def _explicit_mask(mask: torch.Tensor, dtype: torch.dtype, implementation: str) 
         if implementation == "sdpa":
             return mask
         return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
-    if mask.is_floating_point():
-        return mask.to(dtype)
-    raise ValueError(
-        "A 4-D attention_mask must be bool (True = may attend) or floating point (added to the scores), got "
-        f"{mask.dtype}. For a mask of ones and zeros pass `mask.bool()`."
-    )
+    refuse_integer_pattern(mask)
+    return mask.to(dtype)
 
 
 # What a cache remembers of each row, besides keys and values; a value >= 0 is the position that the answer of the row
@@ -357,7 +334,6 @@ __all__ = [
     "Layout",
     "answer_positions_go_on",
     "blank_position_ids",
-    "check_ids",
     "layout",
     "left_padded",
     "plain_position_ids",

@@ -63,8 +63,8 @@ class WeightOnlyConfig(QuantizationConfigMixin):
 
     Raises:
         TypeError: an argument that is none of these.
-        ValueError: bits that the format does not have, groups that are not positive whole numbers, or another
-            `quant_method`.
+        ValueError: bits that the format does not have, groups that are not positive whole numbers, modules that are
+            no names, or another `quant_method`.
 
     ```python
     >>> from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
@@ -98,6 +98,13 @@ class WeightOnlyConfig(QuantizationConfigMixin):
             raise ValueError(
                 f"num_groups={num_groups!r} must map names of modules to positive whole numbers, such as "
                 "{'o_proj': 8, 'down_proj': 8}, or be None."
+            )
+        if modules_to_not_convert is not None and not (
+            isinstance(modules_to_not_convert, list | tuple | set)
+            and all(isinstance(name, str) for name in modules_to_not_convert)
+        ):
+            raise ValueError(
+                f"modules_to_not_convert={modules_to_not_convert!r} must be a list of names of modules, or None."
             )
 
     @classmethod

@@ -75,6 +75,15 @@ class Glm130bRotaryEmbedding(nn.Module):
         }
 
     @property
+    def last_position(self) -> tuple[int | None, str]:
+        """The last position that the table's dtype holds, and what sets it; behind it angles are infinite."""
+        return (
+            (65504, f" (config.rotary_dtype={self.config.rotary_dtype!r})")
+            if self.dtype == torch.float16
+            else (None, "")
+        )
+
+    @property
     def _same_width(self) -> torch.dtype:
         return torch.int16 if self.dtype == torch.float16 else torch.int32
 

@@ -16,11 +16,11 @@ from itertools import groupby
 from typing import Any
 
 from tokenizers import AddedToken, Encoding, Tokenizer, processors
-from transformers import TokenizersBackend
 from transformers.tokenization_utils_base import BatchEncoding, TruncationStrategy
 from transformers.utils import PaddingStrategy, logging
 
 from .host_versions import warn_of_untested_host  # noqa: F401  # it warns when it is imported
+from .tokenization_calls import SharedBackend
 from .tokenization_ernie_added import (
     check_content,
     read_plain,
@@ -44,7 +44,7 @@ from .tokenization_ernie_vocabulary import (
 logger = logging.get_logger(__name__)
 
 
-class ErnieTokenizer(TokenizersBackend):
+class ErnieTokenizer(SharedBackend):
     """Tokenizer of the released ERNIE 3.0 encoders and of UIE and UTC, built from their `vocab.txt`.
 
     Equal to PaddleNLP's tokenizer as `from_pretrained` makes it: `[MASK]` and the other special tokens written in a
@@ -58,7 +58,8 @@ class ErnieTokenizer(TokenizersBackend):
     - a special token is found as typed only; there one in small letters, `<e1>`, is found in `<E1>`, too;
     - an `AddedToken` with `normalized=False` keeps its capital letters and matches as typed; there it does not;
     - an added token that begins or ends with a blank is found beside another one, too;
-    - ids without a token raise an error there. `convert_ids_to_tokens` gives None for them, `decode` leaves them out.
+    - ids without a token raise an error there. `convert_ids_to_tokens` gives None for them (negative ones as well),
+      `decode` leaves them out.
 
     `len(tokenizer)` and `vocab_size` count tokens, 39979, as PaddleNLP's do; the highest id is 39979, so a model needs
     39980 rows (the released ones have 40000). The first added token fills id 12084 with a token that no text holds:
@@ -69,7 +70,8 @@ class ErnieTokenizer(TokenizersBackend):
     they, too, match as typed. `additional_special_tokens` of PaddleNLP's files are special, in `added_tokens.json` or
     not.
 
-    Half a surrogate pair in a text is dropped.
+    Half a surrogate pair in a text is dropped. Threads may share one tokenizer: a lock lets in one call at a time,
+    since padding and truncation are the library's state.
 
     Truncation is PaddleNLP's: of a pair of equally long texts the second loses the odd token, and a text that would
     lose all its tokens stays as it is, longer than `max_length`, with an error in the log.
@@ -91,7 +93,7 @@ class ErnieTokenizer(TokenizersBackend):
         exact_offsets: Whether `offset_mapping` holds the true places of unknown words. With False it holds PaddleNLP's
             guesses, which may cover half the text, and move the known words behind an unknown one.
         tokenizer_file: Path of a `tokenizer.json` saved before; it is preferred to `vocab_file`.
-        **kwargs: Passed to `TokenizersBackend`. `clean_up_tokenization_spaces` is True by default.
+        **kwargs: Passed to the host's `TokenizersBackend`. `clean_up_tokenization_spaces` is True by default.
 
     Raises:
         FileNotFoundError: `vocab_file` or `tokenizer_file` does not exist.
@@ -264,17 +266,17 @@ class ErnieTokenizer(TokenizersBackend):
         """The tokens of a text, or of two, without special tokens around them unless asked for."""
         return [unmarked(name) for name in super().tokenize(text, pair, add_special_tokens, **kwargs)]
 
-    def _encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> BatchEncoding:  # type: ignore[override]
+    def _encode(self, text: Any, text_pair: Any = None, **options: Any) -> BatchEncoding:
         text, text_pair = without_half_pairs(text), without_half_pairs(text_pair)
         split = options.get("is_split_into_words", False)
         if text_pair is None and not split and _are_pairs(text):
             text, text_pair = (list(side) for side in zip(*text, strict=True))
         if self._host_agrees(text_pair, options):
-            return super()._encode_plus(text, text_pair, **options)
+            return super()._encode(text, text_pair, **options)
         is_batched = isinstance(text[0] if split and text else text, list | tuple)
         texts = text if is_batched else [text]
         pairs = text_pair if is_batched or text_pair is None else [text_pair]
-        whole = super()._encode_plus(
+        whole = super()._encode(
             texts,
             pairs,
             add_special_tokens=options.get("add_special_tokens", True),

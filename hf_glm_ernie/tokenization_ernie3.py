@@ -21,10 +21,10 @@ import os
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, processors
-from transformers import TokenizersBackend
 from transformers.tokenization_utils_base import BatchEncoding
 
 from .host_versions import warn_of_untested_host  # noqa: F401  # it warns when it is imported
+from .tokenization_calls import SharedBackend
 from .tokenization_ernie3_sentences import CLOSING, FINAL, build_normalizer, build_pre_tokenizer
 from .tokenization_ernie_added import check_content, read_plain, read_special
 from .tokenization_ernie_unicode import without_half_pairs
@@ -64,7 +64,7 @@ OWN_TOKENS = {"[END]": 0, "<S>": 1, "[gEND]": 4, "[soft]": 5, "[UNK]": 20}
 NUM_OWN_IDS = 21
 
 
-class Ernie3Tokenizer(TokenizersBackend):
+class Ernie3Tokenizer(SharedBackend):
     """Tokenizer of ERNIE 3.0's unified models, 10B and Titan.
 
     Opens a folder it saved, or that the converter wrote; [`Ernie3Tokenizer.from_released_vocabulary`] makes one from
@@ -75,7 +75,8 @@ class Ernie3Tokenizer(TokenizersBackend):
     left, as `generate()` needs it; the model counts positions from the first token and pools that.
 
     Added tokens match as they are typed; a token of the vocabulary, added again, changes nothing. Half a surrogate
-    pair in a text is dropped.
+    pair in a text is dropped. Threads may share one tokenizer: a lock lets in one call at a time, since padding and
+    truncation are the library's state. An id that no token has is None as a token and nothing in a text.
 
     `offset_mapping` holds true places. A sentence mark has the place of the character it stands behind, or of the last
     blank between two Chinese sentences. `decode` leaves marks out with `skip_special_tokens=True`.
@@ -207,18 +208,8 @@ class Ernie3Tokenizer(TokenizersBackend):
                 tokens.append(read_plain(token, lowered=False))
         return super()._add_tokens(tokens)
 
-    def _encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> BatchEncoding:  # type: ignore[override]
-        text, text_pair = without_half_pairs(text), without_half_pairs(text_pair)
-        try:
-            return super()._encode_plus(text, text_pair, **options)
-        except TypeError as error:  # the library names neither the text nor what it found
-            for name, given in (("text", text), ("text_pair", text_pair)):
-                for index, one in enumerate(given if isinstance(given, list | tuple) else ()):
-                    if not isinstance(one, str | list | tuple):
-                        raise TypeError(
-                            f"{name}[{index}] is a {type(one).__name__}, not a string: {one!r}."
-                        ) from error
-            raise
+    def _encode(self, text: Any, text_pair: Any = None, **options: Any) -> BatchEncoding:
+        return super()._encode(without_half_pairs(text), without_half_pairs(text_pair), **options)
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str, ...]:  # type: ignore[override]
         """Writes `vocab.txt`, one token a line, without added tokens; returns the path."""

@@ -17,6 +17,14 @@ from tokenizers import Tokenizer, models
 FILLER = "[no token {}]"
 MAX_CHARACTERS_PER_WORD = 100  # a longer word is unknown
 
+MAX_BYTES = 10_000_000
+"""Of a vocabulary file; the released ones have up to 0.4 MB."""
+MAX_IDS = 150_000
+"""One above the highest id; the released vocabularies have 40,000."""
+MAX_TOKEN_CHARACTERS = 512
+MAX_TOKENIZER_BYTES = 50_000_000
+"""Of a `tokenizer.json`, which takes some 40 bytes for each token."""
+
 
 def read_vocabulary(path: str | os.PathLike[str]) -> tuple[dict[str, int], dict[int, str]]:
     """Reads a vocabulary file of either kind, with any line ends, with or without a byte order mark.
@@ -26,7 +34,8 @@ def read_vocabulary(path: str | os.PathLike[str]) -> tuple[dict[str, int], dict[
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not UTF-8, empty, lines of both kinds, or an id that is no number or given twice.
+        ValueError: not UTF-8, empty, lines of both kinds, an id that is no number or given twice, or a file, a token
+            or an id beyond what a vocabulary may have.
     """
     path = Path(path)
     if not path.is_file():
@@ -34,11 +43,14 @@ def read_vocabulary(path: str | os.PathLike[str]) -> tuple[dict[str, int], dict[
             f"There is no vocabulary file {str(path)!r}: give the path of ERNIE's vocab.txt, or open its folder with "
             "ErnieTokenizer.from_pretrained."
         )
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # line ends become \n
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no vocabulary file: it is not UTF-8 text ({error}).") from None
+    text = _read_text(path)
     lines = text.split("\n")
+    longest = max(lines, key=len)
+    if len(longest) > MAX_TOKEN_CHARACTERS:
+        raise ValueError(
+            f"{path}, line {lines.index(longest) + 1} has {len(longest):,} characters ({longest[:20]!r} ...); a token "
+            f"has at most {MAX_TOKEN_CHARACTERS}."
+        )
     with_ids = sum("\t" in line for line in lines)
     if with_ids and with_ids != sum(map(bool, lines)):
         number = next(number for number, line in enumerate(lines, 1) if line and "\t" not in line)
@@ -53,6 +65,24 @@ def read_vocabulary(path: str | os.PathLike[str]) -> tuple[dict[str, int], dict[
     return vocabulary, {index: token for token, index in pairs if vocabulary[token] != index}
 
 
+def _read_text(path: Path) -> str:
+    """The text of a vocabulary file, with line feeds at the ends of lines, of which there are not too many."""
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise ValueError(f"{path} is no vocabulary file: it has {size:,} bytes, the limit is {MAX_BYTES:,}.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # line ends become \n
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no vocabulary file: it is not UTF-8 text ({error}).") from None
+    if "\0" in text:
+        raise ValueError(
+            f"{path} is no vocabulary file: line {text[: text.index(chr(0))].count(chr(10)) + 1} holds a NUL."
+        )
+    if text.count("\n") > MAX_IDS:
+        raise ValueError(f"{path} has {text.count(chr(10)):,} lines; a vocabulary here has at most {MAX_IDS:,}.")
+    return text
+
+
 def _with_ids(path: Path, lines: list[str]) -> list[tuple[str, int]]:
     pairs: list[tuple[str, int]] = []
     seen: dict[int, int] = {}
@@ -62,6 +92,11 @@ def _with_ids(path: Path, lines: list[str]) -> list[tuple[str, int]]:
         token, _, index = line.rpartition("\t")
         if not (index.isascii() and index.isdigit()) or not token:
             raise ValueError(f"{path}, line {number}: {line!r} is not 'token<tab>id' with an id of 0 or more.")
+        if len(index) > 9 or int(index) >= MAX_IDS:
+            raise ValueError(
+                f"{path}, line {number}: the id {index[:20]} is too high; a vocabulary here has ids up to "
+                f"{MAX_IDS - 1:,}."
+            )
         if int(index) in seen:
             raise ValueError(f"{path}, line {number}: id {index} was given in line {seen[int(index)]} already.")
         seen[int(index)] = number
@@ -160,6 +195,9 @@ def open_backend(
         raise FileNotFoundError(
             f"There is no tokenizer file {str(tokenizer_file)!r}: give the path of a saved tokenizer.json."
         )
+    size = os.path.getsize(tokenizer_file)
+    if size > MAX_TOKENIZER_BYTES:
+        raise ValueError(f"{tokenizer_file} has {size:,} bytes, the limit is {MAX_TOKENIZER_BYTES:,}.")
     try:
         backend = Tokenizer.from_file(str(tokenizer_file))
     except Exception as error:  # the library raises nothing narrower

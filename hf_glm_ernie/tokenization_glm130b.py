@@ -21,6 +21,7 @@ from transformers.tokenization_utils_base import BatchEncoding
 from transformers.utils import logging
 
 from .host_versions import warn_of_untested_host  # noqa: F401  # it warns when it is imported
+from .tokenization_calls import library_ids
 from .tokenization_glm130b_chat import (
     CHAT_TEMPLATE,
     MASK_PATTERN,
@@ -34,6 +35,7 @@ from .tokenization_icetext import (
     SPECIAL_TOKENS,
     IceTextEncoder,
     Piece,
+    check_layout,
     eos_token,
     pad_token,
     parse_ice_text,
@@ -88,6 +90,9 @@ class Glm130bTokenizer(ChatTemplateMixin, RowsBackend):
     within the text raises. `truncation_side` is the host's default "right"; "left" keeps what stands before a mask at
     the end.
 
+    Threads may share one tokenizer. An id that no token has, of the model's padded embedding or -100, is None as a
+    token and nothing in a text, as in the library.
+
     Args:
         vocab_file: Path of `ice_text.model`.
         tokenizer_file: Path of a `tokenizer.json` saved before; made from `vocab_file` where there is none.
@@ -137,6 +142,7 @@ class Glm130bTokenizer(ChatTemplateMixin, RowsBackend):
         add_dummy_prefix: bool = True,
         **kwargs: Any,
     ) -> None:
+        check_layout(num_image_tokens, max_blank_length)
         layout: dict[str, Any] = {
             "num_image_tokens": num_image_tokens,
             "max_blank_length": max_blank_length,
@@ -315,15 +321,16 @@ class Glm130bTokenizer(ChatTemplateMixin, RowsBackend):
         Raises:
             ValueError: there is no such token.
         """
-        if token not in self._known_ids:
+        known = self._known_ids  # another thread may add tokens meanwhile
+        if token not in known:
             index = None if token is None else self.backend_tokenizer.token_to_id(token)
             if index is None:
                 raise ValueError(
                     f"The model's input needs the token {token!r}, which is not in the vocabulary: set the named "
                     f"tokens, now {self.special_tokens_map}."
                 )
-            self._known_ids[token] = index
-        return self._known_ids[token]
+            known[token] = index
+        return known[token]
 
     def _tokenize(self, rows: list[str | Row], mode: Mode) -> list[list[int]]:
         """The ids of each row before truncation; all texts of the batch are tokenized at once."""
@@ -390,10 +397,11 @@ class Glm130bTokenizer(ChatTemplateMixin, RowsBackend):
     def _backend_pieces(self, texts: list[str], special: bool) -> list[list[Piece]]:
         """The library's tokenization, where sentencepiece is not to be had."""
         backend = self.backend_tokenizer
-        backend.no_truncation()
-        backend.no_padding()
-        backend.encode_special_tokens = not special
-        rows = backend.encode_batch(texts, add_special_tokens=False)
+        with self._calls:
+            backend.no_truncation()
+            backend.no_padding()
+            backend.encode_special_tokens = not special
+            rows = backend.encode_batch(texts, add_special_tokens=False)
         return [
             [Piece(index, token, *span) for index, token, span in zip(e.ids, e.tokens, e.offsets, strict=True)]
             for e in rows
@@ -401,7 +409,8 @@ class Glm130bTokenizer(ChatTemplateMixin, RowsBackend):
 
     def _added_tokens(self, split: bool) -> re.Pattern[str] | None:
         """The pattern of the tokens that the user added, each in a group of its own, or None without any."""
-        if split not in self._added_patterns:
+        patterns = self._added_patterns
+        if split not in patterns:
             known = self._encoder.reserved if self._encoder is not None else frozenset()
             tokens = [
                 token
@@ -409,8 +418,8 @@ class Glm130bTokenizer(ChatTemplateMixin, RowsBackend):
                 if token.content not in known and not (split and token.special)
             ]
             tokens.sort(key=lambda token: -len(token.content))
-            self._added_patterns[split] = re.compile("|".join(map(added_token_pattern, tokens))) if tokens else None
-        return self._added_patterns[split]
+            patterns[split] = re.compile("|".join(map(added_token_pattern, tokens))) if tokens else None
+        return patterns[split]
 
     def _forget_added_tokens(self) -> None:
         self._added_patterns: dict[bool, re.Pattern[str] | None] = {}
@@ -452,18 +461,23 @@ class Glm130bTokenizer(ChatTemplateMixin, RowsBackend):
         return [with_answer_types(w, self._token_id(self.sop_token)) for w in windows] if row.laid_out else windows
 
     def convert_ids_to_tokens(self, ids: Any, skip_special_tokens: bool = False) -> Any:
-        """Names the tokens with these ids (the backend gives added tokens in their normalized form)."""
+        """The token of an id, or of each of several; None where an id has none.
+
+        Added tokens have the names that they were added by (the backend gives their normalized form).
+        """
         if not self._added_names:
             self._added_names = {index: token.content for index, token in self.added_tokens_decoder.items()}
-        names, backend = self._added_names, self.backend_tokenizer
+        names, backend, ids = self._added_names, self.backend_tokenizer, library_ids(ids)
         if isinstance(ids, int):
             return names.get(ids) or backend.id_to_token(ids)
         skipped = set(self.all_special_ids) if skip_special_tokens else ()
-        return [names.get(index) or backend.id_to_token(index) for index in map(int, ids) if index not in skipped]
+        return [names.get(index) or backend.id_to_token(index) for index in ids if index not in skipped]
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Joins tokens to a text, as `decode` does."""
-        return super().convert_tokens_to_string(tokens) if self._encoder is None else self._encoder.decode(tokens)
+        """Joins tokens to a text, as `decode` does; None, the token of an id that has none, is left out."""
+        if self._encoder is None:
+            return super().convert_tokens_to_string(tokens)
+        return self._encoder.decode(token for token in tokens if token is not None)
 
     def _decode(
         self,
@@ -472,19 +486,11 @@ class Glm130bTokenizer(ChatTemplateMixin, RowsBackend):
         clean_up_tokenization_spaces: bool | None = None,
         **kwargs: Any,
     ) -> str:
-        if isinstance(token_ids, dict):
-            token_ids = token_ids["input_ids"]
-        ids = [token_ids] if isinstance(token_ids, int) else [int(index) for index in token_ids]
-        size = len(self)
-        wrong = next((index for index in ids if not 0 <= index < size), None)
-        if wrong is not None:
-            raise ValueError(
-                f"Id {wrong} is outside the vocabulary of {size} tokens (0..{size - 1}): before decoding remove "
-                "fillers such as -100, or ids that only the model's padded embedding has."
-            )
         if self._encoder is None:
-            return super()._decode(ids, skip_special_tokens, clean_up_tokenization_spaces, **kwargs)
-        text = self._encoder.decode(self.convert_ids_to_tokens(ids, skip_special_tokens=skip_special_tokens))
+            return super()._decode(token_ids, skip_special_tokens, clean_up_tokenization_spaces, **kwargs)
+        ids = token_ids["input_ids"] if isinstance(token_ids, dict) else token_ids
+        names = self.convert_ids_to_tokens([ids] if isinstance(ids, int) else ids, skip_special_tokens)
+        text = self.convert_tokens_to_string(names)
         clean_up = clean_up_tokenization_spaces
         if clean_up is None:
             clean_up = self.clean_up_tokenization_spaces

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenizers import Encoding
-from transformers import TokenizersBackend
 from transformers.tokenization_utils_base import BatchEncoding, TruncationStrategy
 from transformers.utils import PaddingStrategy
+
+from .tokenization_calls import SharedBackend, check_settings, is_empty_batch
 
 # Columns that are read off the records; ids and the attention mask are made without them.
 COLUMNS_OF_RECORDS = ("token_type_ids", "special_tokens_mask", "offsets_mapping", "length")
@@ -134,7 +135,7 @@ def _from_state(state: dict[str, Any]) -> Encoding:
     return encoding
 
 
-class RowsBackend(TokenizersBackend):
+class RowsBackend(SharedBackend):
     """A tokenizer of the host that makes its rows itself: a subclass has `_encode_call` and `_token_id`."""
 
     def _encode_call(self, call: Call) -> BatchEncoding:
@@ -163,7 +164,13 @@ class RowsBackend(TokenizersBackend):
         """The host's one way to tokenization; arguments as for `Call`."""
         strategies: dict[str, Any] = {"padding_strategy": padding_strategy, "truncation_strategy": truncation_strategy}
         if options.get("sanitize_control_tokens"):  # a chat: the host calls back for each piece of it
-            return super()._encode_plus(text, None, add_special_tokens, max_length=max_length, **strategies, **options)
+            settings = {"add_special_tokens": add_special_tokens, "max_length": max_length} | strategies
+            with self._calls:
+                return self._encode(text, None, **settings, **options)
+        settings = {"max_length": max_length, "stride": stride, "is_split_into_words": is_split_into_words} | options
+        check_settings(settings)
+        if is_empty_batch(text, text_pair, settings):
+            return self._no_rows(settings)
         return self._encode_call(
             Call(
                 text,

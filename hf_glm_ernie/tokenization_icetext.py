@@ -21,6 +21,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from .tokenization_icetext_checks import check_layout, check_model, check_size
+
 try:
     import sentencepiece
     from sentencepiece import sentencepiece_model_pb2, sentencepiece_pb2
@@ -33,6 +35,9 @@ SPECIAL_TOKENS = ("[MASK]", "[gMASK]", "[sMASK]", "<eod>", "<sop>", "<eop>", "<E
 LINE_BREAK = "<n>"
 TAB = "<|tab|>"
 SPACE = "\u2581"
+
+# Every piece is made when a vocabulary is opened, and a run of spaces is a step of the library's normalizer.
+MAX_IMAGE_TOKENS = 200_000
 
 # Values of sentencepiece's ModelProto.SentencePiece.Type and TrainerSpec.ModelType.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, BYTE = 1, 2, 3, 4, 6
@@ -83,6 +88,7 @@ def parse_ice_text(data: bytes, name: str = "ice_text.model") -> Any:
             f"Reading {name} needs sentencepiece and protobuf ({SENTENCEPIECE_ERROR}): "
             "pip install sentencepiece protobuf"
         ) from SENTENCEPIECE_ERROR
+    check_size(data, name)
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # generated
     try:
         proto.ParseFromString(data)
@@ -90,6 +96,7 @@ def parse_ice_text(data: bytes, name: str = "ice_text.model") -> Any:
         raise ValueError(f"{name} is not a sentencepiece model: {error}") from error
     if not proto.pieces:
         raise ValueError(f"{name} is not a sentencepiece model: it has no pieces ({len(data)} bytes).")
+    check_model(proto, name)
     spec = proto.trainer_spec
     if spec.model_type == WORD:
         raise ValueError(
@@ -157,11 +164,7 @@ def extend_ice_text(
     Raises:
         ValueError: an argument is out of range, or a piece to be added is in the model already.
     """
-    if num_image_tokens < 0 or max_blank_length < 2:
-        raise ValueError(
-            f"num_image_tokens={num_image_tokens} must be 0 or more (20000 as released), and max_blank_length="
-            f"{max_blank_length} 2 or more (80 as released)."
-        )
+    check_layout(num_image_tokens, max_blank_length)
     proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # generated
     for index in range(num_image_tokens):
         proto.pieces.add(piece=f"<image_{index}>", score=0.0, type=CONTROL)
@@ -215,6 +218,7 @@ class IceTextEncoder:
         whitespaces: bool = True,
         add_dummy_prefix: bool = True,
     ) -> None:
+        check_layout(num_image_tokens, max_blank_length)
         proto = parse_ice_text(data)
         self._data = data
         self._layout = {
@@ -258,7 +262,11 @@ class IceTextEncoder:
         """Sentencepiece with the special tokens as pieces of the text (True) or as plain text (False)."""
         if special not in self._processors:
             proto = extend_ice_text(self._data, special=special, **self._layout)  # type: ignore[arg-type]  # mixed dict
-            self._processors[special] = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+            try:
+                made = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
+            except RuntimeError as error:
+                raise ValueError(f"sentencepiece cannot open ice_text.model: {error}") from error
+            self._processors[special] = made
         return self._processors[special]
 
     def ids(self, texts: Sequence[str], special: bool) -> list[list[int]]:

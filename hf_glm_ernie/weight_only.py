@@ -34,7 +34,7 @@ def holds_integers(module: object) -> bool:
 
 def check_bits(bits: int) -> None:
     """Raises ValueError where `bits` is a width this format does not have."""
-    if isinstance(bits, bool) or bits not in SUPPORTED_BITS:
+    if type(bits) is not int or bits not in SUPPORTED_BITS:
         raise ValueError(f"bits={bits!r}: the weight-only format has 4 and 8 bits. Pass bits=4 or bits=8.")
 
 

@@ -119,13 +119,26 @@ def multiply(
     if kernel == "torch_int4":
         return _torch_int4(x, weight, scale)
     if kernel == "torch_int8":
-        y = torch.ops.aten._weight_int8pack_mm(x.contiguous(), weight[0], torch.ones_like(scale[:, 0], dtype=x.dtype))
+        ones = torch.ones_like(scale[:, 0], dtype=x.dtype)
+        y = torch.ops.aten._weight_int8pack_mm(x.contiguous(), _aligned(weight[0]), ones)
         return (y.float() * scale[:, 0]).to(x.dtype)
     if layout == TORCH_INT4:
         weight = to_released_layout(weight, scale.shape[1])
     if kernel == "reference":
         return F.linear(x, dequantize(from_storage(weight, bits), scale, x.dtype))
     return _blocks(x, weight, scale, bits)
+
+
+def _aligned(weight: torch.Tensor) -> torch.Tensor:
+    """A weight whose memory starts at a multiple of 16 bytes, which torch's operator takes for granted: elsewhere it
+    ends the process. A tensor of a mapped safetensors file starts at any multiple of 8.
+    """
+    if torch.compiler.is_compiling():  # the compiler aligns what it is given
+        return weight
+    try:
+        return weight.clone() if weight.data_ptr() % 16 else weight
+    except RuntimeError:  # a tensor without memory, of a trace
+        return weight
 
 
 def multiply_transposed(

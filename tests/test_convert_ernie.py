@@ -327,7 +327,8 @@ def test_memory_of_a_base_size_checkpoint(tmp_path: Path) -> None:
         [f"--source={checkpoint}", f"--output={tmp_path / 'there'}"],
         [f"--source={tmp_path / 'there'}", f"--output={tmp_path / 'back'}", "--reverse"],
     ):
-        process = subprocess.Popen([sys.executable, "-m", "conversion", "ernie", *arguments], cwd=root)
+        command = [sys.executable, "-m", "conversion", "ernie"]
+        process = subprocess.Popen([*command, *arguments], cwd=root)
         _, status, usage = os.wait4(process.pid, 0)
         assert status == 0
         assert usage.ru_maxrss * 1024 < limit

@@ -110,7 +110,7 @@ CHANGES: dict[str, tuple[str, Callable[[Arrays, Settings], Any], list[str]]] = {
             for name in list(arrays)
             if "layers.1." in name
         ],
-        ["layers are missing (1)"],
+        ["the layers encoder.layers.* should be 0, 1 ...", "found 0, 2, missing 1"],
     ),
     "task embeddings the settings deny": (
         "features",

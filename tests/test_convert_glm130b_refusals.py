@@ -184,7 +184,7 @@ BAD_CHECKPOINTS: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda folder: [
             on_all_ranks(dict.fromkeys((n for n in load_rank(folder, 0) if ".layers.0." in n), None))(folder)
         ],
-        r"nothing is made for \(18\)",
+        r"the layers transformer.layers.\* should be 0, 1 ... without gaps; found 1, missing 0",
     ),
     "missing embedding": (
         on_all_ranks({"transformer.word_embeddings.weight": None}),

@@ -149,7 +149,7 @@ def open_tensors(file: Path) -> dict[str, Any]:
 
 
 def test_what_an_interruption_says(converted: list[Ran], workplace: Path, monkeypatch: Any, capsys: Any) -> None:
-    def interrupted(job: Any, output: Path, *others: Any) -> None:
+    def interrupted(job: Any, output: Path, *others: Any, **options: Any) -> None:
         output.with_name(f"{output.name}.incomplete").mkdir()
         raise KeyboardInterrupt
 

@@ -19,9 +19,9 @@ from hf_glm_ernie.glm130b_evaluation.scoring import (
     lm_loss,
     prompt_row,
     span_scores,
-    token_ids,
     window_rows,
 )
+from hf_glm_ernie.glm130b_evaluation.texts import token_ids
 from tests.conftest import GOLDEN
 from tests.reference import evaluation_naive as naive
 from tests.reference.glm130b_naive import forward

@@ -20,8 +20,8 @@ from hf_glm_ernie.__main__ import main as command
 from hf_glm_ernie.glm130b_evaluation import metrics
 from hf_glm_ernie.glm130b_evaluation.answers import lambada_bans, last_words
 from hf_glm_ernie.glm130b_evaluation.evaluate import cond_log_probs, evaluate_task
-from hf_glm_ernie.glm130b_evaluation.scoring import token_ids
 from hf_glm_ernie.glm130b_evaluation.tasks import GenerationTaskConfig, MultiChoiceTaskConfig, read_task
+from hf_glm_ernie.glm130b_evaluation.texts import token_ids
 from tests.reference import evaluation_naive as naive
 from tests.support.evaluation_sample import CONTEXT, ROOT, converted_sample, slow_forward
 

@@ -35,7 +35,7 @@ def repositories(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFact
     """Everything published. The command's own check is left out: it does the same, one process for each folder."""
     folder = tmp_path_factory.mktemp("repositories")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(publishing, "_checked", lambda *_: [])
+        patch.setattr(publishing.publish_comparing, "checked", lambda *_: [])
         for name, source in sources.items():
             publish(plan_publication(source, f"me/{name}", folder / name), show_progress=False)
     return {name: folder / name for name in sources}

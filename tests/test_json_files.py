@@ -1,5 +1,6 @@
 """JSON from elsewhere is read within limits."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,13 @@ def test_plain_json_is_read_as_it_stands(tmp_path: Path) -> None:
         ("\ufeff{}".encode(), "byte order mark"),
         ("{}".encode("utf-16"), "not UTF-8"),
         (b"\xff\xfe", "not UTF-8"),
+        (b'{"a": -1e999}', "too large for a number"),
+        (b'["\\ud800x"]', "half a surrogate pair"),
+        (b'{"\\udc00": 1}', "half a surrogate pair"),
         (b"", "Expecting value"),
         (b"1" * 5000, "digits"),
+        (b'{"a": "\\ud800"}', "half a surrogate pair"),
+        (b'{"\\uDFFF": 1}', "half a surrogate pair"),
     ],
     ids=lambda value: value if isinstance(value, str) else f"{len(value)} bytes {value[:8]!r}",
 )
@@ -52,6 +58,19 @@ def test_a_file_beyond_the_limit_is_not_read(tmp_path: Path, monkeypatch: pytest
     path.write_bytes(b" " * 11)
     with pytest.raises(ValueError, match="the limit is 10"):
         read_json(path)
+
+
+def test_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    for path in (tmp_path, tmp_path / "pipe", tmp_path / "device"):
+        with pytest.raises(ValueError, match="no file"):
+            read_json(path)
+    path = tmp_path / "a.json"
+    path.write_bytes(b'"\\ud83d\\ude00"')
+    assert read_json(path) == "😀"
+    with pytest.raises(ValueError, match="14 bytes, the limit is 13"):
+        read_json(path, most=13)
 
 
 def test_messages_lose_the_middle_of_endless_names() -> None:

@@ -16,7 +16,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_glm_ernie.glm130b_evaluation.answers import answer_ids
-from hf_glm_ernie.glm130b_evaluation.scoring import token_ids
+from hf_glm_ernie.glm130b_evaluation.texts import token_ids
 from tests.reference import evaluation_naive as naive
 from tests.support.evaluation_sample import CONTEXT, ROOT, converted_sample, slow_forward
 

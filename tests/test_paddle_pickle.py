@@ -85,7 +85,6 @@ def test_every_protocol_and_layout_of_numpy_is_read(tmp_path: Path, protocol: in
     assert list(file.tensors) == list(arrays)
     for name, array in arrays.items():
         assert same(file.tensor(name), array), name
-        file.release(name)
         assert same(file.tensor(name), array), name
         file.forget(name)
         assert same(file.tensor(name), array), name  # forgotten pages come back
@@ -170,7 +169,7 @@ def test_a_file_larger_than_the_machine_opens_in_no_time_and_no_memory(tmp_path:
     file = open_pdparams(tmp_path / "a.pdparams")
     seconds, (_, peak) = time.perf_counter() - start, tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert file.tensor("layer.7")[-1, -5:].tolist() == [0.0] * 5
+    assert file.rows("layer.7", 2**20 - 1, 2**20)[0, -5:].tolist() == [0.0] * 5
     assert seconds < 1
     assert peak < 10 * 2**20
 

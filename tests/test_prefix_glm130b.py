@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from hf_glm_ernie.host_inputs import check_ids
 from hf_glm_ernie.prefix_glm130b import (
     answer_positions_go_on,
     blank_position_ids,
-    check_ids,
     plain_position_ids,
     prefix_attention_mask,
     prefix_token_type_ids,

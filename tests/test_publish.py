@@ -1,5 +1,6 @@
 """`python -m conversion publish`: the folder it makes, the card, what it refuses, and the Hub's stand-in."""
 
+import errno
 import hashlib
 import importlib
 import json
@@ -7,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from transformers import ErnieConfig, PreTrainedConfig, PreTrainedModel
 
 import hf_glm_ernie
 from conversion import publish as publishing
-from conversion import publish_check
+from conversion import publish_check, publish_comparing, publish_source, publish_trial
 from conversion.__main__ import main
 from conversion.publish import plan_publication, publish
 from conversion.publish_classes import PUBLISHED, remote_classes
@@ -69,7 +71,7 @@ def pushed(glm: Path, hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves the fresh process out, which takes seconds and is tried elsewhere."""
-    monkeypatch.setattr(publishing, "_checked", lambda *_: [])
+    monkeypatch.setattr(publish_comparing, "checked", lambda *_: [])
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
@@ -84,6 +86,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
 def test_the_folder_holds_what_a_repository_needs(pushed: Path, glm: Path) -> None:
     others = {".gitattributes", "README.md", "config.json", "conversion.json", "generation_config.json"}
     others |= {"chat_template.jinja", "ice_text.model", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    others |= {"reference_outputs.json"}
     assert {path.name for path in pushed.iterdir()} == CODE["glm_int4"] | others
     config = json.loads((pushed / "config.json").read_text())
     assert config["auto_map"] == {
@@ -144,16 +147,27 @@ def test_what_save_pretrained_wrote_is_published_in_its_shards(unchecked: None, 
     assert "This repository has no tokenizer" in (tmp_path / "tiny" / "README.md").read_text()
 
 
-def test_where_links_are_impossible_weights_are_copied(
-    encoder: Path, unchecked: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: Any) -> None:
-        raise OSError("Invalid cross-device link")
+def on_another_file_system(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The weights seem to lie elsewhere."""
+    identify = publish_source.identify
+    monkeypatch.setattr(publish_source, "identify", lambda path: replace(identify(path), device=-1))
+    monkeypatch.setattr(publishing, "_check_same", lambda *_: None)
 
-    monkeypatch.setattr(os, "link", refuse)
+
+@pytest.mark.parametrize("foreseen", [True, False])
+def test_where_links_are_impossible_weights_are_copied(
+    encoder: Path, unchecked: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, foreseen: bool
+) -> None:
+    def refuse(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if foreseen:
+        on_another_file_system(monkeypatch)
+    else:
+        monkeypatch.setattr(os, "link", refuse)
     plan = plan_publication(encoder, "me/ernie", tmp_path / "ernie")
     size = (encoder / "model.safetensors").stat().st_size
-    assert f"{size:,} bytes, COPIED" in plan.describe()
+    assert (f"{size:,} bytes, COPIED" in plan.describe()) == foreseen
     publish(plan, show_progress=False)
     copied, source = tmp_path / "ernie" / "model.safetensors", encoder / "model.safetensors"
     assert not copied.samefile(source)
@@ -163,7 +177,7 @@ def test_where_links_are_impossible_weights_are_copied(
 def test_a_copy_that_does_not_fit_is_refused_before_anything_is_made(
     encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(publishing, "_can_link", lambda *_: False)
+    on_another_file_system(monkeypatch)
     monkeypatch.setattr(shutil, "disk_usage", lambda *_: shutil._ntuple_diskusage(10, 9, 1))  # type: ignore[attr-defined]
     said = refusal(capsys, encoder, "--repo=me/ernie", f"--output={tmp_path / 'ernie'}")
     assert "to be copied and 1 are free" in said
@@ -193,7 +207,7 @@ def test_an_interruption_leaves_nothing(
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(publishing, "_checked", interrupt)
+    monkeypatch.setattr(publish_comparing, "checked", interrupt)
     assert main(["publish", str(encoder), "--repo=me/ernie", f"--output={tmp_path / 'ernie'}"]) == 130
     assert "nothing was written" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
@@ -224,7 +238,7 @@ def test_card_tells_origin_version_checks_and_what_the_publisher_adds(pushed: Pa
     assert "Made for a test." in text
     assert "| a | b | 1e-3 \\| c |" in text
     assert "| 8 generated ids | this package | equal |" in text
-    assert "| logits on 6 tokens | this package on the source folder | differ by 0.0e+00 |" in text
+    assert "| logits on 8 tokens | this package on the source folder | differ by 0.0e+00 |" in text
 
 
 def test_card_s_checksums_are_the_files(pushed: Path) -> None:
@@ -302,10 +316,10 @@ def test_every_architecture_of_the_table_can_be_tried(architecture: str, tmp_pat
     """What the fresh process is asked to compute is something the class computes."""
     tiny_of(architecture).save_pretrained(tmp_path / "saved")
     plan = plan_publication(tmp_path / "saved", "me/tiny", tmp_path / "tiny")
-    request = publishing._request(plan, tmp_path / "saved", tmp_path) | {"trust_remote_code": False}
-    report = publish_check.observe(request)
+    request = publish_trial.trial_request(tmp_path / "saved", plan.source.row, architecture, plan.source.config, False)
+    report, outputs = publish_check.observe(request)
     assert report["class"].rpartition(".")[2] == architecture
-    assert load_file(request["outputs"])
+    assert outputs
 
 
 def test_every_registered_model_type_has_a_row() -> None:
@@ -359,7 +373,7 @@ def test_structure_check_compares_headers_in_a_fresh_process(glm: Path, tmp_path
 
 def test_large_models_get_the_structure_check(glm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert plan_publication(glm, "me/glm", tmp_path / "glm").mode == "full"
-    monkeypatch.setattr(publishing, "SPARE_BYTES", 10**15)
+    monkeypatch.setattr(publish_trial, "SPARE_BYTES", 10**15)
     plan = plan_publication(glm, "me/glm", tmp_path / "glm")
     assert plan.mode == "structure"
     assert "computing takes about" in plan.describe()
@@ -427,6 +441,11 @@ print(json.dumps(found))
 # The Hub ------------------------------------------------------------------------------------------------------------
 
 
+def digests(folder: Path) -> dict[str, str]:
+    """What `publish` returned for a folder."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
 def test_the_hub_has_the_folder_s_files(pushed: Path, hub: Hub) -> None:
     repository = hub.repositories["me/glm-int4"]
     assert repository.files == {path.name: path.read_bytes() for path in pushed.iterdir()}
@@ -456,14 +475,14 @@ print(json.dumps([
 def test_pushing_again_replaces_stale_shards_and_code(pushed: Path, hub: Hub) -> None:
     repository = hub.repositories["me/glm-int4"]
     repository.files |= {"model-00001-of-00009.safetensors": b"old", "old.py": b"old", "notes.txt": b"someone's"}
-    assert push(pushed, "me/glm-int4", False, {}).startswith(f"{hub.url}/me/glm-int4/commit/")
+    assert push(pushed, "me/glm-int4", False, digests(pushed)).startswith(f"{hub.url}/me/glm-int4/commit/")
     assert "notes.txt" in repository.files
     del repository.files["notes.txt"]
     assert repository.files == {path.name: path.read_bytes() for path in pushed.iterdir()}
 
 
 def test_private_repositories(pushed: Path, hub: Hub) -> None:
-    push(pushed, "me/hidden", True, {})
+    push(pushed, "me/hidden", True, digests(pushed))
     assert hub.repositories["me/hidden"].private
 
 
@@ -479,21 +498,20 @@ def test_what_the_hub_refuses(
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(publishing.PublishError, match=rf"(?s)/{repo}: .*{said}.*hf upload {repo}"):
-        push(pushed, repo, False, {})
+        push(pushed, repo, False, digests(pushed))
 
 
 def test_a_hub_that_is_not_there(pushed: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(publishing.PublishError, match="is complete; run `hf upload me/x"):
-        push(pushed, "me/x", False, {})
+        push(pushed, "me/x", False, digests(pushed))
 
 
 def test_a_file_that_arrives_otherwise_is_noticed(pushed: Path, hub: Hub) -> None:
-    digest = hashlib.sha256((pushed / "model.safetensors").read_bytes()).hexdigest()
     hub.damaged.add("model.safetensors")
     try:
         with pytest.raises(publishing.PublishError, match=r"model\.safetensors arrived with another SHA-256"):
-            push(pushed, "me/damaged", False, {"model.safetensors": digest})
+            push(pushed, "me/damaged", False, digests(pushed))
     finally:
         hub.damaged.clear()
 
@@ -502,6 +520,6 @@ def test_an_interrupted_push_says_how_to_go_on(pushed: Path, hub: Hub, monkeypat
     def interrupt(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(HfApi, "upload_folder", interrupt)
+    monkeypatch.setattr(HfApi, "create_commit", interrupt)
     with pytest.raises(publishing.PublishError, match="is complete; `hf upload me/glm-int4"):
-        push(pushed, "me/glm-int4", False, {})
+        push(pushed, "me/glm-int4", False, digests(pushed))

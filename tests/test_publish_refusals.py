@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from conversion import publish as publishing
+from conversion import publish_comparing
 from conversion.__main__ import main
 from tests.support.publishing import make_source
 
@@ -26,7 +26,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves the fresh process out, which takes seconds and is tried elsewhere."""
-    monkeypatch.setattr(publishing, "_checked", lambda *_: [])
+    monkeypatch.setattr(publish_comparing, "checked", lambda *_: [])
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
@@ -88,7 +88,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         "cut short or not a safetensors file",
     ),
     "cut data": (lambda f: (f / SINGLE).write_bytes((f / SINGLE).read_bytes()[:-100]), SINGLE),
-    "missing shard": (lose_a_shard, f"1 of 1 files that {INDEX} names are missing"),
+    "missing shard": (lose_a_shard, "missing model-00001-of-00002.safetensors, which the index names"),
     "index of another": (take_another_index, f"one.safetensors does not hold what {INDEX} says"),
     "two models": (lambda f: (f / INDEX).write_text("{}"), "two models lie in one folder"),
     "changed since": (change_weights, f"{SINGLE} is not the file the converter wrote"),
@@ -121,7 +121,10 @@ def test_outputs_that_exist_or_lie_inside(encoder: Path, tmp_path: Path, capsys:
     assert "already exists" in refusal(capsys, encoder, "--repo=me/e", f"--output={tmp_path / 'there'}")
     assert "lies inside" in refusal(capsys, encoder, "--repo=me/e", f"--output={encoder / 'hub'}")
     (tmp_path / "new.incomplete").mkdir()
-    assert "left by a run that was killed" in refusal(capsys, encoder, "--repo=me/e", f"--output={tmp_path / 'new'}")
+    (tmp_path / "new.incomplete" / ".env").write_text("TOKEN=x")
+    said = refusal(capsys, encoder, "--repo=me/e", f"--output={tmp_path / 'new'}")
+    assert "new.incomplete: holds .env, which no run of this command left there" in said
+    assert (tmp_path / "new.incomplete" / ".env").read_text() == "TOKEN=x"
 
 
 def test_parity_of_another_form(encoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

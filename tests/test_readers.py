@@ -14,7 +14,9 @@ import torch
 from safetensors.torch import save_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from conversion import lazy_files
 from conversion.lazy_files import CheckpointError
+from conversion.operations import matrix_shape
 from conversion.rank_files import RankCheckpoint
 from conversion.safetensors_files import SafetensorsFolder, open_safetensors_file
 from conversion.torch_files import open_torch_file
@@ -54,9 +56,8 @@ def test_tensors_of_a_file_equal_those_torch_reads(tmp_path: Path) -> None:
     assert rest == {"iteration": 7}
     for name, tensor in tensors.items():
         assert torch.equal(file.tensor(name), tensor)
-        file.release(name)
         file.forget(name)
-        assert torch.equal(file.tensor(name), tensor)  # released pages come back
+        assert torch.equal(file.tensor(name), tensor)  # forgotten pages come back
         assert file.tensors[name].spec.dtype == tensor.dtype
 
 
@@ -78,6 +79,79 @@ def test_a_file_of_an_older_torch_is_read(tmp_path: Path) -> None:
             if not info.filename.endswith((".format_version", ".storage_alignment", "byteorder", "serialization_id")):
                 old.writestr(info.filename, new.read(info))
     assert equal_bits(read_all(tmp_path / "old.pt"), tensors)
+
+
+def test_what_else_torch_saves_may_stand_beside_the_weights(tmp_path: Path) -> None:
+    state = torch.nn.Sequential(torch.nn.Linear(3, 2)).state_dict()  # with attributes of its own
+    marked = torch.nn.Parameter(torch.randn(2, 2))
+    marked.tensor_model_parallel = True
+    state["marked"] = marked
+    beside = {
+        "iteration": "49300",
+        "loss": 1.5,
+        "size": torch.Size([2]),
+        "states": [torch.get_rng_state(), {"seen": {1, 2}, 3: bytearray(b"x"), "device": torch.device("cpu")}],
+        "other": (torch.eye(2).to_sparse(), torch.zeros(2).to(torch.complex64), torch.zeros(2).to(torch.float8_e5m2)),
+        "dtype": torch.float16,
+    }
+    torch.save({"module": state} | beside, tmp_path / "a.pt")
+    file, rest = open_torch_file(tmp_path / "a.pt", "module")
+    assert rest == {"iteration": "49300", "loss": 1.5}
+    assert list(file.tensors) == list(state)
+    for name, value in state.items():
+        assert torch.equal(file.tensor(name), value)
+
+
+def test_records_may_lie_anywhere_in_an_archive(tmp_path: Path) -> None:
+    tensors = {"a": torch.randn(100), "b": torch.randn(3)}
+    torch.save({"module": tensors}, tmp_path / "a.pt")
+    repacked(tmp_path / "a.pt")
+    assert equal_bits(read_all(tmp_path / "a.pt"), tensors)
+
+
+def overlapping(path: Path, names: list[str], place: int) -> None:
+    """Lets the directory place some records where another lies."""
+    data = bytearray(path.read_bytes())
+    for name in names:
+        entry = data.rindex(name.encode()) - 46
+        data[entry + 42 : entry + 46] = place.to_bytes(4, "little")
+    path.write_bytes(data)
+
+
+def test_records_that_are_not_where_the_directory_says_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    for names, place, message in (
+        (["a/data/1"], 0, "a/data/1 is not at byte 0"),
+        (["a/data/1"], 2**31, "behind the records"),
+        (["a/data/1"], 2**32 - 1, "lacks a number"),
+    ):
+        torch.save({"module": {"a": torch.zeros(100), "b": torch.zeros(3)}}, path)
+        overlapping(path, names, place)
+        with pytest.raises(CheckpointError, match=message):
+            open_torch_file(path, "module")
+
+
+def test_lengths_in_the_directory_are_held_against_the_archive(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    for at, value, message in (
+        (20, 4000, "4000 bytes stored for 400"),
+        (8, 0x0801, "a/data/0 is encrypted"),
+        (28, 60000, "its directory is damaged"),
+    ):
+        torch.save({"module": {"a": torch.zeros(100), "b": torch.zeros(3)}}, path)
+        data = bytearray(path.read_bytes())
+        entry = data.rindex(b"a/data/0") - 46
+        data[entry + at : entry + at + 2] = value.to_bytes(2, "little")
+        path.write_bytes(data)
+        with pytest.raises(CheckpointError, match=message):
+            open_torch_file(path, "module")
+    torch.save({"module": {"a": torch.zeros(100), "b": torch.zeros(3)}}, path)
+    data = bytearray(path.read_bytes())
+    entry = data.rindex(b"a/data/0") - 46
+    data[entry + 20 : entry + 28] = (4000).to_bytes(4, "little") * 2
+    path.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"a/data/0 reaches to byte .*, into what begins at"):
+        open_torch_file(path, "module")
 
 
 @pytest.mark.parametrize("place", ["instead of the dictionary", "beside the tensors", "among the tensors"])
@@ -117,8 +191,34 @@ def repacked(path: Path) -> None:
     path.with_name("packed").replace(path)
 
 
-def big_endian(path: Path) -> None:
-    path.write_bytes(path.read_bytes().replace(b"little", b"big" + b"   "))
+def with_record(name: str, content: bytes) -> Callable[[Path], None]:
+    """The same archive with another record, which `torch.load` would see."""
+
+    def spoil(path: Path) -> None:
+        with zipfile.ZipFile(path) as source, zipfile.ZipFile(path.with_name("changed"), "w") as target:
+            kept = {info.filename: source.read(info) for info in source.infolist()}
+            for inside, old in (kept | {f"a/{name}": content}).items():
+                target.writestr(inside, old)
+        path.with_name("changed").replace(path)
+
+    return spoil
+
+
+def with_pickle(program: bytes) -> Callable[[Path], None]:
+    return with_record("data.pkl", program)
+
+
+def call(function: str, arguments: bytes) -> bytes:
+    """The opcodes of a call, as protocol 2 writes them."""
+    return b"c" + function.replace(" ", "\n").encode() + b"\n" + arguments + b"R"
+
+
+def tensor(shape: bytes, stride: bytes, numel: bytes = b"Kd", key: bytes = b"0", offset: bytes = b"K\x00") -> bytes:
+    """The opcodes of {"module": {"a": a tensor of 100 elements of record 0}}, with something else in its place."""
+    key = b"X" + len(key).to_bytes(4, "little") + key
+    storage = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\n" + key + b"X\x03\x00\x00\x00cpu" + numel + b"tQ"
+    made = call("torch._utils _rebuild_tensor_v2", b"(" + storage + offset + shape + stride + b"\x89Nt")
+    return b"\x80\x02}X\x06\x00\x00\x00module}X\x01\x00\x00\x00a" + made + b"ss."
 
 
 BAD_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
@@ -129,7 +229,11 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cut in half": (lambda path: path.write_bytes(path.read_bytes()[:900]), "cut short, 900 bytes"),
     "hole at the start": (
         lambda path: path.write_bytes(bytes(400) + path.read_bytes()[400:]),
-        "the pickle is damaged or",
+        "a/data.pkl is not at byte 0",
+    ),
+    "hole in the pickle": (
+        lambda path: path.write_bytes(path.read_bytes()[:100] + bytes(100) + path.read_bytes()[200:]),
+        "the pickle is damaged or holds more than tensors",
     ),
     "old format": (
         lambda path: torch.save({"module": {"a": torch.zeros(2)}}, path, _use_new_zipfile_serialization=False),
@@ -140,9 +244,40 @@ BAD_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "list": (lambda path: torch.save([torch.zeros(2)], path), "found a list"),
     "number": (lambda path: torch.save({"module": {"a": 5}}, path), "'a' of 'module' is a int, not a dense tensor"),
     "sparse": (lambda path: torch.save({"module": {"a": torch.eye(2).to_sparse()}}, path), "not a dense tensor"),
-    "compressed": (compressed, "compressed, torch stores plainly|not a readable torch"),
-    "repacked": (repacked, "does not lie where|not a readable torch"),
-    "big-endian": (big_endian, "big-endian|not a readable torch"),
+    "compressed": (compressed, "compressed, torch stores plainly"),
+    "big-endian": (with_record("byteorder", b"big"), "big-endian machine"),
+    "no byte order": (with_record("byteorder", b""), "of the byte order b''"),
+    "layout of the future": (with_record("version", b"11\n"), r"in the layout b'11'; known are those up to 10"),
+    "layout that is no number": (with_record("version", b"new"), "in the layout b'new'"),
+    "second root": (with_record("../b/data.pkl", b"x"), r"a record is called 'a/../b/data.pkl'"),
+    "six gigabytes out of nothing": (
+        with_pickle(b"\x80\x02" + call("__builtin__ bytearray", b"J\x00\xbc\xa0e\x85") + b"."),
+        r"found a \w+.bytearray",
+    ),
+    "identifier that is no tuple": (with_pickle(b"\x80\x02K\x05Q."), "names something outside of it"),
+    "identifier of another kind": (with_pickle(b"\x80\x02X\x01\x00\x00\x00xK\x01\x86Q."), "names something outside"),
+    "record that is not there": (
+        with_pickle(tensor(b"Kd\x85", b"K\x01\x85", key=b"../7")),
+        r"a should lie in 100 elements of data/../7, which is not there",
+    ),
+    "record that is too short": (with_pickle(tensor(b"Kd\x85", b"K\x01\x85", numel=b"Ke")), "which has 400 bytes"),
+    "strides that lead outside": (with_pickle(tensor(b"K\x0aK\x0a\x86", b"K\x0bK\x01\x86")), "ends at element 109 of"),
+    "offset that leads outside": (
+        with_pickle(tensor(b"Kd\x85", b"K\x01\x85", offset=b"K\x01")),
+        "ends at element 101 of 100",
+    ),
+    "negative stride": (with_pickle(tensor(b"Kd\x85", b"J\xff\xff\xff\xff\x85")), "without an offset and strides"),
+    "negative offset": (
+        with_pickle(tensor(b"Kd\x85", b"K\x01\x85", offset=b"J\xff\xff\xff\xff")),
+        "without an offset and strides",
+    ),
+    "shape that is no number": (with_pickle(tensor(b"N\x85", b"K\x01\x85")), "no list of lengths"),
+    "elements shown several times": (
+        with_pickle(tensor(b"MrjMrj\x86", b"K\x00K\x00\x86")),
+        r"shape \[27250, 27250\] that shows 100 elements several times",
+    ),
+    "endless steps": (with_pickle(b"\x80\x02" + b"N" * 500_000 + b"."), "takes more than 400,000 steps"),
+    "endless memo": (with_pickle(b"\x80\x02Nr\xff\xff\xff\xff."), "found a NoneType"),
 }
 
 
@@ -157,7 +292,7 @@ def test_bad_files_are_named_with_what_is_wrong(tmp_path: Path, kind: str) -> No
     assert str(path) in str(caught.value)
 
 
-def test_a_mapping_takes_no_memory_for_a_file_larger_than_the_machine(tmp_path: Path) -> None:
+def test_a_file_larger_than_the_machine_is_opened_and_read_in_part(tmp_path: Path) -> None:
     """`torch.load(mmap=True)` fails here: its private writable mapping is charged against RAM and swap."""
     with FakeTensorMode():
         fake = torch.empty(2**20, 2**20, dtype=torch.float16)  # 2 TiB
@@ -165,7 +300,77 @@ def test_a_mapping_takes_no_memory_for_a_file_larger_than_the_machine(tmp_path: 
         torch.save({"module": {"a": fake}}, tmp_path / "a.pt")
     assert (tmp_path / "a.pt").stat().st_blocks < 1000  # a hole in the file
     file, _ = open_torch_file(tmp_path / "a.pt", "module")
-    assert file.tensor("a")[-1, -5:].tolist() == [0.0] * 5
+    assert file.rows("a", 2**20 - 1, 2**20)[0, -5:].tolist() == [0.0] * 5
+
+
+STRIDED = {
+    "rows": lambda whole: whole,
+    "columns": lambda whole: whole.T,
+    "a slice, with gaps": lambda whole: whole[2:, 3:9],
+    "a slice of the columns": lambda whole: whole.T[3:9, 2:],
+    "every other row": lambda whole: whole[::2],
+    "every other column": lambda whole: whole[:, ::2],
+    "a vector": lambda whole: whole[:, 0].clone(),
+    "a vector with gaps": lambda whole: whole[:, 4],
+    "one row": lambda whole: whole[3:4],
+    "one column": lambda whole: whole[:, 5:6],
+    "one number": lambda whole: whole[1, 1],
+    "one row many times": lambda whole: whole[2].expand(5, -1),
+    "a number many times": lambda whole: whole[2, 2].expand(5, 4),
+    "three axes": lambda whole: whole.reshape(3, 5, 11),
+    "three axes, a first of 1": lambda whole: whole[None],
+    "three axes, exchanged": lambda whole: whole.reshape(3, 5, 11).permute(1, 2, 0),
+    "no rows": lambda whole: whole[:0],
+}
+"""Tensors as `torch.save` keeps them, out of one of (15, 11)."""
+
+
+@pytest.mark.parametrize("gap", [0, 20, 10**6])
+@pytest.mark.parametrize("kind", STRIDED)
+def test_rectangles_of_any_tensor_in_memory_of_any_size(
+    kind: str, gap: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With gaps read, with gaps passed over, cut by rows and by columns; the memory already holds something or not."""
+    monkeypatch.setattr(lazy_files, "WORTHWHILE_GAP", gap)
+    monkeypatch.setattr(lazy_files, "MIN_SCRATCH_BYTES", 1)
+    whole = torch.randn(15, 11).half()
+    torch.save({"module": {"other": torch.randn(9), "a": STRIDED[kind](whole)}}, tmp_path / "a.pt")
+    file, _ = open_torch_file(tmp_path / "a.pt", "module")
+    matrix = file.tensor("a").reshape(matrix_shape(tuple(file.tensor("a").shape)))
+    assert torch.equal(matrix, STRIDED[kind](whole).reshape(matrix.shape))
+    rows, columns = matrix.shape
+    places = [((0, 0), (rows, columns)), ((0, 0), (rows, 1)), ((rows // 2, columns // 3), (rows // 3, columns // 2))]
+    for nbytes in (2, 7, 60, 200, 10**4):
+        scratch = lazy_files.Scratch(nbytes)
+        for start, size in places * 2:
+            read = torch.full(size, float("nan"), dtype=torch.float16)
+            for (row, column), part in file.rectangles("a", start, size, scratch):
+                assert part.nbytes <= max(nbytes, 2) or file.tensors["a"].matrix_stride is None
+                read[row : row + part.shape[0], column : column + part.shape[1]] = part
+            assert torch.equal(read, matrix[start[0] : start[0] + size[0], start[1] : start[1] + size[1]])
+    if rows > 4:
+        assert torch.equal(file.rows("a", 3, 5), matrix[3:5])
+
+
+def test_what_was_read_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks that are cut out of the columns of one matrix are written one after the other."""
+    save_file({"a": torch.randn(16, 12), "b": torch.randn(16, 12)}, tmp_path / "a.safetensors")
+    file = open_safetensors_file(tmp_path / "a.safetensors")
+    scratch, calls = lazy_files.Scratch(16 * 12 * 4), 0
+    real = os.preadv
+
+    def count(*arguments: Any) -> int:
+        nonlocal calls
+        calls += 1
+        return real(*arguments)
+
+    monkeypatch.setattr(os, "preadv", count)
+    for rank in range(4):
+        assert len(list(file.rectangles("a", (0, 3 * rank), (16, 3), scratch))) == 1
+    assert calls == 1
+    list(file.rectangles("b", (0, 0), (16, 3), scratch))
+    list(file.rectangles("a", (0, 0), (16, 3), scratch))
+    assert calls == 3
 
 
 # Folders of ranks
@@ -285,7 +490,6 @@ def test_safetensors_files_of_the_library_are_read(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     folder = SafetensorsFolder(tmp_path)
     assert equal_bits({name: folder.tensor(0, name) for name in folder.specs}, tensors)
-    folder.release(0, "a")
     folder.forget(0, "a")
     assert torch.equal(folder.tensor(0, "a"), tensors["a"])
 

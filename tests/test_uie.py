@@ -359,11 +359,17 @@ def test_refusals(
         uie(Scripted([]), tokenizer, schema, "文", **settings)
 
 
+class SlowTokenizer(SimpleNamespace):
+    is_fast = False
+
+    def __call__(self, *texts: str) -> None: ...
+
+
 def test_texts_and_tokenizers_are_checked(tokenizer: ErnieTokenizer) -> None:
     with pytest.raises(TypeError, match=r"texts\[1\] is a NoneType"):
         uie(Scripted([]), tokenizer, "a", ["文", None])
     with pytest.raises(ValueError, match="no character offsets"):
-        uie(Scripted([]), SimpleNamespace(is_fast=False), "a", "文")
+        uie(Scripted([]), SlowTokenizer(), "a", "文")
 
 
 def test_progress_and_mode(model: ErnieForUIE, tokenizer: ErnieTokenizer, capsys: pytest.CaptureFixture[str]) -> None:

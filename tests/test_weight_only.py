@@ -517,3 +517,19 @@ def test_a_linear_made_of_a_linear() -> None:
     assert torch.equal(back.bias, plain.bias)
     assert (back.weight - plain.weight).abs().max() <= linear.weight_scale.max() * 0.75
     assert "bits=8" in repr(linear)
+
+
+def test_a_weight_anywhere_in_memory() -> None:
+    """torch's 8-bit operator ends the process at an address that is no multiple of 16; safetensors promises 8."""
+    out_features, in_features = 32, 32
+    x = torch.randn(4, in_features).bfloat16()
+    memory = torch.zeros(out_features * in_features + 64, dtype=torch.int8)
+    values = torch.randint(-127, 128, (out_features * in_features,), dtype=torch.int8)
+    scale = torch.ones(out_features, 1, dtype=torch.float16)
+    expected = x.float() @ values.view(out_features, in_features).float().T
+    for offset in (8, 1, 16):
+        start = -memory.data_ptr() % 16 + offset
+        weight = memory[start : start + values.numel()]
+        weight.copy_(values)
+        y = kernels.multiply(x, weight.view(1, out_features, in_features), scale, 8, kernels.RELEASED, "torch_int8")
+        torch.testing.assert_close(y.float(), expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max()))

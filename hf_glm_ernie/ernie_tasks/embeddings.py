@@ -15,8 +15,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from hf_glm_ernie.host_arguments import check_model_and_tokenizer, checked_texts, flags, one_of, whole_number
 from hf_glm_ernie.inference.batches import in_batches
-from hf_glm_ernie.inference.texts import checked_texts
 
 POOLINGS = ("mean", "cls", "pooler")
 
@@ -55,7 +55,8 @@ def sentence_embeddings(
         (N, H) fp32 on the CPU, in the order of the texts; (0, H) without texts.
 
     Raises:
-        TypeError: texts that are not strings, or a model that gives no hidden states (one with a head).
+        TypeError: texts that are not strings, a model that gives no hidden states (one with a head), no model or no
+            tokenizer where it belongs, a setting of another type.
         ValueError: an unknown pooling, a pooler asked of a model without one, a setting out of range.
 
     ```python
@@ -68,8 +69,12 @@ def sentence_embeddings(
     >>> similarity = first @ second
     ```
     """
+    check_model_and_tokenizer(model, tokenizer)
     texts = checked_texts(texts)
-    _check_settings(tokenizer, pooling, batch_size, max_length)
+    one_of("pooling", pooling, POOLINGS)
+    batch_size = whole_number("batch_size", batch_size)
+    flags(normalize=normalize)
+    _check_length(tokenizer, max_length)
     longest = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
     limit = min(max_length or longest, longest, tokenizer.model_max_length)
     encoded = _encode(tokenizer, texts, limit)
@@ -132,13 +137,12 @@ def _encode(tokenizer: Any, texts: list[str], max_length: int) -> list[dict[str,
     return [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
 
 
-def _check_settings(tokenizer: Any, pooling: str, batch_size: int, max_length: int | None) -> None:
-    if pooling not in POOLINGS:
-        raise ValueError(f"pooling={pooling!r} is not one of {POOLINGS}.")
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1.")
+def _check_length(tokenizer: Any, max_length: int | None) -> None:
+    if max_length is None:
+        return
+    max_length = whole_number("max_length", max_length)
     special = tokenizer.num_special_tokens_to_add()
-    if max_length is not None and max_length <= special:
+    if max_length <= special:
         raise ValueError(
             f"max_length={max_length} leaves no room for text beside the {special} special tokens; it must be at "
             f"least {special + 1}."

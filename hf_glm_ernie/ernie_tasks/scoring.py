@@ -29,8 +29,16 @@ from typing import Any
 
 import torch
 
+from hf_glm_ernie.host_arguments import (
+    check_model_and_tokenizer,
+    checked_list,
+    checked_texts,
+    flags,
+    one_of,
+    short,
+    whole_number,
+)
 from hf_glm_ernie.inference.batches import in_batches
-from hf_glm_ernie.inference.texts import checked_texts
 
 DIRECTIONS = {"uni": "nlg", "bi": "nlu"}  # and the branch of each
 BLANK = "{}"
@@ -192,7 +200,9 @@ def zero_shot(
     'good'
     ```
     """
+    check_model_and_tokenizer(model, tokenizer)
     texts = checked_texts(texts)
+    flags(assignment=assignment)
     labels, words = _choices_of_texts(choices, len(texts))
     if assignment:
         _check_assignment(choices, len(texts), words)
@@ -247,10 +257,11 @@ def pair_scores(
         ValueError: an unknown score or direction, a model without the head for it, a y without tokens or too long, an
             x without tokens or with a blank where the score allows none, a setting out of range.
     """
-    pairs = list(pairs)
+    check_model_and_tokenizer(model, tokenizer)
+    pairs = checked_list(pairs, "pairs", "a list of pairs of strings")
     for i, pair in enumerate(pairs):
         if not isinstance(pair, tuple | list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
-            raise TypeError(f"pairs[{i}] is no pair of strings: {pair!r}.")
+            raise TypeError(f"pairs[{i}] is no pair of strings: {short(pair)}.")
     run = _Run(model, tokenizer, batch_size, show_progress)
     direction = _check_settings(run, score, direction, max_length)
     choices = _plain_ids(tokenizer, [y for _, y in pairs])
@@ -285,7 +296,8 @@ def rerank(
         TypeError: generations that are not strings.
         ValueError: a model without a credible head, a text without tokens, a setting out of range.
     """
-    texts = checked_texts(generations)
+    check_model_and_tokenizer(model, tokenizer)
+    texts = checked_texts(generations, "generations")
     run = _Run(model, tokenizer, batch_size, show_progress)
     most = _check_lengths(run, max_length)
     _check_head(model, "credible_head", "Ernie3ForPreTraining with config.num_credible_labels=2")
@@ -430,7 +442,7 @@ def _plain_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 def _choices_of_texts(choices: Any, count: int) -> tuple[list[list[str]], list[list[str]]]:
     """Labels and words of every text's choices."""
     if isinstance(choices, str) or not isinstance(choices, Mapping | Sequence):
-        raise TypeError(f"choices must be a list of strings, label -> words, or a list of lists: {choices!r}.")
+        raise TypeError(f"choices must be a list of strings, label -> words, or a list of lists: {short(choices)}.")
     if isinstance(choices, Mapping):
         labels, words = [list(choices)] * count, [_checked_words(list(choices.values()), "choices")] * count
     elif choices and not isinstance(choices[0], str) and isinstance(choices[0], Sequence):
@@ -472,10 +484,9 @@ def _check_pairs(pairs: list[tuple[_Text, list[int]]], score: str, direction: st
 def _check_settings(run: _Run, score: str, direction: str | None, max_length: int) -> str:
     """Returns the direction."""
     _check_lengths(run, max_length)
-    if score not in SCORES:
-        raise ValueError(f"score={score!r} is not one of {tuple(SCORES)}.")
-    if direction is not None and direction not in DIRECTIONS:
-        raise ValueError(f"direction={direction!r} is not one of {tuple(DIRECTIONS)}.")
+    one_of("score", score, SCORES)
+    if direction is not None:
+        one_of("direction", direction, DIRECTIONS)
     if SCORES[score].rows is None:
         _check_head(run.model, "distance_head", "Ernie3ForPreTraining")
         return "bi"
@@ -493,20 +504,16 @@ def _check_head(model: Any, head: str, classes: str) -> None:
 
 def _check_lengths(run: _Run, max_length: int) -> int:
     """Returns how many tokens a row may have."""
-    if run.batch_size < 1:
-        raise ValueError(f"batch_size={run.batch_size} must be at least 1.")
-    if max_length < 3:
+    whole_number("batch_size", run.batch_size)
+    if whole_number("max_length", max_length) < 3:
         raise ValueError(f"max_length={max_length} leaves no room for a text; it must be at least 3.")
     return min(max_length, run.model.config.max_position_embeddings)
 
 
 def _checked_words(words: Any, name: str) -> list[str]:
     if isinstance(words, str):
-        raise TypeError(f"{name} must be a list of strings, not one string: {words!r}.")
-    for i, word in enumerate(words):
-        if not isinstance(word, str):
-            raise TypeError(f"{name}[{i}] is a {type(word).__name__}, not a string: {word!r}.")
-    return list(words)
+        raise TypeError(f"{name} must be a list of strings, not one string: {short(words)}.")
+    return checked_texts(words, name)
 
 
 __all__ = ["RankedText", "ZeroShotAnswer", "pair_scores", "rerank", "zero_shot"]

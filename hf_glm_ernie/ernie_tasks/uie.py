@@ -31,8 +31,15 @@ import torch
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
+from hf_glm_ernie.host_arguments import (
+    check_model_and_tokenizer,
+    checked_texts,
+    flags,
+    one_of,
+    threshold_below_one,
+    whole_number,
+)
 from hf_glm_ernie.inference.batches import FEW_BATCHES, in_batches
-from hf_glm_ernie.inference.texts import checked_texts
 
 from .uie_schema import LANGUAGES, SchemaNode, read_schema
 from .uie_windows import (
@@ -97,7 +104,8 @@ def uie(
         where something was found about it. An option chosen from the prompt has no `start` and `end`.
 
     Raises:
-        TypeError: texts that are not strings, a schema of something else than names, lists and dicts.
+        TypeError: texts that are not strings, a schema of something else than names, lists and dicts, no model or no
+            tokenizer where it belongs, a setting of another type.
         ValueError: an empty schema or name, unclosed options, a name that leaves no room for text, a setting out of
             range, a tokenizer without offsets.
 
@@ -110,10 +118,14 @@ def uie(
     >>> uie(model, tokenizer, {"歌曲名称": ["歌手"]}, "《告别了》是孙耀威在专辑爱的故事里面的歌曲")
     ```
     """
+    check_model_and_tokenizer(model, tokenizer)
     nodes = read_schema(schema)
     texts = checked_texts(texts)
-    max_length = min(max_length, model.config.max_position_embeddings)
-    _check_settings(tokenizer, nodes, threshold, batch_size, max_length, language)
+    threshold, batch_size = threshold_below_one("threshold", threshold), whole_number("batch_size", batch_size)
+    max_length = min(whole_number("max_length", max_length), model.config.max_position_embeddings)
+    one_of("language", language, LANGUAGES)
+    flags(split_sentences=split_sentences)
+    _check_room(tokenizer, nodes, max_length)
     results: list[dict[str, list[dict[str, Any]]]] = [{} for _ in texts]
     level = [_Question(i, node, node.prompt(), None) for node in nodes for i in range(len(texts))]
     reader = _Reader(model, tokenizer, threshold, batch_size, max_length, split_sentences, show_progress)
@@ -222,18 +234,7 @@ def _answers(question: _Question, text: str, windows: list[list[Span]]) -> list[
     ]
 
 
-def _check_settings(
-    tokenizer: Any, nodes: list[SchemaNode], threshold: float, batch_size: int, max_length: int, language: str
-) -> None:
-    if language not in LANGUAGES:
-        raise ValueError(f"language={language!r} is not one of {LANGUAGES}.")
-    if not isinstance(threshold, int | float) or not 0 <= threshold < 1:
-        raise ValueError(
-            f"threshold={threshold!r} is no probability that an answer can exceed: give a number in [0, 1), such as "
-            "the default 0.5."
-        )
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1.")
+def _check_room(tokenizer: Any, nodes: list[SchemaNode], max_length: int) -> None:
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
             f"{type(tokenizer).__name__} gives no character offsets. Load the tokenizer with AutoTokenizer (one of "

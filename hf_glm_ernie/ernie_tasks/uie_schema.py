@@ -14,6 +14,9 @@ from typing import Any
 
 LANGUAGES = ("zh", "en")
 
+DEEPEST = 64
+"""Levels of a schema; every one is a pass over the texts."""
+
 # Full-width forms of ASCII, which prompts are trained without.
 HALF_WIDTH = {0xFEE0 + code: code for code in range(0x21, 0x7F)}
 
@@ -72,7 +75,7 @@ def read_schema(schema: Any) -> list[SchemaNode]:
 
     Raises:
         TypeError: something else than names, dicts and lists.
-        ValueError: an empty schema or name, or brackets that do not enclose options.
+        ValueError: an empty schema or name, brackets that do not enclose options, or more than `DEEPEST` levels.
     """
     tree: dict[str, Any] = {}
     _add(tree, schema, "schema")
@@ -83,13 +86,15 @@ def read_schema(schema: Any) -> list[SchemaNode]:
     return _nodes(tree)
 
 
-def _add(tree: dict[str, Any], schema: Any, where: str) -> None:
+def _add(tree: dict[str, Any], schema: Any, where: str, depth: int = 0) -> None:
     """Adds the names of a schema to a tree of nested dicts."""
+    if depth > DEEPEST:
+        raise ValueError(f"The schema nests more than {DEEPEST} deep: {where[:80]}... Ask for less at once.")
     if isinstance(schema, str):
         tree.setdefault(_checked_name(schema, where), {})
     elif isinstance(schema, dict):
         for name, below in schema.items():
-            _add(tree.setdefault(_checked_name(name, where), {}), below, f"{where}[{name!r}]")
+            _add(tree.setdefault(_checked_name(name, where), {}), below, f"{where}[{name!r}]", depth + 1)
     elif isinstance(schema, list | tuple):
         for i, entry in enumerate(schema):
             if isinstance(entry, list | tuple):

@@ -14,6 +14,14 @@ from typing import Any
 
 import torch
 
+from hf_glm_ernie.host_arguments import (
+    check_model_and_tokenizer,
+    checked_list,
+    flags,
+    short,
+    threshold_below_one,
+    whole_number,
+)
 from hf_glm_ernie.inference.batches import in_batches
 
 OPTION_TOKEN = "[O-MASK]"
@@ -52,9 +60,10 @@ def utc(
         `score`, in the order of the choices.
 
     Raises:
-        TypeError: texts or choices that are not strings.
-        ValueError: fewer than two choices, an empty text, choices that leave no room for the text, a model without a
-            row for `[O-MASK]`, a threshold outside [0, 1), a batch size below 1.
+        TypeError: texts or choices that are not strings, no model or no tokenizer where it belongs, a setting of
+            another type.
+        ValueError: fewer than two choices, an empty one, an empty text, choices that leave no room for the text, a
+            model without a row for `[O-MASK]`, a threshold outside [0, 1), a batch size below 1.
 
     ```python
     >>> from transformers import AutoModel, AutoTokenizer
@@ -65,17 +74,13 @@ def utc(
     >>> utc(model, tokenizer, ["这是一条差评", "这是一条好评"], "房间干净明亮，非常不错")
     ```
     """
+    check_model_and_tokenizer(model, tokenizer)
     labels = _checked_choices(choices)
     pairs = _checked_texts(texts)
-    if not isinstance(threshold, int | float) or not 0 <= threshold < 1:
-        raise ValueError(
-            f"threshold={threshold!r} is no probability that a choice can exceed: give a number in [0, 1), as "
-            "the default 0.5 is."
-        )
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1.")
+    threshold, batch_size = threshold_below_one("threshold", threshold), whole_number("batch_size", batch_size)
+    max_length = min(whole_number("max_length", max_length), model.config.max_position_embeddings)
+    flags(single_label=single_label)
     omask = _option_id(model, tokenizer)
-    max_length = min(max_length, model.config.max_position_embeddings)
     options = [[omask, *ids] for ids in _plain_ids(tokenizer, labels)]
 
     def classify(batch: list[int]) -> Iterator[dict[str, Any]]:
@@ -186,19 +191,24 @@ def _checked_choices(choices: Any) -> list[str]:
     if isinstance(choices, dict) and len(choices) == 1:
         choices = next(iter(choices.values()))
     if not isinstance(choices, list | tuple) or len(choices) < 2:
-        raise ValueError(f"choices must be a list of at least two strings, or a dict with one such list: {choices!r}.")
+        raise ValueError(
+            f"choices must be a list of at least two strings, or a dict with one such list: {short(choices)}."
+        )
     for i, choice in enumerate(choices):
         if not isinstance(choice, str):
-            raise TypeError(f"choices[{i}] is a {type(choice).__name__}, not a string: {choice!r}.")
+            raise TypeError(f"choices[{i}] is a {type(choice).__name__}, not a string: {short(choice)}.")
+        if not choice:
+            raise ValueError(f"choices[{i}] is empty: say what may hold.")
     return list(choices)
 
 
 def _checked_texts(texts: Any) -> list[tuple[str, str]]:
     pairs = []
-    for i, text in enumerate([texts] if isinstance(texts, str) else texts):
+    wanted = "a string, or a list of strings and pairs of strings"
+    for i, text in enumerate([texts] if isinstance(texts, str) else checked_list(texts, "texts", wanted)):
         pair = (text, "") if isinstance(text, str) else tuple(text) if isinstance(text, list | tuple) else ()
         if len(pair) != 2 or not all(isinstance(part, str) for part in pair):
-            raise TypeError(f"texts[{i}] is neither a string nor a pair of strings: {text!r}.")
+            raise TypeError(f"texts[{i}] is neither a string nor a pair of strings: {short(text)}.")
         if not any(pair):
             raise ValueError(f"texts[{i}] is empty.")
         pairs.append(pair)

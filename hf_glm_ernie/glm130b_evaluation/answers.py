@@ -15,18 +15,20 @@ Source: `generation/strategies.py`, `evaluation/tasks.py` and `tasks/lambada` of
 in shape comments: B batch, K beams, P prompt, T all tokens, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from string import punctuation
 from typing import Any
 
 import torch
 from transformers import LogitsProcessor, LogitsProcessorList
 
+from hf_glm_ernie.host_arguments import check_model_and_tokenizer, whole_number
 from hf_glm_ernie.host_interface import CACHE_NAME
 from hf_glm_ernie.inference.batches import in_batches
 from hf_glm_ernie.prefix_glm130b import left_padded
 
-from .scoring import PromptRow, Text, fit_text, prompt_row, token_ids
+from .scoring import PromptRow, fit_text, prompt_row
+from .texts import Text, token_ids
 
 # A prompt counts for the length penalty as padded by the authors' collator.
 TILE = 32
@@ -220,21 +222,22 @@ def answer_ids(
     """Generates the answers of a generation task.
 
     Arguments are those of `generate_answers`, and: `invalid_ids`, tokens that no answer holds; `banned_prefixes`, runs
-    of tokens that no answer begins with; `masks_in_text`, see `token_ids` in `scoring`.
+    of tokens that no answer begins with; `masks_in_text`, see `token_ids` in `texts`.
 
     Returns:
         For each context its beams, best first (one if greedy): the ids, without the token that ended them.
 
     Raises:
+        TypeError: see `generate_answers`.
         ValueError: see `generate_answers`.
     """
-    if no_repeat_ngram_size == 1 or no_repeat_ngram_size < 0:
-        raise ValueError(f"no_repeat_ngram_size={no_repeat_ngram_size} must be 0 (off) or at least 2.")
-    size = model.config.max_position_embeddings if max_seq_length is None else max_seq_length
+    check_model_and_tokenizer(model, tokenizer)
+    counts = {"max_gen_length": max_gen_length, "num_beams": num_beams, "batch_size": batch_size}
+    size = _checked_size(model, max_seq_length, counts, no_repeat_ngram_size, min_gen_length)
     mask_id = tokenizer.gmask_token_id if use_task_mask else tokenizer.mask_token_id
     kind = {"use_task_mask": use_task_mask, "unidirectional": unidirectional}
     prompts = []
-    for index, ids in enumerate(token_ids(tokenizer, contexts, masks_in_text=masks_in_text)):
+    for index, ids in enumerate(token_ids(tokenizer, contexts, masks_in_text=masks_in_text, name="contexts")):
         text = fit_text(ids, size - max_gen_length - 2, mask_id, f"contexts[{index}]")
         prompts.append(prompt_row(text, mask_id, tokenizer.sop_token_id, **kind))
     settings: dict[str, Any] = {
@@ -261,6 +264,19 @@ def answer_ids(
     lengths = [len(prompt.ids) for prompt in prompts]
     show = progress and len(prompts) > batch_size
     return in_batches(model, answer, lengths, batch_size, what="Generating", show_progress=show)
+
+
+def _checked_size(
+    model: Any, max_seq_length: int | None, counts: Mapping[str, int], ngram_size: int, min_gen_length: int
+) -> int:
+    """Checks the settings; returns how many tokens prompt and answer may have together."""
+    for name, value in counts.items():
+        whole_number(name, value)
+    whole_number("min_gen_length", min_gen_length, least=0)
+    if whole_number("no_repeat_ngram_size", ngram_size, least=0) == 1:
+        raise ValueError("no_repeat_ngram_size=1 must be 0 (off) or at least 2.")
+    context = int(model.config.max_position_embeddings)
+    return context if max_seq_length is None else whole_number("max_seq_length", max_seq_length, most=context)
 
 
 def _generate(model: Any, tokenizer: Any, batch: list[PromptRow], settings: dict[str, Any]) -> list[list[int]]:
@@ -302,8 +318,10 @@ def generate_answers(model: Any, tokenizer: Any, contexts: Sequence[Text], **set
         The answers, decoded.
 
     Raises:
-        ValueError: a mask in the text of a `[gMASK]` task, `unidirectional` without `use_task_mask`,
-            `no_repeat_ngram_size=1`, an answer that leaves no room for its context.
+        TypeError: no model or no tokenizer where it belongs, no list of contexts, what is neither a text nor ids, a
+            count that is no number.
+        ValueError: a mask in the text of a `[gMASK]` task, `unidirectional` without `use_task_mask`, a count out of
+            range, `no_repeat_ngram_size=1`, an answer that leaves no room for its context.
     """
     return [answer_text(tokenizer, beams[0]) for beams in answer_ids(model, tokenizer, contexts, **settings)]
 
@@ -321,7 +339,7 @@ def lambada_bans(tokenizer: Any) -> tuple[list[int], list[list[int]]]:
     )
     invalid = list(RELEASED_INVALID) if is_released else []
     prefixes = [list(prefix) for prefix in RELEASED_PREFIXES] if is_released else []
-    for ids in token_ids(tokenizer, punctuation, masks_in_text=False):
+    for ids in token_ids(tokenizer, list(punctuation), masks_in_text=False):
         if len(ids) == 1:
             invalid.append(ids[0])
         if ids:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hf_glm_ernie.host_arguments import check_model_and_tokenizer, short, whole_number
+
 from .answers import answer_ids, answer_text, generate_answers, lambada_bans, last_word, last_words
 from .metrics import (
     accuracy,
@@ -132,8 +134,15 @@ def evaluate_task(
 
     Raises:
         FileNotFoundError: no task file, or a group without data.
-        ValueError: a mistake in task file or data, or rows longer than the model's context.
+        TypeError: no model or no tokenizer where it belongs, a count that is no number.
+        ValueError: a mistake in task file or data, a count below 1, or rows longer than the model's context.
     """
+    check_model_and_tokenizer(model, tokenizer)
+    for name, value in (("max_seq_length", max_seq_length), ("batch_size", batch_size)):
+        if value is not None:
+            whole_number(name, value)
+    if not isinstance(task, TaskConfig | str | os.PathLike):
+        raise TypeError(f"task={short(task)} is a {type(task).__name__}; it must be a YAML file or a task's config.")
     config = task if isinstance(task, TaskConfig) else read_task(task)
     size = config.max_seq_length if max_seq_length is None else max_seq_length
     context = model.config.max_position_embeddings

@@ -19,12 +19,14 @@ import torch
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, StoppingCriteria, StoppingCriteriaList
 
+from hf_glm_ernie.host_arguments import check_model_and_tokenizer, whole_number
 from hf_glm_ernie.modeling_glm130b import Glm130bForCausalLM
 from hf_glm_ernie.prefix_glm130b import left_padded
 from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
 
 from .answers import answer_text, until_end
-from .scoring import ScoredRow, choice_row, fit_text, lm_loss, prompt_row, span_scores, token_ids
+from .scoring import ScoredRow, choice_row, fit_text, lm_loss, prompt_row, span_scores
+from .texts import token_ids
 
 try:
     from lm_eval.api.model import TemplateLM
@@ -110,7 +112,11 @@ class Glm130bLM(TemplateLM):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__()
-        _check_batch_size(batch_size, max_batch_size)
+        rows = _checked_batch_size(batch_size, max_batch_size)
+        for name, value in (("max_length", max_length), ("generation_length", generation_length)):
+            if value is not None:
+                whole_number(name, value)
+        whole_number("max_gen_toks", max_gen_toks)
         source = {"revision": revision, "trust_remote_code": trust_remote_code}
         if isinstance(pretrained, str):
             self.model = _load(pretrained, dtype, quantization, device, device_map, source)
@@ -130,7 +136,8 @@ class Glm130bLM(TemplateLM):
             self.model = PeftModel.from_pretrained(self.model, peft)
         self.model.eval()
         self._device = self.model.device
-        self.batch_size = int(batch_size or 1)
+        check_model_and_tokenizer(self.model, self.tokenizer)
+        self.batch_size = rows
         self.max_length = max_length or self.model.config.max_position_embeddings
         self.generation_length, self.max_gen_toks = generation_length, max_gen_toks
         self.use_task_mask, self.pack_choices = use_task_mask, pack_choices
@@ -329,14 +336,17 @@ class Glm130bLM(TemplateLM):
         return [until_end(ids, ends) for ids in output[:, width:].tolist()]
 
 
-def _check_batch_size(batch_size: int | str | None, max_batch_size: int | str | None) -> None:
-    if not str(batch_size or 1).isdecimal():
-        raise ValueError(f"batch_size={batch_size!r} must be a number; this model does not try sizes out.")
+def _checked_batch_size(batch_size: int | str | None, max_batch_size: int | str | None) -> int:
     if max_batch_size is not None:
         raise ValueError(
             f"max_batch_size={max_batch_size!r} is for trying sizes out, which this model does not do: give "
             "batch_size as a number."
         )
+    if batch_size is None:
+        return 1
+    if not str(batch_size).isdecimal() or not int(batch_size):
+        raise ValueError(f"batch_size={batch_size!r} must be a number, at least 1; this model does not try sizes out.")
+    return int(batch_size)
 
 
 def _refuse_too_late(settings: dict[str, Any]) -> None:

@@ -17,8 +17,7 @@ batch, L length of a row.
 """
 
 import math
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,14 +25,14 @@ import torch
 import torch.nn.functional as F
 from transformers.utils import logging
 
+from hf_glm_ernie.host_arguments import check_model_and_tokenizer, checked_list, whole_number
 from hf_glm_ernie.host_interface import named_cache
 from hf_glm_ernie.inference.batches import in_batches
 
+from .texts import Text, token_ids
+
 logger = logging.get_logger(__name__)
 
-Text = str | Sequence[int]
-
-MASKS = re.compile(r"(\[[sg]?MASK\])")
 # Projected to the vocabulary at once: 0.3 GiB of fp32 for the released 150,528 ids.
 POSITIONS_AT_ONCE = 512
 
@@ -283,9 +282,15 @@ def span_scores(
         For each row the scores of its spans.
 
     Raises:
-        ValueError: an adapter that puts embeddings before the row, or a row longer than the model's context.
+        ValueError: an adapter that puts embeddings before the row, a row longer than the model's context, an id that
+            the model does not have, a batch size below 1.
     """
+    batch_size = whole_number("batch_size", batch_size)
     core, make_prefix = _without_adapter_wrapper(model)
+    vocabulary = core.config.vocab_size
+    for number, row in enumerate(rows):
+        if wrong := [i for i in (*row.ids, *(i for ids in row.targets for i in ids)) if not 0 <= i < vocabulary]:
+            raise ValueError(f"Row {number} holds the id {wrong[0]}; the model has ids 0 .. {vocabulary - 1}.")
     longest = max((len(row.ids) for row in rows), default=0)
     if longest > core.config.max_position_embeddings:
         raise ValueError(
@@ -369,34 +374,6 @@ def _batch_scores(model: Any, make_prefix: Any, rows: list[ScoredRow]) -> list[l
     return scores
 
 
-def token_ids(tokenizer: Any, texts: Iterable[Text], *, masks_in_text: bool = True) -> list[list[int]]:
-    """Ids of texts as the evaluation reads them: nothing is added.
-
-    Args:
-        tokenizer: A `Glm130bTokenizer`.
-        texts: Texts; ids are passed on as they are.
-        masks_in_text: A mask written in a text is that token, and cuts the text, as in generation; otherwise, as with
-            the authors' evaluation, whose masks come in tokenized data only, it is plain text.
-
-    Returns:
-        The ids of each text.
-    """
-    return [
-        _text_ids(tokenizer, text, masks_in_text) if isinstance(text, str) else [int(index) for index in text]
-        for text in texts
-    ]
-
-
-def _text_ids(tokenizer: Any, text: str, masks_in_text: bool) -> list[int]:
-    ids: list[int] = []
-    for piece in MASKS.split(text) if masks_in_text else [text]:
-        if masks_in_text and MASKS.fullmatch(piece):
-            ids.append(tokenizer.convert_tokens_to_ids(piece))
-        elif piece:
-            ids += tokenizer(piece, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return ids
-
-
 def cond_log_probs(
     model: Any,
     tokenizer: Any,
@@ -423,7 +400,7 @@ def cond_log_probs(
         max_seq_length: Tokens of a row; what is too long loses the left of its context. Default: the model's context.
         packed: All choices of a context in one row. `False` gives each a row of its own: slower, and equal to 1e-5,
             except that a long context is cut less.
-        masks_in_text: See `token_ids`.
+        masks_in_text: See `token_ids` in `texts`.
         batch_size: Rows per forward.
         progress: Whether to show a bar.
 
@@ -431,19 +408,24 @@ def cond_log_probs(
         For each context the log-probability of each choice, summed over its tokens, in nats.
 
     Raises:
+        TypeError: no model or no tokenizer where it belongs, no list of contexts or of choices, what is neither a text
+            nor ids, a count that is no number.
         ValueError: lists of different lengths, a context without choices, an empty choice, choices that leave no room.
     """
+    check_model_and_tokenizer(model, tokenizer)
+    contexts = checked_list(contexts, "contexts", "a list of texts, or of lists of ids")
+    choices = checked_list(choices, "choices", "a list with a list of choices for each context")
     if len(contexts) != len(choices):
         raise ValueError(f"{len(contexts)} contexts and {len(choices)} lists of choices: give one list per context.")
-    size = model.config.max_position_embeddings if max_seq_length is None else max_seq_length
+    size = _row_length(model, max_seq_length)
     mask_id = tokenizer.gmask_token_id if use_task_mask else tokenizer.mask_token_id
     kind = {"use_task_mask": use_task_mask, "unified_multitask_encoding": unified_multitask_encoding}
     rows: list[ScoredRow] = []
     counts = []
-    context_ids = token_ids(tokenizer, contexts, masks_in_text=masks_in_text)
+    context_ids = token_ids(tokenizer, contexts, masks_in_text=masks_in_text, name="contexts")
     for index, (context, texts) in enumerate(zip(context_ids, choices, strict=True)):
         where = f"contexts[{index}]"
-        candidates = token_ids(tokenizer, texts, masks_in_text=False)
+        candidates = token_ids(tokenizer, texts, masks_in_text=False, name=f"choices[{index}]")
         _check_choices(candidates, where)
         if unified_multitask_encoding and mask_id in context:
             raise ValueError(f"{where} holds a mask, which unified_multitask_encoding=True does not support.")
@@ -455,6 +437,13 @@ def cond_log_probs(
         counts.append(len(groups))
     scores = iter(span_scores(model, rows, batch_size=batch_size, progress=progress, what="Scoring choices"))
     return [[score.log_prob for _ in range(count) for score in next(scores)] for count in counts]
+
+
+def _row_length(model: Any, max_seq_length: int | None) -> int:
+    """The most tokens of a row: what is asked for, else the model's context."""
+    if max_seq_length is None:
+        return int(model.config.max_position_embeddings)
+    return whole_number("max_seq_length", max_seq_length, least=2)
 
 
 def _check_choices(candidates: list[list[int]], where: str) -> None:
@@ -495,9 +484,14 @@ def lm_loss(
         The loss of each text.
 
     Raises:
+        TypeError: as for `cond_log_probs`.
         ValueError: an empty text, or lengths that do not go together.
     """
-    size = model.config.max_position_embeddings if max_seq_length is None else max_seq_length
+    check_model_and_tokenizer(model, tokenizer)
+    texts = checked_list(texts, "texts", "a list of texts, or of lists of ids")
+    size = _row_length(model, max_seq_length)
+    if generation_length is not None:
+        whole_number("generation_length", generation_length)
     mask_id = tokenizer.gmask_token_id if use_task_mask else tokenizer.mask_token_id
     windows = [
         window_rows(
@@ -530,7 +524,6 @@ __all__ = [
     "PromptRow",
     "ScoredRow",
     "SpanScore",
-    "Text",
     "TextLoss",
     "choice_row",
     "cond_log_probs",
@@ -538,6 +531,5 @@ __all__ = [
     "lm_loss",
     "prompt_row",
     "span_scores",
-    "token_ids",
     "window_rows",
 ]

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from .metrics import crows_pairs, stereoset
-from .scoring import token_ids
+from .texts import token_ids
 
 
 @dataclass

@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import torch
 from tqdm.auto import tqdm
 
+from hf_glm_ernie.host_arguments import whole_number
+
 FEW_BATCHES = 4
 """A progress bar from so many batches on, unless told otherwise."""
 
@@ -52,7 +54,12 @@ def in_batches(
 
     Returns:
         The results, in the order of the rows.
+
+    Raises:
+        TypeError: a `batch_size` that is no number.
+        ValueError: one below 1.
     """
+    batch_size = whole_number("batch_size", batch_size)
     order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
     hidden = len(batches) <= FEW_BATCHES if show_progress is None else not show_progress

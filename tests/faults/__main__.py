@@ -17,7 +17,7 @@ from queue import Queue
 
 from tqdm import tqdm
 
-from . import hostile, interruptions
+from . import hostile, interruptions, runtime_fuzz
 from .flows import FLOWS
 from .harness import Server, can_build
 from .themes import THEMES
@@ -31,7 +31,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--only", nargs="*", metavar="NAME", help="flows or themes; default: all")
     parser.add_argument("--most", type=int, default=60, help="places at which each kind of fault strikes a flow")
-    parser.add_argument("--mutants", type=int, default=5000, help="damaged files, of all kinds together")
+    parser.add_argument(
+        "--inputs", type=int, default=3000, help="files damaged at random, and settings that are wrong"
+    )
+    parser.add_argument("--rows", type=int, default=900, help="random rows and shapes through what must agree")
     parser.add_argument("--jobs", type=int, default=2, help="processes at work")
     options = parser.parse_args()
     if not can_build():
@@ -51,11 +54,14 @@ def _tasks(options: argparse.Namespace) -> dict[str, Task]:
         return interruptions.campaign(flow, interruptions.KINDS, server, options.most)
 
     def of_theme(name: str, server: Server, folder: Path) -> Result:
-        number, wrong = hostile.campaign(THEMES[name](options.mutants), server, folder)
+        number, wrong = hostile.campaign(THEMES[name](options.inputs), server, folder)
         return Counter({name: number}), wrong
 
+    def of_rows(server: Server, folder: Path) -> Result:
+        return runtime_fuzz.run(options.rows, seed=0)
+
     flows: dict[str, Task] = {flow.name: partial(of_flow, flow) for flow in FLOWS}
-    return flows | {name: partial(of_theme, name) for name in THEMES}
+    return flows | {name: partial(of_theme, name) for name in THEMES} | {"rows": of_rows}
 
 
 def _run(tasks: dict[str, Task], jobs: int) -> Result:

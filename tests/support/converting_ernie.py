@@ -19,8 +19,8 @@ TABLE = "StructuredToParameterName@@"
 
 
 def convert(source: Path, output: Path, *arguments: str) -> int:
-    """Runs the command; returns its exit status."""
-    return main(["ernie", f"--source={source}", f"--output={output}", *arguments])
+    """Runs the command, without computing with the result; returns its exit status."""
+    return main(["ernie", f"--source={source}", f"--output={output}", "--no-reference", *arguments])
 
 
 def arrays_of(path: Path) -> dict[str, np.ndarray]:

@@ -14,20 +14,23 @@ ROOT = Path(__file__).parents[2]
 GLM = ROOT / "examples" / "sample-glm130b"
 ERNIE = ROOT / "examples" / "sample-ernie"
 
-HOST_CODE = {"host_interface.py", "host_versions.py"}
+HOST_CODE = {"host_inputs.py", "host_interface.py", "host_versions.py"}
 GLM_CODE = {
     "configuration_arguments.py",
     "configuration_glm130b.py",
     "generation_glm130b.py",
+    "host_arguments.py",
     "inputs_glm130b.py",
     "modeling_glm130b.py",
     "prefix_glm130b.py",
     "rotary_glm130b.py",
+    "tokenization_calls.py",
     "tokenization_glm130b.py",
     "tokenization_glm130b_chat.py",
     "tokenization_glm130b_host.py",
     "tokenization_icetext.py",
     "tokenization_icetext_backend.py",
+    "tokenization_icetext_checks.py",
     "tokenization_rows.py",
 }
 QUANTIZER_CODE = {
@@ -40,6 +43,8 @@ QUANTIZER_CODE = {
     "weight_only_lora.py",
 }
 ERNIE_TOKENIZER_CODE = {
+    "host_arguments.py",
+    "tokenization_calls.py",
     "tokenization_ernie.py",
     "tokenization_ernie_added.py",
     "tokenization_ernie_offsets.py",
