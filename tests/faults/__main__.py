@@ -5,6 +5,7 @@ Every converter in each direction, and publish, is killed, interrupted, given fu
 """
 
 import argparse
+import contextlib
 import sys
 import tempfile
 import time
@@ -13,7 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from queue import Queue
+from queue import Empty, Queue
 
 from tqdm import tqdm
 
@@ -74,16 +75,16 @@ def _run(tasks: dict[str, Task], jobs: int) -> Result:
             waiting.put(item)
 
         def work(number: int) -> None:
-            with Server(Path(scratch, f"server-{number}")) as server:
-                while not waiting.empty():
-                    name, task = waiting.get()
+            with Server(Path(scratch, f"server-{number}")) as server, contextlib.suppress(Empty):
+                while True:
+                    name, task = waiting.get_nowait()
                     folder = Path(scratch, name)
                     folder.mkdir()
                     ran, bad = task(server, folder)
                     counts.update(ran)
                     wrong.extend(bad)
                     bar.update()
-                    bar.write(f"{name}: {ran.total()} runs, {len(bad)} wrong")
+                    bar.write("\n  ".join([f"{name}: {ran.total()} runs, {len(bad)} wrong", *bad[:5]]))
 
         with tqdm(total=len(tasks), desc="campaigns") as bar, ThreadPoolExecutor(jobs) as pool:
             list(pool.map(work, range(jobs)))

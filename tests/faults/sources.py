@@ -125,7 +125,7 @@ def _reverse(forward: Callable[[Path], list[str]], *more: str) -> Callable[[Path
         before = folder / "before"
         before.mkdir()
         arguments = forward(before)
-        command = [*arguments, f"--source={before / 'source'}", f"--output={folder / 'source'}"]
+        command = [*arguments, f"--source={before / 'source'}", f"--output={folder / 'source'}", "--no-reference"]
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             assert main([*command, "--max-shard-size=20KB"]) == 0
         return [arguments[0], "--reverse", *more]
