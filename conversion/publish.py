@@ -22,13 +22,14 @@ from typing import Any, BinaryIO
 
 from . import publish_comparing
 from .folder_files import RECORD, count, write_code, write_json
+from .interruption import interruptible
 from .job import Progress, progress_bar
 from .json_files import read_json
 from .publish_card import CardTexts, model_card
 from .publish_check import FULL, STRUCTURE
 from .publish_classes import license_of, remote_classes
 from .publish_comparing import CheckRow
-from .publish_folder import CARD, Building, building_of, ended_by_sigterm, is_left_behind, refuse_published
+from .publish_folder import CARD, Building, building_of, is_left_behind, refuse_published
 from .publish_hub import check_repo_name
 from .publish_source import PublishError, Source, read_source
 from .publish_trial import trial_memory
@@ -180,7 +181,7 @@ def publish(publication: Publication, show_progress: bool = True) -> dict[str, s
     source = publication.source
     about = {"repo": publication.repo, "source": str(source.folder)}
     with (
-        ended_by_sigterm(),
+        interruptible(),
         _explained(publication.output),
         Building(publication.output, list(source.weights), about) as building,
     ):

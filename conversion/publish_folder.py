@@ -12,13 +12,11 @@ import json
 import os
 import re
 import shutil
-import signal
 import stat
-import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import hf_glm_ernie
@@ -35,10 +33,6 @@ NOTE = "note.json"
 CARD = "README.md"
 SMALL = frozenset((*CARRIED, SAFETENSORS_INDEX, "config.json", CARD, ".gitattributes"))
 CODE = frozenset(path.name for path in Path(hf_glm_ernie.__file__).parent.glob("*.py"))
-
-
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end."""
 
 
 class Building:
@@ -254,21 +248,4 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-@contextlib.contextmanager
-def ended_by_sigterm() -> Iterator[None]:
-    """Makes SIGTERM an interruption, so that what was begun is removed; in the main thread."""
-
-    def end(number: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-__all__ = ["Building", "building_of", "ended_by_sigterm", "is_left_behind", "refuse_published"]
+__all__ = ["Building", "building_of", "is_left_behind", "refuse_published"]

@@ -125,7 +125,7 @@ def test_sigterm_cleans_up(
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(publish_comparing, "checked", lambda *_: signal.raise_signal(signal.SIGTERM))
     model = fill(tmp_path)
-    assert main(["publish", str(model), "--repo=me/x", f"--output={tmp_path / 'new' / 'out'}"]) == 130
+    assert main(["publish", str(model), "--repo=me/x", f"--output={tmp_path / 'new' / 'out'}"]) == 143
     assert "nothing was written" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
     assert signal.getsignal(signal.SIGTERM) == before
