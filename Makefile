@@ -22,7 +22,7 @@ test: $(STAMP)  ## every test that runs on two cores, a process on each
 test-slow: $(STAMP)
 	$(PYTHON) -m pytest -m "slow and not gpu"
 
-test-faults: $(STAMP)  ## kills, full disks, failing calls and hostile files, the long form; about MINUTES minutes
+test-faults: $(STAMP)  ## kills, full disks, failing calls and hostile files, the long form; about 20 minutes
 	OMP_NUM_THREADS=1 $(PYTHON) -m tests.faults
 
 # The two ends of what pyproject.toml allows of the host, and one between them.

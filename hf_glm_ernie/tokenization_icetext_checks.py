@@ -24,6 +24,9 @@ MAX_BLANK_LENGTH = 1000
 MAX_SCORE = 1e30
 
 NORMAL, UNKNOWN = 1, 2
+NAMED = ("unk_piece", "eos_piece", "pad_piece", "unk_surface")
+"""Fields of the trainer's settings that are texts."""
+
 IS_VALUE, HAS_LEAF, IS_WIDE = 1 << 31, 1 << 8, 1 << 9
 """Bits of a unit of a trie."""
 
@@ -69,6 +72,9 @@ def check_model(proto: Any, name: str) -> None:
         texts = [piece.piece for piece in proto.pieces]
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} has a piece that is not UTF-8 text ({error}).") from None
+    named = [getattr(proto.trainer_spec, field) for field in NAMED]
+    if odd := [text for text in (*texts, *named) if not isinstance(text, str)]:  # bytes, where protobuf does not raise
+        raise ValueError(f"{name} has a piece that is not UTF-8 text ({str(odd[0])[:40]}).")
     scores = [piece.score for piece in proto.pieces]
     kinds = [piece.type for piece in proto.pieces]
     if not math.isfinite(sum(scores)) or max(map(abs, (min(scores), max(scores)))) > MAX_SCORE:

@@ -142,6 +142,15 @@ def test_a_sentencepiece_model_is_checked_before_compiled_code_sees_it(tmp_path:
     refused("has the piece 'z' twice", lambda m: [m.pieces.add(piece="z", score=-1, type=1) for _ in "12"])
     refused("2 pieces of type UNKNOWN", lambda m: m.pieces.add(piece="<u>", score=-1, type=2))
     refused("at most 8,000,000", lambda m: setattr(m.trainer_spec, "unk_surface", "m" * 8_000_000))
+    for edit in (
+        lambda m: m.pieces.add(piece="qqqq", score=-1, type=1),
+        lambda m: setattr(m.trainer_spec, "unk_surface", "qqqq"),
+    ):
+        changed = type(proto)()
+        changed.CopyFrom(proto)
+        edit(changed)
+        with pytest.raises(ValueError, match="not UTF-8 text"):
+            parse_ice_text(changed.SerializeToString().replace(b"qqqq", b"\xe5qqq"))
     table = proto.normalizer_spec.precompiled_charsmap
     assert len(table) > 10**5
     length = int.from_bytes(table[:4], "little")

@@ -31,9 +31,9 @@ def main() -> int:
     """Runs what is asked for; status 1 if anything is wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--only", nargs="*", metavar="NAME", help="flows or themes; default: all")
-    parser.add_argument("--most", type=int, default=60, help="places at which each kind of fault strikes a flow")
+    parser.add_argument("--most", type=int, default=15, help="places at which each kind of fault strikes a flow")
     parser.add_argument(
-        "--inputs", type=int, default=3000, help="files damaged at random, and settings that are wrong"
+        "--inputs", type=int, default=1500, help="files damaged at random, and settings that are wrong"
     )
     parser.add_argument("--rows", type=int, default=900, help="random rows and shapes through what must agree")
     parser.add_argument("--jobs", type=int, default=2, help="processes at work")
@@ -52,7 +52,7 @@ def main() -> int:
 
 def _tasks(options: argparse.Namespace) -> dict[str, Task]:
     def of_flow(flow: interruptions.Flow, server: Server, folder: Path) -> Result:
-        return interruptions.campaign(flow, interruptions.KINDS, server, options.most)
+        return interruptions.campaign(flow, interruptions.KINDS, server, -(-options.most // flow.cost))
 
     def of_theme(name: str, server: Server, folder: Path) -> Result:
         number, wrong = hostile.campaign(THEMES[name](options.inputs), server, folder)

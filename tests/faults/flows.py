@@ -28,10 +28,12 @@ class Flow:
     Attributes:
         name: Of the flow.
         prepare: Fills an empty folder with the source; returns the arguments.
+        cost: How many runs of a converter take as long as one.
     """
 
     name: str
     prepare: Callable[[Path], list[str]]
+    cost: int = 1
 
 
 def _glm(folder: Path, *more: str) -> list[str]:
@@ -100,7 +102,7 @@ FLOWS = (
     Flow("ernie-reverse", _reverse(_ernie)),
     Flow("ernie3", _ernie3),
     Flow("ernie3-reverse", _reverse(_ernie3)),
-    Flow("publish", _published(_ernie)),
+    Flow("publish", _published(_ernie), cost=5),  # it starts a process
 )
 
 __all__ = ["FLOWS", "OUTPUT", "Flow"]
