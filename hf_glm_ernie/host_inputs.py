@@ -160,19 +160,22 @@ def refuse_integer_pattern(attention_mask: torch.Tensor) -> None:
         )
 
 
-def shape_scored(labels: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that labels of a language model must have: of all tokens, or fewer of the last.
+def shape_scored(labels: Any, shape: tuple[int, ...], logits_to_keep: int | torch.Tensor) -> tuple[int, ...]:
+    """The shape that labels of a language model must have: of all tokens, or of those whose logits are kept.
 
     Args:
         labels: Labels, or `None`.
         shape: (B, L) of the tokens.
+        logits_to_keep: As in a forward.
 
     Returns:
-        (B, L), or (B, width of the labels) where that is less: `logits_to_keep` may keep as many, and if it does not,
-        the loss says so.
+        (B, kept) where the labels have that width, else (B, L).
     """
-    fewer = isinstance(labels, torch.Tensor) and labels.ndim == 2 and labels.shape[1] < shape[1]
-    return (shape[0], labels.shape[1]) if fewer else tuple(shape)
+    if not isinstance(labels, torch.Tensor) or labels.ndim != 2:
+        return tuple(shape)
+    rows, length = shape
+    kept = len(logits_to_keep) if isinstance(logits_to_keep, torch.Tensor) else min(logits_to_keep or length, length)
+    return (rows, kept if labels.shape[1] == kept else length)
 
 
 def check_labels_of(name: str, labels: Any, shape: tuple[int, ...], classes: int, ignored: int = IGNORED) -> None:

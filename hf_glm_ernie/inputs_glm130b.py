@@ -105,6 +105,7 @@ def check_training_batch(
     token_type_ids: torch.Tensor | None = None,
     inputs_embeds: torch.Tensor | None = None,
     shift_labels: torch.Tensor | None = None,
+    logits_to_keep: int | torch.Tensor = 0,
     **others: Any,
 ) -> None:
     """As [`check_labels`], for the arguments of a model's `forward`.
@@ -118,6 +119,7 @@ def check_training_batch(
         token_type_ids: As in `forward`.
         inputs_embeds: As in `forward`.
         shift_labels: As in `forward`; they are scored in place of `labels`.
+        logits_to_keep: As in `forward`.
         **others: Not read: what else `forward` takes.
 
     Raises:
@@ -129,7 +131,7 @@ def check_training_batch(
     if labels is None or tokens is None or (input_ids is not None and inputs_embeds is not None):
         return
     name = "labels" if shift_labels is None else "shift_labels"
-    check_labels_of(name, labels, shape_scored(labels, tokens.shape[:2]), model.config.vocab_size)
+    check_labels_of(name, labels, shape_scored(labels, tokens.shape[:2], logits_to_keep), model.config.vocab_size)
     if model.config.allow_context_labels:
         return
     joined = None

@@ -189,7 +189,7 @@ class Ernie3ForCausalLM(Ernie3PreTrainedModel, Ernie3GenerationMixin):
         )
         states = outputs.last_hidden_state
         for name, given in targets.items():
-            check_labels_of(name, given, shape_scored(given, states.shape[:2]), self.config.vocab_size)
+            check_labels_of(name, given, shape_scored(given, states.shape[:2], logits_to_keep), self.config.vocab_size)
         kept = kept_positions(logits_to_keep)
         logits, loss = self.nlg_lm_head(states[:, kept]), None
         if any(given is not None for given in targets.values()):

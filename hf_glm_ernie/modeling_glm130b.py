@@ -483,7 +483,8 @@ class Glm130bForCausalLM(Glm130bPreTrainedModel, Glm130bGenerationMixin):
         """
         shift_labels: Any = kwargs.pop("shift_labels", None)  # type: ignore[typeddict-item]  # see above
         check_training_batch(
-            self, labels, input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, shift_labels
+            *(self, labels, input_ids, attention_mask, position_ids, token_type_ids, inputs_embeds, shift_labels),
+            logits_to_keep=logits_to_keep,
         )
         outputs = self.model(
             input_ids=input_ids,
