@@ -61,7 +61,7 @@ def run_child(tree: str, arguments: list[str]) -> None:
             mark()
         return verify_file(*verified)
 
-    def run(job: Any, output: Path, *rest: Any) -> None:
+    def run(job: Any, output: Path, *rest: Any, **options: Any) -> None:  # without reference outputs
         mark()
         real(job, output, verify, show_progress=False)
         mark()
