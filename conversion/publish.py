@@ -25,15 +25,17 @@ from .folder_files import RECORD, count, write_code, write_json
 from .interruption import interruptible
 from .job import Progress, progress_bar
 from .json_files import read_json
+from .output_path import incomplete_of
 from .publish_card import CardTexts, model_card
 from .publish_check import FULL, STRUCTURE
 from .publish_classes import license_of, remote_classes
 from .publish_comparing import CheckRow
-from .publish_folder import CARD, Building, building_of, is_left_behind, refuse_published
+from .publish_folder import CARD, Building, is_left_behind, refuse_published
 from .publish_hub import check_repo_name
 from .publish_source import PublishError, Source, read_source
 from .publish_trial import trial_memory
-from .regular_files import BLOCK_BYTES, Identity, open_regular, real_place
+from .regular_files import BLOCK_BYTES, open_regular, real_place
+from .source_file import FileState
 
 CHECKS = ("auto", FULL, STRUCTURE)
 SPARE_BYTES = 2**30
@@ -121,7 +123,7 @@ def plan_publication(
     refuse_published(output)
     if output.resolve().is_relative_to(source.folder):
         raise PublishError(f"{output}: lies inside {folder}. Choose an --output beside it.")
-    building = building_of(output)
+    building = incomplete_of(output)
     notices = [f"{building}, left by a run that was killed, is cleared"] if is_left_behind(building) else []
     existing = next(parent for parent in output.parents if parent.exists())
     links = all(existing.stat().st_dev == identity.device for identity in source.weights.values())
@@ -264,16 +266,16 @@ def _place_weights(publication: Publication, folder: Path, show_progress: bool) 
     with progress_bar(what, source.nbytes, 0, show_progress) as progress:
         for name, identity in source.weights.items():
             with open_regular(source.folder / name) as file:
-                _check_same(source.folder / name, Identity.of(file), identity)
+                _check_same(source.folder / name, FileState.of(file.fileno()), identity)
                 if not (publication.links and _link(real_place(source.folder / name), folder / name, identity)):
                     _check_disk(source, publication.output)
                     _copy(file, folder / name, progress)
-                    _check_same(source.folder / name, Identity.of(file), identity)
+                    _check_same(source.folder / name, FileState.of(file.fileno()), identity)
                 else:
                     progress(identity.size)
 
 
-def _link(source: Path, target: Path, identity: Identity) -> bool:
+def _link(source: Path, target: Path, identity: FileState) -> bool:
     """Gives a file a second name; False where the file system does not do that."""
     try:
         os.link(source, target, follow_symlinks=False)
@@ -282,7 +284,7 @@ def _link(source: Path, target: Path, identity: Identity) -> bool:
             raise
         return False
     with open_regular(target) as file:
-        _check_same(source, Identity.of(file), identity)
+        _check_same(source, FileState.of(file.fileno()), identity)
     return True
 
 
@@ -295,9 +297,11 @@ def _copy(file: BinaryIO, target: Path, progress: Progress) -> None:
         os.fsync(copy.fileno())
 
 
-def _check_same(path: Path, now: Identity, planned: Identity) -> None:
-    if now != planned:
-        raise PublishError(f"{path}: changed while it was published. Run again once nothing writes there any more.")
+def _check_same(path: Path, now: FileState, planned: FileState) -> None:
+    if what := planned.difference(now) or ("" if now.device == planned.device else "it lies on another disk"):
+        raise PublishError(
+            f"{path}: changed while it was published: {what}. Run again once nothing writes there any more."
+        )
 
 
 def _checksums(source: Source, files: Sequence[Path], show_progress: bool) -> dict[str, str]:

@@ -22,10 +22,10 @@ from typing import Any
 import hf_glm_ernie
 
 from .json_files import read_json
-from .output_folder import refuse_existing
+from .output_path import flush, incomplete_of, refuse_existing, rename_new
 from .publish_config import PublishError
 from .publish_source import CARRIED, WEIGHT_FILE
-from .regular_files import is_there, printable
+from .regular_files import printable
 from .safetensors_files import SAFETENSORS_INDEX
 
 STATE = ".publication"
@@ -50,7 +50,7 @@ class Building:
 
     def __init__(self, output: Path, weights: Collection[str], about: Mapping[str, str]):
         self.output = output
-        self.path = building_of(output)
+        self.path = incomplete_of(output)
         self.scratch = self.path / STATE / "scratch"
         self._note = {"weights": sorted(weights), "pid": os.getpid(), **about}
         self._names = frozenset(weights) | SMALL | CODE
@@ -103,13 +103,17 @@ class Building:
             raise PublishError(f"{self.path}: {printable(odd)} came or went while the folder was made. Run again.")
         for name in names:
             if name in SMALL | CODE:
-                _flush(self.path / name)
+                flush(self.path / name)
         refuse_existing(self.output)
         shutil.rmtree(self.path / STATE)
-        _flush(self.path)
-        self.path.rename(self.output)
+        flush(self.path)
+        try:
+            rename_new(self.path, self.output)
+        except FileExistsError:
+            refuse_existing(self.output)
+            raise
         with contextlib.suppress(OSError):  # it has its name
-            _flush(self.output.parent)
+            flush(self.output.parent)
 
     def _discard(self) -> None:
         """Removes what this run made, empty parent folders included; never what it did not make."""
@@ -122,14 +126,9 @@ class Building:
                 parent.rmdir()
 
 
-def building_of(output: Path) -> Path:
-    """Where an output is made."""
-    return output.with_name(f"{output.name}.incomplete")
-
-
 def refuse_published(output: Path) -> None:
     """Raises a `WriteError` that says what is there, if anything stands under the output's name."""
-    if is_there(output / CARD) and is_there(output / "config.json"):
+    if os.path.lexists(output / CARD) and os.path.lexists(output / "config.json"):
         try:
             title = re.match(r"---\n.*?\n---\s+# (\S+/\S+)\n", (output / CARD).read_text("utf-8"), flags=re.DOTALL)
             when = datetime.fromtimestamp((output / CARD).stat().st_mtime).strftime("%Y-%m-%d %H:%M")
@@ -152,7 +151,7 @@ def is_left_behind(folder: Path) -> bool:
     Raises:
         PublishError: another run is at work there, or something else stands there.
     """
-    if not is_there(folder):
+    if not os.path.lexists(folder):
         return False
     descriptor = _lock(folder)
     try:
@@ -225,7 +224,7 @@ def _lock(folder: Path) -> int:
         ) from error
     except OSError:
         pass  # some network file systems have no locks
-    if not is_there(folder) or os.fstat(descriptor).st_ino != os.lstat(folder).st_ino:
+    if not os.path.lexists(folder) or os.fstat(descriptor).st_ino != os.lstat(folder).st_ino:
         os.close(descriptor)
         raise PublishError(f"{folder}: another publish ended a moment ago. Look at its folder, or run again.")
     return descriptor
@@ -240,12 +239,4 @@ def _clear(folder: Path, names: Collection[str]) -> None:
     shutil.rmtree(folder / STATE, ignore_errors=True)
 
 
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-__all__ = ["Building", "building_of", "is_left_behind", "refuse_published"]
+__all__ = ["Building", "is_left_behind", "refuse_published"]

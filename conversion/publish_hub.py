@@ -1,6 +1,7 @@
 """Sends a prepared repository folder to the Hub, and looks whether it arrived."""
 
 import fnmatch
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from .operations import ConversionError
 from .publish_config import PublishError
-from .regular_files import Identity, open_regular
+from .regular_files import open_regular
 
 REPLACED = ["*.py", "*.safetensors", "*.safetensors.index.json"]
 """Files of an earlier upload that go where the new one does not have them: stale shards and code would be opened."""
@@ -92,7 +93,7 @@ def push(folder: Path, repo: str, private: bool, sha256: Mapping[str, str]) -> s
 def _addition(path: Path, digest: str) -> CommitOperationAdd:
     """A file to be sent: a small one as the bytes looked at here, a large one by its hash, which the Hub checks."""
     with open_regular(path) as file:
-        content: bytes | str = str(path) if Identity.of(file).size > IN_MEMORY_BYTES else file.read()
+        content: bytes | str = str(path) if os.fstat(file.fileno()).st_size > IN_MEMORY_BYTES else file.read()
     addition = CommitOperationAdd(path_in_repo=path.name, path_or_fileobj=content)
     if addition.upload_info.sha256.hex() != digest:
         raise PublishError(

@@ -4,6 +4,7 @@ Nothing is believed: names lead nowhere outside the folder, sizes are held again
 file only what is known goes on.
 """
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,10 +19,11 @@ from .publish_config import PublishError, check_config, publishable_config
 from .publish_settings import SCHEMAS, known_part, refuse_secrets
 from .reference_outputs import FILE as REFERENCE
 from .reference_outputs import Reference, parse_reference
-from .regular_files import Identity, identify, is_there, printable, read_regular
+from .regular_files import identify, printable, read_regular
 from .safetensors_files import SAFETENSORS_DTYPES, read_safetensors_header, read_weight_map
 from .safetensors_files import SAFETENSORS_INDEX as INDEX
 from .safetensors_files import SAFETENSORS_SINGLE as SINGLE
+from .source_file import FileState
 
 CARRIED = (
     "generation_config.json",
@@ -63,7 +65,7 @@ class Source:
     row: Published
     config: Mapping[str, Any]
     architecture: str
-    weights: Mapping[str, Identity]
+    weights: Mapping[str, FileState]
     small: Mapping[str, bytes | Mapping[str, Any]]
     left_out: tuple[str, ...]
     left_out_keys: tuple[str, ...]
@@ -106,7 +108,7 @@ def read_source(folder: Path) -> Source:
     left_out_keys = [f"config.json: {', '.join(keys)}"] if keys else []
     small: dict[str, bytes | Mapping[str, Any]] = {}
     for name in (*CARRIED, *([] if SINGLE in weights else [INDEX])):
-        if is_there(folder / name):
+        if os.path.lexists(folder / name):
             small[name], keys = _publishable(folder / name)
             left_out_keys += [f"{name}: {', '.join(keys)}"] if keys else []
     record = _checked_record(folder / RECORD, small.get(RECORD, {}))
@@ -133,17 +135,17 @@ def read_source(folder: Path) -> Source:
 def _refuse_what_is_no_model(folder: Path) -> None:
     if not folder.is_dir():
         raise PublishError(f"{folder}: no such folder. Give the folder that a converter or save_pretrained wrote.")
-    if is_there(folder / ".conversion") or folder.name.endswith(".incomplete"):
+    if os.path.lexists(folder / ".conversion") or folder.name.endswith(".incomplete"):
         raise PublishError(
             f"{folder}: an unfinished conversion. Run the command that made it again, with the same options: it goes "
             "on where it stopped. Then publish the folder without `.incomplete`."
         )
-    if is_there(folder / "adapter_config.json") and not _has_weights(folder):
+    if os.path.lexists(folder / "adapter_config.json") and not _has_weights(folder):
         raise PublishError(
             f"{folder}: an adapter, not a model. Push it with PEFT's own `model.push_to_hub(...)`, or merge it "
             "(`model.merge_and_unload().save_pretrained(...)`) and publish the result."
         )
-    if not is_there(folder / "config.json"):
+    if not os.path.lexists(folder / "config.json"):
         raise PublishError(
             f"{folder}: not a model folder, it has no config.json. Give the folder that a converter or "
             "save_pretrained wrote."
@@ -151,10 +153,10 @@ def _refuse_what_is_no_model(folder: Path) -> None:
 
 
 def _has_weights(folder: Path) -> bool:
-    return is_there(folder / SINGLE) or is_there(folder / INDEX)
+    return os.path.lexists(folder / SINGLE) or os.path.lexists(folder / INDEX)
 
 
-def _weights(folder: Path) -> tuple[dict[str, Identity], dict[str, Mapping[str, str]], int, int]:
+def _weights(folder: Path) -> tuple[dict[str, FileState], dict[str, Mapping[str, str]], int, int]:
     """The weight files, whose headers agree with the index; the headers' notes; how many tensors and numbers."""
     if not _has_weights(folder):
         others = sorted(path.name for path in (*folder.glob("*.bin"), *folder.glob("*.pt")))
@@ -163,12 +165,12 @@ def _weights(folder: Path) -> tuple[dict[str, Identity], dict[str, Mapping[str, 
             + (f", only {others[0]}. Open it with from_pretrained and save it" if others else ". Save the model")
             + " with save_pretrained, which writes safetensors."
         )
-    if is_there(folder / SINGLE) and is_there(folder / INDEX):
+    if os.path.lexists(folder / SINGLE) and os.path.lexists(folder / INDEX):
         raise PublishError(
             f"{folder}: {SINGLE} and {INDEX} at once, so two models lie in one folder; remove the older one."
         )
     placed: dict[str, str] = {}
-    if is_there(folder / INDEX):
+    if os.path.lexists(folder / INDEX):
         identify(folder / INDEX)  # no link
         placed = read_weight_map(folder / INDEX)
     names = sorted(set(placed.values())) or [SINGLE]
@@ -177,7 +179,7 @@ def _weights(folder: Path) -> tuple[dict[str, Identity], dict[str, Mapping[str, 
         raise PublishError(
             f"{folder / INDEX}: names {printable(odd[0])}, which is no .safetensors file of the folder."
         )
-    weights: dict[str, Identity] = {}
+    weights: dict[str, FileState] = {}
     notes: dict[str, Mapping[str, str]] = {}
     tensors = elements = 0
     for name in names:

@@ -9,41 +9,18 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from .json_files import MAX_BYTES
 from .operations import ConversionError
+from .source_file import FileState
 
 BLOCK_BYTES = 16 * 2**20
 
 
 class NotRegularError(ConversionError):
     """A name of a folder is no file of that folder."""
-
-
-@dataclass(frozen=True)
-class Identity:
-    """Which file it is, and which of its states.
-
-    Attributes:
-        device: Of the file system.
-        inode: On it.
-        size: In bytes.
-        changed: Time of the last change, in nanoseconds.
-    """
-
-    device: int
-    inode: int
-    size: int
-    changed: int
-
-    @classmethod
-    def of(cls, file: BinaryIO | int) -> "Identity":
-        """That of an open file."""
-        seen = os.fstat(file if isinstance(file, int) else file.fileno())
-        return cls(seen.st_dev, seen.st_ino, seen.st_size, seen.st_mtime_ns)
 
 
 def real_place(path: Path) -> Path:
@@ -97,10 +74,10 @@ def _refuse_others(path: Path, seen: os.stat_result) -> None:
     raise NotRegularError(f"{path}: {what}, not a file. Remove it, or put the file itself there.")
 
 
-def identify(path: Path) -> Identity:
-    """The identity of a file of a folder. Raises as `open_regular`."""
+def identify(path: Path) -> FileState:
+    """The state of a file of a folder. Raises as `open_regular`."""
     with open_regular(path) as file:
-        return Identity.of(file)
+        return FileState.of(file.fileno())
 
 
 def read_regular(path: Path) -> bytes:
@@ -116,11 +93,6 @@ def read_regular(path: Path) -> bytes:
     return content
 
 
-def is_there(path: Path) -> bool:
-    """Whether something has that name, a broken link included."""
-    return os.path.lexists(path)
-
-
 def printable(name: object) -> str:
     """A name out of a file or folder for a terminal: no control characters."""
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in str(name))
@@ -128,10 +100,8 @@ def printable(name: object) -> str:
 
 __all__ = [
     "BLOCK_BYTES",
-    "Identity",
     "NotRegularError",
     "identify",
-    "is_there",
     "open_regular",
     "printable",
     "read_regular",

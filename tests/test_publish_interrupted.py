@@ -13,8 +13,9 @@ import pytest
 from conversion import publish as publishing
 from conversion import publish_comparing, publish_folder
 from conversion.__main__ import main
+from conversion.output_path import incomplete_of
 from conversion.publish import plan_publication, publish
-from conversion.publish_folder import Building, building_of
+from conversion.publish_folder import Building
 from conversion.publish_source import PublishError
 from conversion.writer import WriteError
 from tests.faults.publish_cases import fill
@@ -40,15 +41,15 @@ def killed(model: Path, output: Path, where: str) -> Iterator[None]:
     yield
 
 
-@pytest.mark.parametrize("where", ["_lock", "_names_left", "_write_settings", "_checksums", "model_card", "_flush"])
+@pytest.mark.parametrize("where", ["_lock", "_names_left", "_write_settings", "_checksums", "model_card", "flush"])
 def test_a_killed_run_is_cleared_by_the_next(tmp_path: Path, where: str) -> None:
     model, output = fill(tmp_path), tmp_path / "out"
     with killed(model, output, where):
-        assert building_of(output).exists() or where == "_lock"
+        assert incomplete_of(output).exists() or where == "_lock"
         plan = plan_publication(model, "me/x", output)
-        assert ("left by a run that was killed, is cleared" in plan.describe()) == building_of(output).exists()
+        assert ("left by a run that was killed, is cleared" in plan.describe()) == incomplete_of(output).exists()
         publish(plan, show_progress=False)
-    assert not building_of(output).exists()
+    assert not incomplete_of(output).exists()
     assert not list(output.glob(".publication*"))
 
 
@@ -57,8 +58,8 @@ def test_a_whole_folder_without_its_name_is_cleared(tmp_path: Path) -> None:
     model, output = fill(tmp_path), tmp_path / "out"
     publish(plan_publication(model, "me/x", output), show_progress=False)
     whole = {path.name: path.read_bytes() for path in output.iterdir()}
-    output.rename(building_of(output))
-    (building_of(output) / ".publication").mkdir()
+    output.rename(incomplete_of(output))
+    (incomplete_of(output) / ".publication").mkdir()
     publish(plan_publication(model, "me/x", output), show_progress=False)
     assert {path.name: path.read_bytes() for path in output.iterdir()} == whole
 
@@ -66,7 +67,7 @@ def test_a_whole_folder_without_its_name_is_cleared(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [".env", "config.json", "README.md", "sub/x", ".conversion/journal.jsonl"])
 def test_a_folder_of_others_is_neither_taken_nor_removed(tmp_path: Path, name: str) -> None:
     model, output = fill(tmp_path), tmp_path / "out"
-    foreign = building_of(output) / name
+    foreign = incomplete_of(output) / name
     foreign.parent.mkdir(parents=True)
     foreign.write_text("someone's")
     with pytest.raises(PublishError, match="which no run of this command left there"):
@@ -80,13 +81,13 @@ def test_what_others_put_into_the_folder_stays(tmp_path: Path, monkeypatch: pyte
     model, output = fill(tmp_path), tmp_path / "out"
 
     def add(*_: object) -> list[tuple[str, str, str]]:
-        (building_of(output) / ".env").write_text("someone's")
+        (incomplete_of(output) / ".env").write_text("someone's")
         return []
 
     monkeypatch.setattr(publish_comparing, "checked", add)
     with pytest.raises(PublishError, match=r"\.env came or went"):
         publish(plan_publication(model, "me/x", output), show_progress=False)
-    assert [path.name for path in building_of(output).iterdir()] == [".env"]
+    assert [path.name for path in incomplete_of(output).iterdir()] == [".env"]
     assert not output.exists()
 
 
@@ -98,7 +99,7 @@ def test_two_runs_at_once(tmp_path: Path) -> None:
             publish(plan, show_progress=False)
         with pytest.raises(PublishError, match="at work here"):
             plan_publication(model, "me/x", output)
-        assert (building_of(output) / ".publication" / "note.json").is_file()
+        assert (incomplete_of(output) / ".publication" / "note.json").is_file()
 
 
 def test_a_folder_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
