@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -14,7 +15,9 @@ from conversion.job import Job, run
 from conversion.operations import matrix_shape
 from conversion.state_map import Piece, Plan, PlannedTensor, TensorSpec
 from conversion.verify import verify_file
-from conversion.writer import OutputFile, plan_shards
+from conversion.writer import OutputFile, WriteError, plan_shards
+
+from .tiny import equal_bits
 
 
 class Memory:
@@ -106,3 +109,34 @@ def fail_after(calls: int, error: BaseException) -> Callable[..., None]:
         real(*arguments)
 
     return write
+
+
+NAMES = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
+"""The files of `job`."""
+
+
+def stopped(tmp_path: Path, blocks: int = 3, error: BaseException | None = None, work: Any = None) -> Path:
+    """An incomplete folder with so many tensors; the first file of two is complete after three."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "pwrite_all", fail_after(blocks, error or KeyboardInterrupt()))
+        with pytest.raises((KeyboardInterrupt, WriteError)):
+            go(work or job(), tmp_path / "out")
+    return tmp_path / "out.incomplete"
+
+
+def is_whole(tmp_path: Path) -> bool:
+    """Whether the output is complete, and nothing is beside it."""
+    small = ["config.json", "digests.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [*small, *NAMES]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    return equal_bits(result(tmp_path / "out"), STATE)
+
+
+def damage(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+def lines_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / ".conversion" / "journal.jsonl").read_text().splitlines()]
