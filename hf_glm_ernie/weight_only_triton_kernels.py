@@ -97,19 +97,26 @@ EVEN_AND_ODD = tl.constexpr("prmt.b32 $0, $2, $3, 0x5410; prmt.b32 $1, $2, $3, 0
 @_helper
 def _pair(packed, DTYPE: tl.constexpr, INLINE: tl.constexpr):
     """Integers of the even and of the odd columns in `DTYPE`; packed: int8 of any shape."""
-    if INLINE:
-        ASM: tl.constexpr = INT4_FP16 if DTYPE == tl.float16 else INT4_BF16
-        return tl.inline_asm_elementwise(ASM, "=&r,=&r,=&r,=&r,r", [packed], (DTYPE, DTYPE), True, 4)
-    return (packed >> 4).to(DTYPE), ((packed << 4) >> 4).to(DTYPE)
+    registers: tl.constexpr = "=&r,=&r,=&r,=&r,r"
+    if INLINE and DTYPE == tl.float16:
+        even, odd = tl.inline_asm_elementwise(INT4_FP16, registers, [packed], (tl.float16, tl.float16), True, 4)
+    elif INLINE:
+        even, odd = tl.inline_asm_elementwise(INT4_BF16, registers, [packed], (tl.bfloat16, tl.bfloat16), True, 4)
+    else:
+        even, odd = (packed >> 4).to(DTYPE), ((packed << 4) >> 4).to(DTYPE)
+    return even, odd
 
 
 @_helper
 def _single(stored, DTYPE: tl.constexpr, INLINE: tl.constexpr):
     """8-bit integers in `DTYPE`; stored: int8 of any shape."""
-    if INLINE:
-        ASM: tl.constexpr = INT8_FP16 if DTYPE == tl.float16 else INT8_BF16
-        return tl.inline_asm_elementwise(ASM, "=&r,=&r,r", [stored], DTYPE, True, 4)
-    return stored.to(DTYPE)
+    if INLINE and DTYPE == tl.float16:
+        values = tl.inline_asm_elementwise(INT8_FP16, "=&r,=&r,r", [stored], tl.float16, True, 4)
+    elif INLINE:
+        values = tl.inline_asm_elementwise(INT8_BF16, "=&r,=&r,r", [stored], tl.bfloat16, True, 4)
+    else:
+        values = stored.to(DTYPE)
+    return values
 
 
 @_helper
@@ -117,18 +124,23 @@ def _times(values, scale, INLINE: tl.constexpr):
     """Products rounded to fp16; values: (N, K) fp16; scale: (N,) fp16."""
     scale = tl.broadcast_to(scale[:, None], values.shape)
     if INLINE:
-        return tl.inline_asm_elementwise(TIMES_SCALE, "=r,r,r", [values, scale], tl.float16, True, 2)
-    return values * scale
+        values = tl.inline_asm_elementwise(TIMES_SCALE, "=r,r,r", [values, scale], tl.float16, True, 2)
+    else:
+        values = values * scale
+    return values
 
 
 @_helper
 def _halves(words, DTYPE: tl.constexpr, TO: tl.constexpr, INLINE: tl.constexpr):
     """Even and odd columns, in `TO`, of pairs of `DTYPE` that lie in int32 words."""
-    if INLINE:
-        even, odd = tl.inline_asm_elementwise(EVEN_AND_ODD, "=&r,=&r,r,r", [words], (DTYPE, DTYPE), True, 2)
-        return even.to(TO), odd.to(TO)
-    even = words.to(tl.int16).to(DTYPE, bitcast=True)
-    odd = (words >> 16).to(tl.int16).to(DTYPE, bitcast=True)
+    registers: tl.constexpr = "=&r,=&r,r,r"
+    if INLINE and DTYPE == tl.float16:
+        even, odd = tl.inline_asm_elementwise(EVEN_AND_ODD, registers, [words], (tl.float16, tl.float16), True, 2)
+    elif INLINE:
+        even, odd = tl.inline_asm_elementwise(EVEN_AND_ODD, registers, [words], (tl.bfloat16, tl.bfloat16), True, 2)
+    else:
+        even = words.to(tl.int16).to(DTYPE, bitcast=True)
+        odd = (words >> 16).to(tl.int16).to(DTYPE, bitcast=True)
     return even.to(TO), odd.to(TO)
 
 
