@@ -9,8 +9,10 @@
   its own (`TORCH_INT4`); [`to_torch_layout`] and [`to_released_layout`] go there and back without loss.
 - `cpu_extension`: the kernel of `weight_only_cpu.py` for bf16 and fp16, where the user had it compiled. It reads the
   bytes as released.
+- `triton_rows`, `triton_dot`, `triton_dequantize`: those of `weight_only_triton.py` on CUDA devices, which read the
+  bytes as released too. Where Triton is missing, `blocks` takes large blocks there.
 
-Activations here are (M, K), results (M, N); biases are the caller's.
+Activations here are (M, K), results (M, N).
 """
 
 from collections.abc import Iterator
@@ -22,6 +24,7 @@ import torch.nn.functional as F
 
 from .weight_only import dequantize, from_storage, pack_int4
 from .weight_only_cpu import cpu_kernel_is_ready
+from .weight_only_triton import choose_program, dequantized_linear, dot_linear, problem, rows_linear, transposed
 
 # How the bytes of a stored weight lie.
 RELEASED = "released"
@@ -29,11 +32,18 @@ TORCH_INT4 = "torch_int4"
 
 # Weights dequantized at once by `blocks`: a few MB, which stay in the cache between writing and multiplying.
 BLOCK_WEIGHTS = 1 << 21
+# The same on accelerators: 128 MB in half precision, where each block is several launches and caches do not matter.
+ACCELERATOR_BLOCK_WEIGHTS = 1 << 26
 # Rows of activations up to which torch's operators are faster than `blocks` (4096 x 12288, one core with AVX-512; with
 # bytes in the operator's order `blocks` has to bring them back first).
 TORCH_INT4_ROWS = 72
 TORCH_INT8_ROWS = 12
 TORCH_INT4_GROUPS = (256, 128, 64, 32)
+TRITON_KERNELS = {
+    "triton_rows": rows_linear,
+    "triton_dot": dot_linear,
+    "triton_dequantize": dequantized_linear,
+}
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -42,7 +52,8 @@ class KernelChoice:
     """What multiplies, and why.
 
     Args:
-        name: `"reference"`, `"blocks"`, `"torch_int4"`, `"torch_int8"` or `"cpu_extension"`.
+        name: `"reference"`, `"blocks"`, `"torch_int4"`, `"torch_int8"`, `"cpu_extension"`, `"triton_rows"`,
+            `"triton_dot"` or `"triton_dequantize"`.
         reason: One sentence for people.
     """
 
@@ -78,7 +89,10 @@ def choose_kernel(
     if device.type == "meta":
         return KernelChoice("reference", "the meta device has shapes and no values")
     if device.type != "cpu":
-        return KernelChoice("blocks", f"no operator of torch is used on {device.type} here")
+        why_not = problem(device)
+        if why_not:
+            return KernelChoice("blocks", why_not)
+        return KernelChoice(*choose_program(device, dtype, bits, (out_features, in_features), num_groups, rows))
     if layout == RELEASED and dtype != torch.float32 and cpu_kernel_is_ready():
         return KernelChoice(
             "cpu_extension", "it was compiled for this machine, and reads any number of rows and groups"
@@ -99,9 +113,15 @@ def choose_kernel(
 
 
 def multiply(
-    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bits: int, layout: str, kernel: str
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    bits: int,
+    layout: str,
+    kernel: str,
+    bias: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`x @ values.T` by the kernel of this name.
+    """`x @ values.T + bias` by the kernel of this name.
 
     Args:
         x: (M, K) fp32, fp16 or bf16.
@@ -110,10 +130,21 @@ def multiply(
         bits: 4 or 8.
         layout: How the bytes of the weight lie.
         kernel: A name of [`KernelChoice`].
+        bias: (N,) in any floating-point dtype, or `None`.
 
     Returns:
         (M, N) in the dtype of `x`.
     """
+    if kernel in TRITON_KERNELS:
+        return TRITON_KERNELS[kernel](x, weight, scale, bias, bits)
+    y = _product(x, weight, scale, bits, layout, kernel)
+    return y if bias is None else y.add_(bias.to(y.dtype))
+
+
+def _product(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bits: int, layout: str, kernel: str
+) -> torch.Tensor:
+    """`x @ values.T` by a kernel of torch's operators or of the CPU."""
     if kernel == "cpu_extension":
         return torch.ops.weight_only_int_cpu.linear(x.contiguous(), weight.contiguous(), scale.contiguous(), bits)
     if kernel == "torch_int4":
@@ -156,6 +187,8 @@ def multiply_transposed(
     Returns:
         (M, K) in the dtype of `y`.
     """
+    if y.device.type == "cuda" and not problem(y.device):
+        return transposed(y, weight, scale, bits)
     if layout == TORCH_INT4:
         weight = to_released_layout(weight, scale.shape[1])
     rows, columns = _shape(weight, bits)
@@ -204,7 +237,8 @@ class _Block:
         self.stored = weight if bits == 4 else weight[0]
         self.scale = scale
         columns = _shape(weight, bits)[1]
-        self.rows = max(16, BLOCK_WEIGHTS // max(columns, 1))
+        weights = BLOCK_WEIGHTS if weight.device.type in ("cpu", "meta") else ACCELERATOR_BLOCK_WEIGHTS
+        self.rows = max(16, weights // max(columns, 1))
         height = min(self.rows, self.stored.shape[0])
         self.result = torch.empty(height, columns, dtype=dtype, device=weight.device)
         needs_half = not integers and dtype != torch.float16

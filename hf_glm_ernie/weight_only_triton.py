@@ -17,7 +17,16 @@ from typing import Any
 
 import torch
 
-from .weight_only_tiles import ARCHITECTURES, Tile, architecture, crossover, dot_tile, fitting_columns, rows_limit, rows_tile
+from .weight_only_tiles import (
+    ARCHITECTURES,
+    Tile,
+    architecture,
+    crossover,
+    dot_tile,
+    fitting_columns,
+    rows_limit,
+    rows_tile,
+)
 from .weight_only_triton_kernels import (
     TRITON_ERROR,
     dequantize_kernel,
@@ -324,12 +333,22 @@ def variants() -> Iterator[Variant]:
                             signature["bias_ptr"] = "constexpr"
                             constants["bias_ptr"] = None
                         signature |= integers | dict.fromkeys((c for c in constants if c not in pointers), "constexpr")
-                        divisible = tuple(n for n in ("x_ptr", "weight_ptr", "scale_ptr", "bias_ptr", "y_ptr", "N", "K")
-                                          if signature[n] != "constexpr")
+                        divisible = tuple(
+                            n
+                            for n in ("x_ptr", "weight_ptr", "scale_ptr", "bias_ptr", "y_ptr", "N", "K")
+                            if signature[n] != "constexpr"
+                        )
                         yield Variant(
-                            f"{'rows' if few else 'dot'} int{bits} {half} group {group} rows {rows}", capability,
-                            rows_kernel if few else dot_kernel, signature, constants, divisible, tile.num_warps,
-                            tile.num_stages, tile.block_n * tile.block_k, tile,
+                            f"{'rows' if few else 'dot'} int{bits} {half} group {group} rows {rows}",
+                            capability,
+                            rows_kernel if few else dot_kernel,
+                            signature,
+                            constants,
+                            divisible,
+                            tile.num_warps,
+                            tile.num_stages,
+                            tile.block_n * tile.block_k,
+                            tile,
                         )
 
 

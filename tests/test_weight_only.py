@@ -347,7 +347,8 @@ def test_the_operator_is_registered_as_torch_wants_it() -> None:
     linear = make_linear(16, 32, 4)
     x = torch.randn(2, 32, requires_grad=True)
     torch.library.opcheck(
-        torch.ops.weight_only_int.linear.default, (x, linear.weight, linear.weight_scale, 4, "released")
+        torch.ops.weight_only_int.linear_bias.default,
+        (x, linear.weight, linear.weight_scale, linear.bias, 4, "released"),
     )
 
 
