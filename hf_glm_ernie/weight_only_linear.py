@@ -47,9 +47,9 @@ def _run(
     out_features, groups = weight_scale.shape
     choice = choose_kernel(x.device, x.dtype, bits, rows.shape[1], out_features, groups, rows.shape[0], layout)
     scale = weight_scale.detach().to(torch.float16)
-    bias = None if bias is None else bias.detach()
     with _without_autocast(x.device.type):
-        y = multiply(rows, weight.detach(), scale, bits, layout, choice.name, bias)
+        added = None if bias is None else bias.detach()
+        y = multiply(rows, weight.detach(), scale, added, bits, layout, choice.name)
     return y.reshape(*x.shape[:-1], out_features)
 
 
@@ -78,32 +78,34 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> N
 
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     weight, weight_scale = ctx.saved_tensors
-    grad_x = grad_bias = None
+    result = of_bias = None
     if ctx.needs_input_grad[0]:
-        grad_x = torch.ops.weight_only_int.linear_bias_backward(
+        result = torch.ops.weight_only_int.linear_input_gradient(
             grad, weight, weight_scale, ctx.bits, ctx.layout, ctx.in_features
         )
     if ctx.needs_input_grad[3]:
-        grad_bias = grad.sum_to_size(grad.shape[-1:]).to(ctx.bias_dtype)
-    return grad_x, None, None, grad_bias, None, None
+        of_bias = grad.flatten(0, -2).sum(0).to(ctx.bias_dtype)
+    return result, None, None, of_bias, None, None
 
 
 def _define_operators() -> None:
     """Defines both operators, unless a copy of this file from a Hub repository has: defining one again frees the
-    first, under the feet of the copy that calls it. Earlier copies define `linear` and `linear_backward`, without a
-    bias; these names stay theirs.
+    first, under the feet of the copy that calls it.
+
+    Copies of other versions may be there too, so another schema means another name: up to 0.2 there were `linear`,
+    which took no bias, and `linear_backward`.
     """
-    if hasattr(torch.ops.weight_only_int, "linear_bias"):
+    if hasattr(torch.ops.weight_only_int, "linear_with_bias"):
         return
     backward = torch.library.custom_op(
-        "weight_only_int::linear_bias_backward",
+        "weight_only_int::linear_input_gradient",
         _backward_product,
         mutates_args=(),
         schema="(Tensor grad, Tensor weight, Tensor weight_scale, int bits, str layout, int in_features) -> Tensor",
     )
     backward.register_fake(lambda grad, *others: grad.new_empty(*grad.shape[:-1], others[-1]))
     forward = torch.library.custom_op(
-        "weight_only_int::linear_bias",
+        "weight_only_int::linear_with_bias",
         _run,
         mutates_args=(),
         schema="(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, int bits, str layout) -> Tensor",
@@ -214,11 +216,11 @@ class WeightOnlyLinear(nn.Linear):
         if device_type != "meta" and torch.is_autocast_enabled(device_type):
             input = input.to(torch.get_autocast_dtype(device_type))
         self._check_input(input)
-        bias = self.bias
-        arguments = (input, self.weight, self.weight_scale, bias, self.bits, self.layout)
-        trained = torch.is_grad_enabled() and (input.requires_grad or (bias is not None and bias.requires_grad))
-        as_is = type(input) is torch.Tensor and not trained and not torch.compiler.is_compiling()
-        return _run(*arguments) if as_is else torch.ops.weight_only_int.linear_bias(*arguments)
+        arguments = (input, self.weight, self.weight_scale, self.bias, self.bits, self.layout)
+        learns = input.requires_grad or (self.bias is not None and self.bias.requires_grad)
+        plain = type(input) is torch.Tensor and not (torch.is_grad_enabled() and learns)
+        as_is = plain and not torch.compiler.is_compiling()
+        return _run(*arguments) if as_is else torch.ops.weight_only_int.linear_with_bias(*arguments)
 
     def _check_input(self, x: torch.Tensor) -> None:
         if x.dtype not in FLOATS:

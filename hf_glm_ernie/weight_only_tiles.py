@@ -1,155 +1,143 @@
-"""Tiles of the GPU kernels: tables per architecture instead of tuning at run time, which a graph capture forbids.
+"""How the GPU kernels of integer weights cut a product into pieces: tables for each compute capability.
 
-A tile is a piece of the weight that one program of a kernel takes at a time. The tables hold what compiles without a
-spill and keeps enough bytes in flight (docs/quantization.md, "On GPUs"); nothing here needs Triton or a GPU.
+No kernel is tuned while it runs: timing inside a captured graph is not possible, and a table gives the same result on
+every machine of a kind. The tables come from compiling every entry for every capability (no spilled registers, shared
+memory that leaves room for several blocks on a multiprocessor, few instructions a weight: docs/gpu-kernels.md) and,
+for the crossovers, from what other libraries measured for kernels of this kind. They have not been timed on a GPU.
+
+A capability is an integer here, 86 for 8.6. One that is not listed takes the next lower entry.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
-MIN_GROUP = 32  # columns; a tile of fewer has less than two steps of a tensor core
-MAX_SPLIT = 16
-MIN_TILES_PER_SPLIT = 4  # else filling the pipeline takes longer than what it carries
+import torch
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Piece of a weight that one program takes at a time.
+    """One block of a kernel.
 
-    Args:
-        block_n: Rows of the weight, which are columns of the result.
-        block_k: Columns of the weight.
-        block_m: Rows of the activations.
-        num_warps: Of a program.
-        num_stages: Tiles under way from memory at once.
-        split_k: Programs that share the columns of the same rows; their sums are added in order by a second kernel.
+    Attributes:
+        rows: Rows of activations.
+        outputs: Rows of the weight.
+        words: 16-bit words of a row of the weight in a turn of the loop; four columns each at 4 bits, two at 8.
+        num_warps: Warps of 32 threads.
+        num_stages: Turns of the loop whose loads are under way at a time.
     """
 
-    block_n: int
-    block_k: int
-    block_m: int
+    rows: int
+    outputs: int
+    words: int
     num_warps: int
     num_stages: int
-    split_k: int = 1
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """What the choice of kernels and tiles needs to know of an architecture.
-
-    Args:
-        multiprocessors: Of a common card; the number of programs wanted follows.
-        rows_limit: Rows up to which the kernel without tensor cores is used.
-        crossover: Bits -> rows from which dequantizing and a plain matrix product is faster.
-        inline: Whether integers are spread by inline instructions, and tensor cores used.
-    """
-
-    multiprocessors: int
-    rows_limit: int
-    crossover: dict[int, int]
-    inline: bool = True
-
-
-# Compute capability -> what holds for it and for later ones up to the next row.
-ARCHITECTURES = {
-    70: Architecture(80, 4, {4: 17, 8: 17}, inline=False),  # V100
-    75: Architecture(68, 4, {4: 65, 8: 65}, inline=False),  # 2080 Ti: Triton has no tensor cores there
-    80: Architecture(108, 0, {4: 65, 8: 65}),  # A100: without tensor cores instructions would take longer than bytes
-    86: Architecture(82, 2, {4: 129, 8: 129}),  # 3090
-    89: Architecture(128, 2, {4: 257, 8: 257}),  # 4090
-    90: Architecture(132, 0, {4: 65, 8: 65}),  # H100, H200; later ones are taken for these
+ROWS_TILES = {
+    1: Tile(1, 16, 256, 4, 2),
+    2: Tile(2, 8, 256, 4, 2),
+    4: Tile(4, 8, 256, 4, 2),
 }
+"""Of the rows kernel: rows of activations -> tile, for every capability."""
+
+DOT_TILES = {
+    75: (Tile(16, 32, 16, 4, 2),),  # Triton has no tensor cores there: ordinary multiplications
+    80: (Tile(8, 128, 64, 4, 4), Tile(16, 128, 32, 4, 4), Tile(32, 128, 32, 4, 4), Tile(64, 128, 32, 8, 3)),
+    86: (Tile(8, 128, 32, 4, 4), Tile(16, 128, 32, 4, 4), Tile(32, 128, 32, 4, 4), Tile(64, 128, 32, 8, 3)),
+    90: (Tile(8, 128, 64, 4, 4), Tile(16, 128, 64, 4, 4), Tile(32, 128, 32, 4, 4), Tile(64, 128, 32, 8, 3)),
+}
+"""Of the dot kernel: capability -> tiles by rows of activations. 8.6 and 8.9 have 100 KB of shared memory, not 164."""
+
+ROWS_LIMIT = {70: 4, 80: 0, 86: 4, 90: 0}
+"""Rows up to which the rows kernel is taken. A100 and H100 cannot issue its instructions as fast as their memory
+delivers weights (docs/gpu-kernels.md), so the dot kernel takes all of them there."""
+
+CROSSOVER = {70: 28, 75: 64, 80: 64, 86: 128, 89: 256, 90: 64}
+"""Rows from which dequantizing into memory and a matrix product of cuBLAS win. 7.0 has the rows kernel only, which
+reads the weight again for each four rows."""
+
+LEAST_ROWS_WORDS, LEAST_DOT_WORDS = 4, 16
+CHUNK_BYTES = 1 << 27
+"""Of dequantized weights at a time: 128 MB, large enough for cuBLAS at full speed."""
+
+BLOCKS_A_PROCESSOR = 2
+"""Blocks that a multiprocessor should have at the least; columns are split among more blocks until it has."""
+
+ENOUGH_BLOCKS = 1.5
+"""Blocks a multiprocessor from which nothing is split: a second launch costs more than it brings."""
 
 
-def architecture(capability: int) -> Architecture:
-    """The row of the table for a compute capability, such as 86.
-
-    Raises:
-        ValueError: older than 7.0, for which there are no kernels.
-    """
-    known = [number for number in ARCHITECTURES if number <= capability]
-    if not known:
-        raise ValueError(f"compute capability {capability}: the kernels are for {min(ARCHITECTURES)} and later.")
-    return ARCHITECTURES[max(known)]
+def _at(table: dict[int, int], capability: int) -> int:
+    return table[max((known for known in table if known <= capability), default=min(table))]
 
 
 def rows_limit(capability: int) -> int:
-    """Rows of activations up to which the kernel without tensor cores is used; 0 where it never is."""
-    return architecture(capability).rows_limit
+    """Rows of activations up to which the rows kernel is taken."""
+    return _at(ROWS_LIMIT, capability)
 
 
-def crossover(capability: int, bits: int) -> int:
-    """Rows of activations from which dequantizing and a plain matrix product is faster."""
-    return architecture(capability).crossover[bits]
+def crossover(capability: int) -> int:
+    """Rows of activations from which dequantizing and cuBLAS are taken."""
+    return _at(CROSSOVER, capability)
 
 
-def fitting_columns(wanted: int, group: int, columns: int) -> int:
-    """Columns of a tile: a power of two up to `wanted` that lies within one group.
+def fitting_words(words: int, group_words: int, num_groups: int, least: int) -> int | None:
+    """Words of a tile that lies within one group.
 
     Args:
-        wanted: Of the table.
-        group: Columns of a group.
-        columns: Of the weight; with one group a last tile may reach beyond them.
+        words: Of the tile that is asked for, a power of two.
+        group_words: Words of a group.
+        num_groups: Groups of a row; with one the last tile may reach over the end.
+        least: Fewest words that the kernel takes.
 
     Returns:
-        A power of two; 0 where groups do not consist of tiles of at least 32 columns.
+        The largest power of two up to `words` that divides the group, or `None`.
     """
-    block = wanted
-    if group == columns:  # one scale a row
-        while block > MIN_GROUP and block // 2 >= columns:
-            block //= 2
-        return block
-    while block >= MIN_GROUP and group % block:
-        block //= 2
-    return block if block >= MIN_GROUP else 0
+    while num_groups > 1 and group_words % words:
+        words //= 2
+    return words if words >= least else None
 
 
-@lru_cache(maxsize=1024)
-def rows_tile(capability: int, rows: int, shape: tuple[int, int], group: int, bits: int) -> Tile:
-    """Tile of the kernel for few rows.
+def rows_tile(rows: int, group_words: int, num_groups: int) -> Tile | None:
+    """The tile of the rows kernel, or `None` for groups that it does not take.
+
+    Small groups take more rows of the weight a block in return, so that a block has as much to do.
+    """
+    tile = ROWS_TILES[1 if rows == 1 else 2 if rows == 2 else 4]
+    words = fitting_words(tile.words, group_words, num_groups, LEAST_ROWS_WORDS)
+    if words is None:
+        return None
+    outputs = min(256, tile.outputs * tile.words // words)
+    return Tile(tile.rows, outputs, words, tile.num_warps, tile.num_stages)
+
+
+def dot_tile(capability: int, rows: int, group_words: int, num_groups: int) -> Tile | None:
+    """The tile of the dot kernel, or `None` where the capability or the groups have none."""
+    listed = max((known for known in DOT_TILES if known <= capability), default=None)
+    if listed is None:
+        return None
+    tiles = DOT_TILES[listed]
+    tile = next((one for one in tiles if rows <= one.rows), tiles[-1])
+    words = fitting_words(tile.words, group_words, num_groups, LEAST_DOT_WORDS)
+    return None if words is None else Tile(tile.rows, tile.outputs, words, tile.num_warps, tile.num_stages)
+
+
+def parts_of_columns(blocks: int, tiles: int, processors: int) -> int:
+    """Into how many parts the columns are split, so that every multiprocessor has work.
 
     Args:
-        capability: Compute capability.
-        rows: Of the activations, 1..4.
-        shape: (N, K) of the weight.
-        group: Columns of a group.
-        bits: 4 or 8.
+        blocks: There are without splitting.
+        tiles: Turns of the loop without splitting.
+        processors: Multiprocessors of the device.
     """
-    block_m = 1 if rows == 1 else 2 if rows == 2 else 4
-    block_k = fitting_columns(512 if bits == 4 else 256, group, shape[1])
-    return Tile(block_n=8 if block_m == 4 else 16, block_k=block_k, block_m=block_m, num_warps=4, num_stages=3)
+    if blocks >= ENOUGH_BLOCKS * processors:
+        return 1
+    wanted = -(-BLOCKS_A_PROCESSOR * processors // blocks)
+    return max(1, min(wanted, tiles // 4))
 
 
-@lru_cache(maxsize=1024)
-def dot_tile(capability: int, rows: int, shape: tuple[int, int], group: int, bits: int) -> Tile:
-    """Tile of the kernel that multiplies by `tl.dot`.
-
-    Args:
-        capability: Compute capability.
-        rows: Of the activations.
-        shape: (N, K) of the weight.
-        group: Columns of a group.
-        bits: 4 or 8.
-    """
-    card = architecture(capability)
-    if not card.inline:
-        tile = Tile(block_n=32, block_k=fitting_columns(64, group, shape[1]), block_m=16, num_warps=4, num_stages=2)
-    else:
-        block_m = 16 if rows <= 16 else 32 if rows <= 32 else 64
-        wanted = (256 if bits == 4 else 128) // (1 if block_m == 16 else 2)
-        block_k = fitting_columns(wanted, group, shape[1])
-        tile = Tile(block_n=64, block_k=block_k, block_m=block_m, num_warps=4, num_stages=4)
-    return _split(tile, rows, shape, 4 * card.multiprocessors)
+def chunk_rows(width: int, dtype: torch.dtype) -> int:
+    """Rows of `width` values in a chunk of dequantized weights."""
+    return max(1, CHUNK_BYTES // (width * dtype.itemsize))
 
 
-def _split(tile: Tile, rows: int, shape: tuple[int, int], wanted: int) -> Tile:
-    """The tile with its columns shared by so many programs that about `wanted` are at work."""
-    programs = -(-shape[0] // tile.block_n) * -(-rows // tile.block_m)
-    tiles = -(-shape[1] // tile.block_k)
-    split = 1
-    while split < MAX_SPLIT and 2 * split * programs <= wanted and tiles >= 2 * split * MIN_TILES_PER_SPLIT:
-        split *= 2
-    return Tile(tile.block_n, tile.block_k, tile.block_m, tile.num_warps, tile.num_stages, split)
-
-
-__all__ = ["Tile", "crossover", "dot_tile", "rows_limit", "rows_tile"]
+__all__ = ["Tile", "chunk_rows", "crossover", "dot_tile", "parts_of_columns", "rows_limit", "rows_tile"]

@@ -1,355 +1,411 @@
-"""Products of activations with stored integers on GPUs: which program runs, with which tiles, and its launch.
+"""Launches the Triton kernels of `weight_only_triton_kernels.py`: which tile, which grid, which memory.
 
-The programs are in `weight_only_triton_kernels.py`, the tiles in `weight_only_tiles.py`. Triton is optional: where it
-is missing [`problem`] says so and the caller takes `blocks`. Nothing here waits for the device, and all memory comes
-from torch's allocator, so that the launches can be captured into a CUDA graph.
+Three products, all on the bytes as released:
 
-Activations are (M, K), results (M, N); weights lie as released: int8 (N, K / 2) for 4 bits, the even column in the
-high nibble, and (1, N, K) for 8; scales are fp16 (N, G).
+- `rows_linear`: one to four rows of activations, no tensor cores, compute capability 7.0 and up.
+- `dot_linear`: up to a few hundred rows, on tensor cores from 8.0 on.
+- `dequantized_linear`, and `transposed` for the gradient: the weight is dequantized chunk by chunk into memory that
+  cuBLAS reads. Any shape and group.
+
+Every launch goes through `_launch`, with plain numbers and tensors and nothing that waits for the device, so a CUDA
+graph can capture it. What can be decided beforehand is decided once for a shape (`_plan`).
+
+Activations here are (M, K) contiguous, biases (N,) or `None`, results (M, N) in the dtype of the activations.
 """
 
-import os
 from collections.abc import Iterator
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
-from .weight_only_tiles import (
-    ARCHITECTURES,
-    Tile,
-    architecture,
-    crossover,
-    dot_tile,
-    fitting_columns,
-    rows_limit,
-    rows_tile,
-)
-from .weight_only_triton_kernels import (
-    TRITON_ERROR,
-    dequantize_kernel,
-    dot_kernel,
-    finish_kernel,
-    rows_kernel,
-    tl,
-    triton,
-)
+from .weight_only_tiles import Tile, chunk_rows, dot_tile, parts_of_columns, rows_tile
+from .weight_only_triton_kernels import dequantize_kernel, dot_kernel, rows_kernel, sum_kernel, tl, triton
 
-OLDEST = (7, 0)
-CHUNK_BYTES = 96 << 20
-"""Of values that are dequantized at once: enough for a matrix product at full speed, little beside the weights."""
+SUM_BLOCK = 256
+DEQUANTIZE_TILE = Tile(16, 16, 256, 4, 2)
+KINDS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+LEAST_CAPABILITY = 70
 
-INTERPRETED = triton is not None and os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
-"""Whether Triton interprets the programs, for tests, on CPU tensors."""
 
-HALVES = (torch.float16, torch.bfloat16)
+def _launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
+    """Launches a kernel on the current device."""
+    kernel[grid](*args, **meta)
+
+
+def interpreted() -> bool:
+    """Whether the kernels run in Triton's interpreter, on the CPU (`TRITON_INTERPRET=1` before the import)."""
+    return triton is not None and "interpreter" in type(dot_kernel).__module__
 
 
 @lru_cache(maxsize=64)
-def device_capability(device: torch.device) -> int:
-    """Compute capability such as 86 of a CUDA device; for interpreted programs that of the newest row."""
-    if device.type != "cuda":
-        return max(ARCHITECTURES)
+def device_capability(device: torch.device) -> tuple[int, int]:
+    """Compute capability as an integer (86 for 8.6) and multiprocessors of a device."""
+    if interpreted() and device.type == "cpu":
+        return 80, 4
     major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
+    return 10 * major + minor, torch.cuda.get_device_properties(device).multi_processor_count
 
 
 @lru_cache(maxsize=64)
 def problem(device: torch.device) -> str:
-    """Why the programs cannot run on a device; empty where they can."""
+    """Why the kernels cannot run on a device, or an empty string."""
     if triton is None:
-        return f"Triton is not installed ({TRITON_ERROR})"
-    if INTERPRETED:
+        return "Triton is not installed (pip install triton)"
+    if interpreted() and device.type == "cpu":
         return ""
-    if device.type != "cuda":
-        return f"Triton's programs are for CUDA devices, not {device.type}"
-    if torch.version.hip is not None:
-        return "the programs were not tried on ROCm"
-    if device_capability(device) < 10 * OLDEST[0]:
-        return f"the device has compute capability {device_capability(device) / 10}; 7.0 is the oldest"
+    if device.type != "cuda" or torch.version.hip:
+        return (
+            f"the Triton kernels are written for NVIDIA GPUs, not for {'ROCm' if torch.version.hip else device.type}"
+        )
+    capability, _ = device_capability(device)
+    if capability < LEAST_CAPABILITY:
+        return f"compute capability {capability / 10} is below 7.0"
     return ""
 
 
-def choose_program(
-    device: torch.device, dtype: torch.dtype, bits: int, shape: tuple[int, int], num_groups: int, rows: int
-) -> tuple[str, str]:
-    """Name and reason of the program for one product on a device without a [`problem`].
+@dataclass(frozen=True)
+class _Plan:
+    """What a product of this shape takes, whatever its values.
 
-    Args:
-        device: Of all tensors.
-        dtype: Of the activations.
-        bits: 4 or 8.
-        shape: (N, K) of the weight.
-        num_groups: Groups G of columns.
-        rows: Rows M of the activations.
-
-    Returns:
-        `"triton_rows"`, `"triton_dot"` or `"triton_dequantize"`, and one sentence.
+    Attributes:
+        tile: Of a block.
+        grid: Blocks over rows of the weight, rows of activations, parts of the columns.
+        integers: Arguments of the kernel after the tensors.
     """
-    capability = device_capability(device)
-    group = shape[1] // max(num_groups, 1)
-    if dtype not in HALVES:
-        return "triton_dequantize", f"the programs that read integers multiply fp16 and bf16, not {dtype}"
-    if not fitting_columns(32, group, shape[1]):
-        return "triton_dequantize", f"groups of {group} columns do not consist of tiles of 32"
-    if rows >= crossover(capability, bits):
-        return "triton_dequantize", f"{rows} rows: from {crossover(capability, bits)} on a plain product is faster"
-    if rows <= rows_limit(capability):
-        return "triton_rows", f"{rows} rows: reading the weight is what takes time"
-    return "triton_dot", f"{rows} rows of {dtype} on compute capability {capability / 10}"
+
+    tile: Tile
+    grid: tuple[int, int, int]
+    integers: tuple[int, ...]
 
 
-def _launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
-    """Every launch goes through here. Triton launches on the current device, which need not be that of the tensors."""
-    device = args[0].device
-    guard = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
-    with guard:
-        kernel[grid](*args, **meta)
+@lru_cache(maxsize=4096)
+def rows_plan(device: torch.device, bits: int, rows: int, outputs: int, columns: int, groups: int) -> _Plan | None:
+    """The plan of the rows kernel, or `None` for a shape that it does not take."""
+    return _plan(rows_tile(rows, *_words(columns, bits, groups)), device, bits, rows, outputs, columns, groups)
 
 
-def _shape(weight: torch.Tensor, bits: int) -> tuple[int, int]:
-    """(N, K) of stored integers."""
-    return (weight.shape[0], 2 * weight.shape[1]) if bits == 4 else (weight.shape[1], weight.shape[2])
+@lru_cache(maxsize=4096)
+def dot_plan(device: torch.device, bits: int, rows: int, outputs: int, columns: int, groups: int) -> _Plan | None:
+    """The plan of the dot kernel, or `None` for a shape or a device that it does not take."""
+    capability, _ = device_capability(device)
+    tile = dot_tile(capability, rows, *_words(columns, bits, groups))
+    return _plan(tile, device, bits, rows, outputs, columns, groups)
 
 
-def _in_words(x: torch.Tensor) -> torch.Tensor:
-    """Contiguous activations, of which pairs can be read: their memory starts at a multiple of 4 bytes."""
-    x = x.contiguous()
-    return x.clone() if x.storage_offset() % 2 else x
+def _words(columns: int, bits: int, groups: int) -> tuple[int, int]:
+    """16-bit words of a group, and groups; 0 words where a group is no whole number of them, so that no tile fits."""
+    a_word = 16 // bits
+    return (columns // groups // a_word if columns // groups % a_word == 0 else 0), groups
 
 
-def _constants(tile: Tile, columns: int, bits: int, num_groups: int, inline: bool) -> dict[str, Any]:
-    return {
-        "BITS": bits,
-        "GROUPED": num_groups > 1,
-        "WHOLE": columns % tile.block_k == 0,
-        "INLINE": inline,
-        "BLOCK_M": tile.block_m,
-        "BLOCK_N": tile.block_n,
-        "BLOCK_K": tile.block_k,
-    }
+def _plan(
+    tile: Tile | None, device: torch.device, bits: int, rows: int, outputs: int, columns: int, groups: int
+) -> _Plan | None:
+    group_words, _ = _words(columns, bits, groups)
+    if tile is None or not group_words:
+        return None
+    row_words = group_words * groups
+    tiles = -(-row_words // tile.words)
+    across, down = -(-outputs // tile.outputs), -(-rows // tile.rows)
+    parts = parts_of_columns(across * down, tiles, device_capability(device)[1])
+    a_part = -(-tiles // parts)
+    grid = (across, down, -(-tiles // a_part))
+    return _Plan(tile, grid, (rows, outputs, columns, row_words, groups, group_words, tiles, a_part))
 
 
 def rows_linear(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, bits: int
 ) -> torch.Tensor:
-    """`x @ values.T + bias` for few rows, without tensor cores.
+    """`x @ values.T + bias` for a few rows. fp16 and fp32 see values rounded to fp16; bf16 exact integers and scales.
 
     Args:
-        x: (M, K) fp16 or bf16.
-        weight: Stored integers.
-        scale: (N, G) fp16; groups consist of 32 columns or a multiple.
+        x: (M, K) fp32, fp16 or bf16.
+        weight: Stored integers, contiguous.
+        scale: (N, G) fp16.
         bias: (N,) or `None`.
         bits: 4 or 8.
 
     Returns:
         (M, N) in the dtype of `x`.
+
+    Raises:
+        ValueError: a shape that the kernel does not take.
     """
-    rows, (out_features, columns), groups = x.shape[0], _shape(weight, bits), scale.shape[1]
-    y = x.new_empty(rows, out_features)
-    if y.numel() == 0:
-        return y
-    tile = rows_tile(device_capability(x.device), rows, (out_features, columns), columns // groups, bits)
-    grid = (-(-out_features // tile.block_n), -(-rows // tile.block_m))
-    _launch(
-        rows_kernel, grid, _in_words(x), weight.contiguous(), scale.contiguous(), bias, y, rows, out_features, columns,
-        groups, **_constants(tile, columns, bits, groups, not INTERPRETED), num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-    )  # fmt: skip
-    return y
+    plan = rows_plan(x.device, bits, x.shape[0], scale.shape[0], x.shape[1], scale.shape[1])
+    if plan is None:
+        raise _no_plan("rows", x, scale, bits)
+    constants = {"ROWS": plan.tile.rows, "ROUND": x.dtype != torch.bfloat16}
+    return _multiplied(rows_kernel, plan, x, weight, scale, bias, bits, constants)
 
 
 def dot_linear(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, bits: int
 ) -> torch.Tensor:
-    """As [`rows_linear`], on tensor cores where the architecture has them, for any number of rows."""
-    rows, (out_features, columns), groups = x.shape[0], _shape(weight, bits), scale.shape[1]
-    y = x.new_empty(rows, out_features)
-    if y.numel() == 0:
-        return y
-    capability = device_capability(x.device)
-    tile = dot_tile(capability, rows, (out_features, columns), columns // groups, bits)
-    grid = (-(-out_features // tile.block_n), -(-rows // tile.block_m), tile.split_k)
-    split = tile.split_k > 1
-    sums = torch.empty(tile.split_k, rows, out_features, dtype=torch.float32, device=x.device) if split else y
-    _launch(
-        dot_kernel, grid, _in_words(x), weight.contiguous(), scale.contiguous(), None if split else bias, sums, rows,
-        out_features, columns, groups, **_constants(tile, columns, bits, groups, _inline(capability)),
-        DOT=_dot_dtype(x.dtype, capability), SPLIT_K=tile.split_k, num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-    )  # fmt: skip
-    if split:
-        _finish(sums, None, bias, y)
+    """As [`rows_linear`], on tensor cores; `x` fp16 or bf16."""
+    plan = dot_plan(x.device, bits, x.shape[0], scale.shape[0], x.shape[1], scale.shape[1])
+    if plan is None or x.dtype == torch.float32:
+        raise _no_plan("dot", x, scale, bits)
+    constants = _dot_constants(plan.tile, x.dtype, not interpreted())
+    return _multiplied(dot_kernel, plan, x, weight, scale, bias, bits, constants)
+
+
+def _dot_constants(tile: Tile, dtype: torch.dtype, compiled: bool) -> dict[str, Any]:
+    # the interpreter multiplies the bit patterns of bf16, so it gets fp32
+    factor = tl.float16 if dtype == torch.float16 else tl.bfloat16 if compiled else tl.float32
+    return {"BLOCK_M": tile.rows, "VALUES": dtype == torch.float16, "DOT": factor}
+
+
+def _no_plan(kernel: str, x: torch.Tensor, scale: torch.Tensor, bits: int) -> ValueError:
+    return ValueError(
+        f"The {kernel} kernel takes no product of {tuple(x.shape)} {x.dtype} with {scale.shape[0]} rows in "
+        f"{scale.shape[1]} groups of {bits} bits on this device; choose_kernel names one that does."
+    )
+
+
+def _multiplied(
+    kernel: Any,
+    plan: _Plan,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    bits: int,
+    constants: dict[str, Any],
+) -> torch.Tensor:
+    rows, outputs = plan.integers[:2]
+    y = x.new_empty(rows, outputs)
+    parts = plan.grid[2]
+    target = y if parts == 1 else x.new_empty((parts, rows, outputs), dtype=torch.float32)
+    words = (weight if bits == 4 else weight[0]).view(torch.int16)
+    with _on(x.device):
+        _launch(
+            kernel, plan.grid, x, words, scale, bias if bias is not None else x, target, *plan.integers, BITS=bits,
+            BLOCK_N=plan.tile.outputs, WORDS=plan.tile.words, GROUPED=scale.shape[1] > 1, SPLIT=parts > 1,
+            BIAS=bias is not None and parts == 1, ASSEMBLY=not interpreted(), **constants,
+            num_warps=plan.tile.num_warps, num_stages=plan.tile.num_stages,
+        )  # fmt: skip
+        if parts > 1:
+            grid = (-(-outputs // SUM_BLOCK), rows)
+            _launch(
+                sum_kernel, grid, target, bias if bias is not None else x, y, rows, outputs, PARTS=parts,
+                BLOCK=SUM_BLOCK, BIAS=bias is not None, num_warps=4,
+            )  # fmt: skip
     return y
 
 
-def _inline(capability: int) -> bool:
-    return architecture(capability).inline and not INTERPRETED
-
-
-def _dot_dtype(dtype: torch.dtype, capability: int) -> Any:
-    if not _inline(capability):  # the interpreter multiplies bit patterns of bf16; Turing has no bf16
-        return tl.float32
-    return tl.float16 if dtype == torch.float16 else tl.bfloat16
-
-
-def _finish(parts: torch.Tensor, scale: torch.Tensor | None, bias: torch.Tensor | None, y: torch.Tensor) -> None:
-    """Writes the sum of (P, M, N) parts, times (N, 1) scales, plus a bias, into y (M, N)."""
-    block = 256
-    _launch(
-        finish_kernel, (-(-y.shape[1] // block), y.shape[0]), parts, scale, bias, y, *y.shape, PARTS=parts.shape[0],
-        BLOCK_N=block, num_warps=4,
-    )  # fmt: skip
-
-
-def _dequantize(
-    weight: torch.Tensor, scale: torch.Tensor, bits: int, begin: int, end: int, values: torch.Tensor, scaled: bool
-) -> None:
-    """Writes values (or integers) of the bytes begin..end of each row into (N, columns)."""
-    rows, stride, groups = scale.shape[0], weight.shape[-1], scale.shape[1]
-    block_n, block_bytes = 8, 256 if bits == 4 else 512
-    _launch(
-        dequantize_kernel, (-(-rows // block_n), -(-(end - begin) // block_bytes)), weight, scale, values, rows,
-        stride, begin, end, stride * (8 // bits), groups, BITS=bits, GROUPED=groups > 1, SCALED=scaled,
-        INLINE=not INTERPRETED, BLOCK_N=block_n, BYTES=block_bytes, num_warps=4,
-    )  # fmt: skip
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, which Accelerate does not set."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def dequantized_linear(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, bits: int
 ) -> torch.Tensor:
-    """As [`rows_linear`], for many rows, groups of any size and fp32 too: values in chunks, then a plain product.
+    """As [`rows_linear`] for any number of rows, any shape and any groups: chunks of values, and torch's product.
 
-    bf16 with one scale a row multiplies the integers and scales the result; else values are rounded to fp16 as in the
-    original and then to the dtype of `x`.
+    bf16 with one scale a row multiplies the exact integers and scales the rounded sum; with groups the values are
+    rounded to bf16.
     """
-    (out_features, columns), scale = _shape(weight, bits), scale.contiguous()
-    y = x.new_empty(x.shape[0], out_features)
-    if y.numel() == 0:
-        return y
     integers = x.dtype == torch.bfloat16 and scale.shape[1] == 1
-    stored = weight.contiguous().view(out_features, -1)
-    height = min(out_features, max(16, CHUNK_BYTES // (columns * x.element_size())))
-    values = x.new_empty(height, columns)
-    for first in range(0, out_features, height):
-        part = slice(first, min(first + height, out_features))
-        chunk = values[: part.stop - first]
-        _dequantize(stored[part], scale[part], bits, 0, stored.shape[1], chunk, not integers)
-        torch.mm(x, chunk.t(), out=y[:, part])
-    if integers or bias is not None:
-        _finish(y[None], scale if integers else None, bias, y)
+    outputs = scale.shape[0]
+    y = x.new_empty(x.shape[0], outputs)
+    added = None if bias is None else bias.to(x.dtype)
+    with _on(x.device):
+        for first, last, values in _row_chunks(weight, scale, bits, x.dtype, integers):
+            part, here = y[:, first:last], None if added is None else added[first:last]
+            if not integers:
+                part.copy_(F.linear(x, values, here))
+            elif here is None:
+                torch.mul(F.linear(x, values), scale[first:last, 0].float(), out=part)
+            else:
+                torch.addcmul(here.float(), F.linear(x, values).float(), scale[first:last, 0].float(), out=part)
     return y
 
 
 def transposed(y: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:
-    """`y @ values`, the gradient of a linear's input, in chunks of columns: no sum is cut.
+    """`y @ values`, the gradient of the activations.
+
+    Chunks are columns of the weight, so that each product is complete and nothing is added up outside of it.
 
     Args:
         y: (M, N) fp32, fp16 or bf16.
-        weight: Stored integers.
+        weight: Stored integers, contiguous.
         scale: (N, G) fp16.
         bits: 4 or 8.
 
     Returns:
         (M, K) in the dtype of `y`.
     """
-    (rows, columns), scale = _shape(weight, bits), scale.contiguous()
-    x = y.new_empty(y.shape[0], columns)
-    if x.numel() == 0:
-        return x
-    stored = weight.contiguous().view(rows, -1)
-    width, per_byte = stored.shape[1], 8 // bits
-    at_once = min(width, max(16, CHUNK_BYTES // (rows * y.element_size() * per_byte) // 16 * 16))
-    values = y.new_empty(rows * at_once * per_byte)
-    for begin in range(0, width, at_once):
-        end = min(begin + at_once, width)
-        chunk = values[: rows * (end - begin) * per_byte].view(rows, -1)
-        _dequantize(stored, scale, bits, begin, end, chunk, scaled=True)
-        torch.mm(y, chunk, out=x[:, begin * per_byte : end * per_byte])
-    return x
+    stored = weight if bits == 4 else weight[0]
+    a_byte = 8 // bits
+    row_bytes = stored.shape[1]
+    result = y.new_empty(y.shape[0], row_bytes * a_byte)
+    at_once = max(1, chunk_rows(stored.shape[0], y.dtype) // a_byte)
+    with _on(y.device):
+        for first in range(0, row_bytes, at_once):
+            width = min(at_once, row_bytes - first)
+            values = _dequantized(stored, scale, bits, y.dtype, False, first, width)
+            result[:, first * a_byte : (first + width) * a_byte] = y @ values
+    return result
+
+
+def _row_chunks(
+    weight: torch.Tensor, scale: torch.Tensor, bits: int, dtype: torch.dtype, integers: bool
+) -> Iterator[tuple[int, int, torch.Tensor]]:
+    """Yields (first row, row after the last, their values or integers)."""
+    stored = weight if bits == 4 else weight[0]
+    outputs, row_bytes = stored.shape
+    at_once = chunk_rows(row_bytes * 8 // bits, dtype)
+    for first in range(0, outputs, at_once):
+        last = min(first + at_once, outputs)
+        yield (
+            first,
+            last,
+            _dequantized(stored[first:last], scale[first:last], bits, dtype, integers, 0, row_bytes),
+        )
+
+
+def _dequantized(
+    stored: torch.Tensor,
+    scale: torch.Tensor,
+    bits: int,
+    dtype: torch.dtype,
+    integers: bool,
+    first_byte: int,
+    width: int,
+) -> torch.Tensor:
+    """Values, or integers, of some bytes of every row."""
+    rows, row_bytes = stored.shape
+    groups = scale.shape[1]
+    out = torch.empty(rows, width * 8 // bits, dtype=dtype, device=stored.device)
+    tile = DEQUANTIZE_TILE
+    grid = (-(-rows // tile.outputs), -(-width // tile.words))
+    _launch(
+        dequantize_kernel, grid, stored, scale, out, rows, width, first_byte, row_bytes, groups, row_bytes // groups,
+        BITS=bits, VALUES=not integers, BLOCK_N=tile.outputs, BLOCK=tile.words, num_warps=tile.num_warps,
+    )  # fmt: skip
+    return out
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One program as it is compiled ahead of time.
+    """A kernel as one product takes it, for who compiles it ahead of time.
 
-    Args:
+    Attributes:
         name: For people.
-        capability: Compute capability such as 86.
-        kernel: The function that Triton compiles.
-        signature: Argument -> Triton's type, `"constexpr"` for constants, in the order of the function.
-        constants: Values of those.
-        divisible: Arguments whose value, or address, is a multiple of 16.
-        num_warps: Of a program.
-        num_stages: Of its loop.
-        weights: Weights that one pass of its loop takes.
+        kernel: The Triton function.
+        signature: Argument -> type, `"*fp16"` or `"i32"`.
+        constexprs: Argument -> value.
+        divisible: Arguments that Triton finds to be multiples of 16.
+        num_warps: As launched.
+        num_stages: As launched.
+        weights: Weights a block takes in one turn of its loop.
     """
 
     name: str
-    capability: int
     kernel: Any
     signature: dict[str, str]
-    constants: dict[str, Any]
+    constexprs: dict[str, Any]
     divisible: tuple[str, ...]
     num_warps: int
     num_stages: int
     weights: int
-    tile: Tile = field(default_factory=lambda: Tile(0, 0, 0, 0, 0))
 
 
-SHAPE = (12288, 12288)  # of GLM-130B's attention, which its other linears resemble
+def variants(capability: int) -> Iterator[Variant]:
+    """The kernels as GLM-130B's weights of 12288 columns take them on a device of this capability."""
+    columns = 12288
+    for bits in (4, 8):
+        for dtype in (torch.float16, torch.bfloat16):
+            for groups in (1, 16, 96):
+                words = _words(columns, bits, groups)
+                for rows in (1, 2, 4):
+                    constants = {"ROWS": rows, "ROUND": dtype != torch.bfloat16}
+                    yield from _variants(rows_kernel, "rows", rows_tile(rows, *words), bits, dtype, groups, constants)
+                for rows in (8, 16, 32, 64) if capability >= 80 else (16,) if capability >= 75 else ():
+                    tile = dot_tile(capability, rows, *words)
+                    if tile is not None:
+                        constants = _dot_constants(tile, dtype, compiled=True)
+                        yield from _variants(dot_kernel, "dot", tile, bits, dtype, groups, constants)
+            yield _dequantize_variant(bits, dtype)
+    yield _sum_variant()
 
 
-def variants() -> Iterator[Variant]:
-    """The programs that users' GPUs compile, for the table of registers and instructions.
-
-    Yields:
-        For each architecture: rows, dot, dequantize and finish, of both widths and dtypes, with one scale a row and
-        in groups of 128.
-    """
-    pointers = {"x_ptr": "", "weight_ptr": "*i8", "scale_ptr": "*fp16", "bias_ptr": "", "y_ptr": ""}
-    integers = dict.fromkeys(("M", "N", "K", "GROUPS"), "i32")
-    for capability in ARCHITECTURES:
-        for bits in (4, 8):
-            for half in ("fp16", "bf16"):
-                for group in (SHAPE[1], 128):
-                    for rows in (1, 4, 5, 16, 32, 64):
-                        few = rows <= 4
-                        if few and not rows_limit(capability):
-                            continue
-                        pick = rows_tile if few else dot_tile
-                        tile = pick(capability, rows, SHAPE, group, bits)
-                        inline = few or architecture(capability).inline
-                        constants = _constants(tile, SHAPE[1], bits, SHAPE[1] // group, inline)
-                        out = half
-                        if not few:
-                            dtype = torch.float16 if half == "fp16" else torch.bfloat16
-                            constants |= {"DOT": _dot_dtype(dtype, capability), "SPLIT_K": tile.split_k}
-                            out = "fp32" if tile.split_k > 1 else half
-                        signature = pointers | {"x_ptr": f"*{half}", "bias_ptr": f"*{half}", "y_ptr": f"*{out}"}
-                        if out == "fp32":
-                            signature["bias_ptr"] = "constexpr"
-                            constants["bias_ptr"] = None
-                        signature |= integers | dict.fromkeys((c for c in constants if c not in pointers), "constexpr")
-                        divisible = tuple(
-                            n
-                            for n in ("x_ptr", "weight_ptr", "scale_ptr", "bias_ptr", "y_ptr", "N", "K")
-                            if signature[n] != "constexpr"
-                        )
-                        yield Variant(
-                            f"{'rows' if few else 'dot'} int{bits} {half} group {group} rows {rows}",
-                            capability,
-                            rows_kernel if few else dot_kernel,
-                            signature,
-                            constants,
-                            divisible,
-                            tile.num_warps,
-                            tile.num_stages,
-                            tile.block_n * tile.block_k,
-                            tile,
-                        )
+INTEGERS = ("M", "N", "K", "row_words", "G", "group_words", "tiles", "tiles_a_split")
 
 
-__all__ = ["device_capability", "dequantized_linear", "dot_linear", "problem", "rows_linear", "transposed", "variants"]
+def _variants(
+    kernel: Any, what: str, tile: Tile | None, bits: int, dtype: torch.dtype, groups: int, constants: dict[str, Any]
+) -> Iterator[Variant]:
+    """With and without splitting."""
+    if tile is None:
+        return
+    kind = KINDS[dtype]
+    for split in (False, True):
+        y = "*fp32" if split else f"*{kind}"
+        signature = {"x": f"*{kind}", "w": "*i16", "scale": "*fp16", "bias": f"*{kind}", "y": y}
+        yield Variant(
+            name=f"INT{bits} {what} {kind} {tile.rows} rows, {groups} groups{', split' if split else ''}",
+            kernel=kernel,
+            signature=signature | dict.fromkeys(INTEGERS, "i32"),
+            constexprs={
+                "BITS": bits,
+                "BLOCK_N": tile.outputs,
+                "WORDS": tile.words,
+                "GROUPED": groups > 1,
+                "SPLIT": split,
+                "BIAS": True,
+                "ASSEMBLY": True,
+                **constants,
+            },  # fmt: skip
+            divisible=("x", "w", "scale", "bias", "y", "N", "K", "row_words"),
+            num_warps=tile.num_warps,
+            num_stages=tile.num_stages,
+            weights=tile.outputs * tile.words * 16 // bits,
+        )
+
+
+def _dequantize_variant(bits: int, dtype: torch.dtype) -> Variant:
+    tile = DEQUANTIZE_TILE
+    return Variant(
+        name=f"INT{bits} dequantize {KINDS[dtype]}",
+        kernel=dequantize_kernel,
+        signature={"w": "*i8", "scale": "*fp16", "out": f"*{KINDS[dtype]}"}
+        | dict.fromkeys(("N", "width", "first_byte", "row_bytes", "G", "group_bytes"), "i32"),
+        constexprs={"BITS": bits, "VALUES": True, "BLOCK_N": tile.outputs, "BLOCK": tile.words},
+        divisible=("w", "scale", "out", "width", "row_bytes", "group_bytes"),
+        num_warps=tile.num_warps,
+        num_stages=3,
+        weights=tile.outputs * tile.words * 8 // bits,
+    )
+
+
+def _sum_variant() -> Variant:
+    return Variant(
+        name="sum fp16 3 parts",
+        kernel=sum_kernel,
+        signature={"parts": "*fp32", "bias": "*fp16", "y": "*fp16", "M": "i32", "N": "i32"},
+        constexprs={"PARTS": 3, "BLOCK": SUM_BLOCK, "BIAS": True},
+        divisible=("parts", "bias", "y", "N"),
+        num_warps=4,
+        num_stages=3,
+        weights=SUM_BLOCK,
+    )
+
+
+__all__ = [
+    "Variant",
+    "dequantized_linear",
+    "device_capability",
+    "dot_linear",
+    "dot_plan",
+    "problem",
+    "rows_linear",
+    "rows_plan",
+    "transposed",
+    "variants",
+]
