@@ -12,14 +12,12 @@ import copy
 import itertools
 import json
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate.utils import convert_file_size_to_int
 from transformers import ErnieConfig, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.accelerate import infer_auto_device_map
 
@@ -30,7 +28,10 @@ from hf_glm_ernie.configuration_glm130b import Glm130bConfig
 from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
 from hf_glm_ernie.weight_only import METHOD
 
+from .cards import Card, cpu_card
+from .device_lists import parse_bandwidth, parse_devices, parse_size, read_devices
 from .models import PRESETS, known_models, preset_of
+from .prediction import predict
 from .report import Device, DeviceMap, DevicePlan, Plan, main_device
 from .sizes import Job, Transients, cache_sizes, model_on_meta, module_bytes, reserve_cache, trace
 
@@ -42,8 +43,6 @@ CONFIG_CLASSES = {
     known.model_type: known for known in (Glm130bConfig, ErnieConfig, ErnieUIEConfig, ErnieUTCConfig, Ernie3Config)
 }
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-SIZE = r"(\d+(?:\.\d+)?)\s*(GB|GiB|MB|MiB|KB|KiB|B)"
-LEAST_BYTES = 2**20  # below this a bare number has lost its unit
 
 
 def plan(
@@ -58,16 +57,18 @@ def plan(
     disk: bool = False,
     tensor_parallel: bool = False,
     reserve: int | str = RESERVE,
+    cpu_bandwidth: float | str | None = None,
 ) -> Plan:
-    """Computes where a model goes and what every device holds, without allocating anything.
+    """Computes where a model goes, what every device holds and how fast it can be, without allocating anything.
 
     Args:
         config: A config; a folder with config.json, or the file; or the name of a released model, one of `PRESETS`:
             `"glm130b"` or `"GLM-130B"`, every encoder by PaddleNLP's name (`"ernie-3.0-base-zh"`, `"uie-mini"`,
             `"utc-base"`, `"rocketqa-zh-base-query-encoder"`...), `"ernie3-10b"`, `"ernie3-titan"` (these two as
             `Ernie3ForCausalLM`; a config's `architectures` name another class).
-        devices: The accelerators: `"4x24GiB"`, `"8x40GB,2x24GiB"` (GB = 10^9, GiB = 2^30 bytes), or a sequence of
-            sizes. `None`: the model runs on the CPU.
+        devices: The accelerators: cards by name, `"4xRTX3090"`, `"2xA100-80GB"` (`planner/cards.py` lists them), for
+            which speed is predicted too; or memory, `"4x24GiB"`, `"8x40GB,2x24GiB"` (GB = 10^9, GiB = 2^30 bytes); or
+            a sequence of names and sizes. `None`: the model runs on the CPU.
         bits: 4 or 8 for weights quantized with `WeightOnlyConfig(bits=...)`, one scale a row; `None`: as the config
             says, usually not quantized.
         context: Tokens of a row, prompt and answer together; at most, and by default, what the positions allow, but
@@ -79,14 +80,16 @@ def plan(
         disk: Whether what is left may be offloaded to disk.
         tensor_parallel: Cut every weight among the devices in place of giving each its layers.
         reserve: Set aside on every device that computes; see `RESERVE`.
+        cpu_bandwidth: Of main memory where the CPU computes, as `"90GB/s"` or in bytes/s; default 204.8 GB/s, eight
+            channels of DDR4-3200.
 
     Returns:
         The plan. A model that does not fit is no error: `fits` is false then and `missing` says what has no place.
 
     Raises:
         ValueError: an unknown preset, a size that cannot be read, bits, batch, context or dtype out of range, a model
-            type that is not known here, a quantization other than `weight_only_int`, tensor parallelism on one device,
-            together with offload, or for a model without a plan for it.
+            type or a card that is not known here, a quantization other than `weight_only_int`, tensor parallelism on
+            one device, together with offload, or for a model without a plan for it.
         FileNotFoundError: no config.json where one is expected.
 
     ```python
@@ -97,17 +100,19 @@ def plan(
     ```
     """
     config = _quantized(read_config(config), bits)
-    capacities = parse_devices(devices)
+    named = read_devices(devices)
+    capacities = [size for size, _ in named]
     memory = None if cpu is None else parse_size(cpu, "cpu")
     kept = parse_size(reserve, "reserve")
+    processor = cpu_card(parse_bandwidth(cpu_bandwidth, "cpu_bandwidth"))
     ranks = _ranks(capacities, memory is not None or disk) if tensor_parallel else 1
     job = Job(config, _dtype(config, dtype), _context(config, context), _positive("batch", batch), ranks)
     if tensor_parallel:
-        return _cut_plan(job, capacities, kept)
+        return _with_speed(_cut_plan(job, capacities, kept), named, processor)
     if not capacities and memory is None:
         raise ValueError("There is no device to plan for: pass devices='4x24GiB' or the like, or cpu='64GiB'.")
     with _quiet():
-        return _Placing(job, capacities, memory, disk, kept).best()
+        return _with_speed(_Placing(job, capacities, memory, disk, kept).best(), named, processor)
 
 
 def read_config(config: PreTrainedConfig | str | Path) -> PreTrainedConfig:
@@ -142,54 +147,13 @@ def read_config(config: PreTrainedConfig | str | Path) -> PreTrainedConfig:
     return CONFIG_CLASSES[model_type].from_dict(settings)
 
 
-def parse_devices(devices: str | Sequence[int | str] | None) -> list[int]:
-    """Bytes of every accelerator from `"8x40GB,2x24GiB"`, a sequence of sizes, or `None`.
-
-    Raises:
-        ValueError: what cannot be read; the message quotes it.
-    """
-    if devices is None:
-        return []
-    if not isinstance(devices, str):
-        return [parse_size(size, f"devices[{i}]") for i, size in enumerate(devices)]
-    capacities: list[int] = []
-    for part in devices.split(","):
-        match = re.fullmatch(rf"\s*(?:(\d+)\s*[xX*]\s*)?({SIZE})\s*", part)
-        if match is None or match.group(1) == "0":
-            raise ValueError(
-                f"devices={devices!r}: {part.strip()!r} cannot be read. Write number x memory, parts separated by "
-                "commas: 4x24GiB, or 8x40GB,2x24GiB (GB = 10^9 bytes, GiB = 2^30)."
-            )
-        capacities += [parse_size(match.group(2), "devices")] * int(match.group(1) or 1)
-    return capacities
-
-
-def parse_size(size: int | str, name: str) -> int:
-    """Bytes from `"24GiB"`, `"40GB"`, or an `int` of bytes.
-
-    Args:
-        size: What was given.
-        name: What a message calls it.
-
-    Raises:
-        ValueError: neither; a number without a unit, as text or as an `int` too small to be meant in bytes; or not
-            above 0 (a reserve may be 0).
-    """
-    text = str(size).strip()
-    least = int(name != "reserve")
-    match = re.fullmatch(SIZE, text) if isinstance(size, str) else None
-    if text == "0" and not least:
-        return 0
-    if match is not None:
-        size = int(float(match[1])) if match[2] == "B" else convert_file_size_to_int(text.replace(" ", ""))
-        if size >= least:
-            return size
-    elif not isinstance(size, bool) and isinstance(size, int) and size >= LEAST_BYTES:
-        return size
-    what = "has no unit" if re.fullmatch(r"\d+(\.\d+)?", text) else "is not an amount of memory"
-    raise ValueError(
-        f"{name}={text!r} {what}. Write 24GiB (2^30 bytes each), 40GB (10^9 each), MiB or MB, or B for single bytes."
-    )
+def _with_speed(planned: Plan, named: Sequence[tuple[int, Card | None]], processor: Card) -> Plan:
+    """The plan with its speed, where it fits and every device that computes has a name."""
+    cards: dict[Device, Card] = {i: card for i, (_, card) in enumerate(named) if card is not None} | {"cpu": processor}
+    computing = [d.name for d in planned.devices if isinstance(d.name, int) and d.modules]
+    if not planned.fits or not set(computing) <= cards.keys():
+        return planned
+    return replace(planned, speed=predict(planned, cards))
 
 
 def _unknown_type(model_type: object, where: str) -> ValueError:

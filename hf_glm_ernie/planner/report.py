@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .sizes import Job
+from .speed_table import UNNAMED, Speed, describe_speed
 
 Device = int | str
 DeviceMap = dict[str, Device]
@@ -58,12 +59,14 @@ class Plan:
         device_map: For `from_pretrained`; `None` where the model does not fit, and for tensor parallelism (there:
             `distributed_config=DistributedConfig(tp_size=..., tp_plan="auto")` under `torchrun`).
         missing: Modules without a place, with their bytes; empty where the model fits.
+        speed: How fast it can be at the most; `None` where the model does not fit, or devices are amounts of memory.
     """
 
     job: Job
     devices: tuple[DevicePlan, ...]
     device_map: DeviceMap | None
     missing: Mapping[str, int]
+    speed: Speed | None = None
 
     @property
     def tensor_parallel(self) -> bool:
@@ -106,8 +109,21 @@ def describe(plan: Plan) -> str:
     """Returns the text, without a newline at the end."""
     largest = max(max(device.used, device.capacity or 0) for device in plan.devices)
     unit = next((name for name, size in UNITS.items() if largest >= size), "KiB")
-    parts = [f"{_headline(plan)}; sizes in {unit}", "", *_table(plan, unit), "", *_verdict(plan, unit)]
+    parts = [
+        f"{_headline(plan)}; sizes in {unit}",
+        "",
+        *_table(plan, unit),
+        "",
+        *_speed(plan, unit),
+        *_verdict(plan, unit),
+    ]
     return "\n".join(parts)
+
+
+def _speed(plan: Plan, unit: str) -> list[str]:
+    if not plan.fits:
+        return []
+    return [*(describe_speed(plan.speed, unit, UNITS[unit]) if plan.speed is not None else [UNNAMED]), ""]
 
 
 def _headline(plan: Plan) -> str:
