@@ -93,24 +93,22 @@ def aligned(rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
 def _cell(column: str, step: Step) -> str:
     """What stands in a column; nothing where it would say nothing."""
     share = step.parts[step.limit] / step.seconds
-    launched = f"{_number(step.uncompiled_tokens_per_second)} (launches)" if step.launching > step.seconds else ""
+    launched = f"{three_digits(step.uncompiled_tokens_per_second)} (launches)" if step.launching > step.seconds else ""
     cells = {
         "step": step.kind if step.kind == "decode" else f"{step.kind} {step.tokens}",
         "rows": str(step.rows),
-        "texts/s": _number(step.rows / step.seconds) if step.kind == "forward" else "",
-        "tokens/s": _number(step.tokens_per_second),
-        "ms": _number(1000 * step.seconds),
-        "GB read": _number(step.read / 1e9),
+        "texts/s": three_digits(step.rows / step.seconds) if step.kind == "forward" else "",
+        "tokens/s": three_digits(step.tokens_per_second),
+        "ms": three_digits(1000 * step.seconds),
+        "GB read": three_digits(step.read / 1e9),
         "limit": step.limit if round(share, 2) == 1 else f"{step.limit} ({share:.0%})",
-        UNCOMPILED: f"{_number(step.uncompiled_tokens_per_second)} (launches)"
-        if step.launching > step.seconds
-        else "",
+        UNCOMPILED: launched,
     }
     return cells[column]
 
 
-def _number(value: float) -> str:
-    """Three digits."""
+def three_digits(value: float) -> str:
+    """A number as people compare it."""
     return f"{value:,.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
 
 
@@ -139,4 +137,4 @@ def _share(share: float | None) -> str:
     return "" if share is None else f" ({share:.0%})"
 
 
-__all__ = ["UNNAMED", "Compared", "Speed", "aligned", "describe_speed"]
+__all__ = ["UNNAMED", "Compared", "Speed", "aligned", "describe_speed", "three_digits"]
