@@ -113,14 +113,14 @@ TURING = "NVIDIA Turing architecture whitepaper, reference clocks"
 GA102 = "NVIDIA Ampere GA102 architecture whitepaper"
 ADA = "NVIDIA Ada architecture whitepaper"
 A100 = "NVIDIA A100 data sheet"
-H100 = "NVIDIA H100 data sheet, without sparsity"
+H100 = "NVIDIA H100 architecture whitepaper, without sparsity"
 CARDS: tuple[Card, ...] = (
     _card("V100-16GB", 16, 900, 125, 15.7, (7, 0), NVLINK2, VOLTA, "V100-SXM2-16GB"),
     _card("V100-32GB", 32, 900, 125, 15.7, (7, 0), NVLINK2, VOLTA, "V100-SXM2-32GB"),
     _card("T4", 15, 320, 65, 8.1, (7, 5), PCIE3, "NVIDIA T4 data sheet"),
     _card("RTX 2080 Ti", 11, 616, 53.8, 13.4, (7, 5), PCIE3, TURING, "2080 Ti"),
     _card("RTX 3090", 24, 936, 71, 35.6, (8, 6), PCIE4, GA102, "3090"),
-    _card("RTX 3090 Ti", 24, 1008, 80, 40, (8, 6), PCIE4, GA102, "3090 Ti"),
+    _card("RTX 3090 Ti", 24, 1008, 80, 40, (8, 6), PCIE4, ADA, "3090 Ti"),
     _card("RTX A6000", 48, 768, 154.8, 38.7, (8, 6), PCIE4, GA102, "A6000"),
     _card("A10", 24, 600, 125, 31.2, (8, 6), PCIE4, "NVIDIA A10 data sheet"),
     _card("A40", 48, 696, 149.7, 37.4, (8, 6), PCIE4, "NVIDIA A40 data sheet"),
