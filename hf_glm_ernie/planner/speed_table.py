@@ -109,7 +109,9 @@ def _cell(column: str, step: Step) -> str:
 
 def three_digits(value: float) -> str:
     """A number as people compare it."""
-    return f"{value:,.0f}" if value >= 99.95 else f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
+    if value >= 99.95:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}" if value >= 0.9995 else f"{value:.3g}"
 
 
 def _once(steps: Iterable[Step]) -> list[Step]:
