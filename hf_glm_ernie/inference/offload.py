@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .crossings import Crossings, given_caches, move_cache_of
-from .staged_copies import HostBlock, StagedCopies, tensors_of
+from .staged_copies import HostBlock, StagedCopies, pinned_bytes, tensors_of
 
 logger = logging.get_logger(__name__)
 
@@ -117,7 +117,7 @@ def set_offload(model: nn.Module, way: str, rows: int | None = None, pin: bool =
         tuple(unit.name for unit in layers),
         tuple(unit.name for unit in units if not unit.numbered),
         shared.rows,
-        sum(_rounded(block.nbytes) for block in blocks if block.is_pinned()),
+        sum(pinned_bytes(block.nbytes) for block in blocks if block.is_pinned()),
         2 * max((block.nbytes for block in blocks), default=0),
     )
 
@@ -360,9 +360,4 @@ def _refuse_foreign(name: str, module: nn.Module) -> None:
             )
 
 
-def _rounded(size: int) -> int:
-    """Bytes that torch takes for page-locked memory: the next power of two."""
-    return 1 << (size - 1).bit_length() if size else 0
-
-
-__all__ = ["Offload", "rows_worth_computing", "set_offload"]
+__all__ = ["COMPUTE", "COPY", "WAYS", "Offload", "rows_worth_computing", "set_offload"]

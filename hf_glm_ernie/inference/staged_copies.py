@@ -43,6 +43,20 @@ def tensors_of(module: nn.Module) -> Iterator[tuple[nn.Module, dict[str, Any], s
                     yield holder, store, name, tensor
 
 
+def block_bytes(layer: nn.Module) -> int:
+    """Bytes of the block that a layer's tensors take, each beginning at a multiple of `ALIGNMENT`."""
+    return sum(_aligned(tensor.nbytes) for *_, tensor in tensors_of(layer))
+
+
+def pinned_bytes(size: int) -> int:
+    """Bytes that torch takes for page-locked memory: the next power of two."""
+    return 1 << (size - 1).bit_length() if size else 0
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
 class HostBlock:
     """A layer's tensors, one behind the other in main memory.
 
@@ -64,7 +78,7 @@ class HostBlock:
         ]
         starts = [0]
         for _, _, tensor in found:
-            starts.append(-(-(starts[-1] + tensor.nbytes) // ALIGNMENT) * ALIGNMENT)
+            starts.append(starts[-1] + _aligned(tensor.nbytes))
         self.bytes = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=pinned)
         for (holder, name, tensor), start in zip(found, starts, strict=False):
             end = start + tensor.nbytes
@@ -179,4 +193,13 @@ class StagedCopies:
         self.ahead = None
 
 
-__all__ = ["CopyStream", "HostBlock", "SameDevice", "StagedCopies", "copy_stream", "tensors_of"]
+__all__ = [
+    "CopyStream",
+    "HostBlock",
+    "SameDevice",
+    "StagedCopies",
+    "block_bytes",
+    "copy_stream",
+    "pinned_bytes",
+    "tensors_of",
+]

@@ -27,11 +27,13 @@ from hf_glm_ernie.configuration_ernie3 import Ernie3Config
 from hf_glm_ernie.configuration_ernie_uie import ErnieUIEConfig
 from hf_glm_ernie.configuration_ernie_utc import ErnieUTCConfig
 from hf_glm_ernie.configuration_glm130b import Glm130bConfig
+from hf_glm_ernie.inference.offload import COMPUTE, WAYS
 from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
 from hf_glm_ernie.weight_only import METHOD
 
 from .models import PRESETS, known_models, preset_of
-from .report import Device, DeviceMap, DevicePlan, Plan, main_device
+from .offloading import OffloadSizes
+from .report import ACCELERATE, Device, DeviceMap, DevicePlan, Plan, main_device
 from .sizes import Job, Transients, cache_sizes, model_on_meta, module_bytes, reserve_cache, trace
 
 # Of each device, for what no count shows: the CUDA context with its libraries (0.3 to 0.5 GiB), what the card itself
@@ -58,6 +60,7 @@ def plan(
     disk: bool = False,
     tensor_parallel: bool = False,
     reserve: int | str = RESERVE,
+    offload: str = ACCELERATE,
 ) -> Plan:
     """Computes where a model goes and what every device holds, without allocating anything.
 
@@ -79,6 +82,8 @@ def plan(
         disk: Whether what is left may be offloaded to disk.
         tensor_parallel: Cut every weight among the devices in place of giving each its layers.
         reserve: Set aside on every device that computes; see `RESERVE`.
+        offload: How layers in main memory beside accelerators are run: `"compute"` (few rows on the CPU) and `"copy"`
+            (page-locked, copied ahead) as by [`set_offload`]; `"accelerate"`: as Accelerate does by itself.
 
     Returns:
         The plan. A model that does not fit is no error: `fits` is false then and `missing` says what has no place.
@@ -86,7 +91,7 @@ def plan(
     Raises:
         ValueError: an unknown preset, a size that cannot be read, bits, batch, context or dtype out of range, a model
             type that is not known here, a quantization other than `weight_only_int`, tensor parallelism on one device,
-            together with offload, or for a model without a plan for it.
+            together with offload, or for a model without a plan for it; a way of offload without memory for it.
         FileNotFoundError: no config.json where one is expected.
 
     ```python
@@ -102,12 +107,13 @@ def plan(
     kept = parse_size(reserve, "reserve")
     ranks = _ranks(capacities, memory is not None or disk) if tensor_parallel else 1
     job = Job(config, _dtype(config, dtype), _context(config, context), _positive("batch", batch), ranks)
+    _check_offload(offload, bool(capacities), memory is not None)
     if tensor_parallel:
         return _cut_plan(job, capacities, kept)
     if not capacities and memory is None:
         raise ValueError("There is no device to plan for: pass devices='4x24GiB' or the like, or cpu='64GiB'.")
     with _quiet():
-        return _Placing(job, capacities, memory, disk, kept).best()
+        return _Placing(job, capacities, memory, disk, kept, offload).best()
 
 
 def read_config(config: PreTrainedConfig | str | Path) -> PreTrainedConfig:
@@ -261,6 +267,16 @@ def _ranks(capacities: Sequence[int], offload: bool) -> int:
     return len(capacities)
 
 
+def _check_offload(offload: str, accelerators: bool, memory: bool) -> None:
+    if offload not in (ACCELERATE, *WAYS):
+        raise ValueError(f"offload={offload!r} is not one of {', '.join((ACCELERATE, *WAYS))}.")
+    if offload != ACCELERATE and not (accelerators and memory):
+        raise ValueError(
+            f"offload={offload!r} is about layers in main memory beside accelerators: pass devices='4x24GiB' or the "
+            "like and cpu='128GiB', or leave offload out."
+        )
+
+
 def _cut_plan(job: Job, capacities: Sequence[int], reserve: int) -> Plan:
     """Every device holds one rank's part."""
     model = model_on_meta(job)
@@ -277,8 +293,11 @@ def _cut_plan(job: Job, capacities: Sequence[int], reserve: int) -> Plan:
 class _Placing:
     """Tries the host's placements until one fits."""
 
-    def __init__(self, job: Job, capacities: Sequence[int], memory: int | None, disk: bool, reserve: int) -> None:
+    def __init__(
+        self, job: Job, capacities: Sequence[int], memory: int | None, disk: bool, reserve: int, offload: str
+    ) -> None:
         self.job = job
+        self.offload = offload
         self.disk = disk
         self.reserve = reserve
         self.capacities: dict[Device, int] = dict(enumerate(capacities))
@@ -295,6 +314,9 @@ class _Placing:
         layers = [name for name, module in self.model.named_modules() if type(module).__name__ in self.unsplit]
         self.total = with_cache[""]
         self.largest_layer = max((with_cache[name] for name in layers), default=0)
+        self.moved: OffloadSizes | None = None
+        if offload != ACCELERATE:
+            self.moved = OffloadSizes(job, self.model, self.leaves, layers, self.caches, offload)
 
     def best(self) -> Plan:
         """The first placement that fits: on the devices, evenly if possible; then with offload. Else the one that
@@ -310,9 +332,14 @@ class _Placing:
     def _computes(self, name: Device) -> bool:
         return name == self.main or isinstance(name, int)
 
+    def _keeps_cache(self, name: Device) -> bool:
+        return self._computes(name) or (name == "cpu" and self.offload == COMPUTE)
+
     def _room(self, name: Device) -> int:
         """What modules and cache may take on a device."""
         held = self.reserve + self.transients.activations if self._computes(name) else 0
+        if self.moved is not None and name == "cpu":
+            return self.moved.room(self.capacities[name])
         return max(0, self.capacities[name] - held)
 
     def _rooms_without_offload(self) -> Iterator[dict[Device, int]]:
@@ -332,11 +359,13 @@ class _Placing:
         if not self.disk and all(self._computes(name) for name in self.capacities):
             return
         moved, away = -1, 0
+        second = 0 if self.moved is None else self.moved.largest_block  # the host keeps room for one layer
         while moved < away:
             moved = away
             rooms = {name: self._room(name) for name in self.capacities}
-            yield rooms | {self.main: max(0, rooms[self.main] - moved)}
-            away = sum(self._cache(module) for module in tried[-1].offloaded)
+            yield rooms | {self.main: max(0, rooms[self.main] - moved - second)}
+            offloaded = tried[-1].offloaded.items()
+            away = sum(self._cache(module) for module, name in offloaded if not self._keeps_cache(name))
 
     def _infer(self, rooms: dict[Device, int]) -> DeviceMap:
         return infer_auto_device_map(self.model, max_memory=dict(rooms), no_split_module_classes=self.unsplit)
@@ -353,31 +382,34 @@ class _Placing:
             placed[name] = (*placed.get(name, ()), module)
         missing = {} if self.disk else {module: self.sizes[module] for module in placed.pop("disk", ())}
         devices = [self._device(name, placed.get(name, ())) for name in [*self.capacities, "disk"]]
-        away = tuple(module for device in devices if not self._computes(device.name) for module in device.modules)
+        away = {device.name: device.modules for device in devices if not self._computes(device.name)}
         devices = [self._with_offload(device, away) if device.name == self.main else device for device in devices]
         shown = tuple(device for device in devices if device.modules or device.capacity is not None)
-        plan = Plan(self.job, shown, device_map, missing)
+        plan = Plan(self.job, shown, device_map, missing, self.offload)
         return plan if plan.fits and device_map else replace(plan, device_map=None)
 
     def _device(self, name: Device, modules: tuple[str, ...]) -> DevicePlan:
         computes = self._computes(name)
+        moved = self.moved if name == "cpu" and modules else None
+        activations = 0 if moved is None else moved.step_activations
         return DevicePlan(
             name,
             self.capacities.get(name),
             reserve=self.reserve if computes else 0,
             weights=sum(self.sizes[module] for module in modules),
-            cache=sum(self._cache(module) for module in modules) if computes else 0,
-            activations=self.transients.activations if computes and modules else 0,
+            cache=sum(self._cache(module) for module in modules) if self._keeps_cache(name) else 0,
+            activations=self.transients.activations if computes and modules else activations,
+            staging=0 if moved is None else moved.lost_by_pinning(modules),
             modules=modules,
         )
 
-    def _with_offload(self, device: DevicePlan, away: tuple[str, ...]) -> DevicePlan:
+    def _with_offload(self, device: DevicePlan, away: dict[Device, tuple[str, ...]]) -> DevicePlan:
         """Adds to the main device what it needs for modules that lie elsewhere."""
-        staged = [
-            size for leaf, size in self.leaves.items() if any(f"{leaf}.".startswith(f"{module}.") for module in away)
-        ]
-        cache = device.cache + sum(self._cache(module) for module in away)
-        return replace(device, cache=cache, staging=max(staged, default=0))
+        hosts = [module for name in away if self.moved is None or name != "cpu" for module in away[name]]
+        staged = [size for leaf, size in self.leaves.items() if any(f"{leaf}.".startswith(f"{m}.") for m in hosts)]
+        cache = sum(self._cache(module) for name in away if not self._keeps_cache(name) for module in away[name])
+        staging = max(staged, default=0) + (0 if self.moved is None else self.moved.staging(away.get("cpu", ())))
+        return replace(device, cache=device.cache + cache, staging=staging)
 
 
 def _classes_with_tensors_beside_children(model: PreTrainedModel) -> set[str]:
