@@ -122,18 +122,22 @@ def set_offload(model: nn.Module, way: str, rows: int | None = None, pin: bool =
     )
 
 
-def rows_worth_computing(layer: nn.Module) -> int:
+def rows_worth_computing(bytes_per_weight: float) -> int:
     """The most rows that the CPU computes as fast as the weights are copied: `operations * bytes / (2 * link)`.
 
     Args:
-        layer: Its first weights say how many bytes each has.
+        bytes_per_weight: 0.5 for 4-bit weights, 2 for fp16.
 
     Returns:
         At least 1; 10 for 4-bit weights, 20 for 8 bits, 40 for 16.
     """
+    return max(1, int(CPU_OPERATIONS * bytes_per_weight / (2 * LINK_BYTES)))
+
+
+def _bytes_per_weight(layer: nn.Module) -> float:
     bits = [module.bits for module in layer.modules() if isinstance(getattr(module, "bits", None), int)]
     sizes = [bit / 8 for bit in bits] or [tensor.element_size() for tensor in layer.parameters() if tensor.ndim > 1]
-    return max(1, int(CPU_OPERATIONS * min(sizes, default=2) / (2 * LINK_BYTES)))
+    return min(sizes, default=2)
 
 
 class _Shared:
@@ -142,7 +146,8 @@ class _Shared:
     def __init__(self, main: torch.device, units: list["_Unit"], rows: int | None) -> None:
         self.main = main
         self.layers = [unit for unit in units if unit.numbered]
-        self.rows = rows_worth_computing((self.layers or units)[0].module) if rows is None else rows
+        first = (self.layers or units)[0].module
+        self.rows = rows_worth_computing(_bytes_per_weight(first)) if rows is None else rows
         self.crossings = Crossings()
         self.staged: StagedCopies | None = None
 
@@ -189,7 +194,7 @@ class _Unit:
         self.shared: _Shared | None = None
         self.slot: int | None = None
         self.replaced: list[tuple[dict[str, Any], str, torch.Tensor]] = []
-        self.on_cpu = True
+        setattr(module, UNIT, self)
 
     def attach(self, shared: _Shared, pinned: bool) -> None:
         """Takes part from now on; a layer's weights are put into one block."""
@@ -198,7 +203,6 @@ class _Unit:
             self.block = HostBlock(self.module, pinned)
         self.detach()
         self.handles = _register(self.module, self._before, self._after)
-        setattr(self.module, UNIT, self)
 
     def detach(self) -> None:
         """Takes no part any more."""
@@ -215,9 +219,9 @@ class _Unit:
             )
         rows = _rows(args, kwargs)
         lookup = isinstance(module, nn.Embedding)  # copying all rows to read few
-        self.on_cpu = lookup or (rows is not None and rows <= self.shared.rows)
-        device = CPU if self.on_cpu else self.main
-        if not self.on_cpu:
+        on_cpu = lookup or (rows is not None and rows <= self.shared.rows)
+        device = CPU if on_cpu else self.main
+        if not on_cpu:
             self._bring((args, kwargs))
         if self.shared.rows:
             self._move_caches((*args, *kwargs.values()), device)

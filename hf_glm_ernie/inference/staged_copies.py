@@ -53,6 +53,13 @@ def pinned_bytes(size: int) -> int:
     return 1 << (size - 1).bit_length() if size else 0
 
 
+def _plain_tensors(layer: nn.Module) -> Iterator[tuple[nn.Module, str, torch.Tensor]]:
+    """What a block can hold: tensors of torch's own classes, on the CPU."""
+    for holder, _, name, tensor in tensors_of(layer):
+        if type(tensor) in (torch.Tensor, nn.Parameter) and tensor.device.type == "cpu" and tensor.nbytes:
+            yield holder, name, tensor
+
+
 def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
 
@@ -66,20 +73,25 @@ class HostBlock:
     Args:
         layer: Its tensors on the CPU are moved into the block; those of subclasses of `Tensor` stay where they are.
         pinned: Whether the block is page-locked. torch rounds such blocks up to the next power of two.
+
+    Raises:
+        RuntimeError: the system gives no page-locked memory; the layer is unchanged.
     """
 
     def __init__(self, layer: nn.Module, pinned: bool) -> None:
         self.pieces: dict[Place, Piece] = {}
-        plain = (torch.Tensor, nn.Parameter)
-        found = [
-            (holder, name, tensor)
-            for holder, _, name, tensor in tensors_of(layer)
-            if type(tensor) in plain and tensor.device.type == "cpu" and tensor.nbytes
-        ]
+        found = list(_plain_tensors(layer))
         starts = [0]
         for _, _, tensor in found:
             starts.append(starts[-1] + _aligned(tensor.nbytes))
-        self.bytes = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=pinned)
+        try:
+            self.bytes = torch.empty(starts[-1], dtype=torch.uint8, pin_memory=pinned)
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"The system gives no {pinned_bytes(starts[-1]) / 2**20:.0f} MiB of page-locked memory for a layer "
+                f"({str(error).splitlines()[0]}). With set_offload(..., pin=False) the weights stay in ordinary "
+                "memory, which is copied more slowly."
+            ) from error
         for (holder, name, tensor), start in zip(found, starts, strict=False):
             end = start + tensor.nbytes
             storage = self.bytes.untyped_storage()[start:end]
@@ -90,9 +102,9 @@ class HostBlock:
 
     def holds_all_of(self, layer: nn.Module, pinned: bool) -> bool:
         """Whether all tensors that could lie in the block do, and the block lies where it should."""
-        addresses = {(place, piece.pointer) for place, piece in self.pieces.items()}
-        found = {((id(holder), name), tensor.data_ptr()) for holder, _, name, tensor in tensors_of(layer)}
-        return found <= addresses and self.bytes.is_pinned() == pinned
+        held = {(place, piece.pointer) for place, piece in self.pieces.items()}
+        found = {((id(holder), name), tensor.data_ptr()) for holder, name, tensor in _plain_tensors(layer)}
+        return found <= held and self.bytes.is_pinned() == pinned
 
     def staged(self, copy: torch.Tensor, holder: nn.Module, name: str, tensor: torch.Tensor) -> torch.Tensor | None:
         """A tensor of the layer within a copy of the block, or `None` where it is not, or no longer, in the block."""

@@ -50,9 +50,7 @@ class OffloadSizes:
         }
         self.largest_block = max(self.blocks.values(), default=0)
         self.step_activations = 0
-        self.few = way == COMPUTE and bool(numbered)
-        if self.few:
-            self.few = job.batch <= rows_worth_computing(model.get_submodule(numbered[0]))
+        self.few = way == COMPUTE and job.batch <= most_rows(job)
         if way == COMPUTE:
             self.step_activations = trace(replace(job, context=1)).activations + max(self.caches.values(), default=0)
 
@@ -88,8 +86,14 @@ class OffloadSizes:
         return [name for name in self.blocks if "" in modules or f"{name}.".startswith(prefixes)]
 
 
+def most_rows(job: Job) -> int:
+    """The most rows that [`set_offload`] has the CPU compute."""
+    quantization = getattr(job.config, "quantization_config", None)
+    return rows_worth_computing(job.dtype.itemsize if quantization is None else quantization.bits / 8)
+
+
 def _inside(sizes: Mapping[str, int], module: str) -> int:
     return sum(size for name, size in sizes.items() if f"{name}.".startswith(f"{module}."))
 
 
-__all__ = ["OffloadSizes"]
+__all__ = ["OffloadSizes", "most_rows"]

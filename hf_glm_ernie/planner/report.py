@@ -4,6 +4,9 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from hf_glm_ernie.inference.offload import COMPUTE
+
+from .offloading import most_rows
 from .sizes import Job
 
 Device = int | str
@@ -169,6 +172,8 @@ def _verdict(plan: Plan, unit: str) -> list[str]:
     in_memory = any(device.name == "cpu" for device in away)
     if in_memory and plan.offload == ACCELERATE:
         lines.append("these layers run faster with offload compute or copy")
+    if in_memory and plan.offload == COMPUTE and plan.job.batch > most_rows(plan.job):
+        lines.append(f"batch {plan.job.batch}: offload copy is faster from {most_rows(plan.job) + 1} rows on")
     folder = " with offload_folder, a folder to be filled" if any(device.name == "disk" for device in away) else ""
     lines += [f"pass to from_pretrained{folder}:", *_literal(plan.device_map or {})]
     if in_memory and plan.offload != ACCELERATE:
