@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 from accelerate.hooks import AlignDevicesHook, SequentialHook, remove_hook_from_module
-from accelerate.utils import OffloadedWeightsLoader, PrefixedDataset, find_tied_parameters, retie_parameters
+from accelerate.utils import OffloadedWeightsLoader, PrefixedDataset
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .crossings import Crossings, given_caches, move_cache_of
-from .staged_copies import HostBlock, StagedCopies, pinned_bytes, tensors_of
+from .staged_copies import HostBlock, StagedCopies, is_plain, pinned_bytes, tensors_of
 
 logger = logging.get_logger(__name__)
 
@@ -297,8 +297,8 @@ def _take_over(model: nn.Module) -> list[_Unit]:
     whole = {
         name for part in model.modules() if isinstance(part, PreTrainedModel) for name in part._no_split_modules or ()
     }
-    tied = find_tied_parameters(model)
-    units, shared_out = [], []
+    units: list[_Unit] = []
+    shared_out: list[str] = []
     for name, module in _called_by_themselves(model, "", whole):
         found = [_memory_hook(inner) for inner in module.modules() if any(True for _ in inner.parameters(False))]
         hooks = [hook for hook in found if hook is not None]
@@ -311,7 +311,7 @@ def _take_over(model: nn.Module) -> list[_Unit]:
             _give_back(module, hooks)
         if unit is not None:
             units.append(unit)
-    retie_parameters(model, tied)
+    _tie(units)
     if shared_out:
         logger.warning(
             f"set_offload: {', '.join(shared_out)} lie partly in main memory and partly elsewhere; they stay with "
@@ -353,6 +353,15 @@ def _give_back(module: nn.Module, hooks: list[AlignDevicesHook]) -> None:
     for *_, tensor in tensors_of(module):
         if tensor.device.type != "cpu":  # buffers, which Accelerate keeps on the accelerator
             tensor.data = tensor.data.cpu()
+
+
+def _tie(units: list[_Unit]) -> None:
+    """Makes one tensor of those that share memory: the hooks gave back each by itself."""
+    known: dict[tuple[int, torch.Size], torch.Tensor] = {}
+    for unit in units:
+        for _, store, name, tensor in tensors_of(unit.module):
+            if is_plain(tensor) and tensor.nbytes:
+                store[name] = known.setdefault((tensor.data_ptr(), tensor.shape), tensor)
 
 
 def _refuse_foreign(name: str, module: nn.Module) -> None:

@@ -56,12 +56,17 @@ def pinned_bytes(size: int) -> int:
 def _plain_tensors(layer: nn.Module) -> Iterator[tuple[nn.Module, str, torch.Tensor]]:
     """What a block can hold: tensors of torch's own classes, on the CPU."""
     for holder, _, name, tensor in tensors_of(layer):
-        if type(tensor) in (torch.Tensor, nn.Parameter) and tensor.device.type == "cpu" and tensor.nbytes:
+        if is_plain(tensor) and tensor.device.type == "cpu" and tensor.nbytes:
             yield holder, name, tensor
 
 
 def _aligned(size: int) -> int:
     return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is of torch's own classes: its bytes are all there is to it."""
+    return type(tensor) in (torch.Tensor, nn.Parameter)
 
 
 class HostBlock:
@@ -212,6 +217,7 @@ __all__ = [
     "StagedCopies",
     "block_bytes",
     "copy_stream",
+    "is_plain",
     "pinned_bytes",
     "tensors_of",
 ]

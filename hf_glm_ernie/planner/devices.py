@@ -358,14 +358,16 @@ class _Placing:
         """Rooms on all devices, less and less on the main one, until the cache of the offloaded layers fits there."""
         if not self.disk and all(self._computes(name) for name in self.capacities):
             return
-        moved, away = -1, 0
-        second = 0 if self.moved is None else self.moved.largest_block  # the host keeps room for one layer
-        while moved < away:
-            moved = away
-            rooms = {name: self._room(name) for name in self.capacities}
-            yield rooms | {self.main: max(0, rooms[self.main] - moved - second)}
+        kept = 0 if self.moved is None else self.moved.largest_block  # the host keeps room for one layer, not for two
+        rooms = {name: self._room(name) for name in self.capacities}
+        taken, wanted = -1, kept
+        while taken < min(wanted, rooms[self.main]):
+            taken = wanted
+            yield rooms | {self.main: max(0, rooms[self.main] - taken)}
             offloaded = tried[-1].offloaded.items()
-            away = sum(self._cache(module) for module, name in offloaded if not self._keeps_cache(name))
+            wanted = kept + sum(self._cache(module) for module, name in offloaded if not self._keeps_cache(name))
+            if self.moved is not None:
+                wanted = max(wanted, taken + tried[-1].lacking)
 
     def _infer(self, rooms: dict[Device, int]) -> DeviceMap:
         return infer_auto_device_map(self.model, max_memory=dict(rooms), no_split_module_classes=self.unsplit)

@@ -43,10 +43,13 @@ class OffloadSizes:
         numbered = [name for name in layers if name.rpartition(".")[2].isdigit()]
         self.caches = {name: _inside(caches, name) for name in numbered}
         self.blocks = {name: block_bytes(model.get_submodule(name)) - self.caches[name] for name in numbered}
-        embeddings = {name for name, module in model.named_modules() if isinstance(module, nn.Embedding)}
         in_layers = tuple(f"{name}." for name in numbered)
+        # Embeddings are looked up where they lie, and buffers alone (rotary tables) stay on the accelerator.
         self.others = {
-            leaf: size for leaf, size in leaves.items() if leaf not in embeddings and not leaf.startswith(in_layers)
+            name: leaves[name]
+            for name, module in model.named_modules()
+            if name in leaves and not name.startswith(in_layers)
+            if not isinstance(module, nn.Embedding) and any(True for _ in module.parameters(recurse=False))
         }
         self.largest_block = max(self.blocks.values(), default=0)
         self.step_activations = 0

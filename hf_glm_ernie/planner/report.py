@@ -169,7 +169,8 @@ def _verdict(plan: Plan, unit: str) -> list[str]:
     for device in away:
         lines.append(f"offloaded to {device.name}: {_amount(device.weights, unit)} {unit}, {_holds(device.modules)}")
     lines += [] if away else ["offloaded: nothing"]
-    in_memory = any(device.name == "cpu" for device in away)
+    # Where nothing lies on an accelerator, the host runs the whole model on the CPU.
+    in_memory = any(device.name == "cpu" for device in away) and plan.devices[0].modules != ()
     if in_memory and plan.offload == ACCELERATE:
         lines.append("these layers run faster with offload compute or copy")
     if in_memory and plan.offload == COMPUTE and plan.job.batch > most_rows(plan.job):
