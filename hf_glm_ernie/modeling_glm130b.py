@@ -407,7 +407,7 @@ class Glm130bModel(Glm130bPreTrainedModel):
         known = getattr(cache, ROWS_OF_CACHE, None)
         begins = known is None or not (tracing or bool(past_length > 0))
         explicit = token_type_ids is not None and position_ids is not None
-        rows = None if begins or explicit else torch.tensor(known, device=input_ids.device)[:, None]
+        rows = None if begins or explicit else known
         types, positions = layout(self.config, input_ids, padding, token_type_ids, position_ids, past_length, rows)
         if cache is None or tracing or not begins:
             return types, positions, None

@@ -123,7 +123,7 @@ def layout(
     token_type_ids: torch.Tensor | None = None,
     position_ids: torch.Tensor | None = None,
     past_length: int | torch.Tensor = 0,
-    rows: torch.Tensor | None = None,
+    rows: Sequence[int] | None = None,
 ) -> Layout:
     """Fills in what a caller left open of the layout of rows.
 
@@ -134,7 +134,7 @@ def layout(
         token_type_ids: (B, L) in place of those that follow from the ids, or `None`.
         position_ids: (B, L) in place of those that follow from the ids, or `None`.
         past_length: Tokens before the new ones.
-        rows: (B, 1) `row_states` of the tokens before the new ones, or `None` where the rows begin here.
+        rows: `row_states` of the tokens before the new ones, or `None` where the rows begin here.
 
     Returns:
         The layout of the new tokens; behind cached ones it equals that of one whole forward.
@@ -142,14 +142,15 @@ def layout(
     Raises:
         ValueError: `rows` of another batch; a `<sop>` whose context was read as causal.
     """
-    if rows is not None and rows.shape[0] != input_ids.shape[0]:
+    if rows is not None and len(rows) != input_ids.shape[0]:
         raise ValueError(
-            f"The cache was filled with {rows.shape[0]} rows and is now used with {input_ids.shape[0]}. Pass "
+            f"The cache was filled with {len(rows)} rows and is now used with {input_ids.shape[0]}. Pass "
             "position_ids and token_type_ids for a cache whose rows were repeated or selected."
         )
     if token_type_ids is None and rows is None:
         token_type_ids = prefix_token_type_ids(input_ids, config.sop_token_id)
     elif token_type_ids is None:
+        assert rows is not None
         _refuse_late_sop(input_ids, rows, config.sop_token_id)
         token_type_ids = torch.ones_like(input_ids)
     if position_ids is None:
@@ -160,14 +161,22 @@ def layout(
                 input_ids, token_type_ids, position_ids, config.mask_token_id, config.smask_token_id
             )
         else:
-            position_ids = torch.where(rows >= 0, rows, position_ids)
+            states = _on_device(rows, input_ids.device)
+            position_ids = torch.where(states >= 0, states, position_ids)
     return Layout(token_type_ids, position_ids)
 
 
-def _refuse_late_sop(input_ids: torch.Tensor, rows: torch.Tensor | None, sop_token_id: int | None) -> None:
-    if sop_token_id is None or torch.compiler.is_compiling():
+def _on_device(rows: Sequence[int], device: torch.device) -> torch.Tensor:
+    """(B, 1) int64. One number for all is filled in there; different ones are copied, which waits for the device."""
+    if len(set(rows)) == 1:
+        return torch.full((len(rows), 1), rows[0], device=device)
+    return torch.tensor(rows, device=device)[:, None]
+
+
+def _refuse_late_sop(input_ids: torch.Tensor, rows: Sequence[int], sop_token_id: int | None) -> None:
+    if sop_token_id is None or CAUSAL_SO_FAR not in rows or torch.compiler.is_compiling():
         return
-    if ((rows == CAUSAL_SO_FAR) & (input_ids == sop_token_id)).any():
+    if ((_on_device(rows, input_ids.device) == CAUSAL_SO_FAR) & (input_ids == sop_token_id)).any():
         raise ValueError(
             "<sop> comes after tokens that were cached as causal, but what stands before <sop> is bidirectional "
             "context. Pass context and <sop> in one forward (a prompt cannot be prefilled in pieces), or "
