@@ -27,11 +27,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
 import transformers.utils.import_utils
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -105,13 +106,16 @@ class Wait:
 
     Attributes:
         place: `file.function` of ours or of the host that is nearest.
-        what: The operator.
+        what: `"value"`, `"shape"`, `"to device"` or `"to host"`.
         line: `path:number` of it, for people.
     """
 
     place: str
     what: str
     line: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.what}"
 
 
 @dataclass
@@ -184,7 +188,7 @@ class Watch(TorchDispatchMode):
         if name == "_local_scalar_dense":
             return self._answer(args[0])
         if name in SHAPE_DEPENDS_ON_VALUES:
-            self._wait(name)
+            self._wait("shape")
         result = func(*args, **kwargs)
         if namespace != "prim" and name not in FREE and not func.is_view:
             self._count(name, args, kwargs, result)
@@ -196,14 +200,24 @@ class Watch(TorchDispatchMode):
         self.tally.count(name, [size_of(tensor) for tensor in tensors_in(args)], [])
 
     def _answer(self, tensor: torch.Tensor) -> Any:
-        place = "" if tensor.device.type == "cpu" else self._wait("_local_scalar_dense").place
+        place = "" if tensor.device.type == "cpu" else self._wait("value").place
         answer = self.answers.get(place, 0)
         answer = next(answer) if isinstance(answer, Iterator) else answer
         return {torch.bool: bool}.get(tensor.dtype, float if tensor.is_floating_point() else int)(answer)
 
+    def values_of(self, tensor: torch.Tensor) -> Any:
+        """What `tolist` gives, zeros: one copy to the host. (A fake tensor asks for value after value.)"""
+        if tensor.device.type != "cpu":
+            self._wait("to host")
+            self.tally.count("copy to host", [size_of(tensor)], [])
+        values: Any = 0
+        for length in reversed(tensor.shape):
+            values = [values] * length
+        return values
+
     def _wait(self, what: str) -> Wait:
-        wait = Wait(*nearest_place(), what)
-        self.tally.waits.append(Wait(wait.place, what, wait.what))
+        place, line = nearest_place()
+        self.tally.waits.append(Wait(place, what, line))
         return self.tally.waits[-1]
 
     def _count(self, name: str, args: Any, kwargs: Any, result: Any) -> None:
@@ -230,7 +244,7 @@ class Watch(TorchDispatchMode):
         if "cpu" not in (source.device.type, target.device.type):
             self.tally.moves.append((str(source.device), str(target.device), size_of(source)))
         elif not (kwargs.get("non_blocking") and source.device.type == "cpu"):
-            self._wait(f"copy {source.device.type} -> {target.device.type}")
+            self._wait("to host" if target.device.type == "cpu" else "to device")
 
 
 def nearest_place() -> tuple[str, str]:
@@ -245,14 +259,18 @@ def nearest_place() -> tuple[str, str]:
 
 
 class FusedAttention(TorchFunctionMode):
-    """Attention as CUDA runs it: what is done to a mask first, and one kernel."""
+    """Attention as CUDA runs it: what is done to a mask, and one kernel."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        query, key, value = args
-        mask = kwargs.get("attn_mask")
+        return self._attention(*args, **kwargs)
+
+    def _attention(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attn_mask: Any = None, **kwargs: Any
+    ) -> torch.Tensor:
+        mask = attn_mask
         if mask is None:
             return aten._scaled_dot_product_flash_attention(query, key, value, 0.0, kwargs.get("is_causal", False))[0]
         if mask.dtype == torch.bool:
@@ -268,7 +286,8 @@ class FusedAttention(TorchFunctionMode):
 def watched(watch: Watch) -> Iterator[Tally]:
     """Runs what is inside under `watch`, without gradients; its tally begins anew."""
     watch.tally = Tally()
-    with FusedAttention(), torch.no_grad(), watch:
+    values_of = mock.patch.object(FakeTensor, "tolist", lambda tensor: watch.values_of(tensor))
+    with FusedAttention(), torch.no_grad(), watch, values_of:
         yield watch.tally
 
 
