@@ -338,7 +338,7 @@ def test_a_step_moves_rows_and_no_weights(on_fakes: list[dict[str, Any]]) -> Non
     for case in (case for case in on_fakes if case["way"] == "compute"):
         step = case["step"]
         hidden, tables = 2 * 64 * 2, 2 * (2 * 16 * 2)
-        mask = 2 * 80 if case["cache"] == "static" else 0  # of bools, one for each column
+        mask = 2 * 80 * 2 if case["cache"] == "static" else 0  # a number for each column
         assert step["weights"] == 0
         assert step["to memory"] == hidden + tables + mask
         assert step["to device"] == hidden
