@@ -54,7 +54,7 @@ GROUPS = {
         *("weight_only_cpu.build_cpu_kernel", "weight_only_cpu.cpu_kernel_is_ready"),
     ),
     "Planning devices": (
-        *("planner.devices.plan", "planner.report.Plan", "planner.report.DevicePlan"),
+        *("planner.devices.plan", "planner.report.Plan", "planner.report.DevicePlan", "set_offload", "Offload"),
         *("planner.speed_table.Speed", "planner.speed.Step"),
     ),
     "Fine-tuning": (

@@ -11,8 +11,10 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from .inference.offload import WAYS
 from .planner.devices import DTYPES, RESERVE, plan
 from .planner.models import IN_SHORT
+from .planner.report import ACCELERATE
 
 FITS, REFUSED, DOES_NOT_FIT = 0, 1, 3  # 2 is argparse's
 
@@ -37,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             disk=options.disk,
             tensor_parallel=options.tensor_parallel,
             reserve=options.reserve,
+            offload=options.offload,
             cpu_bandwidth=options.cpu_bandwidth,
         )
     except (ValueError, OSError) as error:
@@ -81,6 +84,13 @@ def build_parser() -> argparse.ArgumentParser:
     planner.add_argument("--cpu", metavar="SIZE", help="memory for offloaded layers, e.g. 128GiB (default: none)")
     planner.add_argument(
         "--cpu-bandwidth", metavar="RATE", help="of main memory where the CPU computes (default: 204.8GB/s)"
+    )
+    planner.add_argument(
+        "--offload",
+        choices=[ACCELERATE, *WAYS],
+        default=ACCELERATE,
+        help="layers in memory beside accelerators: computed there for few rows (compute), copied ahead (copy), or as "
+        "Accelerate does (default)",
     )
     planner.add_argument("--disk", action="store_true", help="offload to disk what has no other place")
     planner.add_argument("--tensor-parallel", action="store_true", help="cut every weight among the devices")

@@ -55,7 +55,7 @@ def test_every_kind_of_block_is_run() -> None:
 def test_python_blocks_run_in_order(folder: Path) -> None:
     bodies = [body for kind, body in BLOCKS if kind == "python" and not body.startswith("# generate.py")]
     out = run([sys.executable, "-c", "\n".join(bodies)], folder)
-    assert out.splitlines() == ["True {}"]
+    assert out.splitlines() == ["True {}", "()"]
 
 
 def test_plan_commands_print_what_stands_below_them(folder: Path) -> None:

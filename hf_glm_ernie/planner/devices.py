@@ -25,14 +25,16 @@ from hf_glm_ernie.configuration_ernie3 import Ernie3Config
 from hf_glm_ernie.configuration_ernie_uie import ErnieUIEConfig
 from hf_glm_ernie.configuration_ernie_utc import ErnieUTCConfig
 from hf_glm_ernie.configuration_glm130b import Glm130bConfig
+from hf_glm_ernie.inference.offload import COMPUTE, WAYS
 from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
 from hf_glm_ernie.weight_only import METHOD
 
 from .cards import Card, cpu_card
 from .device_lists import parse_bandwidth, parse_devices, parse_size, read_devices
 from .models import PRESETS, known_models, preset_of
+from .offloading import OffloadSizes
 from .prediction import predict
-from .report import Device, DeviceMap, DevicePlan, Plan, main_device
+from .report import ACCELERATE, Device, DeviceMap, DevicePlan, Plan, main_device
 from .sizes import Job, Transients, cache_sizes, model_on_meta, module_bytes, reserve_cache, trace
 
 # Of each device, for what no count shows: the CUDA context with its libraries (0.3 to 0.5 GiB), what the card itself
@@ -57,6 +59,7 @@ def plan(
     disk: bool = False,
     tensor_parallel: bool = False,
     reserve: int | str = RESERVE,
+    offload: str = ACCELERATE,
     cpu_bandwidth: float | str | None = None,
 ) -> Plan:
     """Computes where a model goes, what every device holds and how fast it can be, without allocating anything.
@@ -80,6 +83,8 @@ def plan(
         disk: Whether what is left may be offloaded to disk.
         tensor_parallel: Cut every weight among the devices in place of giving each its layers.
         reserve: Set aside on every device that computes; see `RESERVE`.
+        offload: How layers in main memory beside accelerators are run: `"compute"` (few rows on the CPU) and `"copy"`
+            (page-locked, copied ahead) as by [`set_offload`]; `"accelerate"`: as Accelerate does by itself.
         cpu_bandwidth: Of main memory where the CPU computes, as `"90GB/s"` or in bytes/s; default 204.8 GB/s, eight
             channels of DDR4-3200.
 
@@ -89,7 +94,8 @@ def plan(
     Raises:
         ValueError: an unknown preset, a size that cannot be read, bits, batch, context or dtype out of range, a model
             type or a card that is not known here, a quantization other than `weight_only_int`, tensor parallelism on
-            one device, together with offload, or for a model without a plan for it.
+            one device, together with offload, or for a model without a plan for it; a way of offload without memory
+            for it.
         FileNotFoundError: no config.json where one is expected.
 
     ```python
@@ -107,12 +113,14 @@ def plan(
     processor = cpu_card(parse_bandwidth(cpu_bandwidth, "cpu_bandwidth"))
     ranks = _ranks(capacities, memory is not None or disk) if tensor_parallel else 1
     job = Job(config, _dtype(config, dtype), _context(config, context), _positive("batch", batch), ranks)
+    _check_offload(offload, bool(capacities), memory is not None)
     if tensor_parallel:
         return _with_speed(_cut_plan(job, capacities, kept), named, processor)
     if not capacities and memory is None:
         raise ValueError("There is no device to plan for: pass devices='4x24GiB' or the like, or cpu='64GiB'.")
     with _quiet():
-        return _with_speed(_Placing(job, capacities, memory, disk, kept).best(), named, processor)
+        planned = _Placing(job, capacities, memory, disk, kept, offload).best()
+    return _with_speed(planned, named, processor)
 
 
 def read_config(config: PreTrainedConfig | str | Path) -> PreTrainedConfig:
@@ -225,6 +233,16 @@ def _ranks(capacities: Sequence[int], offload: bool) -> int:
     return len(capacities)
 
 
+def _check_offload(offload: str, accelerators: bool, memory: bool) -> None:
+    if offload not in (ACCELERATE, *WAYS):
+        raise ValueError(f"offload={offload!r} is not one of {', '.join((ACCELERATE, *WAYS))}.")
+    if offload != ACCELERATE and not (accelerators and memory):
+        raise ValueError(
+            f"offload={offload!r} is about layers in main memory beside accelerators: pass devices='4x24GiB' or the "
+            "like and cpu='128GiB', or leave offload out."
+        )
+
+
 def _cut_plan(job: Job, capacities: Sequence[int], reserve: int) -> Plan:
     """Every device holds one rank's part."""
     model = model_on_meta(job)
@@ -241,8 +259,11 @@ def _cut_plan(job: Job, capacities: Sequence[int], reserve: int) -> Plan:
 class _Placing:
     """Tries the host's placements until one fits."""
 
-    def __init__(self, job: Job, capacities: Sequence[int], memory: int | None, disk: bool, reserve: int) -> None:
+    def __init__(
+        self, job: Job, capacities: Sequence[int], memory: int | None, disk: bool, reserve: int, offload: str
+    ) -> None:
         self.job = job
+        self.offload = offload
         self.disk = disk
         self.reserve = reserve
         self.capacities: dict[Device, int] = dict(enumerate(capacities))
@@ -259,6 +280,9 @@ class _Placing:
         layers = [name for name, module in self.model.named_modules() if type(module).__name__ in self.unsplit]
         self.total = with_cache[""]
         self.largest_layer = max((with_cache[name] for name in layers), default=0)
+        self.moved: OffloadSizes | None = None
+        if offload != ACCELERATE:
+            self.moved = OffloadSizes(job, self.model, self.leaves, layers, self.caches, offload)
 
     def best(self) -> Plan:
         """The first placement that fits: on the devices, evenly if possible; then with offload. Else the one that
@@ -274,9 +298,14 @@ class _Placing:
     def _computes(self, name: Device) -> bool:
         return name == self.main or isinstance(name, int)
 
+    def _keeps_cache(self, name: Device) -> bool:
+        return self._computes(name) or (name == "cpu" and self.offload == COMPUTE)
+
     def _room(self, name: Device) -> int:
         """What modules and cache may take on a device."""
         held = self.reserve + self.transients.activations if self._computes(name) else 0
+        if self.moved is not None and name == "cpu":
+            return self.moved.room(self.capacities[name])
         return max(0, self.capacities[name] - held)
 
     def _rooms_without_offload(self) -> Iterator[dict[Device, int]]:
@@ -295,12 +324,16 @@ class _Placing:
         """Rooms on all devices, less and less on the main one, until the cache of the offloaded layers fits there."""
         if not self.disk and all(self._computes(name) for name in self.capacities):
             return
-        moved, away = -1, 0
-        while moved < away:
-            moved = away
-            rooms = {name: self._room(name) for name in self.capacities}
-            yield rooms | {self.main: max(0, rooms[self.main] - moved)}
-            away = sum(self._cache(module) for module in tried[-1].offloaded)
+        kept = 0 if self.moved is None else self.moved.largest_block  # the host keeps room for one layer, not for two
+        rooms = {name: self._room(name) for name in self.capacities}
+        taken, wanted = -1, kept
+        while taken < min(wanted, rooms[self.main]):
+            taken = wanted
+            yield rooms | {self.main: max(0, rooms[self.main] - taken)}
+            offloaded = tried[-1].offloaded.items()
+            wanted = kept + sum(self._cache(module) for module, name in offloaded if not self._keeps_cache(name))
+            if self.moved is not None:
+                wanted = max(wanted, taken + tried[-1].lacking)
 
     def _infer(self, rooms: dict[Device, int]) -> DeviceMap:
         return infer_auto_device_map(self.model, max_memory=dict(rooms), no_split_module_classes=self.unsplit)
@@ -317,31 +350,34 @@ class _Placing:
             placed[name] = (*placed.get(name, ()), module)
         missing = {} if self.disk else {module: self.sizes[module] for module in placed.pop("disk", ())}
         devices = [self._device(name, placed.get(name, ())) for name in [*self.capacities, "disk"]]
-        away = tuple(module for device in devices if not self._computes(device.name) for module in device.modules)
+        away = {device.name: device.modules for device in devices if not self._computes(device.name)}
         devices = [self._with_offload(device, away) if device.name == self.main else device for device in devices]
         shown = tuple(device for device in devices if device.modules or device.capacity is not None)
-        plan = Plan(self.job, shown, device_map, missing)
+        plan = Plan(self.job, shown, device_map, missing, self.offload)
         return plan if plan.fits and device_map else replace(plan, device_map=None)
 
     def _device(self, name: Device, modules: tuple[str, ...]) -> DevicePlan:
         computes = self._computes(name)
+        moved = self.moved if name == "cpu" and modules else None
+        activations = 0 if moved is None else moved.step_activations
         return DevicePlan(
             name,
             self.capacities.get(name),
             reserve=self.reserve if computes else 0,
             weights=sum(self.sizes[module] for module in modules),
-            cache=sum(self._cache(module) for module in modules) if computes else 0,
-            activations=self.transients.activations if computes and modules else 0,
+            cache=sum(self._cache(module) for module in modules) if self._keeps_cache(name) else 0,
+            activations=self.transients.activations if computes and modules else activations,
+            staging=0 if moved is None else moved.lost_by_pinning(modules),
             modules=modules,
         )
 
-    def _with_offload(self, device: DevicePlan, away: tuple[str, ...]) -> DevicePlan:
+    def _with_offload(self, device: DevicePlan, away: dict[Device, tuple[str, ...]]) -> DevicePlan:
         """Adds to the main device what it needs for modules that lie elsewhere."""
-        staged = [
-            size for leaf, size in self.leaves.items() if any(f"{leaf}.".startswith(f"{module}.") for module in away)
-        ]
-        cache = device.cache + sum(self._cache(module) for module in away)
-        return replace(device, cache=cache, staging=max(staged, default=0))
+        hosts = [module for name in away if self.moved is None or name != "cpu" for module in away[name]]
+        staged = [size for leaf, size in self.leaves.items() if any(f"{leaf}.".startswith(f"{m}.") for m in hosts)]
+        cache = sum(self._cache(module) for name in away if not self._keeps_cache(name) for module in away[name])
+        staging = max(staged, default=0) + (0 if self.moved is None else self.moved.staging(away.get("cpu", ())))
+        return replace(device, cache=device.cache + cache, staging=staging)
 
 
 def _classes_with_tensors_beside_children(model: PreTrainedModel) -> set[str]:

@@ -2,9 +2,12 @@
 
 from collections.abc import Mapping
 
+from hf_glm_ernie.inference.offload import COMPUTE
+
 from .cards import Card
+from .offloading import most_rows
 from .released import Released, released_for
-from .report import Device, DevicePlan, Plan, main_device
+from .report import ACCELERATE, Device, DevicePlan, Plan, main_device
 from .speed import (
     DISK,
     DISK_BANDWIDTH,
@@ -24,29 +27,26 @@ from .work import Work, at_full_depth, measure
 ROWS = (1, 8, 32)
 
 
-def predict(plan: Plan, cards: Mapping[Device, Card], computes_offload: bool = False, share: float = 1.0) -> Speed:
+def predict(plan: Plan, cards: Mapping[Device, Card], share: float = 1.0) -> Speed:
     """Predicts the steps of a plan that fits.
 
     Args:
         plan: Where everything lies.
         cards: The card of every accelerator, and of `"cpu"` where the CPU computes.
-        computes_offload: Whether layers in main memory are computed by the CPU where that is faster than bringing them
-            to the first accelerator.
         share: Part of the cards' FLOP/s that products reach; 1 for a limit.
 
     Returns:
         Decoding with 1, 8 and 32 rows (and the plan's) at the full context, and the prefill of the plan's rows; for a
         model that keeps no cache its forwards.
     """
-    return _Prediction(plan, cards, computes_offload, share).speed()
+    return _Prediction(plan, cards, share).speed()
 
 
 class _Prediction:
-    def __init__(self, plan: Plan, cards: Mapping[Device, Card], computes_offload: bool, share: float) -> None:
+    def __init__(self, plan: Plan, cards: Mapping[Device, Card], share: float) -> None:
         self.plan = plan
         self.job = plan.job
         self.cards = cards
-        self.computes_offload = computes_offload
         self.share = share
         self.main = main_device([device.name for device in plan.devices])
         self.works = self._by_device(at_full_depth(measure(plan.job), plan.job.config))
@@ -96,7 +96,7 @@ class _Prediction:
         if self.plan.tensor_parallel:
             cards = [self.cards[device.name] for device in self.plan.devices]
             return in_parallel(self.total, cards, shape, dtype, self.share)
-        stages = [self._ways(device) for device in self.plan.devices if device.name in self.works]
+        stages = [self._stage(device, shape) for device in self.plan.devices if device.name in self.works]
         parts = one_after_the_other(stages, shape, dtype, self.share)
         passed = [self.cards[name] for name in self.works if isinstance(name, int)]
         if len(passed) > 1:
@@ -104,18 +104,18 @@ class _Prediction:
         return parts
 
     def _computes(self, name: Device) -> bool:
-        return isinstance(name, int) or name == self.main or (name == "cpu" and self.computes_offload)
+        return isinstance(name, int) or name == self.main or (name == "cpu" and self.plan.offload == COMPUTE)
 
-    def _ways(self, device: DevicePlan) -> list[Stage]:
-        """How what lies on a device may be computed."""
-        work = self.works[device.name]
-        if device.name != "disk" and (device.name == self.main or device.name != "cpu"):
-            return [Stage(work, self.cards[device.name])]
-        card = self.cards[self.main]
+    def _stage(self, device: DevicePlan, shape: Shape) -> Stage:
+        """How what lies on a device is computed."""
+        work, card = self.works[device.name], self.cards[self.main]
+        if device.name == self.main or isinstance(device.name, int):
+            return Stage(work, self.cards[device.name])
         if device.name == "disk":
-            return [Stage(work, card, device.weights, min(DISK_BANDWIDTH, card.link.host), DISK)]
-        ways = [Stage(work, card, device.weights, card.link.host)]
-        return [*ways, Stage(work, self.cards["cpu"])] if self.computes_offload else ways
+            return Stage(work, card, device.weights, min(DISK_BANDWIDTH, card.link.host), DISK)
+        if self._computes(device.name) and shape.rows * shape.tokens <= most_rows(self.job):
+            return Stage(work, self.cards[device.name])
+        return Stage(work, card, device.weights, card.link.host, ahead=self.plan.offload != ACCELERATE)
 
     def _lacking(self, rows: int) -> int:
         """Bytes too little for more rows than planned: for their caches, or for their activations where none is."""

@@ -45,9 +45,10 @@ class Stage:
     Args:
         work: All of it.
         card: The device.
-        brought: Bytes of weights that lie elsewhere and come here first, while it computes with those before.
+        brought: Bytes of weights that lie elsewhere and come here first.
         rate: Bytes/s at which they come.
         over: `COPIES` or `DISK`, by which way.
+        ahead: Whether they come while what came before is computed.
     """
 
     work: Work
@@ -55,6 +56,7 @@ class Stage:
     brought: int = 0
     rate: float = float("inf")
     over: str = COPIES
+    ahead: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,19 +146,18 @@ def in_parallel(
 
 
 def one_after_the_other(
-    stages: Sequence[Sequence[Stage]], shape: Shape, dtype: torch.dtype, share: float = 1.0
+    stages: Sequence[Stage], shape: Shape, dtype: torch.dtype, share: float = 1.0
 ) -> dict[str, float]:
-    """Seconds by limit where a row passes through the stages in turn; of the ways to do one the fastest counts."""
+    """Seconds by limit where a row passes through the stages in turn."""
     parts: dict[str, float] = {}
-    for ways in stages:
-        name, seconds = min((_stage(way, shape, dtype, share) for way in ways), key=lambda found: found[1])
-        parts[name] = parts.get(name, 0.0) + seconds
+    for stage in stages:
+        waits = [on_device(stage.work, shape, stage.card, dtype, share), (stage.over, stage.brought / stage.rate)]
+        if stage.ahead:
+            waits = [max(waits, key=lambda wait: wait[1])]
+        for name, seconds in waits:
+            if seconds:
+                parts[name] = parts.get(name, 0.0) + seconds
     return parts
-
-
-def _stage(stage: Stage, shape: Shape, dtype: torch.dtype, share: float) -> tuple[str, float]:
-    computed = on_device(stage.work, shape, stage.card, dtype, share)
-    return max(computed, (stage.over, stage.brought / stage.rate), key=lambda found: found[1])
 
 
 def handed_over(shape: Shape, width_bytes: int, cards: Sequence[Card]) -> float:
