@@ -323,7 +323,7 @@ def test_the_same_tensor_crosses_once() -> None:
 
 
 @pytest.fixture(scope="module")
-def on_fakes() -> list[dict[str, Any]]:
+def on_fakes() -> dict[str, list[dict[str, Any]]]:
     if reason := why_not():
         pytest.skip(f"no fake CUDA devices: {reason}")
     command = [sys.executable, "-m", "tests.support.offload_on_fakes"]
@@ -333,9 +333,9 @@ def on_fakes() -> list[dict[str, Any]]:
     return json.loads(done.stdout)
 
 
-def test_a_step_moves_rows_and_no_weights(on_fakes: list[dict[str, Any]]) -> None:
+def test_a_step_moves_rows_and_no_weights(on_fakes: dict[str, Any]) -> None:
     """fp16, 2 texts, 64 wide, 4 heads of 16: one crossing each way for three layers and the norm behind them."""
-    for case in (case for case in on_fakes if case["way"] == "compute"):
+    for case in (case for case in on_fakes["glm130b"] if case["way"] == "compute"):
         step = case["step"]
         hidden, tables = 2 * 64 * 2, 2 * (2 * 16 * 2)
         mask = 2 * 80 * 2 if case["cache"] == "static" else 0  # a number for each column
@@ -346,8 +346,8 @@ def test_a_step_moves_rows_and_no_weights(on_fakes: list[dict[str, Any]]) -> Non
         assert step["logits"] == "cuda:0"
 
 
-def test_a_prompt_moves_each_weight_once_and_the_cache_back(on_fakes: list[dict[str, Any]]) -> None:
-    for case in (case for case in on_fakes if case["way"] == "compute"):
+def test_a_prompt_moves_each_weight_once_and_the_cache_back(on_fakes: dict[str, Any]) -> None:
+    for case in (case for case in on_fakes["glm130b"] if case["way"] == "compute"):
         prompt, length = case["prompt"], 80 if case["cache"] == "static" else 64
         assert prompt["cache"] == ["cuda:0", "cuda:1", "cuda:0", "cpu", "cpu", "cpu"]
         if case["rows"] >= 2 * 64:  # the CPU computes prompts of this length too
@@ -358,14 +358,23 @@ def test_a_prompt_moves_each_weight_once_and_the_cache_back(on_fakes: list[dict[
         assert prompt["to memory"] == 3 * 2 * (2 * length * 64) * 2 + counters
 
 
-def test_copies_bring_each_weight_once_a_forward(on_fakes: list[dict[str, Any]]) -> None:
-    copying = [case for case in on_fakes if case["way"] == "copy"]
+def test_copies_bring_each_weight_once_a_forward(on_fakes: dict[str, Any]) -> None:
+    copying = [case for case in on_fakes["glm130b"] if case["way"] == "copy"]
     assert len(copying) == 2
     for case in copying:
         for name in ("prompt", "step"):
             assert case[name]["weights"] == case["weights"]
             assert case[name]["to memory"] == 0
             assert case[name]["cache"][3:] == ["cuda:0"] * 3
+
+
+def test_memories_lie_beside_the_accelerator_whoever_computed_them(on_fakes: dict[str, Any]) -> None:
+    """A segment of few tokens is computed on the CPU, the next one or the one before it is not."""
+    for text in on_fakes["ernie3"]:
+        assert text["layers"] == 3
+        assert text["memories"] == ["cuda"] * 5
+        assert text["cache"] == ["cuda", "cpu", "cuda", "cpu", "cpu"]
+        assert text["logits"] == "cuda"
 
 
 # What else happens to models -----------------------------------------------------------------------------------------
@@ -477,8 +486,8 @@ def test_chosen_again(streams: list[Log]) -> None:
 
 
 def test_compiled_with_interruptions_and_not_as_one_graph() -> None:
-    model = in_memory(tiny_model(), "model.layers.1")
-    expected = logits(tiny_model())
+    model = in_memory(tiny_model(num_hidden_layers=2), "model.layers.1")
+    expected = logits(tiny_model(num_hidden_layers=2))
     set_offload(model, "compute")
     torch.testing.assert_close(logits(torch.compile(model, backend="eager")), expected, rtol=0, atol=1e-6)
     torch.compiler.reset()

@@ -222,7 +222,7 @@ class _Unit:
         on_cpu = lookup or (rows is not None and rows <= self.shared.rows)
         device = CPU if on_cpu else self.main
         if not on_cpu:
-            self._bring((args, kwargs))
+            self._bring(module, (args, kwargs))
         if self.shared.rows:
             self._move_caches((*args, *kwargs.values()), device)
         move = self.shared.crossings.move
@@ -243,10 +243,10 @@ class _Unit:
         # What follows a layer takes its rows from where they are; what follows others expects them on the accelerator.
         return output if self.numbered else self.shared.crossings.move(output, self.main)
 
-    def _bring(self, inputs: Any) -> None:
+    def _bring(self, module: nn.Module, inputs: Any) -> None:
         """Puts copies of the weights on the main device in their place, until the forward is over."""
         assert self.shared is not None
-        tensors = list(tensors_of(self.module))
+        tensors = list(tensors_of(module))
         learns = torch.is_grad_enabled() and any(
             tensor.requires_grad for tensor in (*_tensors_in(inputs), *(tensor for *_, tensor in tensors))
         )

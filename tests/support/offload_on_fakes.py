@@ -2,10 +2,12 @@
 
     python -m tests.support.offload_on_fakes
 
-A program of its own: the fake devices (`fake_cuda.py`) change the process for good. The values are a list of cases:
-way, bits, cache, and for the prompt and a step each: bytes of weights and of everything else, to the device and back,
-and where the layers' cache lies afterwards. Page-locked memory and streams are not there on fakes, so each tensor of a
-layer is copied by itself; their order is tested with stand-ins.
+A program of its own: the fake devices (`fake_cuda.py`) change the process for good. GLM-130B's cases say way, bits,
+cache, and for the prompt and a step each: bytes of weights and of everything else, to the device and back, and where
+the layers' cache lies afterwards; ERNIE 3.0's where memories and logits of segments lie.
+
+Page-locked memory and streams are not there on fakes, so each tensor of a layer is copied by itself; their order is
+tested with stand-ins.
 """
 
 import json
@@ -18,9 +20,10 @@ from accelerate import dispatch_model
 from torch import nn
 from transformers import Cache, DynamicCache, StaticCache
 
-from hf_glm_ernie import Glm130bForCausalLM, set_offload, weight_only_linear
+from hf_glm_ernie import Ernie3ForCausalLM, Glm130bForCausalLM, set_offload, weight_only_linear
 from hf_glm_ernie.host_interface import named_cache, returned_cache
 from hf_glm_ernie.weight_only_linear import WeightOnlyLinear
+from tests.support import tiny_ernie3
 from tests.support.fake_cuda import Watch, fake_tensors, load, watched
 from tests.support.tiny_models import SOP, tiny_config
 
@@ -61,12 +64,17 @@ def build(bits: int | None) -> Glm130bForCausalLM:
             for name, linear in list(parent.named_children()):
                 sizes = (linear.in_features, linear.out_features)
                 setattr(parent, name, WeightOnlyLinear(*sizes, bits=bits, device=MAIN, dtype=torch.float16))
+    return spread(model, places)
+
+
+def spread(model: Any, places: dict[str, str]) -> Any:
+    """Puts modules where they belong, with Accelerate's hooks."""
     for name, device in places.items():
         for owner in model.get_submodule(name).modules():
             for key, parameter in list(owner._parameters.items()):
                 if parameter is not None:
                     setattr(owner, key, nn.Parameter(parameter.to(device), requires_grad=False))
-    model.lm_head.weight = model.model.embed_tokens.weight
+    model.tie_weights()
     with mock.patch("accelerate.hooks.set_module_tensor_to_device"):  # all are where they belong; it makes no fake one
         dispatch_model(model, places, MAIN, skip_keys=model._skip_keys_device_placement)
         return model
@@ -109,15 +117,44 @@ def case(way: str, bits: int | None, kind: str, rows: int | None) -> dict[str, A
     return result
 
 
+def segments(first: int, second: int) -> dict[str, Any]:
+    """ERNIE 3.0 over two devices and memory: two segments of some tokens and a step behind them; where things lie."""
+    with torch.device(MAIN):
+        model = Ernie3ForCausalLM(tiny_ernie3.tiny_config()).eval()
+    names = ("ernie3.embeddings", "ernie3.encoder_norm", "ernie3.task_projection", "nlg_lm_head")
+    places = dict.fromkeys((*names, "ernie3.branches.nlg.norm"), MAIN)
+    places |= {f"ernie3.encoder.layers.{i}": place for i, place in enumerate((MAIN, "cpu", "cuda:1"))}
+    places |= {f"ernie3.branches.nlg.layers.{i}": "cpu" for i in range(2)}
+    spread(model, places)
+    with mock.patch("accelerate.hooks.set_module_tensor_to_device"):
+        found = set_offload(model, "compute", 4, pin=False)
+    ids = torch.full((1, first + second + 1), 9, device=MAIN)
+    with watched(Watch()):
+        one = model(ids[:, :first], return_memories=True)
+        two = model(ids[:, first : first + second], memories=one.memories, use_cache=True)
+        cache = returned_cache(two)
+        last = model(ids[:, -1:], memories=one.memories.without_states(), use_cache=True, **named_cache(cache))
+    return {
+        "layers": len(found.layers),
+        "memories": [state.device.type for state in one.memories.states],
+        "cache": [layer.keys.device.type for layer in cache.layers],
+        "logits": last.logits.device.type,
+    }
+
+
 def main() -> None:
     """Prints the cases."""
     load()
     with fake_tensors():
-        kinds = ("dynamic", "static")
-        cases = [case("compute", bits, kind, None) for bits in (None, 4) for kind in kinds]
-        cases += [case("copy", 4, kind, None) for kind in kinds]
-        cases += [case("compute", 4, "dynamic", ROWS * PROMPT)]
-    sys.stdout.write(json.dumps(cases))
+        cases = [
+            case("compute", None, "dynamic", None),
+            case("compute", 4, "static", None),
+            case("compute", 4, "dynamic", ROWS * PROMPT),
+            case("copy", None, "static", None),
+            case("copy", 4, "dynamic", None),
+        ]
+        texts = [segments(first, second) for first, second in ((8, 2), (2, 8))]
+    sys.stdout.write(json.dumps({"glm130b": cases, "ernie3": texts}))
 
 
 if __name__ == "__main__":
