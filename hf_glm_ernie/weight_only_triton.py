@@ -352,16 +352,9 @@ def _variants(
             name=f"INT{bits} {what} {kind} {tile.rows} rows, {groups} groups{', split' if split else ''}",
             kernel=kernel,
             signature=signature | dict.fromkeys(INTEGERS, "i32"),
-            constexprs={
-                "BITS": bits,
-                "BLOCK_N": tile.outputs,
-                "WORDS": tile.words,
-                "GROUPED": groups > 1,
-                "SPLIT": split,
-                "BIAS": True,
-                "ASSEMBLY": True,
-                **constants,
-            },  # fmt: skip
+            constexprs={"BITS": bits, "BLOCK_N": tile.outputs, "WORDS": tile.words, "GROUPED": groups > 1}
+            | {"SPLIT": split, "BIAS": not split, "ASSEMBLY": True}
+            | constants,
             divisible=("x", "w", "scale", "bias", "y", "N", "K", "row_words"),
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,

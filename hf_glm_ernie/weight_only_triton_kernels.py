@@ -204,7 +204,7 @@ def dot_kernel(x, w, scale, bias, y, M, N, K, row_words, G, group_words, tiles, 
 
 
 @_jit
-def _tile_row(words, x_at, rk, inside, high, low, offset, BITS: tl.constexpr, WORDS: tl.constexpr, ASSEMBLY: tl.constexpr):  # fmt: skip
+def _tile_row(words, x_at, rk, inside, high, low, offset, BITS: tl.constexpr, ASSEMBLY: tl.constexpr):
     """Products of one tile, (BLOCK_N, WORDS), and of one row of x, columns of a word added up; fp32."""
     if BITS == 4:
         w0, w1, w2, w3 = _columns_of_4_bits(words, high, low, offset, True, tl.float16, ASSEMBLY)
@@ -254,12 +254,12 @@ def rows_kernel(x, w, scale, bias, y, M, N, K, row_words, G, group_words, tiles,
         if GROUPED:
             high, low, offset, after = _scale_parts(tl.load(scale_at + tile * WORDS // group_words), BITS, ROUND)
             factor = after[:, None]
-        total0 += _tile_row(words, x_at, rk, inside, high, low, offset, BITS, WORDS, ASSEMBLY) * factor
+        total0 += _tile_row(words, x_at, rk, inside, high, low, offset, BITS, ASSEMBLY) * factor
         if ROWS > 1:
-            total1 += _tile_row(words, x_at + step1, rk, inside, high, low, offset, BITS, WORDS, ASSEMBLY) * factor
+            total1 += _tile_row(words, x_at + step1, rk, inside, high, low, offset, BITS, ASSEMBLY) * factor
         if ROWS > 2:
-            total2 += _tile_row(words, x_at + step2, rk, inside, high, low, offset, BITS, WORDS, ASSEMBLY) * factor
-            total3 += _tile_row(words, x_at + step3, rk, inside, high, low, offset, BITS, WORDS, ASSEMBLY) * factor
+            total2 += _tile_row(words, x_at + step2, rk, inside, high, low, offset, BITS, ASSEMBLY) * factor
+            total3 += _tile_row(words, x_at + step3, rk, inside, high, low, offset, BITS, ASSEMBLY) * factor
         w_at += WORDS
         x_at += COLUMNS
     if GROUPED:
