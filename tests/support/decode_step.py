@@ -3,11 +3,12 @@
     python -m tests.support.decode_step            # prints the table of docs/generate.md and every wait
     python -m tests.support.decode_step --json     # what tests/test_decode_step.py reads
 
-Steps are at full width: 70 layers, 256 tokens in the cache. Whole calls of `generate` and `fill_blanks`, for the places
-where the host waits, are of a small model: places do not depend on sizes.
+Steps are at full width: 70 layers, 256 tokens in the cache. Whole calls of `generate` and `fill_blanks`, for the
+places where the host waits, are of a small model: places do not depend on sizes.
 """
 
 import json
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import chain, repeat
@@ -247,11 +248,25 @@ def report(layers: int = 70, chosen: Callable[[str], bool] = lambda name: True) 
         }
 
 
+def table(steps: dict[str, dict[str, Any]]) -> str:
+    """The steps as a page shows them."""
+    lines = ["| one step | launches | bytes / weights | copies between devices | waits |", "|---|---|---|---|---|"]
+    for name, found in steps.items():
+        figures = (f"{found['launches']:,}", f"{found['ratio']:.3f}", len(found["moves"]), len(found["waits"]))
+        lines.append(f"| {name} | {' | '.join(map(str, figures))} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     """Prints the report."""
     load()
     found = report()
-    print(json.dumps(found))
+    if "--json" in sys.argv[1:]:
+        sys.stdout.write(json.dumps(found))
+        return
+    sys.stdout.write(table(found["steps"]) + "\n")
+    for name, waits in found["calls"].items():
+        sys.stdout.write(f"\n{name}\n" + "".join(f"  {place}, {often}\n" for place, often in waits.items()))
 
 
 if __name__ == "__main__":
