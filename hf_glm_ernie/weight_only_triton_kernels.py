@@ -32,8 +32,12 @@ except ImportError:
     tl = SimpleNamespace(constexpr=str)
 
 
+NOT_SPECIALIZED = ("M", "tiles", "tiles_a_split", "G", "group_words")
+"""Numbers that differ from call to call or layer to layer: Triton would compile anew for 1 and multiples of 16."""
+
+
 def _jit(function: Any) -> Any:
-    return function if triton is None else triton.jit(function)
+    return function if triton is None else triton.jit(function, do_not_specialize=NOT_SPECIALIZED)
 
 
 # Four operands of a dot from two words: $4 the words; fp16: $5, $6 the factors of high and low nibbles, $7 the offset.
@@ -143,25 +147,26 @@ def _tile_dot(words, xs, high, low, offset, part, BITS: tl.constexpr, VALUES: tl
         even, odd = tl.split(xs.reshape(BLOCK_M, WORDS, 2, 2))
         x0, x2 = tl.split(even)
         x1, x3 = tl.split(odd)
-        part = tl.dot(w0, x0.T, part)
-        part = tl.dot(w1, x1.T, part)
-        part = tl.dot(w2, x2.T, part)
-        part = tl.dot(w3, x3.T, part)
+        part = tl.dot(w0.to(DOT), x0.T, part)
+        part = tl.dot(w1.to(DOT), x1.T, part)
+        part = tl.dot(w2.to(DOT), x2.T, part)
+        part = tl.dot(w3.to(DOT), x3.T, part)
     else:
         w0, w1 = _columns_of_8_bits(words, low, offset, VALUES, DOT, ASSEMBLY)
         x0, x1 = tl.split(xs.reshape(BLOCK_M, WORDS, 2))
-        part = tl.dot(w0, x0.T, part)
-        part = tl.dot(w1, x1.T, part)
+        part = tl.dot(w0.to(DOT), x0.T, part)
+        part = tl.dot(w1.to(DOT), x1.T, part)
     return part
 
 
 @_jit
 def dot_kernel(x, w, scale, bias, y, M, N, K, row_words, G, group_words, tiles, tiles_a_split,
                BITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WORDS: tl.constexpr,
-               VALUES: tl.constexpr, DOT: tl.constexpr, GROUPED: tl.constexpr, SPLIT: tl.constexpr,
-               BIAS: tl.constexpr, ASSEMBLY: tl.constexpr):  # fmt: skip
+               ROUND: tl.constexpr, VALUES: tl.constexpr, DOT: tl.constexpr, GROUPED: tl.constexpr,
+               SPLIT: tl.constexpr, BIAS: tl.constexpr, ASSEMBLY: tl.constexpr):  # fmt: skip
     """Tiles of (BLOCK_N rows of the weight) x (BLOCK_M rows of x) on the tensor cores, the weight as first operand.
 
+    Operands are of dtype `DOT`: values as `_scale_parts` says or, without `VALUES`, integers.
     With `SPLIT` program 2 takes a part of the columns, and y is (parts, M, N) fp32, without bias. A tile of `WORDS`
     lies within one group.
     """
@@ -177,13 +182,16 @@ def dot_kernel(x, w, scale, bias, y, M, N, K, row_words, G, group_words, tiles, 
     x_at = x + rm[:, None].to(tl.int64) * K + (first * COLUMNS + rx)[None, :]
     scale_at = scale + inside_n.to(tl.int64) * G
     total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    high, low, offset, after = _scale_parts(tl.load(scale_at), BITS, VALUES)
+    coming = tl.load(scale_at + first * WORDS // group_words)
+    high, low, offset, after = _scale_parts(coming, BITS, ROUND)
     for tile in range(first, last):
+        if GROUPED:  # the scales of the next tile are under way while this one is multiplied
+            high, low, offset, after = _scale_parts(coming, BITS, ROUND)
+            coming = tl.load(scale_at + tl.minimum(tile + 1, tiles - 1) * WORDS // group_words)
         words = tl.load(w_at, mask=(tile * WORDS + rk < row_words)[None, :], other=0)
         # rows that are not there are masked and not repeated: a masked copy moves no bytes
         xs = tl.load(x_at, mask=(rm < M)[:, None] & (tile * COLUMNS + rx < K)[None, :], other=0.0).to(DOT)
         if GROUPED:
-            high, low, offset, after = _scale_parts(tl.load(scale_at + tile * WORDS // group_words), BITS, VALUES)
             part = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
             part = _tile_dot(words, xs, high, low, offset, part, BITS, VALUES, DOT, BLOCK_M, WORDS, ASSEMBLY)
             total += part * (after * UNIT)[:, None]
@@ -204,20 +212,37 @@ def dot_kernel(x, w, scale, bias, y, M, N, K, row_words, G, group_words, tiles, 
 
 
 @_jit
-def _tile_row(words, x_at, rk, inside, high, low, offset, BITS: tl.constexpr, ASSEMBLY: tl.constexpr):
-    """Products of one tile, (BLOCK_N, WORDS), and of one row of x, columns of a word added up; fp32."""
+def _tile_row(words, x_at, inside, high, low, offset, part, BITS: tl.constexpr, WORDS: tl.constexpr,
+              ASSEMBLY: tl.constexpr):  # fmt: skip
+    """Adds the products of one tile, (BLOCK_N, WORDS), and of one row of x to `part`, columns of a word together."""
+    xs = tl.load(x_at, mask=inside, other=0.0)
     if BITS == 4:
         w0, w1, w2, w3 = _columns_of_4_bits(words, high, low, offset, True, tl.float16, ASSEMBLY)
-        x0 = tl.load(x_at + 4 * rk, mask=inside, other=0.0).to(tl.float32)[None, :]
-        x1 = tl.load(x_at + 4 * rk + 1, mask=inside, other=0.0).to(tl.float32)[None, :]
-        x2 = tl.load(x_at + 4 * rk + 2, mask=inside, other=0.0).to(tl.float32)[None, :]
-        x3 = tl.load(x_at + 4 * rk + 3, mask=inside, other=0.0).to(tl.float32)[None, :]
-        return (w0.to(tl.float32) * x0 + w1.to(tl.float32) * x1) + (w2.to(tl.float32) * x2 + w3.to(tl.float32) * x3)
+        even, odd = tl.split(xs.reshape(WORDS, 2, 2))
+        x0, x2 = tl.split(even)
+        x1, x3 = tl.split(odd)
+        part += w0.to(tl.float32) * x0.to(tl.float32)[None, :]
+        part += w1.to(tl.float32) * x1.to(tl.float32)[None, :]
+        part += w2.to(tl.float32) * x2.to(tl.float32)[None, :]
+        part += w3.to(tl.float32) * x3.to(tl.float32)[None, :]
     else:
         w0, w1 = _columns_of_8_bits(words, low, offset, True, tl.float16, ASSEMBLY)
-        x0 = tl.load(x_at + 2 * rk, mask=inside, other=0.0).to(tl.float32)[None, :]
-        x1 = tl.load(x_at + 2 * rk + 1, mask=inside, other=0.0).to(tl.float32)[None, :]
-        return w0.to(tl.float32) * x0 + w1.to(tl.float32) * x1
+        x0, x1 = tl.split(xs.reshape(WORDS, 2))
+        part += w0.to(tl.float32) * x0.to(tl.float32)[None, :]
+        part += w1.to(tl.float32) * x1.to(tl.float32)[None, :]
+    return part
+
+
+@_jit
+def _added_row(total, words, x_at, inside, high, low, offset, after, BITS: tl.constexpr, WORDS: tl.constexpr,
+               GROUPED: tl.constexpr, ASSEMBLY: tl.constexpr):  # fmt: skip
+    """`total` with one tile and one row of x more, scaled where there are groups."""
+    if GROUPED:
+        part = tl.zeros(total.shape, tl.float32)
+        total += _tile_row(words, x_at, inside, high, low, offset, part, BITS, WORDS, ASSEMBLY) * after[:, None]
+    else:
+        total = _tile_row(words, x_at, inside, high, low, offset, total, BITS, WORDS, ASSEMBLY)
+    return total
 
 
 @_jit
@@ -238,7 +263,7 @@ def rows_kernel(x, w, scale, bias, y, M, N, K, row_words, G, group_words, tiles,
     last = tl.minimum(first + tiles_a_split, tiles)
     inside_n = tl.where(rn < N, rn, 0)
     w_at = w + inside_n[:, None].to(tl.int64) * row_words + (first * WORDS + rk)[None, :]
-    x_at = x + row.to(tl.int64) * K + first * COLUMNS
+    x_at = x + row.to(tl.int64) * K + first * COLUMNS + tl.arange(0, COLUMNS)
     # rows past the last read the last once more, and are not stored
     step1 = tl.where(row + 1 < M, 1, 0).to(tl.int64) * K
     step2 = tl.where(row + 2 < M, 2, 0).to(tl.int64) * K
@@ -246,20 +271,26 @@ def rows_kernel(x, w, scale, bias, y, M, N, K, row_words, G, group_words, tiles,
     scale_at = scale + inside_n.to(tl.int64) * G
     total0 = tl.zeros((BLOCK_N, WORDS), tl.float32)
     total1, total2, total3 = total0, total0, total0
-    high, low, offset, after = _scale_parts(tl.load(scale_at), BITS, ROUND)
+    coming = tl.load(scale_at + first * WORDS // group_words)
+    high, low, offset, after = _scale_parts(coming, BITS, ROUND)
     for tile in range(first, last):
-        inside = tile * WORDS + rk < row_words
-        words = tl.load(w_at, mask=inside[None, :], other=0)
-        factor = tl.full((1, 1), 1.0, tl.float32)
-        if GROUPED:
-            high, low, offset, after = _scale_parts(tl.load(scale_at + tile * WORDS // group_words), BITS, ROUND)
-            factor = after[:, None]
-        total0 += _tile_row(words, x_at, rk, inside, high, low, offset, BITS, ASSEMBLY) * factor
+        if GROUPED:  # the scales of the next tile are under way while this one is multiplied
+            high, low, offset, after = _scale_parts(coming, BITS, ROUND)
+            coming = tl.load(scale_at + tl.minimum(tile + 1, tiles - 1) * WORDS // group_words)
+        words = tl.load(w_at, mask=(tile * WORDS + rk < row_words)[None, :], other=0)
+        inside = tile * COLUMNS + tl.arange(0, COLUMNS) < K
+        total0 = _added_row(total0, words, x_at, inside, high, low, offset, after, BITS, WORDS, GROUPED, ASSEMBLY)
         if ROWS > 1:
-            total1 += _tile_row(words, x_at + step1, rk, inside, high, low, offset, BITS, ASSEMBLY) * factor
+            total1 = _added_row(
+                total1, words, x_at + step1, inside, high, low, offset, after, BITS, WORDS, GROUPED, ASSEMBLY
+            )
         if ROWS > 2:
-            total2 += _tile_row(words, x_at + step2, rk, inside, high, low, offset, BITS, ASSEMBLY) * factor
-            total3 += _tile_row(words, x_at + step3, rk, inside, high, low, offset, BITS, ASSEMBLY) * factor
+            total2 = _added_row(
+                total2, words, x_at + step2, inside, high, low, offset, after, BITS, WORDS, GROUPED, ASSEMBLY
+            )
+            total3 = _added_row(
+                total3, words, x_at + step3, inside, high, low, offset, after, BITS, WORDS, GROUPED, ASSEMBLY
+            )
         w_at += WORDS
         x_at += COLUMNS
     if GROUPED:
