@@ -212,13 +212,12 @@ def dot_kernel(x, w, scale, bias, y, M, N, K, row_words, G, group_words, tiles, 
 
 
 @_jit
-def _tile_row(words, x_at, inside, high, low, offset, part, BITS: tl.constexpr, WORDS: tl.constexpr,
-              ASSEMBLY: tl.constexpr):  # fmt: skip
+def _tile_row(words, x_at, inside, high, low, offset, part, BITS: tl.constexpr, ASSEMBLY: tl.constexpr):
     """Adds the products of one tile, (BLOCK_N, WORDS), and of one row of x to `part`, columns of a word together."""
     xs = tl.load(x_at, mask=inside, other=0.0)
     if BITS == 4:
         w0, w1, w2, w3 = _columns_of_4_bits(words, high, low, offset, True, tl.float16, ASSEMBLY)
-        even, odd = tl.split(xs.reshape(WORDS, 2, 2))
+        even, odd = tl.split(xs.reshape(words.shape[1], 2, 2))
         x0, x2 = tl.split(even)
         x1, x3 = tl.split(odd)
         part += w0.to(tl.float32) * x0.to(tl.float32)[None, :]
@@ -227,21 +226,21 @@ def _tile_row(words, x_at, inside, high, low, offset, part, BITS: tl.constexpr, 
         part += w3.to(tl.float32) * x3.to(tl.float32)[None, :]
     else:
         w0, w1 = _columns_of_8_bits(words, low, offset, True, tl.float16, ASSEMBLY)
-        x0, x1 = tl.split(xs.reshape(WORDS, 2))
+        x0, x1 = tl.split(xs.reshape(words.shape[1], 2))
         part += w0.to(tl.float32) * x0.to(tl.float32)[None, :]
         part += w1.to(tl.float32) * x1.to(tl.float32)[None, :]
     return part
 
 
 @_jit
-def _added_row(total, words, x_at, inside, high, low, offset, after, BITS: tl.constexpr, WORDS: tl.constexpr,
-               GROUPED: tl.constexpr, ASSEMBLY: tl.constexpr):  # fmt: skip
-    """`total` with one tile and one row of x more, scaled where there are groups."""
+def _with_row(total, words, x_at, inside, high, low, offset, after, BITS: tl.constexpr, GROUPED: tl.constexpr,
+              ASSEMBLY: tl.constexpr):  # fmt: skip
+    """`total` with the product of one tile and one row of x added, scaled where there are groups."""
     if GROUPED:
         part = tl.zeros(total.shape, tl.float32)
-        total += _tile_row(words, x_at, inside, high, low, offset, part, BITS, WORDS, ASSEMBLY) * after[:, None]
+        total += _tile_row(words, x_at, inside, high, low, offset, part, BITS, ASSEMBLY) * after[:, None]
     else:
-        total = _tile_row(words, x_at, inside, high, low, offset, total, BITS, WORDS, ASSEMBLY)
+        total = _tile_row(words, x_at, inside, high, low, offset, total, BITS, ASSEMBLY)
     return total
 
 
@@ -279,18 +278,12 @@ def rows_kernel(x, w, scale, bias, y, M, N, K, row_words, G, group_words, tiles,
             coming = tl.load(scale_at + tl.minimum(tile + 1, tiles - 1) * WORDS // group_words)
         words = tl.load(w_at, mask=(tile * WORDS + rk < row_words)[None, :], other=0)
         inside = tile * COLUMNS + tl.arange(0, COLUMNS) < K
-        total0 = _added_row(total0, words, x_at, inside, high, low, offset, after, BITS, WORDS, GROUPED, ASSEMBLY)
+        total0 = _with_row(total0, words, x_at, inside, high, low, offset, after, BITS, GROUPED, ASSEMBLY)
         if ROWS > 1:
-            total1 = _added_row(
-                total1, words, x_at + step1, inside, high, low, offset, after, BITS, WORDS, GROUPED, ASSEMBLY
-            )
+            total1 = _with_row(total1, words, x_at + step1, inside, high, low, offset, after, BITS, GROUPED, ASSEMBLY)
         if ROWS > 2:
-            total2 = _added_row(
-                total2, words, x_at + step2, inside, high, low, offset, after, BITS, WORDS, GROUPED, ASSEMBLY
-            )
-            total3 = _added_row(
-                total3, words, x_at + step3, inside, high, low, offset, after, BITS, WORDS, GROUPED, ASSEMBLY
-            )
+            total2 = _with_row(total2, words, x_at + step2, inside, high, low, offset, after, BITS, GROUPED, ASSEMBLY)
+            total3 = _with_row(total3, words, x_at + step3, inside, high, low, offset, after, BITS, GROUPED, ASSEMBLY)
         w_at += WORDS
         x_at += COLUMNS
     if GROUPED:
