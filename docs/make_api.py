@@ -53,7 +53,10 @@ GROUPS = {
         *("WeightOnlyConfig", "quantization_weight_only.repack"),
         *("weight_only_cpu.build_cpu_kernel", "weight_only_cpu.cpu_kernel_is_ready"),
     ),
-    "Planning devices": ("planner.devices.plan", "planner.report.Plan", "planner.report.DevicePlan"),
+    "Planning devices": (
+        *("planner.devices.plan", "planner.report.Plan", "planner.report.DevicePlan", "set_offload", "Offload"),
+        *("planner.speed_table.Speed", "planner.speed.Step"),
+    ),
     "Fine-tuning": (
         *("finetuning.methods.AdapterArguments", "finetuning.methods.adapt", "finetuning.weight_only.load_adapter"),
         *("finetuning.weight_only.merging_into_integers", "finetuning.targets.register_default_targets"),

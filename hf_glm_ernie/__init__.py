@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from .glm130b_evaluation.answers import generate_answers
     from .glm130b_evaluation.evaluate import evaluate_task
     from .glm130b_evaluation.scoring import cond_log_probs, lm_loss
+    from .inference.offload import Offload, set_offload
 
 __version__ = "0.2.0"
 
@@ -124,6 +125,7 @@ _LATER = {
     "ernie_tasks.scoring": ["RankedText", "ZeroShotAnswer", "pair_scores", "rerank", "zero_shot"],
     "glm130b_evaluation.scoring": ["cond_log_probs", "lm_loss"],
     "ernie3_training.splitting": ["split_sentences"],
+    "inference.offload": ["Offload", "set_offload"],
 }
 _FILE_OF = {name: file for file in _LATER for name in _LATER[file]}
 
@@ -218,6 +220,7 @@ __all__ = [
     "Lexicon",
     "MemoryBank",
     "ModelContinuations",
+    "Offload",
     "OnlineDistillation",
     "Packing",
     "ProgressiveSchedule",
@@ -249,6 +252,7 @@ __all__ = [
     "rerank",
     "sentence_embeddings",
     "sentences_with",
+    "set_offload",
     "split_sentences",
     "uie",
     "utc",

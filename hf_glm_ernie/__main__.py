@@ -11,8 +11,10 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from .inference.offload import WAYS
 from .planner.devices import DTYPES, RESERVE, plan
 from .planner.models import IN_SHORT
+from .planner.report import ACCELERATE
 
 FITS, REFUSED, DOES_NOT_FIT = 0, 1, 3  # 2 is argparse's
 
@@ -37,6 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             disk=options.disk,
             tensor_parallel=options.tensor_parallel,
             reserve=options.reserve,
+            offload=options.offload,
+            cpu_bandwidth=options.cpu_bandwidth,
         )
     except (ValueError, OSError) as error:
         sys.stderr.write(f"error: {error}\n")
@@ -62,20 +66,32 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m hf_glm_ernie", description="GLM-130B and ERNIE 3.0.")
     commands = parser.add_subparsers(dest="command", required=True)
     planner = commands.add_parser(
-        "plan", help="where a model fits: bytes of weights, cache and activations per device, from the config alone"
+        "plan", help="where a model fits and how fast it can be: bytes and limits per device, from the config alone"
     )
     commands.add_parser("lm-eval", help="lm-evaluation-harness with the model class glm130b; all options are its own")
     model = planner.add_mutually_exclusive_group(required=True)
     model.add_argument("--model", help=f"{IN_SHORT}; or a folder with config.json")
     model.add_argument("--config", metavar="FILE", help="a config.json")
     planner.add_argument(
-        "--devices", metavar="LIST", help="accelerators: 4x24GiB, or 8x40GB,2x24GiB (default: none, run on the CPU)"
+        "--devices",
+        metavar="LIST",
+        help="accelerators: 4xRTX3090 or 2xA100-80GB, with their speed; 4x24GiB, or 8x40GB,2x24GiB (default: the CPU)",
     )
     planner.add_argument("--bits", type=int, help="4 or 8: quantized weights (default: as the config says)")
     planner.add_argument("--context", type=int, metavar="TOKENS", help="prompt and answer (default: 2048 at most)")
     planner.add_argument("--batch", type=int, default=1, metavar="ROWS", help="default: 1")
     planner.add_argument("--dtype", help=f"{', '.join(DTYPES)} (default: the config's, else float16)")
     planner.add_argument("--cpu", metavar="SIZE", help="memory for offloaded layers, e.g. 128GiB (default: none)")
+    planner.add_argument(
+        "--cpu-bandwidth", metavar="RATE", help="of main memory where the CPU computes (default: 204.8GB/s)"
+    )
+    planner.add_argument(
+        "--offload",
+        choices=[ACCELERATE, *WAYS],
+        default=ACCELERATE,
+        help="layers in memory beside accelerators: computed there for few rows (compute), copied ahead (copy), or as "
+        "Accelerate does (default)",
+    )
     planner.add_argument("--disk", action="store_true", help="offload to disk what has no other place")
     planner.add_argument("--tensor-parallel", action="store_true", help="cut every weight among the devices")
     planner.add_argument(

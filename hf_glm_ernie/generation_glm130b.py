@@ -201,11 +201,15 @@ class Glm130bGenerationMixin(GenerationMixin):
             counted = kwargs.get("position_ids")
             total = input_ids.shape[1] if counted is None else counted.shape[-1]
             new = total - prompt_token_type_ids.shape[1]
-            steps = torch.arange(1, new + 1, device=answer_step.device)
-            kwargs["token_type_ids"] = F.pad(prompt_token_type_ids, (0, new), value=1)
-            kwargs["position_ids"] = torch.cat(
-                (prompt_position_ids, prompt_position_ids[:, -1:] + answer_step * steps), dim=-1
-            )
+            if next_sequence_length == 1 and new > 0:  # every step but the first: the new token alone
+                kwargs["position_ids"] = prompt_position_ids[:, -1:] + answer_step * new
+                kwargs["token_type_ids"] = torch.ones_like(kwargs["position_ids"])
+            else:
+                steps = torch.arange(1, new + 1, device=answer_step.device)
+                kwargs["token_type_ids"] = F.pad(prompt_token_type_ids, (0, new), value=1)
+                kwargs["position_ids"] = torch.cat(
+                    (prompt_position_ids, prompt_position_ids[:, -1:] + answer_step * steps), dim=-1
+                )
         inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]  # host: self is a model
             input_ids,
             next_sequence_length=next_sequence_length,
@@ -274,11 +278,15 @@ class _RowLimits(StoppingCriteria):
     def __init__(self, max_new_tokens: list[int], padded_length: int):
         self.max_new_tokens = max_new_tokens
         self.padded_length = padded_length
+        self.limits: torch.Tensor | None = None  # made where the ids are: a list is copied to a device once
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
-        limits = torch.tensor(self.max_new_tokens, device=input_ids.device)
-        limits = limits.repeat_interleave(input_ids.shape[0] // len(limits))  # beams of a row lie side by side
-        return limits <= input_ids.shape[1] - self.padded_length
+        rows = input_ids.shape[0]
+        if self.limits is None or self.limits.shape[0] != rows or self.limits.device != input_ids.device:
+            beams = rows // len(self.max_new_tokens)  # of a row lie side by side
+            limits = [limit for limit in self.max_new_tokens for _ in range(beams)]
+            self.limits = torch.tensor(limits, device=input_ids.device)
+        return self.limits <= input_ids.shape[1] - self.padded_length
 
 
 class _Row:

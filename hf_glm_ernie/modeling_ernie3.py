@@ -227,7 +227,9 @@ class Ernie3Stack(nn.Module):
             hidden_states = layer(hidden_states, relative_states, type_states, memory=memory, **kwargs)
             if columns is not None:
                 states = hidden_states if self.remembers_output else before
-                kept.append(remember(memory, states, columns.to(states.device)))
+                remembered = remember(memory, states, columns.to(states.device))
+                # beside an accelerator too, where the CPU has computed a layer (`set_offload`): see `check_memories`
+                kept.append(remembered.to(columns.device) if states.device.type == "cpu" else remembered)
         return hidden_states, kept
 
 

@@ -41,18 +41,27 @@ from transformers.utils.output_capturing import capture_outputs
 from .configuration_glm130b import Glm130bConfig
 from .generation_glm130b import Glm130bGenerationMixin
 from .host_inputs import check_columns, check_mask, check_tokens, kept_positions
-from .host_interface import CACHE_NAMES, CarriesItsCode, check_arguments, given_cache, named_cache, returned_cache
+from .host_interface import (
+    CACHE_NAMES,
+    CarriesItsCode,
+    GivenToLayers,
+    check_arguments,
+    given_cache,
+    named_cache,
+    returned_cache,
+)
 from .inputs_glm130b import check_training_batch, labels_seen_first, refuse_joined_rows
 from .prefix_glm130b import (
     ROWS_OF_CACHE,
     layout,
+    mask_for_layers,
     plain_position_ids,
     prefix_attention_mask,
     prefix_token_type_ids,
     row_states,
 )
 from .quantization_weight_only import WeightOnlyQuantizer  # noqa: F401  # so that a Hub repository carries it
-from .rotary_glm130b import Glm130bRotaryEmbedding
+from .rotary_glm130b import Glm130bRotaryEmbedding, rotated
 
 logger = logging.get_logger(__name__)
 
@@ -62,12 +71,6 @@ HUB_CLASSES = {
     "AutoModel": "modeling_glm130b.Glm130bModel",
     "AutoModelForCausalLM": "modeling_glm130b.Glm130bForCausalLM",
 }
-
-
-def rotate_half(x: torch.Tensor) -> torch.Tensor:
-    """Turns (..., D) = [x1, x2] into [-x2, x1] [S `rotate_half`]."""
-    x1, x2 = x.chunk(2, dim=-1)
-    return torch.cat((-x2, x1), dim=-1)
 
 
 def eager_attention_forward(
@@ -168,8 +171,7 @@ class Glm130bAttention(nn.Module):
         value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
 
         cos, sin = position_embeddings
-        query = query * cos + rotate_half(query) * sin
-        key = key * cos + rotate_half(key) * sin
+        query, key = rotated(query, cos, sin), rotated(key, cos, sin)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)  # (B, H, S, D)
 
@@ -329,6 +331,8 @@ class Glm130bModel(Glm130bPreTrainedModel):
         if use_cache and cache is None:
             cache = DynamicCache(config=self.config)
 
+        # Whoever gives types has a context to speak of; else a look at the types decides how attention is computed.
+        looks = token_type_ids is None
         # A decoding step of `generate` brings types and positions, and its cache knows its rows.
         settled = cache is None or inputs_embeds.shape[1] == 1 or torch.compiler.is_compiling()
         if token_type_ids is None or position_ids is None or not settled:
@@ -337,10 +341,12 @@ class Glm130bModel(Glm130bPreTrainedModel):
             )
             if rows is not None:
                 setattr(cache, ROWS_OF_CACHE, rows)
-        mask = prefix_attention_mask(self.config, inputs_embeds, attention_mask, cache, token_type_ids)
+        mask = prefix_attention_mask(self.config, inputs_embeds, attention_mask, cache, token_type_ids, looks)
         position_embeddings = self.rotary_emb(position_ids, inputs_embeds.dtype)
+        given = GivenToLayers((mask, position_embeddings), self._finish_mask)
         hidden_states = F.dropout(inputs_embeds, p=self.config.hidden_dropout) if self.training else inputs_embeds
         for layer in self.layers[: self.config.num_hidden_layers]:  # fewer while `assistant_early_exit` drafts
+            mask, position_embeddings = given.of(layer)
             hidden_states = layer(
                 hidden_states,
                 attention_mask=mask,
@@ -349,6 +355,10 @@ class Glm130bModel(Glm130bPreTrainedModel):
                 **kwargs,
             )
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden_states), **named_cache(cache))
+
+    def _finish_mask(self, mask: Any, position_embeddings: tuple[torch.Tensor, torch.Tensor]) -> tuple[Any, Any]:
+        mask = mask_for_layers(mask, self.config._attn_implementation, position_embeddings[0].dtype)
+        return mask, position_embeddings
 
     def _embed(self, input_ids: torch.Tensor) -> torch.Tensor:
         """(B, L) ids -> (B, L, hidden), the gradient shrunk in training [P, 3.1]."""
@@ -397,7 +407,7 @@ class Glm130bModel(Glm130bPreTrainedModel):
         known = getattr(cache, ROWS_OF_CACHE, None)
         begins = known is None or not (tracing or bool(past_length > 0))
         explicit = token_type_ids is not None and position_ids is not None
-        rows = None if begins or explicit else torch.tensor(known, device=input_ids.device)[:, None]
+        rows = None if begins or explicit else known
         types, positions = layout(self.config, input_ids, padding, token_type_ids, position_ids, past_length, rows)
         if cache is None or tracing or not begins:
             return types, positions, None

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch.nn.attention.flex_attention import create_block_mask
 from transformers import Cache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_causal_mask
@@ -23,6 +24,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, create_caus
 from .configuration_glm130b import Glm130bConfig
 from .host_inputs import refuse_integer_pattern
 from .host_interface import named_cache
+
+MASK_ALIGNMENT = 8  # elements, of the rows of a mask that torch's attention on CUDA reads as it lies
 
 
 def prefix_token_type_ids(input_ids: torch.Tensor, sop_token_id: int | None) -> torch.Tensor:
@@ -120,7 +123,7 @@ def layout(
     token_type_ids: torch.Tensor | None = None,
     position_ids: torch.Tensor | None = None,
     past_length: int | torch.Tensor = 0,
-    rows: torch.Tensor | None = None,
+    rows: Sequence[int] | None = None,
 ) -> Layout:
     """Fills in what a caller left open of the layout of rows.
 
@@ -131,7 +134,7 @@ def layout(
         token_type_ids: (B, L) in place of those that follow from the ids, or `None`.
         position_ids: (B, L) in place of those that follow from the ids, or `None`.
         past_length: Tokens before the new ones.
-        rows: (B, 1) `row_states` of the tokens before the new ones, or `None` where the rows begin here.
+        rows: `row_states` of the tokens before the new ones, or `None` where the rows begin here.
 
     Returns:
         The layout of the new tokens; behind cached ones it equals that of one whole forward.
@@ -139,14 +142,15 @@ def layout(
     Raises:
         ValueError: `rows` of another batch; a `<sop>` whose context was read as causal.
     """
-    if rows is not None and rows.shape[0] != input_ids.shape[0]:
+    if rows is not None and len(rows) != input_ids.shape[0]:
         raise ValueError(
-            f"The cache was filled with {rows.shape[0]} rows and is now used with {input_ids.shape[0]}. Pass "
+            f"The cache was filled with {len(rows)} rows and is now used with {input_ids.shape[0]}. Pass "
             "position_ids and token_type_ids for a cache whose rows were repeated or selected."
         )
     if token_type_ids is None and rows is None:
         token_type_ids = prefix_token_type_ids(input_ids, config.sop_token_id)
     elif token_type_ids is None:
+        assert rows is not None
         _refuse_late_sop(input_ids, rows, config.sop_token_id)
         token_type_ids = torch.ones_like(input_ids)
     if position_ids is None:
@@ -157,14 +161,22 @@ def layout(
                 input_ids, token_type_ids, position_ids, config.mask_token_id, config.smask_token_id
             )
         else:
-            position_ids = torch.where(rows >= 0, rows, position_ids)
+            states = _on_device(rows, input_ids.device)
+            position_ids = torch.where(states >= 0, states, position_ids)
     return Layout(token_type_ids, position_ids)
 
 
-def _refuse_late_sop(input_ids: torch.Tensor, rows: torch.Tensor | None, sop_token_id: int | None) -> None:
-    if sop_token_id is None or torch.compiler.is_compiling():
+def _on_device(rows: Sequence[int], device: torch.device) -> torch.Tensor:
+    """(B, 1) int64. One number for all is filled in there; different ones are copied, which waits for the device."""
+    if len(set(rows)) == 1:
+        return torch.full((len(rows), 1), rows[0], device=device)
+    return torch.tensor(rows, device=device)[:, None]
+
+
+def _refuse_late_sop(input_ids: torch.Tensor, rows: Sequence[int], sop_token_id: int | None) -> None:
+    if sop_token_id is None or CAUSAL_SO_FAR not in rows or torch.compiler.is_compiling():
         return
-    if ((rows == CAUSAL_SO_FAR) & (input_ids == sop_token_id)).any():
+    if ((_on_device(rows, input_ids.device) == CAUSAL_SO_FAR) & (input_ids == sop_token_id)).any():
         raise ValueError(
             "<sop> comes after tokens that were cached as causal, but what stands before <sop> is bidirectional "
             "context. Pass context and <sop> in one forward (a prompt cannot be prefilled in pieces), or "
@@ -228,8 +240,11 @@ def prefix_attention_mask(
     attention_mask: torch.Tensor | None,
     cache: Cache | None,
     token_type_ids: torch.Tensor | None,
+    looks: bool = False,
 ) -> Any:
     """Builds the mask of the current attention implementation: causal, and bidirectional among the tokens of type 0.
+
+    On other devices than the CPU no value is asked for, unless `looks`: that would wait for the device.
 
     Args:
         config: Read for the attention implementation.
@@ -238,6 +253,8 @@ def prefix_attention_mask(
             the scores), which replaces the whole pattern.
         cache: The cache, if any.
         token_type_ids: (B, L), 0 = context, 1 = after; `None` = all causal.
+        looks: Whether it is worth a wait to find out that no row has a context, so that attention can take its
+            faster causal kernel.
 
     Returns:
         What the implementation takes: `None`, (B, 1, L, S) bool (sdpa) or float (eager), or a `BlockMask` (flex).
@@ -256,10 +273,13 @@ def prefix_attention_mask(
         return _explicit_mask(attention_mask, inputs_embeds.dtype, implementation)
 
     length = inputs_embeds.shape[1]
+    if length == 1 and cache is not None and implementation in ("sdpa", "eager"):
+        return _mask_of_one(inputs_embeds, attention_mask, cache, implementation)
     blocks = None
     if length > 1 and token_type_ids is not None:  # one token attends to all that is cached, whatever its type
         context = token_type_ids == 0
-        if torch.compiler.is_compiling() or context.any():  # without context sdpa may take its faster causal kernel
+        looks = (looks or context.device.type == "cpu") and not torch.compiler.is_compiling()
+        if not looks or context.any():
             blocks = torch.where(context, 0, -1)
     if blocks is not None and cache is not None:
         # Block ids are looked up by key index, and the host pads them on the right: shift them behind what is cached
@@ -276,6 +296,59 @@ def prefix_attention_mask(
         block_sequence_ids=blocks,
         **named_cache(cache),
     )
+
+
+def _mask_of_one(
+    inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, cache: Cache, implementation: str
+) -> torch.Tensor | None:
+    """(B, 1, 1, S) for one new token: all that is cached and no padding. The host's function would ask whether there
+    is padding, at every step.
+    """
+    kv_length, _ = cache.get_mask_sizes(1, 0)
+    visible = None
+    if getattr(cache, "is_compileable", False):  # a static cache, whose free places lie behind the new token
+        seen = cache.get_query_offset(0)
+        seen = seen.to(inputs_embeds.device) if isinstance(seen, torch.Tensor) else seen
+        visible = (torch.arange(kv_length, device=inputs_embeds.device) <= seen)[None]
+    if attention_mask is not None:
+        real = attention_mask.to(inputs_embeds.device, torch.bool)[:, :kv_length]
+        if real.shape[1] < kv_length:
+            real = F.pad(real, (0, kv_length - real.shape[1]))
+        visible = real if visible is None else visible & real
+    if visible is None:
+        return None
+    mask = visible[:, None, None].expand(inputs_embeds.shape[0], 1, 1, kv_length)
+    return (
+        mask if implementation == "sdpa" else _added(mask, inputs_embeds.dtype, torch.finfo(inputs_embeds.dtype).min)
+    )
+
+
+def _added(mask: torch.Tensor, dtype: torch.dtype, hidden: float) -> torch.Tensor:
+    """A mask of bools as numbers: 0 where a token is seen, else `hidden`. Its rows begin at multiples of 8 elements,
+    which attention on CUDA wants, so that no layer copies it.
+    """
+    length = mask.shape[-1]
+    room = (*mask.shape[:-1], length + -length % MASK_ALIGNMENT)
+    return torch.full(room, hidden, dtype=dtype, device=mask.device)[..., :length].masked_fill_(mask, 0.0)
+
+
+def mask_for_layers(mask: Any, implementation: str | None, dtype: torch.dtype) -> Any:
+    """A mask as every layer is given it.
+
+    For one new token a mask of bools is made the numbers that `sdpa` would make of it in every layer. For many they
+    would take more memory than is gained.
+
+    Args:
+        mask: What [`prefix_attention_mask`] returned.
+        implementation: Of the attention.
+        dtype: Of the queries.
+
+    Returns:
+        The mask, or (B, 1, 1, S) of `dtype`.
+    """
+    if implementation == "sdpa" and isinstance(mask, torch.Tensor) and mask.dtype == torch.bool and mask.shape[2] == 1:
+        return _added(mask, dtype, -torch.inf)
+    return mask
 
 
 def _explicit_mask(mask: torch.Tensor, dtype: torch.dtype, implementation: str) -> Any:
@@ -336,6 +409,7 @@ __all__ = [
     "blank_position_ids",
     "layout",
     "left_padded",
+    "mask_for_layers",
     "plain_position_ids",
     "prefix_attention_mask",
     "prefix_token_type_ids",

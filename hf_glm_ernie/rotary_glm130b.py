@@ -5,21 +5,40 @@ exact cos is off by up to 0.4. `torch.compile` leaves roundings out: its default
 rounds only what it stores. So nothing here is left to a compiler: the values of the context are computed once and
 looked up as integers, and what has to be rounded in a graph is rounded by integer arithmetic.
 
-Source: SwissArmyTransformer 0.2.12, `model/official/glm130B_model.py`. Letters in shape comments: B batch, L query
-length, D head size.
+cos and sin are made once a forward. The half that the rotation negates is negated there, in sin, and not in the query
+and the key of every layer: the products are the same bit for bit.
+
+Source: SwissArmyTransformer 0.2.12, `model/official/glm130B_model.py` [S]. Letters in shape comments: B batch, H
+heads, L query length, D head size.
 """
 
 import torch
 from torch import nn
 
 from .configuration_glm130b import Glm130bConfig
+from .host_inputs import traced
+
+
+def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turns pairs of a head's numbers, the i-th with the one half a head behind it [S `rotate_half`].
+
+    Args:
+        x: (B, H, L, D).
+        cos: (B, 1, L, D).
+        sin: (B, 1, L, D), its first half negated, as [`Glm130bRotaryEmbedding`] gives it.
+
+    Returns:
+        (B, H, L, D).
+    """
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((second, first), dim=-1) * sin
 
 
 def rounded(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Rounds to `dtype` (nearest, ties to even), also in a compiled graph.
 
     A compiler that fuses operations holds fp16 and bf16 values in fp32 and leaves their rounding out. Arithmetic on
-    the bits, which are integers, it must carry out.
+    the bits, which are integers, it must carry out. Outside of a graph that would be nine kernels in place of one.
 
     Args:
         values: fp32, any shape.
@@ -28,6 +47,11 @@ def rounded(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     Returns:
         The same shape in `dtype`: bit for bit `values.to(dtype)`.
     """
+    return rounded_by_bits(values, dtype) if traced() else values.to(dtype)
+
+
+def rounded_by_bits(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """[`rounded`] as a graph needs it."""
     if dtype in (torch.float16, torch.bfloat16):
         surplus = 13 if dtype == torch.float16 else 16  # bits of fraction that only fp32 has
         bits = values.view(torch.int32)
@@ -106,7 +130,7 @@ class Glm130bRotaryEmbedding(nn.Module):
             dtype: Compute dtype of the queries.
 
         Returns:
-            cos and sin, (B, 1, L, D) in `dtype`.
+            cos and sin, (B, 1, L, D) in `dtype`; of sin the first half negated, as [`rotated`] takes it.
         """
         rows = position_ids.clamp(0, self.cos_sin_bits.shape[0] - 1)
         looked_up = self._values(self.cos_sin_bits[rows])  # (B, L, D) in the table's dtype
@@ -114,7 +138,7 @@ class Glm130bRotaryEmbedding(nn.Module):
         computed = self._cos_sin(position_ids, self._values(self.inv_freq_bits))
         values = torch.where((rows == position_ids)[..., None], looked_up, computed).float()
         cos, sin = rounded(values, dtype)[:, None].chunk(2, dim=-1)  # (B, 1, L, D / 2)
-        return torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1)
+        return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
 
-__all__ = ["Glm130bRotaryEmbedding", "rounded"]
+__all__ = ["Glm130bRotaryEmbedding", "rotated", "rounded", "rounded_by_bits"]

@@ -63,7 +63,14 @@ BLOCKS_A_PROCESSOR = 2
 """Blocks that a multiprocessor should have at the least; columns are split among more blocks until it has."""
 
 ENOUGH_BLOCKS = 1.5
-"""Blocks a multiprocessor from which nothing is split: a second launch costs more than it brings."""
+"""Blocks a multiprocessor from which nothing need be split: a second launch costs more than it brings."""
+
+BETTER_BALANCE = 0.1
+"""What further parts must gain of the time that multiprocessors are busy, to be worth their sums."""
+
+
+LEAST_TURNS = 4
+"""Turns of the loop in a part: fewer would end before their loads are under way."""
 
 
 def _at(table: dict[int, int], capability: int) -> int:
@@ -75,8 +82,8 @@ def rows_limit(capability: int) -> int:
     return _at(ROWS_LIMIT, capability)
 
 
-def crossover(capability: int) -> int:
-    """Rows of activations from which dequantizing and cuBLAS are taken."""
+def crossover(capability: int, bits: int = 4) -> int:
+    """Rows from which dequantizing and cuBLAS are taken. None is known to differ between 4 and 8 bits."""
     return _at(CROSSOVER, capability)
 
 
@@ -129,10 +136,15 @@ def parts_of_columns(blocks: int, tiles: int, processors: int) -> int:
         tiles: Turns of the loop without splitting.
         processors: Multiprocessors of the device.
     """
-    if blocks >= ENOUGH_BLOCKS * processors:
-        return 1
-    wanted = -(-BLOCKS_A_PROCESSOR * processors // blocks)
-    return max(1, min(wanted, tiles // 4))
+    least = 1 if blocks >= ENOUGH_BLOCKS * processors else -(-BLOCKS_A_PROCESSOR * processors // blocks)
+    most = max(1, tiles // LEAST_TURNS)
+    best, busiest = min(least, most), 0.0
+    for parts in range(best, min(2 * least, most) + 1):
+        at_once = blocks * -(-tiles // -(-tiles // parts))  # a last part may be empty and left out
+        busy = at_once / (-(-at_once // processors) * processors)
+        if busy > busiest + BETTER_BALANCE:
+            best, busiest = parts, busy
+    return best
 
 
 def chunk_rows(width: int, dtype: torch.dtype) -> int:

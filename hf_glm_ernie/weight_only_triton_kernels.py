@@ -32,12 +32,12 @@ except ImportError:
     tl = SimpleNamespace(constexpr=str)
 
 
-NOT_SPECIALIZED = ("M", "tiles", "tiles_a_split", "G", "group_words")
-"""Numbers that differ from call to call or layer to layer: Triton would compile anew for 1 and multiples of 16."""
+# Triton compiles anew where a number is 1 or becomes a multiple of 16; of these no code depends on it.
+COUNTS = ("M", "tiles", "tiles_a_split")
 
 
 def _jit(function: Any) -> Any:
-    return function if triton is None else triton.jit(function, do_not_specialize=NOT_SPECIALIZED)
+    return function if triton is None else triton.jit(function, do_not_specialize=COUNTS)
 
 
 # Four operands of a dot from two words: $4 the words; fp16: $5, $6 the factors of high and low nibbles, $7 the offset.
@@ -81,7 +81,7 @@ def _scale_parts(scale, BITS: tl.constexpr, ROUND: tl.constexpr):
     if ROUND:
         bits = wide.to(tl.int32, bitcast=True)
         mantissa = ((bits & 0x007FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
-        after = (bits & 0x7F800000).to(tl.float32, bitcast=True) * 512.0
+        after = (bits & -0x800000).to(tl.float32, bitcast=True) * 512.0  # with the sign
     else:
         mantissa = tl.full(scale.shape, 1.0, tl.float32)
         after = wide * 512.0
@@ -212,35 +212,38 @@ def dot_kernel(x, w, scale, bias, y, M, N, K, row_words, G, group_words, tiles, 
 
 
 @_jit
-def _tile_row(words, x_at, inside, high, low, offset, part, BITS: tl.constexpr, ASSEMBLY: tl.constexpr):
-    """Adds the products of one tile, (BLOCK_N, WORDS), and of one row of x to `part`, columns of a word together."""
-    xs = tl.load(x_at, mask=inside, other=0.0)
+def _tile_row(total, words, x_at, left, high, low, offset, BITS: tl.constexpr, ASSEMBLY: tl.constexpr):
+    """Adds the products of a tile, (BLOCK_N, WORDS), and of `left` columns of a row of x to `total`, word by word."""
+    WORDS: tl.constexpr = words.shape[1]
+    rx = tl.arange(0, 16 // BITS * WORDS)
+    xs = tl.load(x_at + rx, mask=rx < left, other=0.0)
     if BITS == 4:
         w0, w1, w2, w3 = _columns_of_4_bits(words, high, low, offset, True, tl.float16, ASSEMBLY)
-        even, odd = tl.split(xs.reshape(words.shape[1], 2, 2))
+        even, odd = tl.split(xs.reshape(WORDS, 2, 2))
         x0, x2 = tl.split(even)
         x1, x3 = tl.split(odd)
-        part += w0.to(tl.float32) * x0.to(tl.float32)[None, :]
-        part += w1.to(tl.float32) * x1.to(tl.float32)[None, :]
-        part += w2.to(tl.float32) * x2.to(tl.float32)[None, :]
-        part += w3.to(tl.float32) * x3.to(tl.float32)[None, :]
+        total += w0.to(tl.float32) * x0.to(tl.float32)[None, :]
+        total += w1.to(tl.float32) * x1.to(tl.float32)[None, :]
+        total += w2.to(tl.float32) * x2.to(tl.float32)[None, :]
+        total += w3.to(tl.float32) * x3.to(tl.float32)[None, :]
     else:
         w0, w1 = _columns_of_8_bits(words, low, offset, True, tl.float16, ASSEMBLY)
-        x0, x1 = tl.split(xs.reshape(words.shape[1], 2))
-        part += w0.to(tl.float32) * x0.to(tl.float32)[None, :]
-        part += w1.to(tl.float32) * x1.to(tl.float32)[None, :]
-    return part
+        x0, x1 = tl.split(xs.reshape(WORDS, 2))
+        total += w0.to(tl.float32) * x0.to(tl.float32)[None, :]
+        total += w1.to(tl.float32) * x1.to(tl.float32)[None, :]
+    return total
 
 
 @_jit
-def _with_row(total, words, x_at, inside, high, low, offset, after, BITS: tl.constexpr, GROUPED: tl.constexpr,
-              ASSEMBLY: tl.constexpr):  # fmt: skip
-    """`total` with the product of one tile and one row of x added, scaled where there are groups."""
+def _tile_rows(total, words, x_at, left, high, low, offset, after, BITS: tl.constexpr, GROUPED: tl.constexpr,
+               ASSEMBLY: tl.constexpr):  # fmt: skip
+    """As `_tile_row`; with groups the tile's own sum is scaled before it is added."""
     if GROUPED:
         part = tl.zeros(total.shape, tl.float32)
-        total += _tile_row(words, x_at, inside, high, low, offset, part, BITS, ASSEMBLY) * after[:, None]
+        part = _tile_row(part, words, x_at, left, high, low, offset, BITS, ASSEMBLY)
+        total += part * after[:, None]
     else:
-        total = _tile_row(words, x_at, inside, high, low, offset, total, BITS, ASSEMBLY)
+        total = _tile_row(total, words, x_at, left, high, low, offset, BITS, ASSEMBLY)
     return total
 
 
@@ -262,7 +265,7 @@ def rows_kernel(x, w, scale, bias, y, M, N, K, row_words, G, group_words, tiles,
     last = tl.minimum(first + tiles_a_split, tiles)
     inside_n = tl.where(rn < N, rn, 0)
     w_at = w + inside_n[:, None].to(tl.int64) * row_words + (first * WORDS + rk)[None, :]
-    x_at = x + row.to(tl.int64) * K + first * COLUMNS + tl.arange(0, COLUMNS)
+    x_at = x + row.to(tl.int64) * K + first * COLUMNS
     # rows past the last read the last once more, and are not stored
     step1 = tl.where(row + 1 < M, 1, 0).to(tl.int64) * K
     step2 = tl.where(row + 2 < M, 2, 0).to(tl.int64) * K
@@ -273,17 +276,17 @@ def rows_kernel(x, w, scale, bias, y, M, N, K, row_words, G, group_words, tiles,
     coming = tl.load(scale_at + first * WORDS // group_words)
     high, low, offset, after = _scale_parts(coming, BITS, ROUND)
     for tile in range(first, last):
-        if GROUPED:  # the scales of the next tile are under way while this one is multiplied
+        if GROUPED:
             high, low, offset, after = _scale_parts(coming, BITS, ROUND)
             coming = tl.load(scale_at + tl.minimum(tile + 1, tiles - 1) * WORDS // group_words)
         words = tl.load(w_at, mask=(tile * WORDS + rk < row_words)[None, :], other=0)
-        inside = tile * COLUMNS + tl.arange(0, COLUMNS) < K
-        total0 = _with_row(total0, words, x_at, inside, high, low, offset, after, BITS, GROUPED, ASSEMBLY)
+        left = K - tile * COLUMNS
+        total0 = _tile_rows(total0, words, x_at, left, high, low, offset, after, BITS, GROUPED, ASSEMBLY)
         if ROWS > 1:
-            total1 = _with_row(total1, words, x_at + step1, inside, high, low, offset, after, BITS, GROUPED, ASSEMBLY)
+            total1 = _tile_rows(total1, words, x_at + step1, left, high, low, offset, after, BITS, GROUPED, ASSEMBLY)
         if ROWS > 2:
-            total2 = _with_row(total2, words, x_at + step2, inside, high, low, offset, after, BITS, GROUPED, ASSEMBLY)
-            total3 = _with_row(total3, words, x_at + step3, inside, high, low, offset, after, BITS, GROUPED, ASSEMBLY)
+            total2 = _tile_rows(total2, words, x_at + step2, left, high, low, offset, after, BITS, GROUPED, ASSEMBLY)
+            total3 = _tile_rows(total3, words, x_at + step3, left, high, low, offset, after, BITS, GROUPED, ASSEMBLY)
         w_at += WORDS
         x_at += COLUMNS
     if GROUPED:
@@ -302,21 +305,26 @@ def rows_kernel(x, w, scale, bias, y, M, N, K, row_words, G, group_words, tiles,
 
 
 @_jit
-def sum_kernel(parts, bias, y, M, N, PARTS: tl.constexpr, BLOCK: tl.constexpr, BIAS: tl.constexpr):
-    """Adds (PARTS, M, N) fp32 up in order, then the bias, and rounds once."""
+def sum_kernel(parts, scale, bias, y, M, N, y_stride, PARTS: tl.constexpr, BLOCK: tl.constexpr, SCALED: tl.constexpr,
+               BIAS: tl.constexpr):  # fmt: skip
+    """Adds (PARTS, M, N) up in order in fp32, times the scales (N,), plus the bias, and rounds once into rows of y."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row = tl.program_id(1).to(tl.int64)
-    total = tl.load(parts + row * N + at, mask=at < N, other=0.0)
+    inside = at < N
+    total = tl.load(parts + row * N + at, mask=inside, other=0.0).to(tl.float32)
     for part in tl.static_range(1, PARTS):
-        total += tl.load(parts + (row + part * M.to(tl.int64)) * N + at, mask=at < N, other=0.0)
+        total += tl.load(parts + (row + part * M) * N + at, mask=inside, other=0.0).to(tl.float32)
+    if SCALED:
+        total = total * tl.load(scale + at, mask=inside, other=0.0).to(tl.float32)
     if BIAS:
-        total += tl.load(bias + at, mask=at < N, other=0.0).to(tl.float32)
-    tl.store(y + row * N + at, total.to(y.dtype.element_ty), mask=at < N)
+        total += tl.load(bias + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y + row * y_stride + at, total.to(y.dtype.element_ty), mask=inside)
 
 
 @_jit
 def dequantize_kernel(w, scale, out, N, width, first_byte, row_bytes, G, group_bytes, BITS: tl.constexpr,
-                      VALUES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+                      VALUES: tl.constexpr, GROUPED: tl.constexpr, BLOCK_N: tl.constexpr,
+                      BLOCK: tl.constexpr):  # fmt: skip
     """Bytes first_byte .. first_byte + width of N rows -> values (N, columns), or integers, in the dtype of `out`.
 
     Any number of bytes a row and a group: nothing is read as words here.
@@ -327,13 +335,15 @@ def dequantize_kernel(w, scale, out, N, width, first_byte, row_bytes, G, group_b
     rows = rn[:, None].to(tl.int64)
     at = first_byte + rb
     raw = tl.load(w + rows * row_bytes + at[None, :], mask=inside, other=0)
-    if VALUES:
-        s = tl.load(scale + rows * G + (at // group_bytes)[None, :], mask=inside, other=0.0)
+    if GROUPED:
+        factor = tl.load(scale + rows * G + (at // group_bytes)[None, :], mask=inside, other=0.0)
+    else:
+        factor = tl.load(scale + rows * G, mask=(rn < N)[:, None], other=0.0)
     kind = out.dtype.element_ty
     if BITS == 4:
         even, odd = (raw >> 4).to(tl.float16), ((raw << 4).to(tl.int8) >> 4).to(tl.float16)
         if VALUES:
-            even, odd = even * s, odd * s
+            even, odd = even * factor, odd * factor
         both = tl.join(even.to(tl.float32).to(kind), odd.to(tl.float32).to(kind)).reshape(BLOCK_N, 2 * BLOCK)
         columns = tl.program_id(1) * (2 * BLOCK) + tl.arange(0, 2 * BLOCK)
         where = (rn < N)[:, None] & (columns < 2 * width)[None, :]
@@ -341,7 +351,7 @@ def dequantize_kernel(w, scale, out, N, width, first_byte, row_bytes, G, group_b
     else:
         value = raw.to(tl.float16)
         if VALUES:
-            value = value * s
+            value = value * factor
         tl.store(out + rows * width + rb[None, :], value.to(tl.float32).to(kind), mask=inside)
 
 

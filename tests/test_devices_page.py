@@ -55,16 +55,16 @@ def test_every_kind_of_block_is_run() -> None:
 def test_python_blocks_run_in_order(folder: Path) -> None:
     bodies = [body for kind, body in BLOCKS if kind == "python" and not body.startswith("# generate.py")]
     out = run([sys.executable, "-c", "\n".join(bodies)], folder)
-    assert out.splitlines() == ["True {}"]
+    assert out.splitlines() == ["True {}", "()"]
 
 
 def test_plan_commands_print_what_stands_below_them(folder: Path) -> None:
     commands = [shlex.split(body)[1:] for kind, body in BLOCKS if kind == "bash" and body.startswith("python")]
-    full, tiny = (run([sys.executable, *command], folder).splitlines() for command in commands)
-    shown = next(body for kind, body in BLOCKS if kind == "text").splitlines()
-    lines = iter(full)
-    for line in shown:
-        assert line == "..." or line in lines  # in order: `in` moves the iterator on
+    *shown_ones, tiny = (run([sys.executable, *command], folder).splitlines() for command in commands)
+    for printed, body in zip(shown_ones, [body for kind, body in BLOCKS if kind == "text"], strict=True):
+        lines = iter(printed)
+        for line in body.splitlines():
+            assert line == "..." or line in lines, line  # in order: `in` moves the iterator on
     assert 'distributed_config = DistributedConfig(tp_size=2, tp_plan="auto")' in tiny
 
 

@@ -30,7 +30,7 @@ def resolve(place: str) -> Any:
     module, _, dotted = place.partition(":")
     value = importlib.import_module(module)
     for name in dotted.split("."):
-        fields = getattr(value, "__dataclass_fields__", {})
+        fields = getattr(value, "__dataclass_fields__", {}) | getattr(value, "__annotations__", {})
         value = getattr(value, name) if hasattr(value, name) or name not in fields else fields[name]
     return value
 

@@ -11,18 +11,19 @@ from accelerate import dispatch_model
 from transformers import AutoModelForCausalLM
 
 from hf_glm_ernie import Glm130bConfig
-from hf_glm_ernie.rotary_glm130b import Glm130bRotaryEmbedding, rounded
+from hf_glm_ernie.rotary_glm130b import Glm130bRotaryEmbedding, rounded, rounded_by_bits
 from tests.support.tiny_models import tiny_config, tiny_model
 
 LAST = 65504  # the largest fp16 number, and so the last position the original can tell from the next
 
 
 def released(config: Glm130bConfig, positions: torch.Tensor, dtype: torch.dtype) -> list[torch.Tensor]:
-    """The original's formula, every step in the table's dtype, without any table."""
+    """The original's formula, every step in the table's dtype, without any table; sin with `rotate_half`'s sign."""
     table = getattr(torch, config.rotary_dtype)
     frequencies = 1.0 / config.rope_theta ** (torch.arange(0, config.head_dim, 2).float() / config.head_dim)
     angles = positions[:, None, :, None].to(table) * frequencies.to(table)
-    return [torch.cat((half, half), dim=-1) for half in (angles.cos().to(dtype), angles.sin().to(dtype))]
+    cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
+    return [torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)]
 
 
 @pytest.mark.parametrize("rotary_dtype", ["float16", "float32"])
@@ -58,6 +59,7 @@ def test_rounding_is_that_of_the_dtype() -> None:
         torch.tensor([0.0, -0.0, 1e-30, 65519.9, 65520]),
     ):
         for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+            assert torch.equal(rounded_by_bits(values, dtype), values.to(dtype))
             assert torch.equal(rounded(values, dtype), values.to(dtype))
 
 

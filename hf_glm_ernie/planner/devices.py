@@ -12,14 +12,12 @@ import copy
 import itertools
 import json
 import logging
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from accelerate.utils import convert_file_size_to_int
 from transformers import ErnieConfig, PreTrainedConfig, PreTrainedModel
 from transformers.integrations.accelerate import infer_auto_device_map
 
@@ -27,11 +25,16 @@ from hf_glm_ernie.configuration_ernie3 import Ernie3Config
 from hf_glm_ernie.configuration_ernie_uie import ErnieUIEConfig
 from hf_glm_ernie.configuration_ernie_utc import ErnieUTCConfig
 from hf_glm_ernie.configuration_glm130b import Glm130bConfig
+from hf_glm_ernie.inference.offload import COMPUTE, WAYS
 from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
 from hf_glm_ernie.weight_only import METHOD
 
+from .cards import Card, cpu_card
+from .device_lists import parse_bandwidth, parse_devices, parse_size, read_devices
 from .models import PRESETS, known_models, preset_of
-from .report import Device, DeviceMap, DevicePlan, Plan, main_device
+from .offloading import OffloadSizes
+from .prediction import predict
+from .report import ACCELERATE, Device, DeviceMap, DevicePlan, Plan, main_device
 from .sizes import Job, Transients, cache_sizes, model_on_meta, module_bytes, reserve_cache, trace
 
 # Of each device, for what no count shows: the CUDA context with its libraries (0.3 to 0.5 GiB), what the card itself
@@ -42,8 +45,6 @@ CONFIG_CLASSES = {
     known.model_type: known for known in (Glm130bConfig, ErnieConfig, ErnieUIEConfig, ErnieUTCConfig, Ernie3Config)
 }
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-SIZE = r"(\d+(?:\.\d+)?)\s*(GB|GiB|MB|MiB|KB|KiB|B)"
-LEAST_BYTES = 2**20  # below this a bare number has lost its unit
 
 
 def plan(
@@ -58,16 +59,19 @@ def plan(
     disk: bool = False,
     tensor_parallel: bool = False,
     reserve: int | str = RESERVE,
+    offload: str = ACCELERATE,
+    cpu_bandwidth: float | str | None = None,
 ) -> Plan:
-    """Computes where a model goes and what every device holds, without allocating anything.
+    """Computes where a model goes, what every device holds and how fast it can be, without allocating anything.
 
     Args:
         config: A config; a folder with config.json, or the file; or the name of a released model, one of `PRESETS`:
             `"glm130b"` or `"GLM-130B"`, every encoder by PaddleNLP's name (`"ernie-3.0-base-zh"`, `"uie-mini"`,
             `"utc-base"`, `"rocketqa-zh-base-query-encoder"`...), `"ernie3-10b"`, `"ernie3-titan"` (these two as
             `Ernie3ForCausalLM`; a config's `architectures` name another class).
-        devices: The accelerators: `"4x24GiB"`, `"8x40GB,2x24GiB"` (GB = 10^9, GiB = 2^30 bytes), or a sequence of
-            sizes. `None`: the model runs on the CPU.
+        devices: The accelerators: cards by name, `"4xRTX3090"`, `"2xA100-80GB"` (`planner/cards.py` lists them), for
+            which speed is predicted too; or memory, `"4x24GiB"`, `"8x40GB,2x24GiB"` (GB = 10^9, GiB = 2^30 bytes); or
+            a sequence of names and sizes. `None`: the model runs on the CPU.
         bits: 4 or 8 for weights quantized with `WeightOnlyConfig(bits=...)`, one scale a row; `None`: as the config
             says, usually not quantized.
         context: Tokens of a row, prompt and answer together; at most, and by default, what the positions allow, but
@@ -79,14 +83,19 @@ def plan(
         disk: Whether what is left may be offloaded to disk.
         tensor_parallel: Cut every weight among the devices in place of giving each its layers.
         reserve: Set aside on every device that computes; see `RESERVE`.
+        offload: How layers in main memory beside accelerators are run: `"compute"` (few rows on the CPU) and `"copy"`
+            (page-locked, copied ahead) as by [`set_offload`]; `"accelerate"`: as Accelerate does by itself.
+        cpu_bandwidth: Of main memory where the CPU computes, as `"90GB/s"` or in bytes/s; default 204.8 GB/s, eight
+            channels of DDR4-3200.
 
     Returns:
         The plan. A model that does not fit is no error: `fits` is false then and `missing` says what has no place.
 
     Raises:
         ValueError: an unknown preset, a size that cannot be read, bits, batch, context or dtype out of range, a model
-            type that is not known here, a quantization other than `weight_only_int`, tensor parallelism on one device,
-            together with offload, or for a model without a plan for it.
+            type or a card that is not known here, a quantization other than `weight_only_int`, tensor parallelism on
+            one device, together with offload, or for a model without a plan for it; a way of offload without memory
+            for it.
         FileNotFoundError: no config.json where one is expected.
 
     ```python
@@ -97,17 +106,21 @@ def plan(
     ```
     """
     config = _quantized(read_config(config), bits)
-    capacities = parse_devices(devices)
+    named = read_devices(devices)
+    capacities = [size for size, _ in named]
     memory = None if cpu is None else parse_size(cpu, "cpu")
     kept = parse_size(reserve, "reserve")
+    processor = cpu_card(parse_bandwidth(cpu_bandwidth, "cpu_bandwidth"))
     ranks = _ranks(capacities, memory is not None or disk) if tensor_parallel else 1
     job = Job(config, _dtype(config, dtype), _context(config, context), _positive("batch", batch), ranks)
+    _check_offload(offload, bool(capacities), memory is not None)
     if tensor_parallel:
-        return _cut_plan(job, capacities, kept)
+        return _with_speed(_cut_plan(job, capacities, kept), named, processor)
     if not capacities and memory is None:
         raise ValueError("There is no device to plan for: pass devices='4x24GiB' or the like, or cpu='64GiB'.")
     with _quiet():
-        return _Placing(job, capacities, memory, disk, kept).best()
+        planned = _Placing(job, capacities, memory, disk, kept, offload).best()
+    return _with_speed(planned, named, processor)
 
 
 def read_config(config: PreTrainedConfig | str | Path) -> PreTrainedConfig:
@@ -142,54 +155,13 @@ def read_config(config: PreTrainedConfig | str | Path) -> PreTrainedConfig:
     return CONFIG_CLASSES[model_type].from_dict(settings)
 
 
-def parse_devices(devices: str | Sequence[int | str] | None) -> list[int]:
-    """Bytes of every accelerator from `"8x40GB,2x24GiB"`, a sequence of sizes, or `None`.
-
-    Raises:
-        ValueError: what cannot be read; the message quotes it.
-    """
-    if devices is None:
-        return []
-    if not isinstance(devices, str):
-        return [parse_size(size, f"devices[{i}]") for i, size in enumerate(devices)]
-    capacities: list[int] = []
-    for part in devices.split(","):
-        match = re.fullmatch(rf"\s*(?:(\d+)\s*[xX*]\s*)?({SIZE})\s*", part)
-        if match is None or match.group(1) == "0":
-            raise ValueError(
-                f"devices={devices!r}: {part.strip()!r} cannot be read. Write number x memory, parts separated by "
-                "commas: 4x24GiB, or 8x40GB,2x24GiB (GB = 10^9 bytes, GiB = 2^30)."
-            )
-        capacities += [parse_size(match.group(2), "devices")] * int(match.group(1) or 1)
-    return capacities
-
-
-def parse_size(size: int | str, name: str) -> int:
-    """Bytes from `"24GiB"`, `"40GB"`, or an `int` of bytes.
-
-    Args:
-        size: What was given.
-        name: What a message calls it.
-
-    Raises:
-        ValueError: neither; a number without a unit, as text or as an `int` too small to be meant in bytes; or not
-            above 0 (a reserve may be 0).
-    """
-    text = str(size).strip()
-    least = int(name != "reserve")
-    match = re.fullmatch(SIZE, text) if isinstance(size, str) else None
-    if text == "0" and not least:
-        return 0
-    if match is not None:
-        size = int(float(match[1])) if match[2] == "B" else convert_file_size_to_int(text.replace(" ", ""))
-        if size >= least:
-            return size
-    elif not isinstance(size, bool) and isinstance(size, int) and size >= LEAST_BYTES:
-        return size
-    what = "has no unit" if re.fullmatch(r"\d+(\.\d+)?", text) else "is not an amount of memory"
-    raise ValueError(
-        f"{name}={text!r} {what}. Write 24GiB (2^30 bytes each), 40GB (10^9 each), MiB or MB, or B for single bytes."
-    )
+def _with_speed(planned: Plan, named: Sequence[tuple[int, Card | None]], processor: Card) -> Plan:
+    """The plan with its speed, where it fits and every device that computes has a name."""
+    cards: dict[Device, Card] = {i: card for i, (_, card) in enumerate(named) if card is not None} | {"cpu": processor}
+    computing = [d.name for d in planned.devices if isinstance(d.name, int) and d.modules]
+    if not planned.fits or not set(computing) <= cards.keys():
+        return planned
+    return replace(planned, speed=predict(planned, cards))
 
 
 def _unknown_type(model_type: object, where: str) -> ValueError:
@@ -261,6 +233,16 @@ def _ranks(capacities: Sequence[int], offload: bool) -> int:
     return len(capacities)
 
 
+def _check_offload(offload: str, accelerators: bool, memory: bool) -> None:
+    if offload not in (ACCELERATE, *WAYS):
+        raise ValueError(f"offload={offload!r} is not one of {', '.join((ACCELERATE, *WAYS))}.")
+    if offload != ACCELERATE and not (accelerators and memory):
+        raise ValueError(
+            f"offload={offload!r} is about layers in main memory beside accelerators: pass devices='4x24GiB' or the "
+            "like and cpu='128GiB', or leave offload out."
+        )
+
+
 def _cut_plan(job: Job, capacities: Sequence[int], reserve: int) -> Plan:
     """Every device holds one rank's part."""
     model = model_on_meta(job)
@@ -277,8 +259,11 @@ def _cut_plan(job: Job, capacities: Sequence[int], reserve: int) -> Plan:
 class _Placing:
     """Tries the host's placements until one fits."""
 
-    def __init__(self, job: Job, capacities: Sequence[int], memory: int | None, disk: bool, reserve: int) -> None:
+    def __init__(
+        self, job: Job, capacities: Sequence[int], memory: int | None, disk: bool, reserve: int, offload: str
+    ) -> None:
         self.job = job
+        self.offload = offload
         self.disk = disk
         self.reserve = reserve
         self.capacities: dict[Device, int] = dict(enumerate(capacities))
@@ -295,6 +280,9 @@ class _Placing:
         layers = [name for name, module in self.model.named_modules() if type(module).__name__ in self.unsplit]
         self.total = with_cache[""]
         self.largest_layer = max((with_cache[name] for name in layers), default=0)
+        self.moved: OffloadSizes | None = None
+        if offload != ACCELERATE:
+            self.moved = OffloadSizes(job, self.model, self.leaves, layers, self.caches, offload)
 
     def best(self) -> Plan:
         """The first placement that fits: on the devices, evenly if possible; then with offload. Else the one that
@@ -310,9 +298,14 @@ class _Placing:
     def _computes(self, name: Device) -> bool:
         return name == self.main or isinstance(name, int)
 
+    def _keeps_cache(self, name: Device) -> bool:
+        return self._computes(name) or (name == "cpu" and self.offload == COMPUTE)
+
     def _room(self, name: Device) -> int:
         """What modules and cache may take on a device."""
         held = self.reserve + self.transients.activations if self._computes(name) else 0
+        if self.moved is not None and name == "cpu":
+            return self.moved.room(self.capacities[name])
         return max(0, self.capacities[name] - held)
 
     def _rooms_without_offload(self) -> Iterator[dict[Device, int]]:
@@ -331,12 +324,16 @@ class _Placing:
         """Rooms on all devices, less and less on the main one, until the cache of the offloaded layers fits there."""
         if not self.disk and all(self._computes(name) for name in self.capacities):
             return
-        moved, away = -1, 0
-        while moved < away:
-            moved = away
-            rooms = {name: self._room(name) for name in self.capacities}
-            yield rooms | {self.main: max(0, rooms[self.main] - moved)}
-            away = sum(self._cache(module) for module in tried[-1].offloaded)
+        kept = 0 if self.moved is None else self.moved.largest_block  # the host keeps room for one layer, not for two
+        rooms = {name: self._room(name) for name in self.capacities}
+        taken, wanted = -1, kept
+        while taken < min(wanted, rooms[self.main]):
+            taken = wanted
+            yield rooms | {self.main: max(0, rooms[self.main] - taken)}
+            offloaded = tried[-1].offloaded.items()
+            wanted = kept + sum(self._cache(module) for module, name in offloaded if not self._keeps_cache(name))
+            if self.moved is not None:
+                wanted = max(wanted, taken + tried[-1].lacking)
 
     def _infer(self, rooms: dict[Device, int]) -> DeviceMap:
         return infer_auto_device_map(self.model, max_memory=dict(rooms), no_split_module_classes=self.unsplit)
@@ -353,31 +350,34 @@ class _Placing:
             placed[name] = (*placed.get(name, ()), module)
         missing = {} if self.disk else {module: self.sizes[module] for module in placed.pop("disk", ())}
         devices = [self._device(name, placed.get(name, ())) for name in [*self.capacities, "disk"]]
-        away = tuple(module for device in devices if not self._computes(device.name) for module in device.modules)
+        away = {device.name: device.modules for device in devices if not self._computes(device.name)}
         devices = [self._with_offload(device, away) if device.name == self.main else device for device in devices]
         shown = tuple(device for device in devices if device.modules or device.capacity is not None)
-        plan = Plan(self.job, shown, device_map, missing)
+        plan = Plan(self.job, shown, device_map, missing, self.offload)
         return plan if plan.fits and device_map else replace(plan, device_map=None)
 
     def _device(self, name: Device, modules: tuple[str, ...]) -> DevicePlan:
         computes = self._computes(name)
+        moved = self.moved if name == "cpu" and modules else None
+        activations = 0 if moved is None else moved.step_activations
         return DevicePlan(
             name,
             self.capacities.get(name),
             reserve=self.reserve if computes else 0,
             weights=sum(self.sizes[module] for module in modules),
-            cache=sum(self._cache(module) for module in modules) if computes else 0,
-            activations=self.transients.activations if computes and modules else 0,
+            cache=sum(self._cache(module) for module in modules) if self._keeps_cache(name) else 0,
+            activations=self.transients.activations if computes and modules else activations,
+            staging=0 if moved is None else moved.lost_by_pinning(modules),
             modules=modules,
         )
 
-    def _with_offload(self, device: DevicePlan, away: tuple[str, ...]) -> DevicePlan:
+    def _with_offload(self, device: DevicePlan, away: dict[Device, tuple[str, ...]]) -> DevicePlan:
         """Adds to the main device what it needs for modules that lie elsewhere."""
-        staged = [
-            size for leaf, size in self.leaves.items() if any(f"{leaf}.".startswith(f"{module}.") for module in away)
-        ]
-        cache = device.cache + sum(self._cache(module) for module in away)
-        return replace(device, cache=cache, staging=max(staged, default=0))
+        hosts = [module for name in away if self.moved is None or name != "cpu" for module in away[name]]
+        staged = [size for leaf, size in self.leaves.items() if any(f"{leaf}.".startswith(f"{m}.") for m in hosts)]
+        cache = sum(self._cache(module) for name in away if not self._keeps_cache(name) for module in away[name])
+        staging = max(staged, default=0) + (0 if self.moved is None else self.moved.staging(away.get("cpu", ())))
+        return replace(device, cache=device.cache + cache, staging=staging)
 
 
 def _classes_with_tensors_beside_children(model: PreTrainedModel) -> set[str]:

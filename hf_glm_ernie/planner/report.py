@@ -4,10 +4,16 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from hf_glm_ernie.inference.offload import COMPUTE
+
+from .offloading import most_rows
 from .sizes import Job
+from .speed_table import UNNAMED, Speed, describe_speed
 
 Device = int | str
 DeviceMap = dict[str, Device]
+
+ACCELERATE = "accelerate"  # offload as Accelerate does it by itself
 
 UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 COLUMNS = ("memory", "reserve", "weights", "cache", "activations", "staging", "free")
@@ -24,7 +30,9 @@ class DevicePlan:
         weights: Parameters and buffers.
         cache: Keys and values at full context; in ERNIE 3.0 with a memory before it, and that memory.
         activations: The most that is alive at one time beside these, with a prompt as long as the context.
-        staging: Room for the largest weight that is brought here from memory or disk while it is used.
+        staging: Room for what is brought here from memory or disk while it is used: the largest weight, or with
+            `set_offload` two layers (and the cache of one, where it lies in memory). On the CPU what page-locked
+            memory takes above the weights' size.
         modules: What lies here, keys of the device map.
     """
 
@@ -58,12 +66,16 @@ class Plan:
         device_map: For `from_pretrained`; `None` where the model does not fit, and for tensor parallelism (there:
             `distributed_config=DistributedConfig(tp_size=..., tp_plan="auto")` under `torchrun`).
         missing: Modules without a place, with their bytes; empty where the model fits.
+        offload: How layers in main memory are run; `"compute"` and `"copy"` want [`set_offload`] after loading.
+        speed: How fast it can be at the most; `None` where the model does not fit, or devices are amounts of memory.
     """
 
     job: Job
     devices: tuple[DevicePlan, ...]
     device_map: DeviceMap | None
     missing: Mapping[str, int]
+    offload: str = ACCELERATE
+    speed: Speed | None = None
 
     @property
     def tensor_parallel(self) -> bool:
@@ -83,7 +95,7 @@ class Plan:
 
     @property
     def offloaded(self) -> DeviceMap:
-        """The modules that lie in memory or on disk and are brought to a device for every use."""
+        """The modules that lie in memory or on disk; how they are run is what `Plan.offload` says."""
         main = main_device([device.name for device in self.devices])
         return {
             module: device.name
@@ -106,8 +118,21 @@ def describe(plan: Plan) -> str:
     """Returns the text, without a newline at the end."""
     largest = max(max(device.used, device.capacity or 0) for device in plan.devices)
     unit = next((name for name, size in UNITS.items() if largest >= size), "KiB")
-    parts = [f"{_headline(plan)}; sizes in {unit}", "", *_table(plan, unit), "", *_verdict(plan, unit)]
+    parts = [
+        f"{_headline(plan)}; sizes in {unit}",
+        "",
+        *_table(plan, unit),
+        "",
+        *_speed(plan, unit),
+        *_verdict(plan, unit),
+    ]
     return "\n".join(parts)
+
+
+def _speed(plan: Plan, unit: str) -> list[str]:
+    if not plan.fits:
+        return []
+    return [*(describe_speed(plan.speed, unit, UNITS[unit]) if plan.speed is not None else [UNNAMED]), ""]
 
 
 def _headline(plan: Plan) -> str:
@@ -160,8 +185,17 @@ def _verdict(plan: Plan, unit: str) -> list[str]:
     for device in away:
         lines.append(f"offloaded to {device.name}: {_amount(device.weights, unit)} {unit}, {_holds(device.modules)}")
     lines += [] if away else ["offloaded: nothing"]
+    # Where nothing lies on an accelerator, the host runs the whole model on the CPU.
+    in_memory = any(device.name == "cpu" for device in away) and plan.devices[0].modules != ()
+    if in_memory and plan.offload == ACCELERATE:
+        lines.append("these layers run faster with offload compute or copy")
+    if in_memory and plan.offload == COMPUTE and plan.job.batch > most_rows(plan.job):
+        lines.append(f"batch {plan.job.batch}: offload copy is faster from {most_rows(plan.job) + 1} rows on")
     folder = " with offload_folder, a folder to be filled" if any(device.name == "disk" for device in away) else ""
-    return [*lines, f"pass to from_pretrained{folder}:", *_literal(plan.device_map or {})]
+    lines += [f"pass to from_pretrained{folder}:", *_literal(plan.device_map or {})]
+    if in_memory and plan.offload != ACCELERATE:
+        lines += ["and then call:", f'hf_glm_ernie.set_offload(model, "{plan.offload}")']
+    return lines
 
 
 def _amount(number: int | None, unit: str) -> str:
@@ -196,4 +230,4 @@ def _holds(modules: Iterable[str]) -> str:
     return ", ".join(shown) or "nothing"
 
 
-__all__ = ["Device", "DeviceMap", "DevicePlan", "Plan", "describe", "main_device"]
+__all__ = ["ACCELERATE", "Device", "DeviceMap", "DevicePlan", "Plan", "describe", "main_device"]

@@ -145,31 +145,48 @@ def trace(job: Job) -> Transients:
     Attention counts as `sdpa`'s fused kernels compute it, without a matrix of scores, except where the config asks for
     `eager`; quantized weights as the kernel that all devices have multiplies them, in blocks of rows.
     """
-    config = copy.deepcopy(job.config)
-    for stack in STACKS:
-        if hasattr(config, stack):
-            setattr(config, stack, min(TRACED_LAYERS, getattr(config, stack)))
+    config = shallow(job.config)
     model = model_on_meta(replace(job, config=config))
     for module in model.modules():
         if isinstance(module, WeightOnlyLinear):
             module.forward = partial(_forward_in_blocks, module)  # type: ignore[method-assign]
     live = _LiveStorages()
-    kernels: AbstractContextManager[Any] = _FusedAttention()
+    kernels: AbstractContextManager[Any] = FusedAttention()
     if config._attn_implementation == "eager":
         kernels = nullcontext()
     with torch.device("meta"), torch.no_grad(), kernels, live:
-        inputs = _inputs(model, replace(job, config=config))
-        memories = inputs.get("memories")
+        inputs = forward_inputs(model, replace(job, config=config))
         outputs = model(**inputs)
+    cached = cached_tensors(inputs, outputs)
+    return transients_of(config, cached, live.peak(without=itertools.chain.from_iterable(cached)))
+
+
+def shallow(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The config of a model whose layers are the first and one that stands for all others."""
+    config = copy.deepcopy(config)
+    for stack in STACKS:
+        if hasattr(config, stack):
+            setattr(config, stack, min(TRACED_LAYERS, getattr(config, stack)))
+    return config
+
+
+def cached_tensors(inputs: dict[str, Any], outputs: Any) -> list[list[torch.Tensor]]:
+    """What a forward leaves for the next, of every layer: keys, values, and the memory it was given."""
     cache: Any = returned_cache(outputs)
     if cache is None and inputs.get("use_cache"):
-        raise RuntimeError(f"{type(model).__name__} gave no cache where one was asked for, so none can be counted.")
+        raise RuntimeError(f"{type(outputs).__name__} has no cache where one was asked for, so none can be counted.")
     cached = [[layer.keys, layer.values] for layer in cache.layers] if cache is not None else []
+    memories = inputs.get("memories")
     for tensors, state in zip(cached, () if memories is None else memories.states, strict=False):
         tensors.append(state)
+    return cached
+
+
+def transients_of(config: PreTrainedConfig, cached: list[list[torch.Tensor]], activations: int) -> Transients:
+    """Sums of a traced model's tensors. In ERNIE 3.0 the branch's layers are the last."""
     per_layer = [sum(tensor.nbytes for tensor in tensors) for tensors in cached]
     return Transients(
-        activations=live.peak(without=itertools.chain.from_iterable(cached)),
+        activations=activations,
         cache_per_layer=per_layer[0] if per_layer else 0,
         branch_cache_per_layer=per_layer[-1] if per_layer and isinstance(config, Ernie3Config) else 0,
     )
@@ -194,12 +211,12 @@ def reserve_cache(model: PreTrainedModel, sizes: dict[str, int]) -> None:
         model.get_submodule(name).register_buffer("planned_cache", room, persistent=False)
 
 
-def _inputs(model: PreTrainedModel, job: Job) -> dict[str, Any]:
+def forward_inputs(model: PreTrainedModel, job: Job) -> dict[str, Any]:
     """The forward's arguments on the meta device. What a model would read off the values of ids is given."""
     shape = (job.batch, job.context)
     ones = torch.ones(shape, dtype=torch.long)
     if isinstance(job.config, Ernie3Config):
-        return _ernie3_inputs(model, job, job.config)
+        return _ernie3forward_inputs(model, job, job.config)
     if job.config.model_type != "glm130b":
         mask = torch.ones(job.batch, 1, job.context, job.context, dtype=torch.bool)
         inputs: dict[str, Any] = {
@@ -219,7 +236,7 @@ def _inputs(model: PreTrainedModel, job: Job) -> dict[str, Any]:
     return inputs | ({"logits_to_keep": 1} if isinstance(model, Glm130bForCausalLM) else {})  # as `generate` does
 
 
-def _ernie3_inputs(model: PreTrainedModel, job: Job, config: Ernie3Config) -> dict[str, Any]:
+def _ernie3forward_inputs(model: PreTrainedModel, job: Job, config: Ernie3Config) -> dict[str, Any]:
     """Where the model generates: a text that goes on from memories. Embeddings, for ids are looked at."""
     if isinstance(model, Ernie3ForMultipleChoice):
         embeddings = torch.empty(job.batch, 1, job.context, config.hidden_size, dtype=job.dtype)
@@ -253,7 +270,7 @@ def _forward_in_blocks(module: WeightOnlyLinear, x: torch.Tensor) -> torch.Tenso
     return y if module.bias is None else y + module.bias
 
 
-class _FusedAttention(TorchFunctionMode):
+class FusedAttention(TorchFunctionMode):
     """Stands for the kernels behind `sdpa`; on meta tensors torch would take the one that makes all scores."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -317,11 +334,19 @@ def _cut(model: PreTrainedModel, ranks: int) -> None:
             f"{' and '.join(map(str, heads))} attention heads cannot be shared out evenly among {ranks} devices. "
             f"Tensor parallelism takes a number of devices that divides the heads: {', '.join(fitting)}."
         )
-    styles = [(re.compile(name.replace(".", r"\.").replace("*", r"\d+")), style) for name, style in plan.items()]
-    for name, module in list(model.named_modules()):
-        style = next((style for pattern, style in styles if pattern.fullmatch(name)), None)
-        if style is not None:
-            _cut_module(module, style, ranks)
+    for name, style in parallel_styles(model).items():
+        _cut_module(model.get_submodule(name), style, ranks)
+
+
+def parallel_styles(model: PreTrainedModel) -> dict[str, str]:
+    """How the model's tensor-parallel plan cuts each module that it names, in the host's words."""
+    plan = model.tp_plan or {}
+    rules = [(re.compile(name.replace(".", r"\.").replace("*", r"\d+")), style) for name, style in plan.items()]
+    styles = {
+        name: next((style for pattern, style in rules if pattern.fullmatch(name)), None)
+        for name, _ in model.named_modules()
+    }
+    return {name: style for name, style in styles.items() if style is not None}
 
 
 def _cut_module(module: nn.Module, style: str, ranks: int) -> None:
@@ -343,12 +368,18 @@ def _cut_module(module: nn.Module, style: str, ranks: int) -> None:
 
 __all__ = [
     "MODEL_CLASSES",
+    "FusedAttention",
     "Job",
     "Transients",
     "cache_sizes",
+    "cached_tensors",
+    "forward_inputs",
     "model_class",
     "model_on_meta",
     "module_bytes",
+    "parallel_styles",
     "reserve_cache",
+    "shallow",
     "trace",
+    "transients_of",
 ]

@@ -169,6 +169,22 @@ HOST_PRIVATE: tuple[HostName, ...] = (
         ("model", "max_memory", "no_split_module_classes", "hf_quantizer"),
     ),
     HostName("accelerate.utils:convert_file_size_to_int", "sizes with units"),
+    # offload
+    HostName(
+        "accelerate.hooks:AlignDevicesHook",
+        "whose layers lie in memory: it keeps `offload`, `execution_device`, `weights_map` and `original_devices`",
+        ("execution_device", "offload", "weights_map"),
+    ),
+    HostName("accelerate.hooks:SequentialHook", "several hooks of one module: it keeps `hooks`"),
+    HostName("accelerate.hooks:remove_hook_from_module", "puts the weights back", ("module", "recurse")),
+    HostName("accelerate.utils:OffloadedWeightsLoader", "the weights' table lets go of them", ("state_dict", "index")),
+    HostName("accelerate.utils:PrefixedDataset", "a module's part of it", ("dataset", "prefix")),
+    HostName("transformers.cache_utils:CacheLayerMixin", "a layer's keys and values, and their device"),
+    HostName("transformers.cache_utils:DynamicLayer", "can be moved"),
+    HostName("transformers.cache_utils:StaticLayer", "likewise, with the tensor that counts its tokens"),
+    HostName("torch.nn:Module._parameters", "copies take the place of weights while a layer is computed"),
+    HostName("torch.nn:Module._buffers", "likewise"),
+    HostName("torch:Tensor._version", "whether a mask that was copied has changed"),
     # training
     HostName(_TRAINER + "_prepare_inputs", "batches that hold memories", ("inputs",)),
     HostName(_TRAINER + "_clip_grad_norm", "each student by itself", ("model",)),
