@@ -34,16 +34,16 @@ class Tile:
 
 ROWS_TILES = {
     1: Tile(1, 16, 256, 4, 2),
-    2: Tile(2, 8, 256, 4, 2),
-    4: Tile(4, 8, 256, 4, 2),
+    2: Tile(2, 32, 128, 8, 2),
+    4: Tile(4, 32, 128, 8, 2),
 }
 """Of the rows kernel: rows of activations -> tile, for every capability."""
 
 DOT_TILES = {
-    75: (Tile(16, 32, 16, 4, 2),),  # Triton has no tensor cores there: ordinary multiplications
+    75: (Tile(8, 128, 16, 4, 2), Tile(16, 128, 16, 4, 2)),  # Triton multiplies without tensor cores there
     80: (Tile(8, 128, 64, 4, 4), Tile(16, 128, 32, 4, 4), Tile(32, 128, 32, 4, 4), Tile(64, 128, 32, 8, 3)),
     86: (Tile(8, 128, 32, 4, 4), Tile(16, 128, 32, 4, 4), Tile(32, 128, 32, 4, 4), Tile(64, 128, 32, 8, 3)),
-    90: (Tile(8, 128, 64, 4, 4), Tile(16, 128, 64, 4, 4), Tile(32, 128, 32, 4, 4), Tile(64, 128, 32, 8, 3)),
+    90: (Tile(8, 128, 64, 4, 4), Tile(16, 128, 64, 4, 4), Tile(32, 128, 32, 4, 4), Tile(64, 256, 32, 8, 3)),
 }
 """Of the dot kernel: capability -> tiles by rows of activations. 8.6 and 8.9 have 100 KB of shared memory, not 164."""
 

@@ -150,14 +150,16 @@ def dot_linear(
     plan = dot_plan(x.device, bits, x.shape[0], scale.shape[0], x.shape[1], scale.shape[1])
     if plan is None or x.dtype == torch.float32:
         raise _no_plan("dot", x, scale, bits)
-    constants = _dot_constants(plan.tile, x.dtype, not interpreted())
+    constants = _dot_constants(plan.tile, x.dtype, device_capability(x.device)[0])
     return _multiplied(dot_kernel, plan, x, weight, scale, bias, bits, constants)
 
 
-def _dot_constants(tile: Tile, dtype: torch.dtype, compiled: bool) -> dict[str, Any]:
-    # the interpreter multiplies the bit patterns of bf16, so it gets fp32
-    factor = tl.float16 if dtype == torch.float16 else tl.bfloat16 if compiled else tl.float32
-    return {"BLOCK_M": tile.rows, "VALUES": dtype == torch.float16, "DOT": factor}
+def _dot_constants(tile: Tile, dtype: torch.dtype, capability: int) -> dict[str, Any]:
+    """`DOT` is the dtype of both operands. Below 8.0, and in the interpreter, bf16 is multiplied in fp32."""
+    if dtype == torch.float16:
+        return {"BLOCK_M": tile.rows, "ROUND": True, "VALUES": True, "DOT": tl.float16}
+    wide = capability < 80 or interpreted()
+    return {"BLOCK_M": tile.rows, "ROUND": False, "VALUES": wide, "DOT": tl.float32 if wide else tl.bfloat16}
 
 
 def _no_plan(kernel: str, x: torch.Tensor, scale: torch.Tensor, bits: int) -> ValueError:
@@ -199,7 +201,7 @@ def _words_of(stored: torch.Tensor) -> torch.Tensor:
 
 
 def _sum(parts: torch.Tensor, scale: torch.Tensor | None, bias: torch.Tensor | None, y: torch.Tensor) -> None:
-    """Writes parts (P, M, N), added up in order, times scales (N, 1), plus the bias (N,), into y, (M, N) or a slice."""
+    """Writes parts (P, M, N), added up in order, times scales (N, 1), plus the bias (N,), into y, (M, N)."""
     rows, outputs = y.shape
     given = bias if bias is not None else parts
     _launch(
@@ -290,7 +292,8 @@ def _dequantized(
     grid = (-(-rows // tile.outputs), -(-width // tile.words))
     _launch(
         dequantize_kernel, grid, stored, scale, out, rows, width, first_byte, row_bytes, groups, row_bytes // groups,
-        BITS=bits, VALUES=not integers, GROUPED=groups > 1, BLOCK_N=tile.outputs, BLOCK=tile.words, num_warps=tile.num_warps,
+        BITS=bits, VALUES=not integers, GROUPED=groups > 1, BLOCK_N=tile.outputs, BLOCK=tile.words,
+        num_warps=tile.num_warps,
     )  # fmt: skip
     return out
 
@@ -336,10 +339,10 @@ def variants(capability: int) -> Iterator[Variant]:
                 for rows in (1, 2, 4):
                     constants = {"ROWS": rows, "ROUND": dtype != torch.bfloat16}
                     yield from _variants(rows_kernel, "rows", rows_tile(rows, *words), bits, dtype, groups, constants)
-                for rows in (8, 16, 32, 64) if capability >= 80 else (16,) if capability >= 75 else ():
+                for rows in (8, 16, 32, 64) if capability >= 80 else (8, 16) if capability >= 75 else ():
                     tile = dot_tile(capability, rows, *words)
                     if tile is not None:
-                        constants = _dot_constants(tile, dtype, compiled=True)
+                        constants = _dot_constants(tile, dtype, capability)
                         yield from _variants(dot_kernel, "dot", tile, bits, dtype, groups, constants)
             yield _dequantize_variant(bits, dtype)
     yield _sum_variant()

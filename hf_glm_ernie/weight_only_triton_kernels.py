@@ -147,25 +147,26 @@ def _tile_dot(words, xs, high, low, offset, part, BITS: tl.constexpr, VALUES: tl
         even, odd = tl.split(xs.reshape(BLOCK_M, WORDS, 2, 2))
         x0, x2 = tl.split(even)
         x1, x3 = tl.split(odd)
-        part = tl.dot(w0, x0.T, part)
-        part = tl.dot(w1, x1.T, part)
-        part = tl.dot(w2, x2.T, part)
-        part = tl.dot(w3, x3.T, part)
+        part = tl.dot(w0.to(DOT), x0.T, part)
+        part = tl.dot(w1.to(DOT), x1.T, part)
+        part = tl.dot(w2.to(DOT), x2.T, part)
+        part = tl.dot(w3.to(DOT), x3.T, part)
     else:
         w0, w1 = _columns_of_8_bits(words, low, offset, VALUES, DOT, ASSEMBLY)
         x0, x1 = tl.split(xs.reshape(BLOCK_M, WORDS, 2))
-        part = tl.dot(w0, x0.T, part)
-        part = tl.dot(w1, x1.T, part)
+        part = tl.dot(w0.to(DOT), x0.T, part)
+        part = tl.dot(w1.to(DOT), x1.T, part)
     return part
 
 
 @_jit
 def dot_kernel(x, w, scale, bias, y, M, N, K, row_words, G, group_words, tiles, tiles_a_split,
                BITS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WORDS: tl.constexpr,
-               VALUES: tl.constexpr, DOT: tl.constexpr, GROUPED: tl.constexpr, SPLIT: tl.constexpr,
-               BIAS: tl.constexpr, ASSEMBLY: tl.constexpr):  # fmt: skip
+               ROUND: tl.constexpr, VALUES: tl.constexpr, DOT: tl.constexpr, GROUPED: tl.constexpr,
+               SPLIT: tl.constexpr, BIAS: tl.constexpr, ASSEMBLY: tl.constexpr):  # fmt: skip
     """Tiles of (BLOCK_N rows of the weight) x (BLOCK_M rows of x) on the tensor cores, the weight as first operand.
 
+    Operands are of dtype `DOT`: values as `_scale_parts` says or, without `VALUES`, integers.
     With `SPLIT` program 2 takes a part of the columns, and y is (parts, M, N) fp32, without bias. A tile of `WORDS`
     lies within one group.
     """
@@ -181,13 +182,16 @@ def dot_kernel(x, w, scale, bias, y, M, N, K, row_words, G, group_words, tiles, 
     x_at = x + rm[:, None].to(tl.int64) * K + (first * COLUMNS + rx)[None, :]
     scale_at = scale + inside_n.to(tl.int64) * G
     total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    high, low, offset, after = _scale_parts(tl.load(scale_at), BITS, VALUES)
+    coming = tl.load(scale_at + first * WORDS // group_words)
+    high, low, offset, after = _scale_parts(coming, BITS, ROUND)
     for tile in range(first, last):
+        if GROUPED:  # the scales of the next tile are under way while this one is multiplied
+            high, low, offset, after = _scale_parts(coming, BITS, ROUND)
+            coming = tl.load(scale_at + tl.minimum(tile + 1, tiles - 1) * WORDS // group_words)
         words = tl.load(w_at, mask=(tile * WORDS + rk < row_words)[None, :], other=0)
         # rows that are not there are masked and not repeated: a masked copy moves no bytes
         xs = tl.load(x_at, mask=(rm < M)[:, None] & (tile * COLUMNS + rx < K)[None, :], other=0.0).to(DOT)
         if GROUPED:
-            high, low, offset, after = _scale_parts(tl.load(scale_at + tile * WORDS // group_words), BITS, VALUES)
             part = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
             part = _tile_dot(words, xs, high, low, offset, part, BITS, VALUES, DOT, BLOCK_M, WORDS, ASSEMBLY)
             total += part * (after * UNIT)[:, None]
@@ -208,11 +212,10 @@ def dot_kernel(x, w, scale, bias, y, M, N, K, row_words, G, group_words, tiles, 
 
 
 @_jit
-def _tile_row(total, words, x_at, left, high, low, offset, BITS: tl.constexpr, WORDS: tl.constexpr,
-              ASSEMBLY: tl.constexpr):  # fmt: skip
-    """Adds products of one tile, (BLOCK_N, WORDS), and of `left` columns of a row of x to `total`, word by word."""
-    COLUMNS: tl.constexpr = 16 // BITS * WORDS
-    rx = tl.arange(0, COLUMNS)
+def _tile_row(total, words, x_at, left, high, low, offset, BITS: tl.constexpr, ASSEMBLY: tl.constexpr):
+    """Adds the products of a tile, (BLOCK_N, WORDS), and of `left` columns of a row of x to `total`, word by word."""
+    WORDS: tl.constexpr = words.shape[1]
+    rx = tl.arange(0, 16 // BITS * WORDS)
     xs = tl.load(x_at + rx, mask=rx < left, other=0.0)
     if BITS == 4:
         w0, w1, w2, w3 = _columns_of_4_bits(words, high, low, offset, True, tl.float16, ASSEMBLY)
@@ -232,15 +235,15 @@ def _tile_row(total, words, x_at, left, high, low, offset, BITS: tl.constexpr, W
 
 
 @_jit
-def _tile_rows(total, words, x_at, left, high, low, offset, after, BITS: tl.constexpr, WORDS: tl.constexpr,
-               GROUPED: tl.constexpr, ASSEMBLY: tl.constexpr):  # fmt: skip
+def _tile_rows(total, words, x_at, left, high, low, offset, after, BITS: tl.constexpr, GROUPED: tl.constexpr,
+               ASSEMBLY: tl.constexpr):  # fmt: skip
     """As `_tile_row`; with groups the tile's own sum is scaled before it is added."""
     if GROUPED:
         part = tl.zeros(total.shape, tl.float32)
-        part = _tile_row(part, words, x_at, left, high, low, offset, BITS, WORDS, ASSEMBLY)
+        part = _tile_row(part, words, x_at, left, high, low, offset, BITS, ASSEMBLY)
         total += part * after[:, None]
     else:
-        total = _tile_row(total, words, x_at, left, high, low, offset, BITS, WORDS, ASSEMBLY)
+        total = _tile_row(total, words, x_at, left, high, low, offset, BITS, ASSEMBLY)
     return total
 
 
@@ -270,26 +273,20 @@ def rows_kernel(x, w, scale, bias, y, M, N, K, row_words, G, group_words, tiles,
     scale_at = scale + inside_n.to(tl.int64) * G
     total0 = tl.zeros((BLOCK_N, WORDS), tl.float32)
     total1, total2, total3 = total0, total0, total0
-    high, low, offset, after = _scale_parts(tl.load(scale_at), BITS, ROUND)
+    coming = tl.load(scale_at + first * WORDS // group_words)
+    high, low, offset, after = _scale_parts(coming, BITS, ROUND)
     for tile in range(first, last):
+        if GROUPED:
+            high, low, offset, after = _scale_parts(coming, BITS, ROUND)
+            coming = tl.load(scale_at + tl.minimum(tile + 1, tiles - 1) * WORDS // group_words)
         words = tl.load(w_at, mask=(tile * WORDS + rk < row_words)[None, :], other=0)
         left = K - tile * COLUMNS
-        if GROUPED:
-            high, low, offset, after = _scale_parts(tl.load(scale_at + tile * WORDS // group_words), BITS, ROUND)
-        total0 = _tile_rows(
-            total0, words, x_at, left, high, low, offset, after, BITS, WORDS, GROUPED, ASSEMBLY
-        )  # fmt: skip
+        total0 = _tile_rows(total0, words, x_at, left, high, low, offset, after, BITS, GROUPED, ASSEMBLY)
         if ROWS > 1:
-            total1 = _tile_rows(
-                total1, words, x_at + step1, left, high, low, offset, after, BITS, WORDS, GROUPED, ASSEMBLY
-            )  # fmt: skip
+            total1 = _tile_rows(total1, words, x_at + step1, left, high, low, offset, after, BITS, GROUPED, ASSEMBLY)
         if ROWS > 2:
-            total2 = _tile_rows(
-                total2, words, x_at + step2, left, high, low, offset, after, BITS, WORDS, GROUPED, ASSEMBLY
-            )  # fmt: skip
-            total3 = _tile_rows(
-                total3, words, x_at + step3, left, high, low, offset, after, BITS, WORDS, GROUPED, ASSEMBLY
-            )  # fmt: skip
+            total2 = _tile_rows(total2, words, x_at + step2, left, high, low, offset, after, BITS, GROUPED, ASSEMBLY)
+            total3 = _tile_rows(total3, words, x_at + step3, left, high, low, offset, after, BITS, GROUPED, ASSEMBLY)
         w_at += WORDS
         x_at += COLUMNS
     if GROUPED:
