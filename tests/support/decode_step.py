@@ -11,8 +11,10 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import chain, repeat
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -20,14 +22,14 @@ from accelerate import dispatch_model
 from torch import nn
 from transformers import Cache, DynamicCache, StaticCache
 
-from hf_glm_ernie import Glm130bConfig, Glm130bForCausalLM, fill_blanks, weight_only_linear
+from hf_glm_ernie import Glm130bConfig, Glm130bForCausalLM, fill_blanks, weight_only_linear, weight_only_triton
 from hf_glm_ernie.host_interface import named_cache
 from hf_glm_ernie.weight_only_linear import WeightOnlyLinear
 from tests.support.fake_cuda import DEVICES, Tally, Watch, fake_tensors, load, watched
 from tests.support.tiny_models import EOP, EOS, GMASK, MASK, PAD, SMASK, SOP, tiny_config
 
 CONTEXT, ROOM = 256, 512  # tokens in the cache, and tokens a static one holds
-OPERATORS = {"weight_only_int::linear": weight_only_linear._run}
+OPERATORS = {"weight_only_int::linear_with_bias": weight_only_linear._run}
 FEW, MORE = 3, 5  # tokens that two calls write: what they differ by belongs to the tokens
 PROMPT = 6
 
@@ -85,24 +87,39 @@ def filled(model: Glm130bForCausalLM, kind: str, rows: int) -> Cache:
     return cache
 
 
-def step(model: Glm130bForCausalLM, kind: str, rows: int = 1, padded: bool = False) -> Tally:
+def step(model: Glm130bForCausalLM, setting: "Setting") -> Tally:
     """One step as `generate` makes it: what is prepared for it, and its forward."""
-    cache = filled(model, kind, rows)
+    rows, cache = setting.rows, filled(model, setting.kind, setting.rows)
     prompt = torch.zeros(rows, CONTEXT, dtype=torch.long, device="cuda:0")
     ids = torch.zeros(rows, CONTEXT + 1, dtype=torch.long, device="cuda:0")
     arguments = {
-        "attention_mask": torch.ones_like(ids) if padded else None,
+        "attention_mask": torch.ones_like(ids) if setting.padded else None,
         "prompt_token_type_ids": prompt,
         "prompt_position_ids": prompt,
         "answer_step": prompt[:, :1],
         "logits_to_keep": 1,
         "use_cache": True,
     } | named_cache(cache)
-    with watched(Watch(OPERATORS)) as tally:
+    watch = Watch(OPERATORS)
+    with cards(setting.card, watch), watched(watch) as tally:
         inputs = model.prepare_inputs_for_generation(ids, next_sequence_length=1, **arguments)
         logits = model(**inputs, return_dict=True).logits
     assert logits.shape == (rows, 1, model.config.vocab_size)
     return tally
+
+
+def prefill(dtype: torch.dtype, tokens: int = 2048) -> dict[str, Any]:
+    """A prompt through two layers of INT4 at full width, as `generate` passes it."""
+    model = build(Glm130bConfig(num_hidden_layers=2), dtype, bits=4)
+    ids = torch.zeros(1, tokens, dtype=torch.long, device="cuda:0")
+    layout = {"prompt_token_type_ids": ids, "prompt_position_ids": ids, "answer_step": ids[:, :1]}
+    cache: Any = named_cache(DynamicCache(config=model.config))
+    watch = Watch(OPERATORS)
+    with cards("3090", watch), watched(watch) as tally:
+        inputs = model.prepare_inputs_for_generation(ids, is_first_iteration=True, use_cache=True, **layout, **cache)
+        logits = model(**inputs, logits_to_keep=1, return_dict=True).logits
+    assert logits.shape == (1, 1, model.config.vocab_size)
+    return summary(model, tally)
 
 
 def step_by_hand(model: Glm130bForCausalLM, kind: str, rows: int = 1) -> Tally:
@@ -130,32 +147,74 @@ def summary(model: nn.Module, tally: Tally) -> dict[str, Any]:
     }
 
 
-Setting = tuple[int | None, torch.dtype, str, int, bool, str]
-
-STEPS: dict[str, Setting] = {
-    f"{'INT' + str(bits) if bits else 'unquantized'} {str(dtype)[6:]}, {kind}": (bits, dtype, kind, 1, False, "")
-    for bits in (None, 4, 8)
-    for dtype in (torch.float16, torch.bfloat16)
-    for kind in ("static", "dynamic")
-} | {
-    f"{rows} padded rows, {kind}{', ' + where if where else ''}": (None, torch.float16, kind, rows, True, where)
-    for rows, where in ((4, ""), (4, "four devices"), (4, "rank of four"))
-    for kind in ("static", "dynamic")
-}
-"""Name -> bits, dtype, cache, rows, whether they are padded, and where the model lies."""
+CARDS = {"2080 Ti": ((7, 5), 68), "3090": ((8, 6), 82), "A100": ((8, 0), 108), "H100": ((9, 0), 132)}
+"""Compute capability and multiprocessors, which say what kernels of integer weights are taken."""
 
 
-def count_steps(layers: int, chosen: Callable[[str], bool]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Runs the steps whose names are chosen."""
+@contextmanager
+def cards(name: str, watch: Watch) -> Iterator[None]:
+    """All devices are of this kind, and launches of Triton's kernels are counted in place of made."""
+    capability, processors = CARDS[name]
+    properties = SimpleNamespace(multi_processor_count=processors)
+    cached = (
+        *(weight_only_triton.device_capability, weight_only_triton.problem),
+        *(weight_only_triton.rows_plan, weight_only_triton.dot_plan),
+    )
+    with (
+        mock.patch.object(weight_only_triton, "_launch", watch.launch),
+        mock.patch("torch.cuda.get_device_capability", return_value=capability),
+        mock.patch("torch.cuda.get_device_properties", return_value=properties),
+    ):
+        for function in cached:
+            function.cache_clear()
+        yield
+    for function in cached:
+        function.cache_clear()
+
+
+class Setting(NamedTuple):
+    """A step: how the weights are held, the cache and its rows, where the model lies, on which cards."""
+
+    bits: int | None = None
+    dtype: torch.dtype = torch.float16
+    kind: str = "static"
+    rows: int = 1
+    padded: bool = False
+    where: str = "one device"
+    card: str = "3090"
+
+    @property
+    def name(self) -> str:
+        weights = f"INT{self.bits}" if self.bits else "unquantized"
+        rows = f"{self.rows} padded rows" if self.padded else f"{self.rows} row" + "s" * (self.rows > 1)
+        return f"{weights} {str(self.dtype)[6:]}, {self.kind} cache, {rows}, {self.where}, {self.card}"
+
+
+BOTH = ("static", "dynamic")
+STEPS = [
+    *(Setting(4, dtype, kind) for dtype in (torch.float16, torch.bfloat16) for kind in BOTH),
+    Setting(8),
+    *(Setting(4, card=card) for card in CARDS if card != "3090"),
+    Setting(4, kind="dynamic", rows=32),
+    *(Setting(4, kind=kind, rows=4, padded=True, where="four devices") for kind in BOTH),
+    *(Setting(4, kind=kind, rows=4, padded=True, where="a rank of four", card="H100") for kind in BOTH),
+    *(Setting(kind=kind) for kind in BOTH),
+    *(Setting(kind=kind, rows=4, padded=True) for kind in BOTH),
+]
+
+
+def count_steps(layers: int = 70) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Runs the steps; those with integer weights only where Triton is installed."""
     config = Glm130bConfig(num_hidden_layers=layers)
     models: dict[Any, Glm130bForCausalLM] = {}
-    for name, (bits, dtype, kind, rows, padded, where) in STEPS.items():
-        if chosen(name):
-            key = (bits, dtype, where)
-            if key not in models:
-                model = build(config, dtype, bits, ranks=4 if where == "rank of four" else 1)
-                models[key] = spread(model) if where == "four devices" else model
-            yield name, summary(models[key], step(models[key], kind, rows, padded))
+    for setting in STEPS:
+        if setting.bits and weight_only_triton.triton is None:
+            continue
+        key = (setting.bits, setting.dtype, setting.where)
+        if key not in models:
+            model = build(config, setting.dtype, setting.bits, ranks=4 if setting.where == "a rank of four" else 1)
+            models[key] = spread(model) if setting.where == "four devices" else model
+        yield setting.name, summary(models[key], step(models[key], setting))
 
 
 class Tokenizer:
@@ -230,19 +289,22 @@ def lost_between_devices() -> str:
     """What is said of a model whose layers lie on several devices where nothing moves what they pass on."""
     model = spread(build(tiny_config(num_hidden_layers=DEVICES)), hooks=False)
     try:
-        step(model, "dynamic")
+        step(model, Setting(kind="dynamic"))
     except RuntimeError as error:
         return str(error)
     return ""
 
 
-def report(layers: int = 70, chosen: Callable[[str], bool] = lambda name: True) -> dict[str, Any]:
+def report(layers: int = 70) -> dict[str, Any]:
     """Everything, as the test reads it."""
     with fake_tensors():
         small = build(tiny_config())
         return {
-            "steps": dict(count_steps(layers, chosen)),
+            "steps": dict(count_steps(layers)),
             "by_hand": {kind: summary(small, step_by_hand(small, kind)) for kind in ("dynamic", "static")},
+            "prefill": {str(dtype): prefill(dtype) for dtype in (torch.float16, torch.bfloat16)}
+            if weight_only_triton.triton is not None
+            else {},
             "calls": {name: waits_of(call) for name, call in CALLS.items()},
             "lost": lost_between_devices(),
         }
