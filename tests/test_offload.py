@@ -55,13 +55,13 @@ GENERATIONS: dict[str, dict[str, Any]] = {
 LAYER_NAMES = [f"model.layers.{i}" for i in range(LAYERS)]
 
 
-def in_memory(model: Any, *names: str) -> Any:
+def in_memory(model: Any, *names: str, elsewhere: tuple[str, ...] = ()) -> Any:
     """Modules in main memory, hooked as `dispatch_model` does where there is an accelerator; here that is the CPU."""
     table = OffloadedWeightsLoader(state_dict=dict(model.state_dict()))
     attach_align_device_hook_on_blocks(
         model,
-        execution_device={"": "cpu"} | dict.fromkeys(names, "cpu"),
-        offload=dict.fromkeys(names, True),
+        execution_device={"": "cpu"} | dict.fromkeys((*names, *elsewhere), "cpu"),
+        offload=dict.fromkeys(names, True) | dict.fromkeys(elsewhere, False),
         weights_map=table,
         skip_keys=model._skip_keys_device_placement,
     )
@@ -434,8 +434,9 @@ def test_weights_that_change_between_forwards(layer: int, change: Any, streams: 
 def test_lora_on_layers_in_memory(way: str, tmp_path: Path, streams: list[Log]) -> None:
     """Answers, gradients, merging, and an adapter that PEFT opens."""
     config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    rows = FEW if way == "compute" else None
     spread = in_memory(tiny_model(), *LAYER_NAMES)
-    set_offload(spread, way, FEW if way == "compute" else None)
+    set_offload(spread, way, rows)
     adapted = []
     for model in (spread, tiny_model()):
         torch.manual_seed(1)
@@ -458,8 +459,16 @@ def test_lora_on_layers_in_memory(way: str, tmp_path: Path, streams: list[Log]) 
     assert torch.equal(logits(spread), logits(alone))
     opened = PeftModel.from_pretrained(tiny_model(), str(tmp_path))
     fresh = in_memory(tiny_model(), *LAYER_NAMES)
-    set_offload(fresh, way, FEW if way == "compute" else None)
+    set_offload(fresh, way, rows)
     assert torch.equal(logits(PeftModel.from_pretrained(fresh, str(tmp_path))), logits(opened))
+
+
+def test_adapters_that_got_no_values_are_refused() -> None:
+    """PEFT puts new adapters where the weights are, which is nowhere while Accelerate has them."""
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(in_memory(tiny_model(), *LAYER_NAMES), config)
+    with pytest.raises(ValueError, match=r"layers\.0 holds adapters without values.*set_offload first"):
+        set_offload(model, "compute")
 
 
 def test_another_device_map_afterwards_is_noticed() -> None:
@@ -546,7 +555,7 @@ def test_what_is_no_model_or_has_nothing_in_memory(tmp_path: Path) -> None:
 
 
 def test_a_layer_in_two_places_stays_with_accelerate() -> None:
-    model = in_memory(tiny_model(), "model.layers.0", "model.layers.1.mlp")
+    model = in_memory(tiny_model(), "model.layers.0", "model.layers.1.mlp", elsewhere=("model.layers.1.self_attn",))
     with warnings_of(offload.logger) as seen:
         assert set_offload(model, "compute").layers == ("model.layers.0",)
     assert "model.layers.1 lie partly" in seen[0]
@@ -554,14 +563,12 @@ def test_a_layer_in_two_places_stays_with_accelerate() -> None:
 
 
 def test_weights_of_bitsandbytes_are_refused() -> None:
-    model = tiny_model()
-    weight = type("Int8Params", (nn.Parameter,), {"__module__": "bitsandbytes.nn"})(
-        model.model.layers[0].mlp.up_proj.weight
-    )
-    in_memory(model, "model.layers.0")
-    model.model.layers[0].mlp.up_proj._parameters["weight"] = weight
-    with pytest.raises(ValueError, match=r"model\.layers\.0 holds weights that bitsandbytes"):
+    model = in_memory(tiny_model(), "model.layers.0", "model.layers.1")
+    linear = model.model.layers[1].mlp.up_proj
+    linear.weight = type("Int8Params", (nn.Parameter,), {"__module__": "bitsandbytes.nn"})(linear.weight.data)
+    with pytest.raises(ValueError, match=r"model\.layers\.1 holds weights that bitsandbytes"):
         set_offload(model, "compute")
+    assert model.model.layers[0].mlp.up_proj.weight.is_meta  # nothing was taken over before
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is page-locked memory where there is a GPU")
