@@ -34,7 +34,8 @@ from hf_glm_ernie.inference.offload import rows_worth_computing
 from hf_glm_ernie.inference.staged_copies import ALIGNMENT, CopyStream, HostBlock, SameDevice, block_bytes
 from hf_glm_ernie.modeling_ernie3_heads import Ernie3ForCausalLM
 from hf_glm_ernie.planner import plan
-from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
+from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig, repack
+from hf_glm_ernie.weight_only_kernels import RELEASED, TORCH_INT4
 from tests.support import tiny_ernie3
 from tests.support.fake_cuda import why_not
 from tests.support.tiny_models import GMASK, LAYERS, MASK, PAD, SOP, tiny_config, tiny_model
@@ -154,6 +155,21 @@ def test_the_numbers_of_one_device(way: str, bits: int | None, tmp_path: Path, s
     # of beams, three or two for each text, a step has more rows than are few
     steps = 4 * (2 if way == "compute" else len(GENERATIONS))
     assert len(copies) == 2 * (prompts + steps)
+
+
+def test_bytes_in_the_order_of_the_cpu_never_leave_it(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    options: dict[str, Any] = {"quantization_config": WeightOnlyConfig(bits=4), "dtype": torch.bfloat16}
+    alone, spread = (AutoModelForCausalLM.from_pretrained(tmp_path, **options) for _ in range(2))
+    set_offload(in_memory(spread, *LAYER_NAMES), "compute", 2 * 6)
+    if not repack(spread):
+        pytest.skip("this processor's packing of 4-bit weights is not known")
+    linear = spread.model.layers[0].mlp.up_proj
+    logits(spread)  # all on the CPU
+    assert linear.layout == TORCH_INT4
+    set_offload(spread, "compute", FEW)
+    assert torch.equal(logits(spread), logits(alone))
+    assert linear.layout == RELEASED
 
 
 def test_everything_in_memory_and_tied_weights_stay_one() -> None:

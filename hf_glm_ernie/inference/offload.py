@@ -24,6 +24,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from hf_glm_ernie.weight_only_kernels import RELEASED
+
 from .crossings import Crossings, given_caches, move_cache_of
 from .staged_copies import HostBlock, StagedCopies, is_plain, pinned_bytes, tensors_of
 
@@ -247,6 +249,9 @@ class _Unit:
     def _bring(self, module: nn.Module, inputs: Any) -> None:
         """Puts copies of the weights on the main device in their place, until the forward is over."""
         assert self.shared is not None
+        for holder in module.modules():
+            if getattr(holder, "layout", RELEASED) != RELEASED:  # after `repack`: an order for the CPU alone
+                holder.unpack()  # type: ignore[operator]  # a WeightOnlyLinear, perhaps a Hub copy's
         tensors = list(tensors_of(module))
         learns = torch.is_grad_enabled() and any(
             tensor.requires_grad for tensor in (*_tensors_in(inputs), *(tensor for *_, tensor in tensors))
