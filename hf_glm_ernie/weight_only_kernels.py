@@ -9,8 +9,10 @@
   its own (`TORCH_INT4`); [`to_torch_layout`] and [`to_released_layout`] go there and back without loss.
 - `cpu_extension`: the kernel of `weight_only_cpu.py` for bf16 and fp16, where the user had it compiled. It reads the
   bytes as released.
+- `triton_rows`, `triton_dot`, `triton_dequantize`: on NVIDIA GPUs with Triton, for few, more and many rows of
+  activations (`weight_only_triton.py`). They read the bytes as released.
 
-Activations here are (M, K), results (M, N); biases are the caller's.
+Activations here are (M, K), results (M, N).
 """
 
 from collections.abc import Iterator
@@ -22,6 +24,17 @@ import torch.nn.functional as F
 
 from .weight_only import dequantize, from_storage, pack_int4
 from .weight_only_cpu import cpu_kernel_is_ready
+from .weight_only_tiles import crossover, rows_limit
+from .weight_only_triton import (
+    dequantized_linear,
+    device_capability,
+    dot_linear,
+    dot_plan,
+    problem,
+    rows_linear,
+    rows_plan,
+    transposed,
+)
 
 # How the bytes of a stored weight lie.
 RELEASED = "released"
@@ -29,6 +42,8 @@ TORCH_INT4 = "torch_int4"
 
 # Weights dequantized at once by `blocks`: a few MB, which stay in the cache between writing and multiplying.
 BLOCK_WEIGHTS = 1 << 21
+# The same on accelerators, where every block costs launches and no cache holds it: 64 MB of fp16.
+ACCELERATOR_BLOCK_WEIGHTS = 1 << 25
 # Rows of activations up to which torch's operators are faster than `blocks` (4096 x 12288, one core with AVX-512; with
 # bytes in the operator's order `blocks` has to bring them back first).
 TORCH_INT4_ROWS = 72
@@ -42,7 +57,8 @@ class KernelChoice:
     """What multiplies, and why.
 
     Args:
-        name: `"reference"`, `"blocks"`, `"torch_int4"`, `"torch_int8"` or `"cpu_extension"`.
+        name: `"reference"`, `"blocks"`, `"torch_int4"`, `"torch_int8"`, `"cpu_extension"`, `"triton_rows"`,
+            `"triton_dot"` or `"triton_dequantize"`.
         reason: One sentence for people.
     """
 
@@ -78,7 +94,7 @@ def choose_kernel(
     if device.type == "meta":
         return KernelChoice("reference", "the meta device has shapes and no values")
     if device.type != "cpu":
-        return KernelChoice("blocks", f"no operator of torch is used on {device.type} here")
+        return _choose_on_accelerator(device, dtype, bits, in_features, out_features, num_groups, rows)
     if layout == RELEASED and dtype != torch.float32 and cpu_kernel_is_ready():
         return KernelChoice(
             "cpu_extension", "it was compiled for this machine, and reads any number of rows and groups"
@@ -98,15 +114,43 @@ def choose_kernel(
     return KernelChoice("blocks", "the bytes lie as released; `repack()` or `build_cpu_kernel()` makes few rows fast")
 
 
+@lru_cache(maxsize=4096)
+def _choose_on_accelerator(
+    device: torch.device, dtype: torch.dtype, bits: int, columns: int, outputs: int, groups: int, rows: int
+) -> KernelChoice:
+    """The choice off the CPU; made once for a shape, for hundreds of linears ask for every token."""
+    if missing := problem(device):
+        return KernelChoice("blocks", f"the kernels for GPUs cannot run: {missing}")
+    capability, _ = device_capability(device)
+    shape, limit = (device, bits, rows, outputs, columns, groups), crossover(capability)
+    on = f"{rows} rows on compute capability {capability / 10}"
+    if rows >= limit:
+        return KernelChoice("triton_dequantize", f"{on}: from {limit} rows on a product of dense values is faster")
+    dot = None if dtype == torch.float32 or not rows else dot_plan(*shape)
+    if rows and (dot is None or rows <= rows_limit(capability)) and rows_plan(*shape) is not None:
+        few = f"up to {rows_limit(capability)} rows need no tensor cores" if dot else "the dot kernel does not take it"
+        return KernelChoice("triton_rows", f"{on}: {few}")
+    if dot is not None:
+        return KernelChoice("triton_dot", f"{on}: reading the weight is what takes time")
+    return KernelChoice("triton_dequantize", f"{on}: no other kernel takes {columns} columns in {groups} groups")
+
+
 def multiply(
-    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bits: int, layout: str, kernel: str
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    bits: int,
+    layout: str,
+    kernel: str,
 ) -> torch.Tensor:
-    """`x @ values.T` by the kernel of this name.
+    """`x @ values.T + bias` by the kernel of this name.
 
     Args:
         x: (M, K) fp32, fp16 or bf16.
         weight: Stored integers.
         scale: (N, G) fp16.
+        bias: (N,) in any floating dtype, or `None`.
         bits: 4 or 8.
         layout: How the bytes of the weight lie.
         kernel: A name of [`KernelChoice`].
@@ -114,6 +158,18 @@ def multiply(
     Returns:
         (M, N) in the dtype of `x`.
     """
+    if kernel in ON_GPU:
+        return ON_GPU[kernel](x.contiguous(), weight.contiguous(), scale.contiguous(), bias, bits)
+    y = _product(x, weight, scale, bits, layout, kernel)
+    return y if bias is None else y + bias.to(y.dtype)
+
+
+ON_GPU = {"triton_rows": rows_linear, "triton_dot": dot_linear, "triton_dequantize": dequantized_linear}
+
+
+def _product(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bits: int, layout: str, kernel: str
+) -> torch.Tensor:
     if kernel == "cpu_extension":
         return torch.ops.weight_only_int_cpu.linear(x.contiguous(), weight.contiguous(), scale.contiguous(), bits)
     if kernel == "torch_int4":
@@ -144,7 +200,7 @@ def _aligned(weight: torch.Tensor) -> torch.Tensor:
 def multiply_transposed(
     y: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bits: int, layout: str
 ) -> torch.Tensor:
-    """`y @ values`, the gradient of a linear's input, in blocks.
+    """`y @ values`, the gradient of a linear's input, in blocks or chunks.
 
     Args:
         y: (M, N) fp32, fp16 or bf16.
@@ -158,6 +214,8 @@ def multiply_transposed(
     """
     if layout == TORCH_INT4:
         weight = to_released_layout(weight, scale.shape[1])
+    if y.device.type == "cuda" and not problem(y.device):
+        return transposed(y.contiguous(), weight.contiguous(), scale.contiguous(), bits)
     rows, columns = _shape(weight, bits)
     compute = _compute_dtype(y)
     wide = y.to(compute)
@@ -204,7 +262,8 @@ class _Block:
         self.stored = weight if bits == 4 else weight[0]
         self.scale = scale
         columns = _shape(weight, bits)[1]
-        self.rows = max(16, BLOCK_WEIGHTS // max(columns, 1))
+        at_once = BLOCK_WEIGHTS if weight.device.type == "cpu" else ACCELERATOR_BLOCK_WEIGHTS
+        self.rows = max(16, at_once // max(columns, 1))
         height = min(self.rows, self.stored.shape[0])
         self.result = torch.empty(height, columns, dtype=dtype, device=weight.device)
         needs_half = not integers and dtype != torch.float16

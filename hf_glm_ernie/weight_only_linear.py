@@ -34,14 +34,22 @@ from .weight_only_kernels import (
 )
 
 
-def _run(x: torch.Tensor, weight: torch.Tensor, weight_scale: torch.Tensor, bits: int, layout: str) -> torch.Tensor:
+def _run(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    weight_scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    bits: int,
+    layout: str,
+) -> torch.Tensor:
     """(..., K) -> (..., N) by the kernel that suits."""
     rows = x.reshape(-1, x.shape[-1])
     out_features, groups = weight_scale.shape
     choice = choose_kernel(x.device, x.dtype, bits, rows.shape[1], out_features, groups, rows.shape[0], layout)
     scale = weight_scale.detach().to(torch.float16)
     with _without_autocast(x.device.type):
-        y = multiply(rows, weight.detach(), scale, bits, layout, choice.name)
+        added = None if bias is None else bias.detach()
+        y = multiply(rows, weight.detach(), scale, added, bits, layout, choice.name)
     return y.reshape(*x.shape[:-1], out_features)
 
 
@@ -62,39 +70,45 @@ def _backward_product(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    x, weight, weight_scale, ctx.bits, ctx.layout = inputs
+    x, weight, weight_scale, bias, ctx.bits, ctx.layout = inputs
     ctx.save_for_backward(weight, weight_scale)
     ctx.in_features = x.shape[-1]
+    ctx.bias_dtype = None if bias is None else bias.dtype
 
 
 def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     weight, weight_scale = ctx.saved_tensors
-    result = None
+    result = of_bias = None
     if ctx.needs_input_grad[0]:
-        result = torch.ops.weight_only_int.linear_backward(
+        result = torch.ops.weight_only_int.linear_input_gradient(
             grad, weight, weight_scale, ctx.bits, ctx.layout, ctx.in_features
         )
-    return result, None, None, None, None
+    if ctx.needs_input_grad[3]:
+        of_bias = grad.flatten(0, -2).sum(0).to(ctx.bias_dtype)
+    return result, None, None, of_bias, None, None
 
 
 def _define_operators() -> None:
     """Defines both operators, unless a copy of this file from a Hub repository has: defining one again frees the
     first, under the feet of the copy that calls it.
+
+    Copies of other versions may be there too, so another schema means another name: up to 0.2 there were `linear`,
+    which took no bias, and `linear_backward`.
     """
-    if hasattr(torch.ops.weight_only_int, "linear"):
+    if hasattr(torch.ops.weight_only_int, "linear_with_bias"):
         return
     backward = torch.library.custom_op(
-        "weight_only_int::linear_backward",
+        "weight_only_int::linear_input_gradient",
         _backward_product,
         mutates_args=(),
         schema="(Tensor grad, Tensor weight, Tensor weight_scale, int bits, str layout, int in_features) -> Tensor",
     )
     backward.register_fake(lambda grad, *others: grad.new_empty(*grad.shape[:-1], others[-1]))
     forward = torch.library.custom_op(
-        "weight_only_int::linear",
+        "weight_only_int::linear_with_bias",
         _run,
         mutates_args=(),
-        schema="(Tensor x, Tensor weight, Tensor weight_scale, int bits, str layout) -> Tensor",
+        schema="(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, int bits, str layout) -> Tensor",
     )
     forward.register_fake(lambda x, weight, scale, *_: x.new_empty(*x.shape[:-1], scale.shape[0]))
     forward.register_autograd(_backward, setup_context=_setup_context)
@@ -202,11 +216,11 @@ class WeightOnlyLinear(nn.Linear):
         if device_type != "meta" and torch.is_autocast_enabled(device_type):
             input = input.to(torch.get_autocast_dtype(device_type))
         self._check_input(input)
-        arguments = (input, self.weight, self.weight_scale, self.bits, self.layout)
-        plain = type(input) is torch.Tensor and not (torch.is_grad_enabled() and input.requires_grad)
+        arguments = (input, self.weight, self.weight_scale, self.bias, self.bits, self.layout)
+        learns = input.requires_grad or (self.bias is not None and self.bias.requires_grad)
+        plain = type(input) is torch.Tensor and not (torch.is_grad_enabled() and learns)
         as_is = plain and not torch.compiler.is_compiling()
-        y = _run(*arguments) if as_is else torch.ops.weight_only_int.linear(*arguments)
-        return y if self.bias is None else y + self.bias.to(y.dtype)
+        return _run(*arguments) if as_is else torch.ops.weight_only_int.linear_with_bias(*arguments)
 
     def _check_input(self, x: torch.Tensor) -> None:
         if x.dtype not in FLOATS:

@@ -223,7 +223,7 @@ def test_every_kernel_against_the_reference(
             x = torch.randn(batch, columns, dtype=dtype)
             expected = reference(linear, x)
             for name in {"reference", "blocks", linear.kernel_for(x).name}:
-                y = kernels.multiply(x, linear.weight, linear.weight_scale, bits, linear.layout, name)
+                y = kernels.multiply(x, linear.weight, linear.weight_scale, None, bits, linear.layout, name)
                 tried.add(name)
                 assert y.dtype == dtype
                 bound = RELATIVE[dtype] * max(expected.abs().max().item() if batch else 0.0, 1e-6)
@@ -347,7 +347,8 @@ def test_the_operator_is_registered_as_torch_wants_it() -> None:
     linear = make_linear(16, 32, 4)
     x = torch.randn(2, 32, requires_grad=True)
     torch.library.opcheck(
-        torch.ops.weight_only_int.linear.default, (x, linear.weight, linear.weight_scale, 4, "released")
+        torch.ops.weight_only_int.linear_with_bias.default,
+        (x, linear.weight, linear.weight_scale, linear.bias, 4, "released"),
     )
 
 
@@ -531,5 +532,7 @@ def test_a_weight_anywhere_in_memory() -> None:
         start = -memory.data_ptr() % 16 + offset
         weight = memory[start : start + values.numel()]
         weight.copy_(values)
-        y = kernels.multiply(x, weight.view(1, out_features, in_features), scale, 8, kernels.RELEASED, "torch_int8")
+        y = kernels.multiply(
+            x, weight.view(1, out_features, in_features), scale, None, 8, kernels.RELEASED, "torch_int8"
+        )
         torch.testing.assert_close(y.float(), expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max()))

@@ -265,7 +265,7 @@ def _ernie3forward_inputs(model: PreTrainedModel, job: Job, config: Ernie3Config
 
 def _forward_in_blocks(module: WeightOnlyLinear, x: torch.Tensor) -> torch.Tensor:
     """What a `WeightOnlyLinear` does on an accelerator; on meta tensors it would choose another kernel by itself."""
-    y = multiply(x.flatten(0, -2), module.weight, module.weight_scale, module.bits, RELEASED, "blocks")
+    y = multiply(x.flatten(0, -2), module.weight, module.weight_scale, None, module.bits, RELEASED, "blocks")
     y = y.reshape(*x.shape[:-1], -1)
     return y if module.bias is None else y + module.bias
 

@@ -39,6 +39,9 @@ QUANTIZER_CODE = {
     "weight_only_cpu.py",
     "weight_only_adapters.py",
     "weight_only_kernels.py",
+    "weight_only_tiles.py",
+    "weight_only_triton.py",
+    "weight_only_triton_kernels.py",
     "weight_only_linear.py",
     "weight_only_lora.py",
 }
