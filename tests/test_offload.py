@@ -34,7 +34,8 @@ from hf_glm_ernie.inference.offload import rows_worth_computing
 from hf_glm_ernie.inference.staged_copies import ALIGNMENT, CopyStream, HostBlock, SameDevice, block_bytes
 from hf_glm_ernie.modeling_ernie3_heads import Ernie3ForCausalLM
 from hf_glm_ernie.planner import plan
-from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
+from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig, repack
+from hf_glm_ernie.weight_only_kernels import RELEASED, TORCH_INT4
 from tests.support import tiny_ernie3
 from tests.support.fake_cuda import why_not
 from tests.support.tiny_models import GMASK, LAYERS, MASK, PAD, SOP, tiny_config, tiny_model
@@ -55,13 +56,13 @@ GENERATIONS: dict[str, dict[str, Any]] = {
 LAYER_NAMES = [f"model.layers.{i}" for i in range(LAYERS)]
 
 
-def in_memory(model: Any, *names: str) -> Any:
+def in_memory(model: Any, *names: str, elsewhere: tuple[str, ...] = ()) -> Any:
     """Modules in main memory, hooked as `dispatch_model` does where there is an accelerator; here that is the CPU."""
     table = OffloadedWeightsLoader(state_dict=dict(model.state_dict()))
     attach_align_device_hook_on_blocks(
         model,
-        execution_device={"": "cpu"} | dict.fromkeys(names, "cpu"),
-        offload=dict.fromkeys(names, True),
+        execution_device={"": "cpu"} | dict.fromkeys((*names, *elsewhere), "cpu"),
+        offload=dict.fromkeys(names, True) | dict.fromkeys(elsewhere, False),
         weights_map=table,
         skip_keys=model._skip_keys_device_placement,
     )
@@ -154,6 +155,21 @@ def test_the_numbers_of_one_device(way: str, bits: int | None, tmp_path: Path, s
     # of beams, three or two for each text, a step has more rows than are few
     steps = 4 * (2 if way == "compute" else len(GENERATIONS))
     assert len(copies) == 2 * (prompts + steps)
+
+
+def test_bytes_in_the_order_of_the_cpu_never_leave_it(tmp_path: Path) -> None:
+    tiny_model().save_pretrained(tmp_path)
+    options: dict[str, Any] = {"quantization_config": WeightOnlyConfig(bits=4), "dtype": torch.bfloat16}
+    alone, spread = (AutoModelForCausalLM.from_pretrained(tmp_path, **options) for _ in range(2))
+    set_offload(in_memory(spread, *LAYER_NAMES), "compute", 2 * 6)
+    if not repack(spread):
+        pytest.skip("this processor's packing of 4-bit weights is not known")
+    linear = spread.model.layers[0].mlp.up_proj
+    logits(spread)  # all on the CPU
+    assert linear.layout == TORCH_INT4
+    set_offload(spread, "compute", FEW)
+    assert torch.equal(logits(spread), logits(alone))
+    assert linear.layout == RELEASED
 
 
 def test_everything_in_memory_and_tied_weights_stay_one() -> None:
@@ -434,8 +450,9 @@ def test_weights_that_change_between_forwards(layer: int, change: Any, streams: 
 def test_lora_on_layers_in_memory(way: str, tmp_path: Path, streams: list[Log]) -> None:
     """Answers, gradients, merging, and an adapter that PEFT opens."""
     config = LoraConfig(r=2, target_modules=["q_proj", "down_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+    rows = FEW if way == "compute" else None
     spread = in_memory(tiny_model(), *LAYER_NAMES)
-    set_offload(spread, way, FEW if way == "compute" else None)
+    set_offload(spread, way, rows)
     adapted = []
     for model in (spread, tiny_model()):
         torch.manual_seed(1)
@@ -458,8 +475,16 @@ def test_lora_on_layers_in_memory(way: str, tmp_path: Path, streams: list[Log]) 
     assert torch.equal(logits(spread), logits(alone))
     opened = PeftModel.from_pretrained(tiny_model(), str(tmp_path))
     fresh = in_memory(tiny_model(), *LAYER_NAMES)
-    set_offload(fresh, way, FEW if way == "compute" else None)
+    set_offload(fresh, way, rows)
     assert torch.equal(logits(PeftModel.from_pretrained(fresh, str(tmp_path))), logits(opened))
+
+
+def test_adapters_that_got_no_values_are_refused() -> None:
+    """PEFT puts new adapters where the weights are, which is nowhere while Accelerate has them."""
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    model = get_peft_model(in_memory(tiny_model(), *LAYER_NAMES), config)
+    with pytest.raises(ValueError, match=r"layers\.0 holds adapters without values.*set_offload first"):
+        set_offload(model, "compute")
 
 
 def test_another_device_map_afterwards_is_noticed() -> None:
@@ -546,7 +571,7 @@ def test_what_is_no_model_or_has_nothing_in_memory(tmp_path: Path) -> None:
 
 
 def test_a_layer_in_two_places_stays_with_accelerate() -> None:
-    model = in_memory(tiny_model(), "model.layers.0", "model.layers.1.mlp")
+    model = in_memory(tiny_model(), "model.layers.0", "model.layers.1.mlp", elsewhere=("model.layers.1.self_attn",))
     with warnings_of(offload.logger) as seen:
         assert set_offload(model, "compute").layers == ("model.layers.0",)
     assert "model.layers.1 lie partly" in seen[0]
@@ -554,14 +579,12 @@ def test_a_layer_in_two_places_stays_with_accelerate() -> None:
 
 
 def test_weights_of_bitsandbytes_are_refused() -> None:
-    model = tiny_model()
-    weight = type("Int8Params", (nn.Parameter,), {"__module__": "bitsandbytes.nn"})(
-        model.model.layers[0].mlp.up_proj.weight
-    )
-    in_memory(model, "model.layers.0")
-    model.model.layers[0].mlp.up_proj._parameters["weight"] = weight
-    with pytest.raises(ValueError, match=r"model\.layers\.0 holds weights that bitsandbytes"):
+    model = in_memory(tiny_model(), "model.layers.0", "model.layers.1")
+    linear = model.model.layers[1].mlp.up_proj
+    linear.weight = type("Int8Params", (nn.Parameter,), {"__module__": "bitsandbytes.nn"})(linear.weight.data)
+    with pytest.raises(ValueError, match=r"model\.layers\.1 holds weights that bitsandbytes"):
         set_offload(model, "compute")
+    assert model.model.layers[0].mlp.up_proj.weight.is_meta  # nothing was taken over before
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is page-locked memory where there is a GPU")

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import Cache
-from transformers.cache_utils import CacheLayerMixin, DynamicLayer, StaticLayer
+from transformers.cache_utils import DynamicLayer, StaticLayer
 
 
 class Crossings:
@@ -29,7 +29,7 @@ class Crossings:
             items = [self.move(item, device) for item in value]
             return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
         if isinstance(value, Mapping):
-            return {name: self.move(item, device) for name, item in value.items()}
+            return type(value)({name: self.move(item, device) for name, item in value.items()})  # type: ignore[call-arg]
         return self._copy(value, device) if hasattr(value, "to") else value  # flex attention's masks
 
     def _copy(self, value: Any, device: torch.device) -> Any:
@@ -69,7 +69,7 @@ def move_cache_of(layers: Iterable[int], cache: Cache, device: torch.device) -> 
             _move_entry(cache.layers[index], device)
 
 
-def _move_entry(entry: CacheLayerMixin, device: torch.device) -> None:
+def _move_entry(entry: Any, device: torch.device) -> None:
     if type(entry) not in (DynamicLayer, StaticLayer):
         raise ValueError(
             f"The cache has a {type(entry).__name__} for a layer that is offloaded; layers that are computed on the "

@@ -24,6 +24,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from hf_glm_ernie.weight_only_kernels import RELEASED
+
 from .crossings import Crossings, given_caches, move_cache_of
 from .staged_copies import HostBlock, StagedCopies, is_plain, pinned_bytes, tensors_of
 
@@ -71,9 +73,9 @@ class Offload:
 def set_offload(model: nn.Module, way: str, rows: int | None = None, pin: bool = True) -> Offload:
     """Chooses how the layers that a device map keeps in main memory are run.
 
-    To be called after `from_pretrained(..., device_map=...)`, again to choose otherwise, and after adapters have been
-    opened with PEFT's `from_pretrained` or [`load_adapter`], which hand the layers back to Accelerate.
-    `get_peft_model`, saving, `generate` with dynamic and static caches and beams work as before. A forward that
+    To be called after `from_pretrained(..., device_map=...)` and before `get_peft_model`; again to choose otherwise,
+    and after adapters have been opened with PEFT's `from_pretrained` or [`load_adapter`], which hand the layers back
+    to Accelerate. Saving and `generate` with dynamic and static caches and beams work as before. A forward that
     `torch.compile` compiles is interrupted at these layers; with `fullgraph=True` it is refused by torch.
 
     Args:
@@ -91,7 +93,8 @@ def set_offload(model: nn.Module, way: str, rows: int | None = None, pin: bool =
 
     Raises:
         TypeError: no model.
-        ValueError: another way; rows below 1, or with `"copy"`; weights that bitsandbytes quantized.
+        ValueError: another way; rows below 1, or with `"copy"`; weights that bitsandbytes quantized; adapters that got
+            no values because Accelerate had the weights.
         RuntimeError: the system gives no page-locked memory.
     """
     if not isinstance(model, nn.Module):
@@ -135,9 +138,9 @@ def rows_worth_computing(bytes_per_weight: float) -> int:
 
 
 def _bytes_per_weight(layer: nn.Module) -> float:
-    bits = [module.bits for module in layer.modules() if isinstance(getattr(module, "bits", None), int)]
-    sizes = [bit / 8 for bit in bits] or [tensor.element_size() for tensor in layer.parameters() if tensor.ndim > 1]
-    return min(sizes, default=2)
+    bits = [getattr(module, "bits", None) for module in layer.modules()]
+    sizes = [number / 8 for number in bits if isinstance(number, int)]
+    return min(sizes or [tensor.element_size() for tensor in layer.parameters() if tensor.ndim > 1], default=2)
 
 
 class _Shared:
@@ -246,6 +249,9 @@ class _Unit:
     def _bring(self, module: nn.Module, inputs: Any) -> None:
         """Puts copies of the weights on the main device in their place, until the forward is over."""
         assert self.shared is not None
+        for holder in module.modules():
+            if getattr(holder, "layout", RELEASED) != RELEASED:  # after `repack`: an order for the CPU alone
+                holder.unpack()  # type: ignore[operator]  # a WeightOnlyLinear, perhaps a Hub copy's
         tensors = list(tensors_of(module))
         learns = torch.is_grad_enabled() and any(
             tensor.requires_grad for tensor in (*_tensors_in(inputs), *(tensor for *_, tensor in tensors))
@@ -298,23 +304,27 @@ def _take_over(model: nn.Module) -> list[_Unit]:
         name for part in model.modules() if isinstance(part, PreTrainedModel) for name in part._no_split_modules or ()
     }
     units: list[_Unit] = []
-    shared_out: list[str] = []
+    hooked: list[tuple[_Unit, list[AlignDevicesHook]]] = []
+    apart: list[str] = []
     for name, module in _called_by_themselves(model, "", whole):
-        found = [_memory_hook(inner) for inner in module.modules() if any(True for _ in inner.parameters(False))]
-        hooks = [hook for hook in found if hook is not None]
-        unit: _Unit | None = getattr(module, UNIT, None)
+        found = [
+            hook for inner in module.modules() for hook in _hooks(inner) if any(True for _ in inner.parameters(False))
+        ]
+        hooks = [hook for hook in found if _is_in_memory(hook)]  # adapters that were put on later have none
         if hooks and len(hooks) < len(found):
-            shared_out.append(name)
-        elif hooks:
-            _refuse_foreign(name, module)
-            unit = unit or _Unit(name, module, torch.device(hooks[0].execution_device))
-            _give_back(module, hooks)
-        if unit is not None:
-            units.append(unit)
+            apart.append(name)
+        elif hooks or hasattr(module, UNIT):
+            _refuse(name, module)
+            main = torch.device(hooks[0].execution_device) if hooks else getattr(module, UNIT).main
+            units.append(getattr(module, UNIT, None) or _Unit(name, module, main))
+            units[-1].name = name  # another one where adapters stand around the model
+            hooked.append((units[-1], hooks))
+    for unit, hooks in hooked:
+        _give_back(unit.module, hooks)
     _tie(units)
-    if shared_out:
+    if apart:
         logger.warning(
-            f"set_offload: {', '.join(shared_out)} lie partly in main memory and partly elsewhere; they stay with "
+            f"set_offload: {', '.join(apart)} lie partly in main memory and partly elsewhere; they stay with "
             "Accelerate. Give a layer one entry of the device map."
         )
     return units
@@ -322,7 +332,7 @@ def _take_over(model: nn.Module) -> list[_Unit]:
 
 def _called_by_themselves(module: nn.Module, name: str, whole: set[str]) -> Iterator[tuple[str, nn.Module]]:
     """Layers, which stay whole, and otherwise the modules that hold tensors."""
-    own = any(True for _ in module.parameters(False)) or any(True for _ in module.buffers(False))
+    own = any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
     if type(module).__name__ in whole or own:
         yield name, module
         return
@@ -330,14 +340,17 @@ def _called_by_themselves(module: nn.Module, name: str, whole: set[str]) -> Iter
         yield from _called_by_themselves(child, f"{name}.{child_name}" if name else child_name, whole)
 
 
-def _memory_hook(module: nn.Module) -> AlignDevicesHook | None:
-    """The hook that brings a module's weights from main memory, if there is one."""
+def _hooks(module: nn.Module) -> Iterator[AlignDevicesHook]:
+    """Accelerate's hook that brings a module's inputs or weights to a device, if there is one."""
     hook = getattr(module, "_hf_hook", None)
     for one in hook.hooks if isinstance(hook, SequentialHook) else (hook,):
-        if isinstance(one, AlignDevicesHook) and one.offload:
-            on_disk = any(device.type == "meta" for device in one.original_devices.values())
-            return None if on_disk else one
-    return None
+        if isinstance(one, AlignDevicesHook):
+            yield one
+            return
+
+
+def _is_in_memory(hook: AlignDevicesHook) -> bool:
+    return hook.offload and all(device.type != "meta" for device in hook.original_devices.values())  # else on disk
 
 
 def _give_back(module: nn.Module, hooks: list[AlignDevicesHook]) -> None:
@@ -364,12 +377,18 @@ def _tie(units: list[_Unit]) -> None:
                 store[name] = known.setdefault((tensor.data_ptr(), tensor.shape), tensor)
 
 
-def _refuse_foreign(name: str, module: nn.Module) -> None:
-    for *_, tensor in tensors_of(module):
+def _refuse(name: str, module: nn.Module) -> None:
+    """Refuses what cannot be run either way."""
+    for holder, _, _, tensor in tensors_of(module):
         if type(tensor).__module__.startswith("bitsandbytes"):
             raise ValueError(
                 f"{name} holds weights that bitsandbytes quantized, which keep a state beside them that cannot be "
                 "moved with them. Quantize with WeightOnlyConfig, or leave set_offload out."
+            )
+        if tensor.is_meta and not any(hook.offload for hook in _hooks(holder)):
+            raise ValueError(
+                f"{name} holds adapters without values: they were put on while Accelerate had the layer's weights. "
+                "Load the model again, call set_offload first, then get_peft_model."
             )
 
 

@@ -99,8 +99,8 @@ class HostBlock:
             ) from error
         for (holder, name, tensor), start in zip(found, starts, strict=False):
             end = start + tensor.nbytes
-            storage = self.bytes.untyped_storage()[start:end]
-            view = torch.empty(0, dtype=tensor.dtype).set_(storage, 0, tensor.shape)
+            storage: torch.UntypedStorage = self.bytes.untyped_storage()[start:end]
+            view = torch.empty(0, dtype=tensor.dtype).set_(storage).view(tensor.shape)
             view.copy_(tensor.detach())
             tensor.data = view
             self.pieces[id(holder), name] = Piece(start, end, view.data_ptr())
