@@ -371,6 +371,15 @@ def test_disk_is_slower_than_memory() -> None:
     assert planned.speed.step("decode").seconds > offloaded()[1].step("decode").seconds
 
 
+def test_an_accelerator_that_holds_nothing_does_not_compute() -> None:
+    idle = plan("ernie-3.0-base-zh", "T4", cpu="8GiB", context=128, reserve="15GiB")
+    alone = plan("ernie-3.0-base-zh", cpu="100GiB", context=128)
+    assert idle.device_map == {"": "cpu"}
+    assert idle.speed is not None
+    assert [card.name for card in idle.speed.cards] == ["CPU"]
+    assert idle.speed == alone.speed
+
+
 def test_rows_that_do_not_fit_are_named() -> None:
     planned, again = (plan("ernie3-10b", "2xRTX3090", batch=rows, tensor_parallel=True) for rows in (1, 32))
     assert planned.speed is not None

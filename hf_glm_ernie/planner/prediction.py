@@ -48,7 +48,8 @@ class _Prediction:
         self.job = plan.job
         self.cards = cards
         self.share = share
-        self.main = main_device([device.name for device in plan.devices])
+        # Where nothing lies on an accelerator, the host runs the whole model on the CPU.
+        self.main = main_device([device.name for device in plan.devices if device.modules])
         self.works = self._by_device(at_full_depth(measure(plan.job), plan.job.config))
         self.total = sum(self.works.values(), Work())
 
