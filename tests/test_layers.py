@@ -32,7 +32,7 @@ BELOW: dict[str, set[str]] = {
     "configuration": {"configuration"},
     "inputs": {"host", "configuration", "prefix", "attention"},
     "prefix": {"host", "configuration"},
-    "rotary": {"configuration"},
+    "rotary": {"host", "configuration"},
     "attention": {"configuration"},
     "memory": {"configuration", "attention"},
     "generation": {"host", "configuration", "prefix", "memory"},
