@@ -1,7 +1,7 @@
 """Runs the Triton kernels under Triton's interpreter on the CPU and prints what came out, a line of JSON a case.
 
-A program of its own: the interpreter is chosen by a variable that must be set before Triton is imported, and the tests'
-process has it imported otherwise. An error is measured in units of what may be lost (`allowed`).
+A program of its own: the interpreter is chosen by a variable that must be set before Triton is imported, and the
+process of the tests has it imported otherwise. An error is measured in units of what may be lost (`allowed`).
 """
 
 import json
@@ -22,8 +22,8 @@ from tests.support.kernel_cases import CASES, Case
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 KERNELS = {"rows": on_gpu.rows_linear, "dot": on_gpu.dot_linear, "dequantize": on_gpu.dequantized_linear}
-# Of the result, for its rounding: half a unit of fp16's 11 bits; a whole one of bf16's 8, for the interpreter cuts bf16
-# off where a device rounds.
+# Of the result, for its rounding: half a unit of fp16's 11 bits; a whole one of bf16's 8, for the interpreter cuts
+# bf16 off where a device rounds.
 ROUNDING = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-7}
 launches: list[str] = []
 
