@@ -94,7 +94,10 @@ def choose_kernel(
     if device.type == "meta":
         return KernelChoice("reference", "the meta device has shapes and no values")
     if device.type != "cpu":
-        return _choose_on_accelerator(device, dtype, bits, in_features, out_features, num_groups, rows)
+        if missing := problem(device):
+            return KernelChoice("blocks", f"the kernels for GPUs cannot run: {missing}")
+        shape = (device, bits, rows, out_features, in_features, num_groups)
+        return _choose_on_gpu(device_capability(device)[0], dtype, shape)
     if layout == RELEASED and dtype != torch.float32 and cpu_kernel_is_ready():
         return KernelChoice(
             "cpu_extension", "it was compiled for this machine, and reads any number of rows and groups"
@@ -115,14 +118,17 @@ def choose_kernel(
 
 
 @lru_cache(maxsize=4096)
-def _choose_on_accelerator(
-    device: torch.device, dtype: torch.dtype, bits: int, columns: int, outputs: int, groups: int, rows: int
+def _choose_on_gpu(
+    capability: int, dtype: torch.dtype, shape: tuple[torch.device, int, int, int, int, int]
 ) -> KernelChoice:
-    """The choice off the CPU; made once for a shape, for hundreds of linears ask for every token."""
-    if missing := problem(device):
-        return KernelChoice("blocks", f"the kernels for GPUs cannot run: {missing}")
-    capability, _ = device_capability(device)
-    shape = (device, bits, rows, outputs, columns, groups)
+    """The choice among Triton's kernels; made once for a shape, for hundreds of linears ask for every token.
+
+    Args:
+        capability: Compute capability, an integer.
+        dtype: Of the activations.
+        shape: Device, bits, rows M, N, K and groups, as `dot_plan` takes them.
+    """
+    _, bits, rows, _, columns, groups = shape
     dot = dot_plan(*shape) if rows and dtype != torch.float32 else None
     few, limit = rows_limit(capability), crossover(capability, bits, dot is not None)
     on = f"{rows} rows of {str(dtype).removeprefix('torch.')} on compute capability {capability / 10}"

@@ -84,7 +84,7 @@ def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
             grad, weight, weight_scale, ctx.bits, ctx.layout, ctx.in_features
         )
     if ctx.needs_input_grad[3]:
-        of_bias = grad.flatten(0, -2).sum(0).to(ctx.bias_dtype)
+        of_bias = grad.sum_to_size(grad.shape[-1:]).to(ctx.bias_dtype)
     return result, None, None, of_bias, None, None
 
 

@@ -136,6 +136,8 @@ def rows_linear(
     Raises:
         ValueError: a shape that the kernel does not take.
     """
+    if not x.shape[0]:
+        return x.new_empty(0, scale.shape[0])
     plan = rows_plan(x.device, bits, x.shape[0], scale.shape[0], x.shape[1], scale.shape[1])
     if plan is None:
         raise _no_plan("rows", x, scale, bits)
@@ -147,6 +149,8 @@ def dot_linear(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, bits: int
 ) -> torch.Tensor:
     """As [`rows_linear`], on tensor cores; `x` fp16 or bf16."""
+    if not x.shape[0]:
+        return x.new_empty(0, scale.shape[0])
     plan = dot_plan(x.device, bits, x.shape[0], scale.shape[0], x.shape[1], scale.shape[1])
     if plan is None or x.dtype == torch.float32:
         raise _no_plan("dot", x, scale, bits)
@@ -201,7 +205,7 @@ def _words_of(stored: torch.Tensor) -> torch.Tensor:
 
 
 def _sum(parts: torch.Tensor, scale: torch.Tensor | None, bias: torch.Tensor | None, y: torch.Tensor) -> None:
-    """Writes parts (P, M, N), added up in order, times scales (N, 1), plus the bias (N,), into y, (M, N)."""
+    """Writes parts (P, M, N), added up in order, times scales (N, 1), plus the bias (N,), into y or a slice of it."""
     rows, outputs = y.shape
     given = bias if bias is not None else parts
     _launch(
