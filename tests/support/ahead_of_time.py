@@ -4,9 +4,9 @@ Triton's wheel brings `ptxas`, `cuobjdump` and `nvdisasm`; none of them asks for
 stack (anything above zero is a spill), shared memory, and the instructions of the loop over the columns. What cannot
 be read: speed, races, and how the card rounds.
 
-Run as a program, it compiles every variant of `hf_glm_ernie.weight_only_triton` for the capabilities that are named
-and writes a JSON list. The tests start it so (`compiled_elsewhere`): a process whose kernels were imported under
-Triton's interpreter can compile none, and what is compiled goes into a cache of its own.
+Run as a program, it compiles variants of `hf_glm_ernie.weight_only_triton` and writes a JSON list. The tests start it
+so (`compiled_elsewhere`): a process whose kernels were imported under Triton's interpreter can compile none, and what
+is compiled goes into a cache of its own.
 """
 
 import json
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,12 @@ class Compiled:
     def instructions(self) -> float:
         """Instructions that a thread's lane spends on one weight: of the loop, over the weights of a thread."""
         return sum(self.loop.values()) * self.threads / self.weights
+
+    @property
+    def tile_rows(self) -> int:
+        """Rows of activations that a block takes, from the name."""
+        found = re.search(r" (\d+) rows,", self.name)
+        return int(found[1]) if found else 0
 
 
 def problem() -> str:
@@ -167,15 +173,20 @@ def loaded_bytes(instruction: str) -> int:
     return next((widths[part] for part in reversed(name) if part in widths), 4)
 
 
-def compiled_elsewhere(cache: Path, capabilities: Iterable[int] = CAPABILITIES) -> list[Compiled]:
-    """Every variant, compiled in a fresh process with a Triton cache of its own.
+def compiled_elsewhere(cache: Path, wanted: Mapping[int, str]) -> list[Compiled]:
+    """Variants, compiled in a fresh process with a Triton cache of its own.
 
     The fusing of multiplications and additions is set, for Triton's default changes in 3.10.
+
+    Args:
+        cache: Folder of the cache.
+        wanted: Capability -> regular expression that the name of a variant matches from its beginning.
     """
     variables = os.environ | {"TRITON_CACHE_DIR": str(cache), "TRITON_DEFAULT_FP_FUSION": "1", "OMP_NUM_THREADS": "1"}
     variables.pop("TRITON_INTERPRET", None)
+    result = cache / "compiled.json"
     done = subprocess.run(
-        [sys.executable, "-m", "tests.support.ahead_of_time", *map(str, capabilities)],
+        [sys.executable, "-m", "tests.support.ahead_of_time", str(result), json.dumps(wanted)],
         cwd=ROOT,
         env=variables,
         capture_output=True,
@@ -183,14 +194,20 @@ def compiled_elsewhere(cache: Path, capabilities: Iterable[int] = CAPABILITIES) 
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    return [Compiled(**row) for row in json.loads(done.stdout)]
+    return [Compiled(**row) for row in json.loads(result.read_text(encoding="utf-8"))]
 
 
-def main(capabilities: list[int]) -> list[Compiled]:
+def main(result: str, wanted: str) -> None:
     from hf_glm_ernie.weight_only_triton import variants
 
-    return [compile_variant(one, capability) for capability in capabilities for one in variants(capability)]
+    compiled = [
+        asdict(compile_variant(one, int(capability)))
+        for capability, pattern in json.loads(wanted).items()
+        for one in variants(int(capability))
+        if re.match(pattern, one.name)
+    ]
+    Path(result).write_text(json.dumps(compiled), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    sys.stdout.write(json.dumps([asdict(one) for one in main([int(word) for word in sys.argv[1:]])]))
+    main(*sys.argv[1:])
