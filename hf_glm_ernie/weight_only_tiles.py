@@ -51,11 +51,14 @@ ROWS_LIMIT = {70: 4, 80: 0, 86: 4, 90: 0}
 """Rows up to which the rows kernel is taken. A100 and H100 cannot issue its instructions as fast as their memory
 delivers weights (docs/gpu-kernels.md), so the dot kernel takes all of them there."""
 
-CROSSOVER = {70: 28, 75: 64, 80: 64, 86: 128, 89: 256, 90: 64}
-"""Rows from which dequantizing into memory and a matrix product of cuBLAS win. 7.0 has the rows kernel only, which
-reads the weight again for each four rows."""
+CROSSOVER_WITHOUT_DOT = 28
+"""The same where only the rows kernel fits, which reads the weight again for each four rows."""
+
+CROSSOVER = {70: CROSSOVER_WITHOUT_DOT, 75: 64, 80: 64, 86: 128, 89: 256, 90: 64}
+"""Rows from which dequantizing into memory and a matrix product of cuBLAS win."""
 
 LEAST_ROWS_WORDS, LEAST_DOT_WORDS = 4, 16
+WHOLE_WORDS = 32  # of a tile of a row with one scale, which may reach over the end
 CHUNK_BYTES = 1 << 27
 """Of dequantized weights at a time: 128 MB, large enough for cuBLAS at full speed."""
 
@@ -82,9 +85,15 @@ def rows_limit(capability: int) -> int:
     return _at(ROWS_LIMIT, capability)
 
 
-def crossover(capability: int, bits: int = 4) -> int:
-    """Rows of activations from which dequantizing and cuBLAS are taken; no difference between 4 and 8 bits is known."""
-    return _at(CROSSOVER, capability)
+def crossover(capability: int, bits: int = 4, dot: bool = True) -> int:
+    """Rows of activations from which dequantizing and cuBLAS are taken.
+
+    Args:
+        capability: Compute capability.
+        bits: 4 or 8; no difference is known.
+        dot: Whether the dot kernel takes the product.
+    """
+    return _at(CROSSOVER, capability) if dot else min(CROSSOVER_WITHOUT_DOT, _at(CROSSOVER, capability))
 
 
 def fitting_words(words: int, group_words: int, num_groups: int, least: int) -> int | None:
@@ -97,11 +106,12 @@ def fitting_words(words: int, group_words: int, num_groups: int, least: int) -> 
         least: Fewest words that the kernel takes.
 
     Returns:
-        The largest power of two up to `words` that divides the group, or `None`.
+        The largest power of two up to `words` that divides the group, or `None`; with one group no fewer than 32.
     """
-    while num_groups > 1 and group_words % words:
+    floor = least if num_groups > 1 else max(least, min(words, WHOLE_WORDS))
+    while group_words % words and words > floor:
         words //= 2
-    return words if words >= least else None
+    return None if num_groups > 1 and group_words % words else words
 
 
 def rows_tile(rows: int, group_words: int, num_groups: int) -> Tile | None:
@@ -113,7 +123,7 @@ def rows_tile(rows: int, group_words: int, num_groups: int) -> Tile | None:
     words = fitting_words(tile.words, group_words, num_groups, LEAST_ROWS_WORDS)
     if words is None:
         return None
-    outputs = min(256, tile.outputs * tile.words // words)
+    outputs = min(256, tile.outputs * tile.words // words) if num_groups > 1 else tile.outputs
     return Tile(tile.rows, outputs, words, tile.num_warps, tile.num_stages)
 
 

@@ -308,6 +308,9 @@ class Variant:
         num_warps: As launched.
         num_stages: As launched.
         weights: Weights a block takes in one turn of its loop.
+        bits: Of a weight; 0 where none is read.
+        rows: Of activations in a block; 0 where there are none.
+        dtype: Of the activations or values.
     """
 
     name: str
@@ -318,6 +321,9 @@ class Variant:
     num_warps: int
     num_stages: int
     weights: int
+    bits: int
+    rows: int
+    dtype: torch.dtype
 
 
 def variants(capability: int) -> Iterator[Variant]:
@@ -355,21 +361,19 @@ def _variants(
         yield Variant(
             name=f"INT{bits} {what} {kind} {tile.rows} rows, {groups} groups{', split' if split else ''}",
             kernel=kernel,
-            signature=signature | dict.fromkeys(INTEGERS, "i32"),
-            constexprs={
-                "BITS": bits,
-                "BLOCK_N": tile.outputs,
-                "WORDS": tile.words,
-                "GROUPED": groups > 1,
-                "SPLIT": split,
-                "BIAS": True,
-                "ASSEMBLY": True,
-                **constants,
-            },  # fmt: skip
+            # Triton compiles a 1, as of one group, in as a constant
+            signature=signature | dict.fromkeys(INTEGERS, "i32") | ({} if groups > 1 else {"G": "constexpr"}),
+            constexprs={"BITS": bits, "BLOCK_N": tile.outputs, "WORDS": tile.words, "GROUPED": groups > 1}
+            | {"SPLIT": split, "BIAS": not split, "ASSEMBLY": True}
+            | ({} if groups > 1 else {"G": 1})
+            | constants,
             divisible=("x", "w", "scale", "bias", "y", "N", "K", "row_words"),
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
             weights=tile.outputs * tile.words * 16 // bits,
+            bits=bits,
+            rows=tile.rows,
+            dtype=dtype,
         )
 
 
@@ -385,6 +389,9 @@ def _dequantize_variant(bits: int, dtype: torch.dtype) -> Variant:
         num_warps=tile.num_warps,
         num_stages=3,
         weights=tile.outputs * tile.words * 8 // bits,
+        bits=bits,
+        rows=0,
+        dtype=dtype,
     )
 
 
@@ -399,6 +406,9 @@ def _sum_variant() -> Variant:
         num_warps=4,
         num_stages=3,
         weights=SUM_BLOCK,
+        bits=0,
+        rows=0,
+        dtype=torch.float16,
     )
 
 

@@ -210,7 +210,7 @@ def dot_kernel(x, w, scale, bias, y, M, N, K, row_words, G, group_words, tiles, 
 @_jit
 def _tile_row(total, words, x_at, left, high, low, offset, BITS: tl.constexpr, WORDS: tl.constexpr,
               ASSEMBLY: tl.constexpr):  # fmt: skip
-    """Adds the products of one tile, (BLOCK_N, WORDS), and of `left` columns of a row of x to `total`, word by word."""
+    """Adds products of one tile, (BLOCK_N, WORDS), and of `left` columns of a row of x to `total`, word by word."""
     COLUMNS: tl.constexpr = 16 // BITS * WORDS
     rx = tl.arange(0, COLUMNS)
     xs = tl.load(x_at + rx, mask=rx < left, other=0.0)
