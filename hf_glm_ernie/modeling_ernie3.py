@@ -49,7 +49,15 @@ from .attention_ernie3 import (
 )
 from .configuration_ernie3 import BRANCHES, HUB_CLASSES, Ernie3Config, StackSizes
 from .host_inputs import check_tokens
-from .host_interface import CACHE_NAME, CACHE_NAMES, CarriesItsCode, check_arguments, given_cache, named_cache
+from .host_interface import (
+    CACHE_NAME,
+    CACHE_NAMES,
+    CarriesItsCode,
+    GivenToLayers,
+    check_arguments,
+    given_cache,
+    named_cache,
+)
 from .inputs_ernie3 import Ernie3Embeddings, check_inputs
 from .memory_ernie3 import (
     Ernie3Memories,
@@ -220,9 +228,13 @@ class Ernie3Stack(nn.Module):
             (B, L, W), and for each layer (B, K, W) to remember.
         """
         kept: list[torch.Tensor] = []
+        patterns = {name: kwargs.pop(name) for name in ("attention_mask", "relative_index") if name in kwargs}
+        given = GivenToLayers((columns, relative_states, type_states, *patterns.values()))
         for i, layer in enumerate(self.layers):
             memory = None if memories is None else memories[i]
             before = hidden_states
+            columns, relative_states, type_states, *values = given.of(layer)
+            kwargs |= dict(zip(patterns, values, strict=True))
             # by position what has a gradient: the host's reentrant checkpointing follows no other arguments
             hidden_states = layer(hidden_states, relative_states, type_states, memory=memory, **kwargs)
             if columns is not None:

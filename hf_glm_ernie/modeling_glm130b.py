@@ -171,7 +171,8 @@ class Glm130bAttention(nn.Module):
         value = self.v_proj(hidden_states).view(shape).transpose(1, 2)
 
         cos, sin = position_embeddings
-        query, key = rotated(query, cos, sin), rotated(key, cos, sin)
+        query = rotated(query, cos, sin)  # one after the other, so that the first gives its memory back
+        key = rotated(key, cos, sin)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)  # (B, H, S, D)
 

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from .configuration_glm130b import Glm130bConfig
-from .host_inputs import traced
 
 
 def rotated(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
@@ -47,7 +46,8 @@ def rounded(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     Returns:
         The same shape in `dtype`: bit for bit `values.to(dtype)`.
     """
-    return rounded_by_bits(values, dtype) if traced() else values.to(dtype)
+    in_a_graph = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return rounded_by_bits(values, dtype) if in_a_graph else values.to(dtype)
 
 
 def rounded_by_bits(values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

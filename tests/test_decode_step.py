@@ -65,7 +65,7 @@ def found() -> dict[str, Any]:
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=480,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-4000:]
@@ -93,6 +93,13 @@ def test_a_step_by_hand(found: dict[str, Any]) -> None:
     """A caller who passes ids and a cache; a static one alone knows on the device whether it was begun anew."""
     assert found["by_hand"]["dynamic"]["waits"] == []
     assert found["by_hand"]["static"]["waits"] == ["modeling_glm130b._layout: value"]
+
+
+def test_every_layer_adds_the_same(found: dict[str, Any]) -> None:
+    """The steps are counted with 4 and with 8 layers; here are all 70."""
+    whole, counted = found["whole"], found["steps"]["unquantized float16, static cache, 1 row, one device, 3090"]
+    for name in ("launches", "bytes", "weights", "by_name", "waits"):
+        assert whole[name] == counted[name], name
 
 
 def test_launches_of_an_unquantized_step(steps: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
     python -m tests.support.decode_step            # prints the table of docs/generate.md and every wait
     python -m tests.support.decode_step --json     # what tests/test_decode_step.py reads
 
-Steps are at full width: 70 layers, 256 tokens in the cache. Whole calls of `generate` and `fill_blanks`, for the
+Steps are at full width, for 70 layers and 256 tokens in the cache. Whole calls of `generate` and `fill_blanks`, for the
 places where the host waits, are of a small model: places do not depend on sizes.
 """
 
@@ -28,6 +28,7 @@ from hf_glm_ernie.weight_only_linear import WeightOnlyLinear
 from tests.support.fake_cuda import DEVICES, Tally, Watch, fake_tensors, load, watched
 from tests.support.tiny_models import EOP, EOS, GMASK, MASK, PAD, SMASK, SOP, tiny_config
 
+LAYERS = 70
 CONTEXT, ROOM = 256, 512  # tokens in the cache, and tokens a static one holds
 OPERATORS = {"weight_only_int::linear_with_bias": weight_only_linear._run}
 FEW, MORE = 3, 5  # tokens that two calls write: what they differ by belongs to the tokens
@@ -203,18 +204,34 @@ STEPS = [
 ]
 
 
-def count_steps(layers: int = 70) -> Iterator[tuple[str, dict[str, Any]]]:
+def step_of(setting: Setting, layers: int) -> dict[str, Any]:
+    """One step of a model of so many layers."""
+    ranks = 4 if setting.where == "a rank of four" else 1
+    model = build(Glm130bConfig(num_hidden_layers=layers), setting.dtype, setting.bits, ranks)
+    return summary(model, step(spread(model) if setting.where == "four devices" else model, setting))
+
+
+def count_step(setting: Setting) -> dict[str, Any]:
+    """One step of 70 layers, from one of 4 and one of 8: every further layer adds the same."""
+    few, more = (step_of(setting, layers) for layers in (DEVICES, 2 * DEVICES))
+
+    def of_all(name: str, group: str = "") -> int:
+        one, other = (found[group][name] if group else found[name] for found in (few, more))
+        each, rest = divmod(other - one, DEVICES)
+        assert not rest, name
+        return one + each * (LAYERS - DEVICES)
+
+    assert few["by_name"].keys() == more["by_name"].keys()
+    counted = {name: of_all(name) for name in ("launches", "bytes", "weights")}
+    by_name = {name: of_all(name, "by_name") for name in more["by_name"]}
+    return more | counted | {"ratio": counted["bytes"] / counted["weights"], "by_name": by_name}
+
+
+def count_steps() -> Iterator[tuple[str, dict[str, Any]]]:
     """Runs the steps; those with integer weights only where Triton is installed."""
-    config = Glm130bConfig(num_hidden_layers=layers)
-    models: dict[Any, Glm130bForCausalLM] = {}
     for setting in STEPS:
-        if setting.bits and weight_only_triton.triton is None:
-            continue
-        key = (setting.bits, setting.dtype, setting.where)
-        if key not in models:
-            model = build(config, setting.dtype, setting.bits, ranks=4 if setting.where == "a rank of four" else 1)
-            models[key] = spread(model) if setting.where == "four devices" else model
-        yield setting.name, summary(models[key], step(models[key], setting))
+        if not setting.bits or weight_only_triton.triton is not None:
+            yield setting.name, count_step(setting)
 
 
 class Tokenizer:
@@ -295,12 +312,13 @@ def lost_between_devices() -> str:
     return ""
 
 
-def report(layers: int = 70) -> dict[str, Any]:
+def report() -> dict[str, Any]:
     """Everything, as the test reads it."""
     with fake_tensors():
         small = build(tiny_config())
         return {
-            "steps": dict(count_steps(layers)),
+            "steps": dict(count_steps()),
+            "whole": step_of(Setting(), LAYERS),
             "by_hand": {kind: summary(small, step_by_hand(small, kind)) for kind in ("dynamic", "static")},
             "prefill": {str(dtype): prefill(dtype) for dtype in (torch.float16, torch.bfloat16)}
             if weight_only_triton.triton is not None
