@@ -122,14 +122,17 @@ def _choose_on_accelerator(
     if missing := problem(device):
         return KernelChoice("blocks", f"the kernels for GPUs cannot run: {missing}")
     capability, _ = device_capability(device)
-    shape, limit = (device, bits, rows, outputs, columns, groups), crossover(capability)
-    on = f"{rows} rows on compute capability {capability / 10}"
+    shape = (device, bits, rows, outputs, columns, groups)
+    dot = dot_plan(*shape) if rows and dtype != torch.float32 else None
+    few, limit = rows_limit(capability), crossover(capability, bits, dot is not None)
+    on = f"{rows} rows of {str(dtype).removeprefix('torch.')} on compute capability {capability / 10}"
     if rows >= limit:
         return KernelChoice("triton_dequantize", f"{on}: from {limit} rows on a product of dense values is faster")
-    dot = None if dtype == torch.float32 or not rows else dot_plan(*shape)
-    if rows and (dot is None or rows <= rows_limit(capability)) and rows_plan(*shape) is not None:
-        few = f"up to {rows_limit(capability)} rows need no tensor cores" if dot else "the dot kernel does not take it"
-        return KernelChoice("triton_rows", f"{on}: {few}")
+    if rows and (dot is None or rows <= few) and rows_plan(*shape) is not None:
+        why = f"up to {few} rows need no tensor cores"
+        if dot is None:
+            why = f"the dot kernel does not take {columns} columns in {groups} groups, or this dtype"
+        return KernelChoice("triton_rows", f"{on}: {why}")
     if dot is not None:
         return KernelChoice("triton_dot", f"{on}: reading the weight is what takes time")
     return KernelChoice("triton_dequantize", f"{on}: no other kernel takes {columns} columns in {groups} groups")

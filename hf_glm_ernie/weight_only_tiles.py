@@ -51,11 +51,14 @@ ROWS_LIMIT = {70: 4, 80: 0, 86: 4, 90: 0}
 """Rows up to which the rows kernel is taken. A100 and H100 cannot issue its instructions as fast as their memory
 delivers weights (docs/gpu-kernels.md), so the dot kernel takes all of them there."""
 
-CROSSOVER = {70: 28, 75: 64, 80: 64, 86: 128, 89: 256, 90: 64}
-"""Rows from which dequantizing into memory and a matrix product of cuBLAS win. 7.0 has the rows kernel only, which
-reads the weight again for each four rows."""
+CROSSOVER_WITHOUT_DOT = 28
+"""The same where only the rows kernel fits, which reads the weight again for each four rows."""
+
+CROSSOVER = {70: CROSSOVER_WITHOUT_DOT, 75: 64, 80: 64, 86: 128, 89: 256, 90: 64}
+"""Rows from which dequantizing into memory and a matrix product of cuBLAS win."""
 
 LEAST_ROWS_WORDS, LEAST_DOT_WORDS = 4, 16
+WHOLE_WORDS = 32  # of a tile of a row with one scale, which may reach over the end
 CHUNK_BYTES = 1 << 27
 """Of dequantized weights at a time: 128 MB, large enough for cuBLAS at full speed."""
 
@@ -63,7 +66,14 @@ BLOCKS_A_PROCESSOR = 2
 """Blocks that a multiprocessor should have at the least; columns are split among more blocks until it has."""
 
 ENOUGH_BLOCKS = 1.5
-"""Blocks a multiprocessor from which nothing is split: a second launch costs more than it brings."""
+"""Blocks a multiprocessor from which nothing need be split: a second launch costs more than it brings."""
+
+BETTER_BALANCE = 0.1
+"""What further parts must gain of the time that multiprocessors are busy, to be worth their sums."""
+
+
+LEAST_TURNS = 4
+"""Turns of the loop in a part: fewer would end before their loads are under way."""
 
 
 def _at(table: dict[int, int], capability: int) -> int:
@@ -75,9 +85,15 @@ def rows_limit(capability: int) -> int:
     return _at(ROWS_LIMIT, capability)
 
 
-def crossover(capability: int) -> int:
-    """Rows of activations from which dequantizing and cuBLAS are taken."""
-    return _at(CROSSOVER, capability)
+def crossover(capability: int, bits: int = 4, dot: bool = True) -> int:
+    """Rows of activations from which dequantizing and cuBLAS are taken.
+
+    Args:
+        capability: Compute capability.
+        bits: 4 or 8; no difference is known.
+        dot: Whether the dot kernel takes the product.
+    """
+    return _at(CROSSOVER, capability) if dot else min(CROSSOVER_WITHOUT_DOT, _at(CROSSOVER, capability))
 
 
 def fitting_words(words: int, group_words: int, num_groups: int, least: int) -> int | None:
@@ -90,11 +106,12 @@ def fitting_words(words: int, group_words: int, num_groups: int, least: int) -> 
         least: Fewest words that the kernel takes.
 
     Returns:
-        The largest power of two up to `words` that divides the group, or `None`.
+        The largest power of two up to `words` that divides the group, or `None`; with one group no fewer than 32.
     """
-    while num_groups > 1 and group_words % words:
+    floor = least if num_groups > 1 else max(least, min(words, WHOLE_WORDS))
+    while group_words % words and words > floor:
         words //= 2
-    return words if words >= least else None
+    return None if num_groups > 1 and group_words % words else words
 
 
 def rows_tile(rows: int, group_words: int, num_groups: int) -> Tile | None:
@@ -106,7 +123,7 @@ def rows_tile(rows: int, group_words: int, num_groups: int) -> Tile | None:
     words = fitting_words(tile.words, group_words, num_groups, LEAST_ROWS_WORDS)
     if words is None:
         return None
-    outputs = min(256, tile.outputs * tile.words // words)
+    outputs = min(256, tile.outputs * tile.words // words) if num_groups > 1 else tile.outputs
     return Tile(tile.rows, outputs, words, tile.num_warps, tile.num_stages)
 
 
@@ -129,10 +146,15 @@ def parts_of_columns(blocks: int, tiles: int, processors: int) -> int:
         tiles: Turns of the loop without splitting.
         processors: Multiprocessors of the device.
     """
-    if blocks >= ENOUGH_BLOCKS * processors:
-        return 1
-    wanted = -(-BLOCKS_A_PROCESSOR * processors // blocks)
-    return max(1, min(wanted, tiles // 4))
+    least = 1 if blocks >= ENOUGH_BLOCKS * processors else -(-BLOCKS_A_PROCESSOR * processors // blocks)
+    most = max(1, tiles // LEAST_TURNS)
+    best, busiest = min(least, most), 0.0
+    for parts in range(best, min(2 * least, most) + 1):
+        at_once = blocks * -(-tiles // -(-tiles // parts))  # a last part may be empty and left out
+        busy = at_once / (-(-at_once // processors) * processors)
+        if busy > busiest + BETTER_BALANCE:
+            best, busiest = parts, busy
+    return best
 
 
 def chunk_rows(width: int, dtype: torch.dtype) -> int:

@@ -14,13 +14,12 @@ Activations here are (M, K) contiguous, biases (N,) or `None`, results (M, N) in
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from .weight_only_tiles import Tile, chunk_rows, dot_tile, parts_of_columns, rows_tile
 from .weight_only_triton_kernels import dequantize_kernel, dot_kernel, rows_kernel, sum_kernel, tl, triton
@@ -32,8 +31,10 @@ LEAST_CAPABILITY = 70
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], *args: Any, **meta: Any) -> None:
-    """Launches a kernel on the current device."""
-    kernel[grid](*args, **meta)
+    """Every launch goes through here. Triton launches on the current device, and Accelerate does not set it."""
+    device = args[0].device
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        kernel[grid](*args, **meta)
 
 
 def interpreted() -> bool:
@@ -180,26 +181,32 @@ def _multiplied(
     y = x.new_empty(rows, outputs)
     parts = plan.grid[2]
     target = y if parts == 1 else x.new_empty((parts, rows, outputs), dtype=torch.float32)
-    words = (weight if bits == 4 else weight[0]).view(torch.int16)
-    with _on(x.device):
-        _launch(
-            kernel, plan.grid, x, words, scale, bias if bias is not None else x, target, *plan.integers, BITS=bits,
-            BLOCK_N=plan.tile.outputs, WORDS=plan.tile.words, GROUPED=scale.shape[1] > 1, SPLIT=parts > 1,
-            BIAS=bias is not None and parts == 1, ASSEMBLY=not interpreted(), **constants,
-            num_warps=plan.tile.num_warps, num_stages=plan.tile.num_stages,
-        )  # fmt: skip
-        if parts > 1:
-            grid = (-(-outputs // SUM_BLOCK), rows)
-            _launch(
-                sum_kernel, grid, target, bias if bias is not None else x, y, rows, outputs, PARTS=parts,
-                BLOCK=SUM_BLOCK, BIAS=bias is not None, num_warps=4,
-            )  # fmt: skip
+    words = _words_of(weight if bits == 4 else weight[0])
+    given = bias if bias is not None else x
+    _launch(
+        kernel, plan.grid, x, words, scale, given, target, *plan.integers, BITS=bits, BLOCK_N=plan.tile.outputs,
+        WORDS=plan.tile.words, GROUPED=scale.shape[1] > 1, SPLIT=parts > 1, BIAS=bias is not None and parts == 1,
+        ASSEMBLY=not interpreted(), **constants, num_warps=plan.tile.num_warps, num_stages=plan.tile.num_stages,
+    )  # fmt: skip
+    if parts > 1:
+        _sum(target, None, bias, y)
     return y
 
 
-def _on(device: torch.device) -> AbstractContextManager[Any]:
-    """Triton launches on the current device, which Accelerate does not set."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+def _words_of(stored: torch.Tensor) -> torch.Tensor:
+    """16-bit words of stored integers (N, bytes), in place but for a tensor that begins at an odd byte."""
+    return (stored.clone() if stored.storage_offset() % 2 else stored).view(torch.int16)
+
+
+def _sum(parts: torch.Tensor, scale: torch.Tensor | None, bias: torch.Tensor | None, y: torch.Tensor) -> None:
+    """Writes parts (P, M, N), added up in order, times scales (N, 1), plus the bias (N,), into y, (M, N) or a slice."""
+    rows, outputs = y.shape
+    given = bias if bias is not None else parts
+    _launch(
+        sum_kernel, (-(-outputs // SUM_BLOCK), rows), parts, parts if scale is None else scale, given, y, rows,
+        outputs, y.stride(0), PARTS=parts.shape[0], BLOCK=SUM_BLOCK, SCALED=scale is not None, BIAS=bias is not None,
+        num_warps=4,
+    )  # fmt: skip
 
 
 def dequantized_linear(
@@ -211,18 +218,16 @@ def dequantized_linear(
     rounded to bf16.
     """
     integers = x.dtype == torch.bfloat16 and scale.shape[1] == 1
-    outputs = scale.shape[0]
-    y = x.new_empty(x.shape[0], outputs)
+    y = x.new_empty(x.shape[0], scale.shape[0])
     added = None if bias is None else bias.to(x.dtype)
-    with _on(x.device):
-        for first, last, values in _row_chunks(weight, scale, bits, x.dtype, integers):
-            part, here = y[:, first:last], None if added is None else added[first:last]
-            if not integers:
-                part.copy_(F.linear(x, values, here))
-            elif here is None:
-                torch.mul(F.linear(x, values), scale[first:last, 0].float(), out=part)
-            else:
-                torch.addcmul(here.float(), F.linear(x, values).float(), scale[first:last, 0].float(), out=part)
+    for first, last, values in _row_chunks(weight, scale, bits, x.dtype, integers):
+        part, here = y[:, first:last], None if added is None else added[first:last]
+        if integers and y.numel():
+            _sum(torch.mm(x, values.t())[None], scale[first:last], here, part)
+        elif here is None:
+            torch.mm(x, values.t(), out=part)
+        else:
+            torch.addmm(here, x, values.t(), out=part)
     return y
 
 
@@ -245,11 +250,10 @@ def transposed(y: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bits:
     row_bytes = stored.shape[1]
     result = y.new_empty(y.shape[0], row_bytes * a_byte)
     at_once = max(1, chunk_rows(stored.shape[0], y.dtype) // a_byte)
-    with _on(y.device):
-        for first in range(0, row_bytes, at_once):
-            width = min(at_once, row_bytes - first)
-            values = _dequantized(stored, scale, bits, y.dtype, False, first, width)
-            result[:, first * a_byte : (first + width) * a_byte] = y @ values
+    for first in range(0, row_bytes, at_once):
+        width = min(at_once, row_bytes - first)
+        values = _dequantized(stored, scale, bits, y.dtype, False, first, width)
+        torch.mm(y, values, out=result[:, first * a_byte : (first + width) * a_byte])
     return result
 
 
@@ -286,7 +290,7 @@ def _dequantized(
     grid = (-(-rows // tile.outputs), -(-width // tile.words))
     _launch(
         dequantize_kernel, grid, stored, scale, out, rows, width, first_byte, row_bytes, groups, row_bytes // groups,
-        BITS=bits, VALUES=not integers, BLOCK_N=tile.outputs, BLOCK=tile.words, num_warps=tile.num_warps,
+        BITS=bits, VALUES=not integers, GROUPED=groups > 1, BLOCK_N=tile.outputs, BLOCK=tile.words, num_warps=tile.num_warps,
     )  # fmt: skip
     return out
 
@@ -304,6 +308,9 @@ class Variant:
         num_warps: As launched.
         num_stages: As launched.
         weights: Weights a block takes in one turn of its loop.
+        bits: Of a weight; 0 where none is read.
+        rows: Of activations in a block; 0 where there are none.
+        dtype: Of the activations or values.
     """
 
     name: str
@@ -314,6 +321,9 @@ class Variant:
     num_warps: int
     num_stages: int
     weights: int
+    bits: int
+    rows: int
+    dtype: torch.dtype
 
 
 def variants(capability: int) -> Iterator[Variant]:
@@ -351,14 +361,19 @@ def _variants(
         yield Variant(
             name=f"INT{bits} {what} {kind} {tile.rows} rows, {groups} groups{', split' if split else ''}",
             kernel=kernel,
-            signature=signature | dict.fromkeys(INTEGERS, "i32"),
+            # Triton compiles a 1, as of one group, in as a constant
+            signature=signature | dict.fromkeys(INTEGERS, "i32") | ({} if groups > 1 else {"G": "constexpr"}),
             constexprs={"BITS": bits, "BLOCK_N": tile.outputs, "WORDS": tile.words, "GROUPED": groups > 1}
             | {"SPLIT": split, "BIAS": not split, "ASSEMBLY": True}
+            | ({} if groups > 1 else {"G": 1})
             | constants,
             divisible=("x", "w", "scale", "bias", "y", "N", "K", "row_words"),
             num_warps=tile.num_warps,
             num_stages=tile.num_stages,
             weights=tile.outputs * tile.words * 16 // bits,
+            bits=bits,
+            rows=tile.rows,
+            dtype=dtype,
         )
 
 
@@ -369,11 +384,14 @@ def _dequantize_variant(bits: int, dtype: torch.dtype) -> Variant:
         kernel=dequantize_kernel,
         signature={"w": "*i8", "scale": "*fp16", "out": f"*{KINDS[dtype]}"}
         | dict.fromkeys(("N", "width", "first_byte", "row_bytes", "G", "group_bytes"), "i32"),
-        constexprs={"BITS": bits, "VALUES": True, "BLOCK_N": tile.outputs, "BLOCK": tile.words},
+        constexprs={"BITS": bits, "VALUES": True, "GROUPED": True, "BLOCK_N": tile.outputs, "BLOCK": tile.words},
         divisible=("w", "scale", "out", "width", "row_bytes", "group_bytes"),
         num_warps=tile.num_warps,
         num_stages=3,
         weights=tile.outputs * tile.words * 8 // bits,
+        bits=bits,
+        rows=0,
+        dtype=dtype,
     )
 
 
@@ -381,12 +399,16 @@ def _sum_variant() -> Variant:
     return Variant(
         name="sum fp16 3 parts",
         kernel=sum_kernel,
-        signature={"parts": "*fp32", "bias": "*fp16", "y": "*fp16", "M": "i32", "N": "i32"},
-        constexprs={"PARTS": 3, "BLOCK": SUM_BLOCK, "BIAS": True},
-        divisible=("parts", "bias", "y", "N"),
+        signature={"parts": "*fp32", "scale": "*fp16", "bias": "*fp16", "y": "*fp16"}
+        | dict.fromkeys(("M", "N", "y_stride"), "i32"),
+        constexprs={"PARTS": 3, "BLOCK": SUM_BLOCK, "SCALED": False, "BIAS": True},
+        divisible=("parts", "scale", "bias", "y", "N", "y_stride"),
         num_warps=4,
         num_stages=3,
         weights=SUM_BLOCK,
+        bits=0,
+        rows=0,
+        dtype=torch.float16,
     )
 
 

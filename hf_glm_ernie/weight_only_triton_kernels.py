@@ -32,8 +32,12 @@ except ImportError:
     tl = SimpleNamespace(constexpr=str)
 
 
+# Triton compiles anew where a number is 1 or becomes a multiple of 16; of these no code depends on it.
+COUNTS = ("M", "tiles", "tiles_a_split")
+
+
 def _jit(function: Any) -> Any:
-    return function if triton is None else triton.jit(function)
+    return function if triton is None else triton.jit(function, do_not_specialize=COUNTS)
 
 
 # Four operands of a dot from two words: $4 the words; fp16: $5, $6 the factors of high and low nibbles, $7 the offset.
@@ -77,7 +81,7 @@ def _scale_parts(scale, BITS: tl.constexpr, ROUND: tl.constexpr):
     if ROUND:
         bits = wide.to(tl.int32, bitcast=True)
         mantissa = ((bits & 0x007FFFFF) | 0x3F800000).to(tl.float32, bitcast=True)
-        after = (bits & 0x7F800000).to(tl.float32, bitcast=True) * 512.0
+        after = (bits & -0x800000).to(tl.float32, bitcast=True) * 512.0  # with the sign
     else:
         mantissa = tl.full(scale.shape, 1.0, tl.float32)
         after = wide * 512.0
@@ -204,20 +208,40 @@ def dot_kernel(x, w, scale, bias, y, M, N, K, row_words, G, group_words, tiles, 
 
 
 @_jit
-def _tile_row(words, x_at, rk, inside, high, low, offset, BITS: tl.constexpr, ASSEMBLY: tl.constexpr):
-    """Products of one tile, (BLOCK_N, WORDS), and of one row of x, columns of a word added up; fp32."""
+def _tile_row(total, words, x_at, left, high, low, offset, BITS: tl.constexpr, WORDS: tl.constexpr,
+              ASSEMBLY: tl.constexpr):  # fmt: skip
+    """Adds products of one tile, (BLOCK_N, WORDS), and of `left` columns of a row of x to `total`, word by word."""
+    COLUMNS: tl.constexpr = 16 // BITS * WORDS
+    rx = tl.arange(0, COLUMNS)
+    xs = tl.load(x_at + rx, mask=rx < left, other=0.0)
     if BITS == 4:
         w0, w1, w2, w3 = _columns_of_4_bits(words, high, low, offset, True, tl.float16, ASSEMBLY)
-        x0 = tl.load(x_at + 4 * rk, mask=inside, other=0.0).to(tl.float32)[None, :]
-        x1 = tl.load(x_at + 4 * rk + 1, mask=inside, other=0.0).to(tl.float32)[None, :]
-        x2 = tl.load(x_at + 4 * rk + 2, mask=inside, other=0.0).to(tl.float32)[None, :]
-        x3 = tl.load(x_at + 4 * rk + 3, mask=inside, other=0.0).to(tl.float32)[None, :]
-        return (w0.to(tl.float32) * x0 + w1.to(tl.float32) * x1) + (w2.to(tl.float32) * x2 + w3.to(tl.float32) * x3)
+        even, odd = tl.split(xs.reshape(WORDS, 2, 2))
+        x0, x2 = tl.split(even)
+        x1, x3 = tl.split(odd)
+        total += w0.to(tl.float32) * x0.to(tl.float32)[None, :]
+        total += w1.to(tl.float32) * x1.to(tl.float32)[None, :]
+        total += w2.to(tl.float32) * x2.to(tl.float32)[None, :]
+        total += w3.to(tl.float32) * x3.to(tl.float32)[None, :]
     else:
         w0, w1 = _columns_of_8_bits(words, low, offset, True, tl.float16, ASSEMBLY)
-        x0 = tl.load(x_at + 2 * rk, mask=inside, other=0.0).to(tl.float32)[None, :]
-        x1 = tl.load(x_at + 2 * rk + 1, mask=inside, other=0.0).to(tl.float32)[None, :]
-        return w0.to(tl.float32) * x0 + w1.to(tl.float32) * x1
+        x0, x1 = tl.split(xs.reshape(WORDS, 2))
+        total += w0.to(tl.float32) * x0.to(tl.float32)[None, :]
+        total += w1.to(tl.float32) * x1.to(tl.float32)[None, :]
+    return total
+
+
+@_jit
+def _tile_rows(total, words, x_at, left, high, low, offset, after, BITS: tl.constexpr, WORDS: tl.constexpr,
+               GROUPED: tl.constexpr, ASSEMBLY: tl.constexpr):  # fmt: skip
+    """As `_tile_row`; with groups the tile's own sum is scaled before it is added."""
+    if GROUPED:
+        part = tl.zeros(total.shape, tl.float32)
+        part = _tile_row(part, words, x_at, left, high, low, offset, BITS, WORDS, ASSEMBLY)
+        total += part * after[:, None]
+    else:
+        total = _tile_row(total, words, x_at, left, high, low, offset, BITS, WORDS, ASSEMBLY)
+    return total
 
 
 @_jit
@@ -248,18 +272,24 @@ def rows_kernel(x, w, scale, bias, y, M, N, K, row_words, G, group_words, tiles,
     total1, total2, total3 = total0, total0, total0
     high, low, offset, after = _scale_parts(tl.load(scale_at), BITS, ROUND)
     for tile in range(first, last):
-        inside = tile * WORDS + rk < row_words
-        words = tl.load(w_at, mask=inside[None, :], other=0)
-        factor = tl.full((1, 1), 1.0, tl.float32)
+        words = tl.load(w_at, mask=(tile * WORDS + rk < row_words)[None, :], other=0)
+        left = K - tile * COLUMNS
         if GROUPED:
             high, low, offset, after = _scale_parts(tl.load(scale_at + tile * WORDS // group_words), BITS, ROUND)
-            factor = after[:, None]
-        total0 += _tile_row(words, x_at, rk, inside, high, low, offset, BITS, ASSEMBLY) * factor
+        total0 = _tile_rows(
+            total0, words, x_at, left, high, low, offset, after, BITS, WORDS, GROUPED, ASSEMBLY
+        )  # fmt: skip
         if ROWS > 1:
-            total1 += _tile_row(words, x_at + step1, rk, inside, high, low, offset, BITS, ASSEMBLY) * factor
+            total1 = _tile_rows(
+                total1, words, x_at + step1, left, high, low, offset, after, BITS, WORDS, GROUPED, ASSEMBLY
+            )  # fmt: skip
         if ROWS > 2:
-            total2 += _tile_row(words, x_at + step2, rk, inside, high, low, offset, BITS, ASSEMBLY) * factor
-            total3 += _tile_row(words, x_at + step3, rk, inside, high, low, offset, BITS, ASSEMBLY) * factor
+            total2 = _tile_rows(
+                total2, words, x_at + step2, left, high, low, offset, after, BITS, WORDS, GROUPED, ASSEMBLY
+            )  # fmt: skip
+            total3 = _tile_rows(
+                total3, words, x_at + step3, left, high, low, offset, after, BITS, WORDS, GROUPED, ASSEMBLY
+            )  # fmt: skip
         w_at += WORDS
         x_at += COLUMNS
     if GROUPED:
@@ -278,21 +308,26 @@ def rows_kernel(x, w, scale, bias, y, M, N, K, row_words, G, group_words, tiles,
 
 
 @_jit
-def sum_kernel(parts, bias, y, M, N, PARTS: tl.constexpr, BLOCK: tl.constexpr, BIAS: tl.constexpr):
-    """Adds (PARTS, M, N) fp32 up in order, then the bias, and rounds once."""
+def sum_kernel(parts, scale, bias, y, M, N, y_stride, PARTS: tl.constexpr, BLOCK: tl.constexpr, SCALED: tl.constexpr,
+               BIAS: tl.constexpr):  # fmt: skip
+    """Adds (PARTS, M, N) up in order in fp32, times the scales (N,), plus the bias, and rounds once into rows of y."""
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row = tl.program_id(1).to(tl.int64)
-    total = tl.load(parts + row * N + at, mask=at < N, other=0.0)
+    inside = at < N
+    total = tl.load(parts + row * N + at, mask=inside, other=0.0).to(tl.float32)
     for part in tl.static_range(1, PARTS):
-        total += tl.load(parts + (row + part * M.to(tl.int64)) * N + at, mask=at < N, other=0.0)
+        total += tl.load(parts + (row + part * M) * N + at, mask=inside, other=0.0).to(tl.float32)
+    if SCALED:
+        total = total * tl.load(scale + at, mask=inside, other=0.0).to(tl.float32)
     if BIAS:
-        total += tl.load(bias + at, mask=at < N, other=0.0).to(tl.float32)
-    tl.store(y + row * N + at, total.to(y.dtype.element_ty), mask=at < N)
+        total += tl.load(bias + at, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y + row * y_stride + at, total.to(y.dtype.element_ty), mask=inside)
 
 
 @_jit
 def dequantize_kernel(w, scale, out, N, width, first_byte, row_bytes, G, group_bytes, BITS: tl.constexpr,
-                      VALUES: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK: tl.constexpr):  # fmt: skip
+                      VALUES: tl.constexpr, GROUPED: tl.constexpr, BLOCK_N: tl.constexpr,
+                      BLOCK: tl.constexpr):  # fmt: skip
     """Bytes first_byte .. first_byte + width of N rows -> values (N, columns), or integers, in the dtype of `out`.
 
     Any number of bytes a row and a group: nothing is read as words here.
@@ -303,13 +338,15 @@ def dequantize_kernel(w, scale, out, N, width, first_byte, row_bytes, G, group_b
     rows = rn[:, None].to(tl.int64)
     at = first_byte + rb
     raw = tl.load(w + rows * row_bytes + at[None, :], mask=inside, other=0)
-    if VALUES:
-        s = tl.load(scale + rows * G + (at // group_bytes)[None, :], mask=inside, other=0.0)
+    if GROUPED:
+        factor = tl.load(scale + rows * G + (at // group_bytes)[None, :], mask=inside, other=0.0)
+    else:
+        factor = tl.load(scale + rows * G, mask=(rn < N)[:, None], other=0.0)
     kind = out.dtype.element_ty
     if BITS == 4:
         even, odd = (raw >> 4).to(tl.float16), ((raw << 4).to(tl.int8) >> 4).to(tl.float16)
         if VALUES:
-            even, odd = even * s, odd * s
+            even, odd = even * factor, odd * factor
         both = tl.join(even.to(tl.float32).to(kind), odd.to(tl.float32).to(kind)).reshape(BLOCK_N, 2 * BLOCK)
         columns = tl.program_id(1) * (2 * BLOCK) + tl.arange(0, 2 * BLOCK)
         where = (rn < N)[:, None] & (columns < 2 * width)[None, :]
@@ -317,7 +354,7 @@ def dequantize_kernel(w, scale, out, N, width, first_byte, row_bytes, G, group_b
     else:
         value = raw.to(tl.float16)
         if VALUES:
-            value = value * s
+            value = value * factor
         tl.store(out + rows * width + rb[None, :], value.to(tl.float32).to(kind), mask=inside)
 
 
