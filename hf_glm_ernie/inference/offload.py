@@ -315,7 +315,8 @@ def _take_over(model: nn.Module) -> list[_Unit]:
             apart.append(name)
         elif hooks or hasattr(module, UNIT):
             _refuse(name, module)
-            main = torch.device(hooks[0].execution_device) if hooks else getattr(module, UNIT).main
+            # a tensor's own device has a number, where "cuda" has none
+            main = torch.empty(0, device=hooks[0].execution_device).device if hooks else getattr(module, UNIT).main
             units.append(getattr(module, UNIT, None) or _Unit(name, module, main))
             units[-1].name = name  # another one where adapters stand around the model
             hooked.append((units[-1], hooks))

@@ -20,14 +20,13 @@ from accelerate import dispatch_model
 from torch import nn
 from transformers import Cache, DynamicCache, StaticCache
 
-from hf_glm_ernie import Ernie3ForCausalLM, Glm130bForCausalLM, set_offload, weight_only_linear
+from hf_glm_ernie import Ernie3ForCausalLM, Glm130bForCausalLM, set_offload
 from hf_glm_ernie.host_interface import named_cache, returned_cache
 from hf_glm_ernie.weight_only_linear import WeightOnlyLinear
 from tests.support import tiny_ernie3
 from tests.support.fake_cuda import Watch, fake_tensors, load, watched
 from tests.support.tiny_models import SOP, tiny_config
 
-OPERATORS = {"weight_only_int::linear": weight_only_linear._run}
 LAYERS, PROMPT, ROOM, ROWS = 6, 64, 80, 2
 IN_MEMORY = (3, 4, 5)  # layers, and the norm behind them
 MAIN = "cuda:0"
@@ -37,7 +36,7 @@ class Crossing(Watch):
     """Counts the bytes that go from main memory to a device and back, apart for tensors whose names it knows."""
 
     def __init__(self, weights: dict[int, str]) -> None:
-        super().__init__(OPERATORS)
+        super().__init__()
         self.weights = weights
         self.bytes = dict.fromkeys(("weights", "to device", "to memory"), 0)
 
