@@ -58,11 +58,13 @@ class Weight:
     bits: int
 
     @classmethod
-    def random(cls, rows: int, columns: int, groups: int, bits: int, device: torch.device) -> "Weight":
+    def random(cls, rows: int, columns: int, groups: int, bits: int, here: Machine) -> "Weight":
         """Integers of the whole range but the lowest one, scales that differ."""
         shape = storage_shape(rows, columns, bits)
-        stored = torch.randint(-127, 128, shape, dtype=torch.int8, device=device)
-        scale = (torch.rand(rows, groups, device=device) + 0.5) * (0.1 / 2 ** (bits - 1))
+        stored = torch.empty(shape, dtype=torch.int8, device=here.device).random_(-127, 128, generator=here.generator)
+        scale = (torch.rand(rows, groups, device=here.device, generator=here.generator) + 0.5) * (
+            0.1 / 2 ** (bits - 1)
+        )
         return cls(stored, scale.half(), bits)
 
     @property
@@ -84,18 +86,21 @@ class Weight:
 
 def kernels(notes: Notes, here: Machine) -> None:
     """Every kernel on the device against fp64."""
-    torch.manual_seed(0)
     shapes, rows = (DRY_SHAPES, DRY_ROWS) if here.dry else (SHAPES, ROWS)
     for bits, dtype, shape in notes.in_time(itertools.product((4, 8), DTYPES.values(), shapes)):
-        weight = Weight.random(*shape, bits, here.device)
+        weight = Weight.random(*shape, bits, here)
         for name, kernel in OURS.items():
             sizes = [m for m in rows if _takes(name, here.device, weight, m)]
             if sizes:
-                _hold(notes, name, kernel, weight, dtype, sizes)
-        _hold_gradient(notes, weight, dtype, rows[-1])
+                with notes.guarded(kernel=name, bits=bits, dtype=str(dtype)[6:], shape=str(shape)):
+                    _hold(notes, here, name, kernel, weight, dtype, sizes)
+        with notes.guarded(kernel="gradient", bits=bits, dtype=str(dtype)[6:], shape=str(shape)):
+            _hold_gradient(notes, here, weight, dtype, rows[-1])
     for bits in notes.in_time((4, 8)):
-        _hold_values(notes, here, bits)
-        _hold_operator(notes, here, bits)
+        with notes.guarded(kernel="values", bits=bits):
+            _hold_values(notes, here, bits)
+        with notes.guarded(kernel="layer", bits=bits):
+            _hold_operator(notes, here, bits)
 
 
 def _takes(name: str, device: torch.device, weight: Weight, rows: int) -> bool:
@@ -104,13 +109,14 @@ def _takes(name: str, device: torch.device, weight: Weight, rows: int) -> bool:
     return name not in PLANS or PLANS[name](device, weight.bits, rows, outputs, columns, groups) is not None
 
 
-def _hold(notes: Notes, name: str, kernel: Linear, weight: Weight, dtype: torch.dtype, sizes: list[int]) -> None:
+def _hold(
+    notes: Notes, here: Machine, name: str, kernel: Linear, weight: Weight, dtype: torch.dtype, sizes: list[int]
+) -> None:
     """One kernel at several numbers of rows: worst relative difference, and whether results repeat bit for bit."""
     columns = weight.stored.shape[-1] * 8 // weight.bits
     worst, repeats = 0.0, True
     for rows in sizes:
-        x = torch.randn(rows, columns, device=weight.stored.device, dtype=dtype)
-        bias = torch.randn(weight.scale.shape[0], device=x.device, dtype=dtype)
+        x, bias = here.normal(rows, columns, dtype=dtype), here.normal(weight.scale.shape[0], dtype=dtype)
         y = kernel(x, weight.stored, weight.scale, bias, weight.bits)
         exact = weight.exact(x) + bias.double()
         worst = max(worst, float((y.double() - exact).abs().max() / exact.abs().max()))
@@ -124,8 +130,8 @@ def _hold(notes: Notes, name: str, kernel: Linear, weight: Weight, dtype: torch.
     notes.check("results repeat bit for bit", repeats)
 
 
-def _hold_gradient(notes: Notes, weight: Weight, dtype: torch.dtype, rows: int) -> None:
-    y = torch.randn(rows, weight.scale.shape[0], device=weight.stored.device, dtype=dtype)
+def _hold_gradient(notes: Notes, here: Machine, weight: Weight, dtype: torch.dtype, rows: int) -> None:
+    y = here.normal(rows, weight.scale.shape[0], dtype=dtype)
     exact = y.double() @ weight.values(torch.float64)
     found = transposed(y, weight.stored, weight.scale, weight.bits).double()
     worst = float((found - exact).abs().max() / exact.abs().max())
@@ -143,7 +149,7 @@ def _hold_values(notes: Notes, here: Machine, bits: int) -> None:
     step = columns if here.dry else 4
     scales = torch.tensor([1.0, 0.1, 1e-4, 6.1e-5, 1.3e-6, 6e-8, 300.0], device=here.device).half()
     for groups in (1, 2):
-        weight = Weight.random(len(scales), columns, groups, bits, here.device)
+        weight = Weight.random(len(scales), columns, groups, bits, here)
         weight.scale.copy_(scales[:, None].expand(-1, groups))
         unit = torch.eye(columns, device=here.device, dtype=torch.float16)
         for name, kernel in OURS.items():
@@ -158,7 +164,7 @@ def _hold_values(notes: Notes, here: Machine, bits: int) -> None:
 def _hold_operator(notes: Notes, here: Machine, bits: int) -> None:
     """The layer: compiled, captured into a graph, on the second device while the first is current."""
     linear = WeightOnlyLinear.from_linear(torch.nn.Linear(128, 64), bits).to(here.device)
-    x = torch.randn(1, 128, device=here.device).half()
+    x = here.normal(1, 128, dtype=torch.float16)
     with torch.no_grad():
         expected = linear(x)
         compiled = torch.compile(linear, fullgraph=True, backend="eager" if here.dry else "inductor")
@@ -189,14 +195,15 @@ def speed(notes: Notes, here: Machine) -> None:
     """GLM-130B's linears beside other kernels: microseconds, GB/s, part of the measured bandwidth."""
     bandwidth, _ = here.bandwidth()
     shapes, rows = (((64, 128),), (1, 3)) if here.dry else (GLM_SHAPES, SPEED_ROWS)
-    for (outputs, columns), bits in notes.in_time(itertools.product(shapes, (4, 8))):
-        copies = max(1, TURNS_BYTES // (outputs * columns * bits // 8)) if not here.dry else 1
-        weights = [Weight.random(outputs, columns, 1, bits, here.device) for _ in range(copies)]
+    for bits, (outputs, columns) in notes.in_time(itertools.product((4, 8), shapes)):
+        copies = max(2, TURNS_BYTES // (outputs * columns * bits // 8)) if not here.dry else 1
+        weights = [Weight.random(outputs, columns, 1, bits, here) for _ in range(copies)]
         for dtype, m in itertools.product(("fp16", "bf16"), rows):
             if notes.seconds_left <= 0:
                 break
-            x = torch.randn(m, columns, device=here.device, dtype=DTYPES[dtype])
-            _race(notes, here, weights, x, bandwidth)
+            x = here.normal(m, columns, dtype=DTYPES[dtype])
+            with notes.guarded(shape=f"{outputs} x {columns}", bits=bits, dtype=str(x.dtype)[6:], rows=m):
+                _race(notes, here, weights, x, bandwidth)
 
 
 def _race(notes: Notes, here: Machine, weights: list[Weight], x: torch.Tensor, bandwidth: float) -> None:
@@ -211,7 +218,7 @@ def _race(notes: Notes, here: Machine, weights: list[Weight], x: torch.Tensor, b
     for name, calls in _others(x, weights):
         try:
             times[name] = here.seconds(calls(), 0.05)
-        except (RuntimeError, ImportError, NotImplementedError, AttributeError, AssertionError):
+        except Exception:  # noqa: BLE001
             continue  # this torch, or this device, does not have it
     # on the CPU the layer would take none of these
     chosen = "triton_rows" if here.dry else choose_kernel(x.device, x.dtype, bits, columns, outputs, 1, rows).name

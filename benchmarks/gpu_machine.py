@@ -24,10 +24,12 @@ class Machine:
     Attributes:
         device: Of all tensors.
         dry: Small sizes, on the CPU.
+        generator: Of all random numbers. Not the device's default one, which a capture that failed leaves unusable.
     """
 
     device: torch.device
     dry: bool
+    generator: torch.Generator
 
     @classmethod
     def here(cls, dry: bool) -> "Machine":
@@ -38,44 +40,56 @@ class Machine:
         """
         if not dry and not torch.cuda.is_available():
             raise RuntimeError("torch sees no NVIDIA GPU here; --dry runs on the CPU.")
-        machine = cls(torch.device("cpu" if dry else "cuda:0"), dry)
+        device = torch.device("cpu" if dry else "cuda:0")
+        machine = cls(device, dry, torch.Generator(device).manual_seed(0))
         if why := problem(machine.device):
             raise RuntimeError(f"The kernels cannot run: {why}.")
         return machine
+
+    def normal(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+        """Random numbers of deviation 1 on the device."""
+        return torch.randn(*shape, dtype=dtype, device=self.device, generator=self.generator)
 
     def wait(self) -> None:
         """Until the device has done what it was given."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def seconds(self, calls: Sequence[Call], budget: float = 0.2) -> float:
+    def seconds(self, calls: Sequence[Call], budget: float = 0.2, graph: bool | None = None) -> float:
         """Median seconds of one call, the calls taken in turn, so that no cache holds what the next one reads.
 
         On a GPU all of them are captured into one graph, and the host's own time is left out; where a call cannot be
         captured they are launched one by one.
+
+        Args:
+            calls: Of the same kind.
+            budget: Seconds for all repetitions.
+            graph: `False`: launch them one by one. `True`: a capture that fails is an error.
         """
         for call in calls:
             call()
         self.wait()
-        replay = self._captured(calls)
+        replay = self._captured(calls, graph)
         times: list[float] = []
         ends = time.monotonic() + budget
         while len(times) < 3 or (time.monotonic() < ends and len(times) < 100):
             times.append(self._timed(replay) / len(calls))
         return statistics.median(times)
 
-    def _captured(self, calls: Sequence[Call]) -> Call:
+    def _captured(self, calls: Sequence[Call], wanted: bool | None) -> Call:
         def every() -> None:
             for call in calls:
                 call()
 
-        if self.device.type != "cuda":
+        if self.device.type != "cuda" or wanted is False:
             return every
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph):
                 every()
         except RuntimeError:
+            if wanted:
+                raise
             self.wait()
             return every
         graph.replay()
@@ -123,6 +137,11 @@ def machine(notes: Notes, here: Machine) -> None:
         } | _clocks()
     for name, value in said.items():
         notes.row(what=name, value=value)
+    with notes.guarded(what="bandwidth"):
+        _bandwidth(notes, here)
+
+
+def _bandwidth(notes: Notes, here: Machine) -> None:
     read, copied = here.bandwidth()
     notes.row(what="reads, GB/s", value=read / 1e9)
     notes.row(what="copies, GB/s (both ways)", value=copied / 1e9)

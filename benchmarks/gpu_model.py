@@ -42,7 +42,7 @@ def build(here: Machine, layers: int) -> PreTrainedModel:
     for name, parameter in model.named_parameters():
         data = parameter.data
         if data.dtype == torch.int8:
-            data.random_(-128, 128)  # both nibbles of a byte, each over its whole range
+            data.random_(-128, 128, generator=here.generator)  # both nibbles of a byte, each over its whole range
         elif name.endswith("weight_scale"):
             columns = model.get_submodule(name.rpartition(".")[0]).in_features
             data.fill_(0.25 / float(columns) ** 0.5)  # outputs as large as inputs: integers have a deviation of 4.6
@@ -51,7 +51,7 @@ def build(here: Machine, layers: int) -> PreTrainedModel:
         elif name.endswith("bias"):
             data.zero_()
         else:
-            data.normal_(0.0, 0.02)
+            data.normal_(0.0, 0.02, generator=here.generator)
     rotary = model.get_submodule("model.rotary_emb")
     for name, bits in rotary.compute_bits().items():
         getattr(rotary, name).copy_(bits)
@@ -61,7 +61,7 @@ def build(here: Machine, layers: int) -> PreTrainedModel:
 
 def prompt(model: PreTrainedModel, rows: int, length: int) -> torch.Tensor:
     """(rows, length) random ids that end in `<sop>`."""
-    ids = torch.randint(10, 500, (rows, length), device=model.device)
+    ids = torch.randint(10, 500, (rows, length)).to(model.device)
     ids[:, -1] = model.config.sop_token_id
     return ids
 
@@ -98,15 +98,21 @@ def whole(notes: Notes, here: Machine) -> None:
     limit = bandwidth / weight_bytes(model)
     length, new = (16, 4) if here.dry else (PROMPT, NEW)
     with torch.inference_mode():
-        _step(notes, here, model, length // 8)
-        _captured_step(notes, here, model, length // 8, limit)
-        _prefill(notes, here, model, length)
+        with notes.guarded(what="a step, static cache, captured"):
+            _captured_step(notes, here, model, length // 8, limit)
+        with notes.guarded(what="a step, dynamic cache"):
+            _step(notes, here, model, length // 8)
+        with notes.guarded(what=f"prompt of {length} tokens"):
+            _prefill(notes, here, model, length)
         for rows in notes.in_time((1, 8, 32)):
-            _decode(notes, here, model, rows, length // 8, new, limit, static=False)
+            with notes.guarded(what=f"decode, {rows} rows, dynamic cache"):
+                _decode(notes, here, model, rows, length // 8, new, limit, static=False)
+        if here.device.type == "cuda":
+            notes.row(what="peak memory so far", GB=torch.cuda.max_memory_allocated(here.device) / 1e9)
+            torch.cuda.empty_cache()
         for rows in notes.in_time((1,)):  # last, for compiling 70 layers can take minutes
-            _decode(notes, here, model, rows, length // 8, new, limit, static=True)
-    if here.device.type == "cuda":
-        notes.row(what="peak memory", GB=torch.cuda.max_memory_allocated(here.device) / 1e9)
+            with notes.guarded(what=f"decode, {rows} rows, static cache, compiled"):
+                _decode(notes, here, model, rows, length // 8, new, limit, static=True)
 
 
 def _decode(
@@ -154,7 +160,7 @@ def _captured_step(notes: Notes, here: Machine, model: Any, length: int, limit: 
         "use_cache": True,
         **named_cache(cache),
     }
-    step = here.seconds([lambda: model(token, **inputs)], 1.0)
+    step = here.seconds([lambda: model(token, **inputs)], 1.0, graph=True)
     reached = 1 / step / limit
     notes.row(what="a step, static cache, captured", seconds=step, **{"tokens/s": 1 / step, "of limit": reached})
     if not here.dry:
@@ -174,7 +180,8 @@ class _StopsAfter:
 
 def _prefill(notes: Notes, here: Machine, model: Any, length: int) -> None:
     ids = prompt(model, 1, length)
-    seconds = here.seconds([lambda: model(ids, logits_to_keep=1, use_cache=False)], 1.0)
+    # the prompt's mask is asked for a value, so no graph takes it
+    seconds = here.seconds([lambda: model(ids, logits_to_keep=1, use_cache=False)], 1.0, graph=False)
     weights = sum(p.numel() * (2 if p.dtype == torch.int8 else 1) for p in model.model.layers.parameters())
     notes.row(what=f"prompt of {length} tokens", seconds=seconds, **{"TFLOP/s": 2 * weights * length / seconds / 1e12})
 
@@ -202,17 +209,17 @@ def _step(notes: Notes, here: Machine, model: Any, length: int) -> None:
             waits = [f"{one.filename}:{one.lineno}" for one in caught if "synchroniz" in str(one.message)]
         finally:
             torch.cuda.set_sync_debug_mode("default")
+        notes.row(what="waits of a step, dynamic cache", waits=", ".join(waits) or "none")
+    notes.check("no wait for the device in a decoding step", not waits)
     activities = [torch.profiler.ProfilerActivity.CPU]
     if here.device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as profile:
         model(token, **inputs)
         here.wait()
-    on_device = torch.profiler.DeviceType.CUDA if hasattr(torch.profiler, "DeviceType") else None
-    launches = sum(event.device_type == on_device for event in profile.events()) if on_device else 0
-    named = [event for event in profile.events() if "LaunchKernel" in event.name]
-    notes.row(what="a step, dynamic cache", launches=len(named) or launches, waits=", ".join(waits) or "none")
-    notes.check("no wait for the device in a decoding step", not waits)
+    ran = [event for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    launches = sum(not event.name.startswith(("Memcpy", "Memset")) for event in ran)
+    notes.row(what="a step, dynamic cache", launches=launches)
 
 
 def layer(notes: Notes, here: Machine) -> None:
@@ -224,13 +231,14 @@ def layer(notes: Notes, here: Machine) -> None:
     lengths = (8, 16) if here.dry else (256, 2048)
     with torch.inference_mode():
         for length in notes.in_time(lengths):
-            x = torch.randn(1, length, hidden, device=here.device, dtype=torch.float16)
+            x = here.normal(1, length, hidden, dtype=torch.float16)
             places = torch.arange(length, device=here.device)[None]
             tables = model.model.rotary_emb(places, torch.float16)
             whole_prompt = here.seconds([lambda x=x, tables=tables: block(x, position_embeddings=tables)], 0.5)
             notes.row(what=f"prompt of {length} tokens", seconds=whole_prompt)
             cache = DynamicCache(config=model.config)
             block(x, position_embeddings=tables, past_key_values=cache)
+            held = [(each.keys, each.values) for each in cache.layers]  # a graph reads what was there at its capture
             one = model.model.rotary_emb(places[:, -1:] + 1, torch.float16)
 
             def step(x: torch.Tensor = x, one: Any = one, cache: Any = cache, length: int = length) -> None:
@@ -240,6 +248,7 @@ def layer(notes: Notes, here: Machine) -> None:
             seconds = here.seconds([step], 0.5)
             bound = (read + 2 * length * hidden * 2) / bandwidth
             notes.row(what=f"one token behind {length}", seconds=seconds, **{"of limit": bound / seconds})
+            del held
 
 
 def planner(notes: Notes, here: Machine) -> None:

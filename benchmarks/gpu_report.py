@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,16 @@ class Notes:
     def skip(self, why: str) -> None:
         """Says that the part, or the rest of it, cannot be done here."""
         self._line({"skip": why})
+
+    @contextmanager
+    def guarded(self, **figure: Any) -> Iterator[None]:
+        """What raises inside becomes a row with these keys and an error, and what follows goes on."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001  # whatever fails on an unknown machine is a result
+            said = " ".join(str(error).split())[:200]
+            self.row(**figure, error=f"{type(error).__name__}: {said}")
+            self.check("every row was measured", False)
 
     def _line(self, content: Row) -> None:
         with self.path.open("a", encoding="utf-8") as file:
