@@ -232,9 +232,10 @@ def _tile_row(total, words, x_at, left, high, low, offset, BITS: tl.constexpr, W
 
 
 @_jit
-def _tile_rows(total, words, x_at, left, high, low, offset, after, BITS: tl.constexpr, WORDS: tl.constexpr,
-               GROUPED: tl.constexpr, ASSEMBLY: tl.constexpr):  # fmt: skip
+def _tile_rows(total, words, x_at, left, high, low, offset, after, BITS: tl.constexpr, GROUPED: tl.constexpr,
+               ASSEMBLY: tl.constexpr):  # fmt: skip
     """As `_tile_row`; with groups the tile's own sum is scaled before it is added."""
+    WORDS: tl.constexpr = words.shape[1]
     if GROUPED:
         part = tl.zeros(total.shape, tl.float32)
         part = _tile_row(part, words, x_at, left, high, low, offset, BITS, WORDS, ASSEMBLY)
@@ -276,20 +277,12 @@ def rows_kernel(x, w, scale, bias, y, M, N, K, row_words, G, group_words, tiles,
         left = K - tile * COLUMNS
         if GROUPED:
             high, low, offset, after = _scale_parts(tl.load(scale_at + tile * WORDS // group_words), BITS, ROUND)
-        total0 = _tile_rows(
-            total0, words, x_at, left, high, low, offset, after, BITS, WORDS, GROUPED, ASSEMBLY
-        )  # fmt: skip
+        total0 = _tile_rows(total0, words, x_at, left, high, low, offset, after, BITS, GROUPED, ASSEMBLY)
         if ROWS > 1:
-            total1 = _tile_rows(
-                total1, words, x_at + step1, left, high, low, offset, after, BITS, WORDS, GROUPED, ASSEMBLY
-            )  # fmt: skip
+            total1 = _tile_rows(total1, words, x_at + step1, left, high, low, offset, after, BITS, GROUPED, ASSEMBLY)
         if ROWS > 2:
-            total2 = _tile_rows(
-                total2, words, x_at + step2, left, high, low, offset, after, BITS, WORDS, GROUPED, ASSEMBLY
-            )  # fmt: skip
-            total3 = _tile_rows(
-                total3, words, x_at + step3, left, high, low, offset, after, BITS, WORDS, GROUPED, ASSEMBLY
-            )  # fmt: skip
+            total2 = _tile_rows(total2, words, x_at + step2, left, high, low, offset, after, BITS, GROUPED, ASSEMBLY)
+            total3 = _tile_rows(total3, words, x_at + step3, left, high, low, offset, after, BITS, GROUPED, ASSEMBLY)
         w_at += WORDS
         x_at += COLUMNS
     if GROUPED:
