@@ -339,7 +339,7 @@ def test_links_lead_somewhere(file: Path) -> None:
 
 
 def test_every_page_is_in_the_index_once() -> None:
-    listed = re.findall(r"^\| \[([\w.]+)\]\(\1\) \|", text_of("README.md"), flags=re.MULTILINE)
+    listed = re.findall(r"^\| \[([\w.-]+)\]\(\1\) \|", text_of("README.md"), flags=re.MULTILINE)
     assert sorted(listed) == [page.name for page in PAGES if page.name != "README.md"]
 
 
