@@ -3,8 +3,8 @@
     python -m tests.support.decode_step            # prints the table of docs/generate.md and every wait
     python -m tests.support.decode_step --json     # what tests/test_decode_step.py reads
 
-Steps are at full width, for 70 layers and 256 tokens in the cache. Whole calls of `generate` and `fill_blanks`, for the
-places where the host waits, are of a small model: places do not depend on sizes.
+Steps are at full width, for 70 layers and 256 tokens in the cache. Whole calls of `generate` and `fill_blanks`, for
+the places where the host waits, are of a small model: places do not depend on sizes.
 """
 
 import json
