@@ -88,7 +88,7 @@ def kernels(notes: Notes, here: Machine) -> None:
     """Every kernel on the device against fp64."""
     shapes, rows = (DRY_SHAPES, DRY_ROWS) if here.dry else (SHAPES, ROWS)
     for bits, dtype, shape in notes.in_time(itertools.product((4, 8), DTYPES.values(), shapes)):
-        weight = Weight.random(*shape, bits, here)
+        weight = Weight.random(shape[0], shape[1], shape[2], bits, here)
         for name, kernel in OURS.items():
             sizes = [m for m in rows if _takes(name, here.device, weight, m)]
             if sizes:
