@@ -4,7 +4,7 @@ VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test test-slow test-faults test-oldest test-newest environments check format bench conformance conformance-oldest clean
+.PHONY: demo test test-slow test-gpu test-faults test-oldest test-newest environments check format bench bench-gpu conformance conformance-oldest clean
 
 $(STAMP): pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
@@ -21,6 +21,9 @@ test: $(STAMP)  ## every test that runs on two cores, a process on each
 
 test-slow: $(STAMP)
 	$(PYTHON) -m pytest -m "slow and not gpu"
+
+test-gpu: $(STAMP)  ## the tests that need an NVIDIA GPU; PYTHON=.. takes another environment, one whose torch has CUDA
+	$(PYTHON) -m pytest -m gpu
 
 test-faults: $(STAMP)  ## kills, full disks, failing calls and hostile files, the long form; about 20 minutes
 	OMP_NUM_THREADS=1 $(PYTHON) -m tests.faults
@@ -90,6 +93,9 @@ bench: $(STAMP)  ## every benchmark that needs nothing but this environment; a q
 	$(PYTHON) benchmarks/quantized_linear.py
 	$(PYTHON) benchmarks/quantized_glm130b.py --work $(BENCH)
 	rm -rf $(BENCH)
+
+bench-gpu: $(STAMP)  ## kernels and the whole model on an NVIDIA GPU, ten minutes; PYTHON=.. as above, DRY=--dry on the CPU
+	$(PYTHON) benchmarks/gpu.py $(DRY)
 
 check: $(STAMP)  ## lint, format, types
 	$(VENV)/bin/ruff check .

@@ -44,7 +44,7 @@ def build(here: Machine, layers: int) -> PreTrainedModel:
         if data.dtype == torch.int8:
             data.random_(-128, 128, generator=here.generator)  # both nibbles of a byte, each over its whole range
         elif name.endswith("weight_scale"):
-            columns = model.get_submodule(name.rpartition(".")[0]).in_features
+            columns: Any = model.get_submodule(name.rpartition(".")[0]).in_features
             data.fill_(0.25 / float(columns) ** 0.5)  # outputs as large as inputs: integers have a deviation of 4.6
         elif "norm" in name:
             data.fill_(float(name.endswith("weight")))
@@ -52,7 +52,7 @@ def build(here: Machine, layers: int) -> PreTrainedModel:
             data.zero_()
         else:
             data.normal_(0.0, 0.02, generator=here.generator)
-    rotary = model.get_submodule("model.rotary_emb")
+    rotary: Any = model.get_submodule("model.rotary_emb")
     for name, bits in rotary.compute_bits().items():
         getattr(rotary, name).copy_(bits)
     model.generation_config.eos_token_id = None
@@ -236,7 +236,7 @@ def layer(notes: Notes, here: Machine) -> None:
             tables = model.model.rotary_emb(places, torch.float16)
             whole_prompt = here.seconds([lambda x=x, tables=tables: block(x, position_embeddings=tables)], 0.5)
             notes.row(what=f"prompt of {length} tokens", seconds=whole_prompt)
-            cache = DynamicCache(config=model.config)
+            cache: Any = DynamicCache(config=model.config)
             block(x, position_embeddings=tables, past_key_values=cache)
             held = [(each.keys, each.values) for each in cache.layers]  # a graph reads what was there at its capture
             one = model.model.rotary_emb(places[:, -1:] + 1, torch.float16)

@@ -126,7 +126,6 @@ def test_a_part_that_fails_or_hangs_is_reported_and_the_others_go_on(tmp_path: P
 
 
 def test_no_gpu_is_said_and_nothing_else_happens(tmp_path: Path) -> None:
-    """The command itself, with a budget that leaves nothing for the second part."""
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--output", str(tmp_path), "--parts", "machine"]
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
