@@ -253,7 +253,7 @@ def _compile(folder: Path) -> None:
     for left in folder.glob(f"{PRIVATE}*"):  # by a process that was killed: nobody else is at work
         shutil.rmtree(left, ignore_errors=True)
     logger.warning(
-        f"Compiling the CPU kernel for integer weights into {folder}: some ten seconds, once. {VARIABLE}=0 prevents it."
+        f"Compiling the CPU kernel for integer weights into {folder}: ten seconds, once. {VARIABLE}=0 prevents it."
     )
     with tempfile.TemporaryDirectory(prefix=PRIVATE, dir=folder) as private:
         library, checksum = Path(private, LIBRARY), Path(private, CHECKSUM)
