@@ -11,7 +11,7 @@ bandwidth with which a plain sum reads memory, measured in the same run. With `-
 what torch has. bitsandbytes' LLM.int8 also quantizes the activations. Libraries that are not installed are left out by
 name. Where other programs share the processor, `--threads 1 --processor-time` counts only the time that was ours.
 
-With `--bound` only ours runs, as it is installed, beside `F.linear` in bf16 and, for fp16 and fp32 activations, in fp32,
+With `--bound` only ours runs, as installed, beside `F.linear` in bf16 and, for fp16 and fp32 activations, in fp32,
 torch's fastest product of their precision: INT4 and INT8, one scale a row, 8 groups, groups of 128 columns. Rows above
 the bound (to bf16 for bf16 activations, to fp32 for others) are marked; the exit status is 1 if there are any.
 """
