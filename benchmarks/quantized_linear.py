@@ -2,6 +2,7 @@
 
     python benchmarks/quantized_linear.py [--width 12288] [--threads 2] [--seconds 1.5] [--compiled]
         [--rows 1 2 4 8] [--processor-time]
+    python benchmarks/quantized_linear.py --bound 1.3 [--width 12288] [--height 32768]
 
 Every layer multiplies the same bf16 activations; for each number of rows the layers take turns, so that a machine
 whose speed drifts slows all. Each figure is the median, each ratio the median of the ratios turn by turn. The first
@@ -9,6 +10,10 @@ call of every layer, in which some repack their weight, is left out. The limit i
 bandwidth with which a plain sum reads memory, measured in the same run. With `--compiled` ours is the C++ kernel, else
 what torch has. bitsandbytes' LLM.int8 also quantizes the activations. Libraries that are not installed are left out by
 name. Where other programs share the processor, `--threads 1 --processor-time` counts only the time that was ours.
+
+With `--bound` only ours runs, as installed, beside `F.linear` in bf16 and, for fp16 and fp32 activations, in fp32,
+torch's fastest product of their precision: INT4 and INT8, one scale a row, 8 groups, groups of 128 columns. Rows above
+the bound (to bf16 for bf16 activations, to fp32 for others) are marked; the exit status is 1 if there are any.
 """
 
 import argparse
@@ -103,10 +108,9 @@ def build(width: int, compiled: bool) -> dict[str, Layer]:
 
 
 def measure(
-    layers: dict[str, Layer], rows: int, width: int, seconds: float, clock: Callable[[], float]
+    layers: dict[str, Layer], x: torch.Tensor, seconds: float, clock: Callable[[], float]
 ) -> dict[str, list[float]]:
-    """Milliseconds of each layer for activations of (rows, width), turn by turn."""
-    x = torch.randn(rows, width, dtype=torch.bfloat16)
+    """Milliseconds of each layer for activations, turn by turn."""
     taken: dict[str, list[float]] = {name: [] for name in layers}
     for layer in layers.values():
         layer(x)
@@ -126,14 +130,50 @@ def ratio(taken: dict[str, list[float]], first: str, second: str) -> str:
     return f"{statistics.median(a / b for a, b in zip(taken[first], taken[second], strict=True)):11.2f}"
 
 
+SWEEP = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 72, 96, 128, 192, 256, 512, 1024, 2048)
+
+
+def sweep(options: argparse.Namespace, clock: Callable[[], float]) -> int:
+    """Prints ratios of the default install for every number of rows.
+
+    Returns:
+        How many are above the bound.
+    """
+    width, height, over = options.width, options.height or options.width, 0
+    weight = torch.randn(height, width, dtype=torch.bfloat16) * 0.02
+    wide = weight.float()
+    layers: dict[str, Layer] = {"bf16": lambda x: F.linear(x.bfloat16(), weight)}
+    print("bits groups dtype rows ours/bf16 ours/fp32 kernel")
+    for bits, groups in ((bits, groups) for bits in (4, 8) for groups in (1, 8, width // 128)):
+        linear = WeightOnlyLinear(width, height, False, bits, groups)
+        linear.weight.random_(-100, 100)
+        linear.weight_scale.fill_(0.01)
+        layers["ours"] = linear
+        for dtype in (torch.bfloat16, torch.float16, torch.float32):
+            layers.pop("fp32", None)
+            if dtype != torch.bfloat16:
+                layers["fp32"] = lambda x: F.linear(x.float(), wide)
+            for rows in options.rows or SWEEP:
+                x = torch.randn(rows, width).to(dtype)
+                taken = measure(layers, x, options.seconds, clock)
+                ratios = [ratio(taken, "ours", name) for name in ("bf16", "fp32")]
+                bad = float(ratios[dtype != torch.bfloat16]) > options.bound
+                over += bad
+                name = linear.kernel_for(x).name + " OVER" * bad
+                print(f"{bits:4}{groups:7} {str(dtype)[6:]:>8}{rows:5}{ratios[0]}{ratios[1]} {name}", flush=True)
+    return over
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--width", type=int, default=12288)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=1.5, help="for each layer and number of rows")
-    parser.add_argument("--compiled", action="store_true", help="with the optional C++ kernel, built first")
-    parser.add_argument("--rows", type=int, nargs="+", default=ROWS, help="rows of activations")
+    parser.add_argument("--compiled", action="store_true", help="with the C++ kernel, built first")
+    parser.add_argument("--rows", type=int, nargs="+", help="rows of activations")
+    parser.add_argument("--bound", type=float, help="check the default install, every number of rows")
+    parser.add_argument("--height", type=int, help="rows of the weight with --bound; default: the width")
     parser.add_argument("--processor-time", action="store_true", help="of this process, for one thread")
     options = parser.parse_args()
     if options.processor_time and options.threads != 1:
@@ -144,6 +184,10 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     width = options.width
+    if options.bound:
+        with torch.inference_mode():
+            raise SystemExit(bool(sweep(options, clock)))
+    options.rows = options.rows or ROWS
     limit = width * width / 2 / bandwidth(clock) * 1e3
     print(f"{width} x {width}, {options.threads} threads, bf16 activations; milliseconds, medians")
     print(f"limit of INT4: {limit:.1f} ms ({width * width / 2 / limit / 1e6:.1f} GB/s read)")
@@ -160,7 +204,8 @@ def main() -> None:
         heads = [*layers, *(f"{first}/{second.split()[-1]}" for first, second in pairs)]
         print(f"{'rows':>5}" + "".join(f"{head:>11}" for head in heads))
         for rows in options.rows:
-            taken = measure(layers, rows, width, options.seconds, clock)
+            x = torch.randn(rows, width, dtype=torch.bfloat16)
+            taken = measure(layers, x, options.seconds, clock)
             shown = "".join(f"{statistics.median(times):11.2f}" for times in taken.values())
             print(f"{rows:5}{shown}" + "".join(ratio(taken, *pair) for pair in pairs), flush=True)
 

@@ -312,8 +312,12 @@ class WeightOnlyQuantizer(HfQuantizer):
                 module.weight_scale.requires_grad_(False)
             elif type(module) is nn.Linear:
                 _check_plain(name, module)
-        if any(isinstance(m, WeightOnlyLinear) and m.weight.device.type == "cpu" for m in model.modules()):
-            cpu_kernel_is_ready()  # where it is asked for, now is the time to compile it, not the first product
+        map_of_devices = getattr(model, "hf_device_map", None) or {}
+        on_others = set(map(str, map_of_devices.values())) - {"cpu", "disk"}  # beside which "cpu" is only a store
+        if not on_others and any(
+            isinstance(m, WeightOnlyLinear) and m.weight.device.type == "cpu" for m in model.modules()
+        ):
+            cpu_kernel_is_ready()  # now is the time to compile it, not the first product
         return model
 
     def _dequantize(self, model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
@@ -357,7 +361,8 @@ def repack(model: nn.Module) -> int:
 
     For many small batches in bf16, such as generation: they then cost a fraction of a bf16 model's. It takes about as
     long as reading the weights a few times, which is why loading does not do it. `save_pretrained` brings the
-    released order back; call it again after that.
+    released order back; call it again after that. Only where the kernel of `weight_only_cpu.py` cannot be compiled:
+    beside it, which is faster and reads the released order, nothing is done.
 
     Args:
         model: Any module; what cannot be brought into that order stays as it is and works.
@@ -365,6 +370,8 @@ def repack(model: nn.Module) -> int:
     Returns:
         How many of its linears lie that way now.
     """
+    if cpu_kernel_is_ready():
+        return 0
     return sum(module.repack() for module in model.modules() if isinstance(module, WeightOnlyLinear))
 
 

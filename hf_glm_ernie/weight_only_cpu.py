@@ -1,17 +1,23 @@
-"""The optional kernel for CPUs, compiled on the user's machine (`weight_only_cpu.cpp`).
+"""The kernel for CPUs, compiled on the user's machine (`weight_only_cpu.cpp`).
 
-Nothing needs it. It is built only when asked for, by calling [`build_cpu_kernel`] or by setting the environment
-variable `HF_GLM_ERNIE_CPU_KERNEL=1` before weights are loaded. It needs Linux on a processor with AVX-512 BF16 and a
-C++ compiler (`c++`, or what the variable `CXX` names).
+It is built once, when quantized weights are loaded for the CPU or at the first product there, on Linux on a processor
+with AVX-512 BF16 that has a C++ compiler (`c++`, or what the variable `CXX` names). Where it cannot be built, one
+warning says why, and torch's operators do the work, more slowly. `HF_GLM_ERNIE_CPU_KERNEL=0` in the environment builds
+and says nothing. Loading waits for it: were it built behind the running program, the last bits of results would change
+in the middle. Nothing is compiled for weights on other devices, nor by code that a Hub repository brings: the source
+stays in the installed package.
 
 The library is kept in `$TORCH_EXTENSIONS_DIR/hf_glm_ernie` (default: `~/.cache/torch_extensions/hf_glm_ernie`), in a
-folder named after source, flags and torch, so that only the first build takes its half minute. It is compiled in a
-private folder and gets its name when it is whole; its checksum is looked at before it is loaded. One process compiles
-and the others wait, held apart by a lock that the system takes back when its owner dies. (`torch.utils.cpp_extension`
-keeps a lock file instead: after a `kill -9` every later use waits for ever.)
+folder named after source and flags, so that only the first build takes its ten seconds; where that cannot be written,
+it is built in a temporary folder, for one process. It is compiled in a private folder and gets its name when it is
+whole; its checksum is looked at before it is loaded. One process compiles and the others wait, held apart by a lock
+that the system takes back when its owner dies. (`torch.utils.cpp_extension` keeps a lock file instead: after a
+`kill -9` every later use waits for ever.) Nothing of torch is compiled in, so any torch takes it.
 """
 
 import contextlib
+import ctypes
+import errno
 import hashlib
 import os
 import platform
@@ -25,6 +31,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers.utils import logging
@@ -41,10 +48,13 @@ FEATURES = {
     "avx512dq": "-mavx512dq",
     "avx512_bf16": "-mavx512bf16",
     "fma": "-mfma",
+    "f16c": "-mf16c",
 }
+TYPES = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
+"""What the library takes for the dtype of the activations."""
 
 COMPILE_SECONDS = 300.0
-"""After which a compiler is given up; it takes about thirty."""
+"""After which a compiler is given up; it takes about ten."""
 
 WAIT_SECONDS = 320.0
 """After which another process that compiles is not waited for any more."""
@@ -54,7 +64,7 @@ LIBRARY, CHECKSUM, FAILED = "weight_only_cpu.so", "weight_only_cpu.sha256", "fai
 PRIVATE = "building-"
 
 _lock = threading.Lock()
-_state = {"built": False, "asked": False}
+_state: dict[str, Any] = {"built": False, "asked": False, "operator": None}
 
 
 def missing_features() -> list[str]:
@@ -63,7 +73,9 @@ def missing_features() -> list[str]:
         return [f"Linux on x86-64 (this is {platform.system()} on {platform.machine()})"]
     flags = set(re.findall(r"\w+", Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")))
     missing = [f"the processor feature {name}" for name in FEATURES if name not in flags]
-    return missing if SOURCE.is_file() else [*missing, f"the file {SOURCE.name} beside {Path(__file__).name}"]
+    if not SOURCE.is_file():  # a copy of this file that came with a repository
+        missing.append("the package hf_glm_ernie itself (install it and import it before the model is loaded)")
+    return missing
 
 
 def build_cpu_kernel() -> None:
@@ -94,43 +106,102 @@ def build_cpu_kernel() -> None:
 
 
 def cpu_kernel_is_ready() -> bool:
-    """Whether the kernel is built; where the environment asks for it, the first call builds it, or says why not."""
+    """Whether the kernel is built. The first call builds it, or says once why not, unless the environment forbids."""
     if not _state["built"] and not _state["asked"]:
         _state["asked"] = True
-        if os.environ.get(VARIABLE, "") not in ("", "0"):
+        if os.environ.get(VARIABLE, "").strip() != "0":
             try:
                 build_cpu_kernel()
             except RuntimeError as error:
-                logger.warning(f"{VARIABLE} is set, but: {error} Going on without it; unset the variable to be quiet.")
-    return _state["built"]
+                logger.warning(
+                    f"{error} Products with integer weights on this CPU run on torch's operators, which are slower: "
+                    f"see docs/quantization.md for what to install, and set {VARIABLE}=0 to try no more and be quiet."
+                )
+    return bool(_state["built"])
 
 
 def library_folder() -> Path:
-    """Where the library of this source, for this torch, is kept."""
+    """Where the library of this source is kept."""
     told = os.environ.get("TORCH_EXTENSIONS_DIR")
     root = (
         Path(told) if told else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "torch_extensions"
     )
-    made_of = [SOURCE.read_text(encoding="utf-8"), *_flags(), torch.__version__]
+    made_of = [SOURCE.read_text(encoding="utf-8"), *_flags()]
     return root / "hf_glm_ernie" / hashlib.sha256("\0".join(made_of).encode()).hexdigest()[:16]
 
 
 def _load(folder: Path) -> None:
-    """Loads the library of a folder into torch, compiled first where it is not there, or another machine's."""
+    """Loads the library of a folder, compiled first where it is not there, or another machine's."""
     library = folder / LIBRARY
-    if _is_whole(folder):
-        try:
-            torch.ops.load_library(str(library))
-            return
-        except OSError:  # such as one compiled beside a newer libc, in a home that machines share
-            library.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        if _is_whole(folder):
+            try:
+                return _open(library)
+            except OSError:  # such as one compiled beside a newer libc, in a home that machines share
+                library.unlink()
+        folder.mkdir(parents=True, exist_ok=True)
+        writable = os.access(folder, os.W_OK | os.X_OK)
+    except PermissionError:
+        writable = False
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+        writable = False
+    if not writable:
+        with tempfile.TemporaryDirectory(prefix="hf_glm_ernie-") as own:  # what is loaded stays when its name is gone
+            _compile(Path(own))
+            _open(Path(own, LIBRARY))
+        return None
     came = time.time()
     with _one_builder(folder):
         if not _is_whole(folder):  # as it is where another process was first
             _refuse_failed(folder / FAILED, came)
             _compile(folder)
-    torch.ops.load_library(str(library))
+    return _open(library)
+
+
+def _open(library: Path) -> None:
+    """Takes the library into this process, as the operator `weight_only_int_cpu::linear`.
+
+    Raises:
+        OSError: it does not fit this machine.
+    """
+    function = ctypes.CDLL(str(library)).weight_only_linear
+    function.argtypes = [ctypes.c_void_p] * 4 + [ctypes.c_int64] * 7
+    function.restype = ctypes.c_int
+
+    def linear(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:
+        _check(x, weight, scale, bits)
+        (batch, columns), (rows, groups) = x.shape, scale.shape
+        if x.numel() == 0 or rows == 0:
+            return x.new_zeros(batch, rows)
+        x, weight, scale = x.contiguous(), weight.contiguous(), scale.contiguous()
+        y = torch.empty(batch, rows, dtype=x.dtype)
+        memory = (tensor.data_ptr() for tensor in (x, weight, scale, y))
+        if function(*memory, batch, columns, rows, groups, bits, TYPES[x.dtype], torch.get_num_threads()):
+            raise MemoryError(f"No memory for a copy of the {batch} x {columns} activations.")
+        return y
+
+    operator = torch.library.Library("weight_only_int_cpu", "FRAGMENT")
+    operator.define("linear(Tensor x, Tensor weight, Tensor scale, int bits) -> Tensor")
+    operator.impl("linear", linear, "CPU")
+    _state["operator"] = operator  # defined as long as it lives
+
+
+def _check(x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bits: int) -> None:
+    """Raises where the library would read what is not there."""
+    if x.dtype not in TYPES or weight.dtype != torch.int8 or scale.dtype != torch.float16:
+        raise TypeError(
+            f"x is {x.dtype}, the weight {weight.dtype}, the scale {scale.dtype}; they must be bf16 or fp16 or fp32, "
+            "int8, and fp16."
+        )
+    columns, (rows, groups) = x.shape[1], scale.shape
+    fits = bits in (4, 8) and groups > 0 and columns % groups == 0 and (bits == 8 or columns // groups % 2 == 0)
+    if not fits or weight.numel() != rows * columns * bits // 8:
+        raise ValueError(
+            f"x of shape {tuple(x.shape)}, a weight of {weight.numel()} bytes, scales of shape {tuple(scale.shape)} "
+            f"and {bits} bits do not belong together."
+        )
 
 
 def _is_whole(folder: Path) -> bool:
@@ -165,7 +236,11 @@ def _one_builder(folder: Path) -> Iterator[None]:
                 time.sleep(POLL_SECONDS)
             except OSError:  # a file system without locks: then each compiles for itself
                 break
-        yield
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                fcntl.flock(lock, fcntl.LOCK_UN)  # a process that was forked meanwhile has the file open too
 
 
 def _compile(folder: Path) -> None:
@@ -177,12 +252,14 @@ def _compile(folder: Path) -> None:
     """
     for left in folder.glob(f"{PRIVATE}*"):  # by a process that was killed: nobody else is at work
         shutil.rmtree(left, ignore_errors=True)
-    logger.warning(f"Compiling the CPU kernel for integer weights into {folder}: half a minute, once.")
+    logger.warning(
+        f"Compiling the CPU kernel for integer weights into {folder}: ten seconds, once. {VARIABLE}=0 prevents it."
+    )
     with tempfile.TemporaryDirectory(prefix=PRIVATE, dir=folder) as private:
         library, checksum = Path(private, LIBRARY), Path(private, CHECKSUM)
-        command = [*shlex.split(os.environ.get("CXX") or "c++"), *_flags(), str(SOURCE), *_links(), "-o", str(library)]
+        command = [*shlex.split(os.environ.get("CXX") or "c++"), *_flags(), str(SOURCE), "-o", str(library)]
         try:
-            _run_compiler(command)
+            _run_compiler(command, private)
             checksum.write_text(hashlib.sha256(library.read_bytes()).hexdigest(), encoding="ascii")
         except (OSError, subprocess.SubprocessError) as error:
             (folder / FAILED).write_text(str(error), encoding="utf-8")
@@ -202,19 +279,17 @@ def _refuse_failed(note: Path, came: float) -> None:
 
 
 def _flags() -> list[str]:
-    headers = Path(torch.__file__).parent / "include"
-    abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
-    includes = [f"-isystem{headers}", f"-isystem{headers / 'torch' / 'csrc' / 'api' / 'include'}"]
-    return ["-std=c++20", "-O3", "-fPIC", "-shared", "-fopenmp", abi, *FEATURES.values(), *includes]
+    return ["-std=c++20", "-O3", "-fPIC", "-shared", "-fopenmp", *FEATURES.values()]
 
 
-def _links() -> list[str]:
-    return [f"-L{Path(torch.__file__).parent / 'lib'}", "-lc10", "-ltorch", "-ltorch_cpu"]
-
-
-def _run_compiler(command: list[str]) -> None:
+def _run_compiler(command: list[str], temporary: str) -> None:
     process = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env=os.environ | {"TMPDIR": temporary},  # there may be no /tmp
     )
     try:
         said, _ = process.communicate(timeout=COMPILE_SECONDS)

@@ -7,8 +7,7 @@
 - `torch_int4`, `torch_int8`: torch's own operators for bf16 on CPU, with scale 1 inside, so that the integers are
   exact there, and the fp16 scales applied to the result. The 4-bit one wants the bytes of the weight in an order of
   its own (`TORCH_INT4`); [`to_torch_layout`] and [`to_released_layout`] go there and back without loss.
-- `cpu_extension`: the kernel of `weight_only_cpu.py` for bf16 and fp16, where the user had it compiled. It reads the
-  bytes as released.
+- `cpu_extension`: the kernel of `weight_only_cpu.py`, wherever it can be compiled. It reads the bytes as released.
 - `triton_rows`, `triton_dot`, `triton_dequantize`: on NVIDIA GPUs with Triton, for few, more and many rows of
   activations (`weight_only_triton.py`). They read the bytes as released.
 
@@ -98,7 +97,7 @@ def choose_kernel(
             return KernelChoice("blocks", f"the kernels for GPUs cannot run: {missing}")
         shape = (device, bits, rows, out_features, in_features, num_groups)
         return _choose_on_gpu(device_capability(device)[0], dtype, shape)
-    if layout == RELEASED and dtype != torch.float32 and cpu_kernel_is_ready():
+    if layout == RELEASED and cpu_kernel_is_ready():
         return KernelChoice(
             "cpu_extension", "it was compiled for this machine, and reads any number of rows and groups"
         )
