@@ -3,6 +3,7 @@
 import statistics
 import time
 import warnings
+from functools import partial
 from typing import Any
 
 import torch
@@ -234,7 +235,7 @@ def layer(notes: Notes, here: Machine) -> None:
             x = here.normal(1, length, hidden, dtype=torch.float16)
             places = torch.arange(length, device=here.device)[None]
             tables = model.model.rotary_emb(places, torch.float16)
-            whole_prompt = here.seconds([lambda x=x, tables=tables: block(x, position_embeddings=tables)], 0.5)
+            whole_prompt = here.seconds([partial(block, x, position_embeddings=tables)], 0.5)
             notes.row(what=f"prompt of {length} tokens", seconds=whole_prompt)
             cache: Any = DynamicCache(config=model.config)
             block(x, position_embeddings=tables, past_key_values=cache)
