@@ -18,6 +18,7 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.deepspeed import HfDeepSpeedConfig
 from accelerate.utils.launch import prepare_multi_gpu_env
 
+from hf_glm_ernie.__main__ import main
 from hf_glm_ernie.planner import plan
 from tests.support.tiny_models import tiny_model
 
@@ -58,9 +59,20 @@ def test_python_blocks_run_in_order(folder: Path) -> None:
     assert out.splitlines() == ["True {}", "()"]
 
 
-def test_plan_commands_print_what_stands_below_them(folder: Path) -> None:
+def test_plan_commands_print_what_stands_below_them(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The first in a process of its own; starting one takes most of the time, so the others are called."""
     commands = [shlex.split(body)[1:] for kind, body in BLOCKS if kind == "bash" and body.startswith("python")]
-    *shown_ones, tiny = (run([sys.executable, *command], folder).splitlines() for command in commands)
+    monkeypatch.chdir(folder)
+
+    def called(command: list[str]) -> str:
+        assert command[:2] == ["-m", "hf_glm_ernie"]
+        assert main(command[2:]) == 0
+        return capsys.readouterr().out
+
+    printed_ones = [run([sys.executable, *commands[0]], folder), *map(called, commands[1:])]
+    *shown_ones, tiny = (printed.splitlines() for printed in printed_ones)
     for printed, body in zip(shown_ones, [body for kind, body in BLOCKS if kind == "text"], strict=True):
         lines = iter(printed)
         for line in body.splitlines():
