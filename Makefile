@@ -55,7 +55,7 @@ $(BETWEEN_STAMP): constraints.txt
 
 # The newest host libraries of the day, whatever constraints.txt says.
 # (TRL too: a pinned one may hold the host back.)
-MOVING = transformers tokenizers peft accelerate datasets trl triton
+MOVING = transformers tokenizers peft accelerate datasets trl
 $(NEWEST_STAMP): pyproject.toml constraints.txt
 	python3 -m venv --clear $(NEWEST)
 	grep -v -E "^($(subst $() $(),|,$(strip $(MOVING))))==" constraints.txt > $(NEWEST)/constraints.txt

@@ -76,7 +76,7 @@ def test_the_loop_reads_its_tile_once(compiled: list[Compiled]) -> None:
 
 @needs_triton
 def test_instructions_a_weight(compiled: list[Compiled]) -> None:
-    """Bounds just above what Triton 3.7.1 and 3.9.0 give: the smaller tiles of 8.6 take the most."""
+    """Bounds just above what Triton 3.7.1 gives: the smaller tiles of 8.6 take the most."""
     limits = {"INT4 dot": 2.4, "INT8 dot": 3.3, "INT4 rows": 4.2, "INT8 rows": 4.6}
     seen = 0
     for one in compiled:
