@@ -18,6 +18,7 @@ the bound (to bf16 for bf16 activations, to fp32 for others) are marked; the exi
 
 import argparse
 import logging
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from hf_glm_ernie.weight_only_cpu import build_cpu_kernel
+from hf_glm_ernie.weight_only_cpu import VARIABLE, build_cpu_kernel
 from hf_glm_ernie.weight_only_linear import WeightOnlyLinear
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 512)
@@ -179,6 +180,8 @@ def main() -> None:
     if options.processor_time and options.threads != 1:
         parser.error("--processor-time adds up the threads: give --threads 1 with it")
     clock = time.process_time if options.processor_time else time.perf_counter
+    if not options.compiled and options.bound is None:
+        os.environ[VARIABLE] = "0"  # read at the first product; without it the kernel is the default
     if options.compiled:
         build_cpu_kernel()
     torch.set_num_threads(options.threads)
