@@ -298,10 +298,10 @@ def rows_kernel(x, w, scale, bias, y, M, N, K, row_words, G, group_words, tiles,
     kind = y.dtype.element_ty
     tl.store(y_at, (tl.sum(total0, 1) * after + added).to(kind), mask=rn < N)
     if ROWS > 1:
-        tl.store(y_at + N, (tl.sum(total1, 1) * after + added).to(kind), mask=(rn < N) & (row + 1 < M))
+        tl.store(y_at + N, (tl.sum(total1, 1) * after + added).to(kind), mask=rn < tl.where(row + 1 < M, N, 0))
     if ROWS > 2:
-        tl.store(y_at + 2 * N, (tl.sum(total2, 1) * after + added).to(kind), mask=(rn < N) & (row + 2 < M))
-        tl.store(y_at + 3 * N, (tl.sum(total3, 1) * after + added).to(kind), mask=(rn < N) & (row + 3 < M))
+        tl.store(y_at + 2 * N, (tl.sum(total2, 1) * after + added).to(kind), mask=rn < tl.where(row + 2 < M, N, 0))
+        tl.store(y_at + 3 * N, (tl.sum(total3, 1) * after + added).to(kind), mask=rn < tl.where(row + 3 < M, N, 0))
 
 
 @_jit
