@@ -3,6 +3,10 @@
 vLLM is imported here and nowhere else in the package, and only when vLLM itself asks.
 """
 
-from .register import register
+try:
+    from .register import register
+except ModuleNotFoundError as error:  # without vLLM the functions on tensors can still be had
+    if error.name != "vllm":
+        raise
 
 __all__ = ["register"]

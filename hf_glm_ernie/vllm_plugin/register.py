@@ -2,10 +2,13 @@
 
 from vllm import ModelRegistry
 
+from .quantization import register_quantization
+
 MODEL = "hf_glm_ernie.vllm_plugin.model:Glm130bForCausalLM"
 
 
 def register() -> None:
-    """Registers GLM-130B; vLLM calls it in every one of its processes, perhaps more than once."""
+    """Registers GLM-130B and our integers; vLLM calls it in every one of its processes, perhaps more than once."""
     if "Glm130bForCausalLM" not in ModelRegistry.get_supported_archs():
         ModelRegistry.register_model("Glm130bForCausalLM", MODEL)
+    register_quantization()
