@@ -206,7 +206,7 @@ class WeightOnlyLinearMethod(LinearMethodBase):
     def _checking(
         self, name: str, load: Callable[..., None], shapes: list[tuple[int, ...]], groups: int = 0
     ) -> Callable[..., None]:
-        """vLLM's loader of a parameter behind the checks of what it is given: it would cast and cut anything."""
+        """The layer's loader of a parameter behind the checks of what it is given: it would cast and cut anything."""
         dtype = torch.float16 if groups else torch.int8
 
         def checked(parameter: nn.Parameter, given: torch.Tensor, shard: str | int | None = None) -> None:
@@ -247,14 +247,12 @@ class WeightOnlyLinearMethod(LinearMethodBase):
             self._pack(layer, *found)
 
     def _choose(self, groups: int) -> tuple[type[MPLinearKernel], MPLinearLayerConfig] | str:
-        """vLLM's kernel for this layer and what it is to know, or why there is none."""
+        """The kernel of vLLM for this layer and what it is to know, or why there is none."""
         columns, bits = self.shape[0], self.settings.bits
         if self.dtype not in KERNEL_DTYPES:
             return f"integer kernels compute in float16 or bfloat16, and {self.dtype} was asked for"
         sizes = group_sizes(columns, groups) if fills_words(columns, bits) else []
-        refusals = (
-            f"kernels take groups of 32, 64, 128 or all columns; here are {groups} groups of {columns // groups}"
-        )
+        refusals = f"kernels take groups of 32, 64, 128 or all columns, and these are of {columns // groups}"
         for size in sizes:
             config = MPLinearLayerConfig(self.whole_shape, self.shape, VLLM_TYPES[bits], self.dtype, size, False)
             try:
@@ -283,12 +281,17 @@ class WeightOnlyLinearMethod(LinearMethodBase):
         )
         self.kernel = kernel(config, "weight", "weight_scale", "weight_zero_point")
         self.kernel.process_weights_after_loading(layer)
+        if getattr(layer, "use_w4a8", False):
+            logger.warning_once(
+                "vLLM's INT4 kernel for CPUs with AMX rounds activations to INT8 in bf16, which changes results. Set "
+                "VLLM_CPU_INT4_W4A8=0 to keep them in bf16."
+            )
 
     def _dequantize(self, layer: nn.Module, reason: str) -> None:
         bits = self.settings.bits
+        times = self.dtype.itemsize * 8 // bits
         logger.warning_once(
-            f"INT{bits} weights are dequantized to {self.dtype} and take {self.dtype.itemsize * 8 // bits} times their "
-            f"memory: {reason}."
+            f"INT{bits} weights are dequantized to {self.dtype} and take {times} times their memory: {reason}."
         )
         values = dequantize(from_storage(layer.weight.data, bits), layer.weight_scale.data, self.dtype)
         del layer.weight, layer.weight_scale
