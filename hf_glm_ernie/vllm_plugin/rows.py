@@ -14,6 +14,7 @@ one row of a single query for each token behind, which sees what is before it an
 Queries keep their order, so nothing else of the step changes. A step without a context is left as it is.
 """
 
+from itertools import accumulate
 from typing import NamedTuple
 
 
@@ -57,18 +58,9 @@ def split(queries: list[int], keys: list[int], contexts: list[int]) -> Rows | No
                 "context see each other and must be computed together. Report this with your options: prompts in "
                 "pieces are turned off when the engine starts."
             )
-        pieces = [min(context, count)] * (context > 0) + [1] * (count - min(context, count))
-        for piece in pieces or [0]:
-            rows.requests.append(index)
-            rows.queries.append(piece)
-        rows.keys += _keys(pieces, seen - count) or [seen]
+        pieces = [context] if context > 0 else []
+        pieces += [1] * (count - context) or [0]  # 0: a row that only fills a graph
+        rows.requests.extend([index] * len(pieces))
+        rows.queries.extend(pieces)
+        rows.keys.extend(seen - count + reached for reached in accumulate(pieces))
     return rows
-
-
-def _keys(pieces: list[int], before: int) -> list[int]:
-    """How many tokens a piece's last query sees, itself included."""
-    seen = []
-    for piece in pieces:
-        before += piece
-        seen.append(before)
-    return seen
