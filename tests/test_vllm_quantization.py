@@ -205,7 +205,7 @@ class Records(logging.Handler):
 
 @pytest.fixture
 def records() -> Iterator[list[str]]:
-    handler, logger = Records(), logging.getLogger("hf_glm_ernie.vllm_plugin.quantization")
+    handler, logger = Records(), logging.getLogger("vllm.hf_glm_ernie")
     logger.addHandler(handler)
     yield handler.messages
     logger.removeHandler(handler)

@@ -44,7 +44,7 @@ from hf_glm_ernie.weight_only import METHOD, check_scales, dequantize, from_stor
 
 from .repacking import fills_words, group_sizes, packed_words, repeated_scales, shared_groups
 
-logger = init_logger(__name__)
+logger = init_logger("vllm.hf_glm_ernie")  # below vLLM's own logger, whose settings it takes
 
 KERNEL_DTYPES = (torch.float16, torch.bfloat16)  # the CPU kernel takes others without a word
 VLLM_TYPES = {4: scalar_types.uint4b8, 8: scalar_types.uint8b128}
