@@ -9,11 +9,9 @@ from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 from vllm.renderers.registry import RENDERER_REGISTRY
 from vllm.tokenizers.registry import TokenizerRegistry
 
-from .guards import Glm130bGuards
+from .guards import TOKENIZER_MODE, Glm130bGuards
 
 ARCHITECTURE = "Glm130bForCausalLM"
-MODE = "glm130b"
-"""Of the tokenizer and of the renderer, which is what makes prompts of requests."""
 
 
 def register() -> None:
@@ -22,5 +20,5 @@ def register() -> None:
         return
     ModelRegistry.register_model(ARCHITECTURE, f"{__package__}.model:{ARCHITECTURE}")
     MODELS_CONFIG_MAP[ARCHITECTURE] = Glm130bGuards
-    TokenizerRegistry.register(MODE, f"{__package__}.tokenizer", "ServingTokenizer")
-    RENDERER_REGISTRY.register(MODE, f"{__package__}.requests", "Glm130bRenderer")
+    TokenizerRegistry.register(TOKENIZER_MODE, f"{__package__}.tokenizer", "ServingTokenizer")
+    RENDERER_REGISTRY.register(TOKENIZER_MODE, f"{__package__}.requests", "Glm130bRenderer")
