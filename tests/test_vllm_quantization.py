@@ -9,7 +9,9 @@ from unittest import mock
 import pytest
 import torch
 
-vllm = pytest.importorskip("vllm", reason="vLLM is not installed (environment of `make test-serve`)")
+from tests.support import serving
+
+vllm = pytest.importorskip("vllm", reason=serving.MISSING)
 
 from vllm.config import VllmConfig, set_current_vllm_config  # noqa: E402  # needs vLLM, as all below
 from vllm.distributed import init_distributed_environment, initialize_model_parallel  # noqa: E402
@@ -19,8 +21,8 @@ from vllm.model_executor.layers.quantization import get_quantization_config  # n
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead  # noqa: E402
 
 from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig  # noqa: E402
-from hf_glm_ernie.vllm_plugin import register  # noqa: E402
 from hf_glm_ernie.vllm_plugin.quantization import WeightOnlyIntConfig, WeightOnlyLinearMethod  # noqa: E402
+from hf_glm_ernie.vllm_plugin.register import register  # noqa: E402
 from hf_glm_ernie.weight_only import dequantize, quantize, to_storage  # noqa: E402
 
 HIDDEN, WIDE, HEADS = 128, 192, 4

@@ -1,7 +1,7 @@
 """GLM-130B in vLLM, as a plugin: `vllm serve FOLDER` opens a converted folder once this package is installed.
 
-vLLM calls `register` (entry point `vllm.general_plugins`) in every one of its processes. Nothing else of the package
-imports this folder, so that `import hf_glm_ernie` never imports vLLM.
+vLLM calls `register.register` (entry point `vllm.general_plugins`) in every one of its processes. Nothing else of the
+package imports this folder, so that `import hf_glm_ernie` never imports vLLM.
 
 GLM-130B is a causal decoder to vLLM, with three differences, each in a file of its own:
 
@@ -10,13 +10,7 @@ GLM-130B is a causal decoder to vLLM, with three differences, each in a file of 
   request to the attention kernel;
 - prompts that must be computed whole (`guards.py`): no chunked prefill, no prefix caching.
 
-`model.py` is the model, `requests.py` what a request may hold, `tokenizer.py` the tokenizer that decodes every id.
+`model.py` is the model, `requests.py` makes prompts of requests, `checks.py` says what they may hold, `tokenizer.py` is
+the tokenizer that decodes every id. `quantization.py` opens our INT4 and INT8 folders. `positions.py`, `rows.py`,
+`checks.py` and `repacking.py` are pure and need no vLLM.
 """
-
-try:
-    from .register import register
-except ModuleNotFoundError as error:  # without vLLM the functions on tensors can still be had
-    if error.name != "vllm":
-        raise
-
-__all__ = ["register"]

@@ -1,8 +1,7 @@
 """What a request to GLM-130B may hold, checked where vLLM turns it into ids, so that a bad one is answered with a 400.
 
-A text becomes ids by the tokenizer's default call, as everywhere in this package: a mask in it brings `[CLS]`-like
-closing tokens and `<sop>`, a text without a mask is causal. `add_special_tokens=False` leaves them out, and `<sop>`
-and the like may be written into the text instead.
+A text becomes ids by the tokenizer's default call, as everywhere in this package: it gets a `[gMASK]` where it has no
+mask, then `<sop>`. With `add_special_tokens=False` nothing is put behind it.
 """
 
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Any
 from vllm.exceptions import VLLMValidationError
 from vllm.renderers.hf import HfRenderer
 
-MASKS = ("mask_token_id", "gmask_token_id", "smask_token_id")
+from .checks import mixed_masks, unknown_ids
 
 
 class Glm130bRenderer(HfRenderer):
@@ -41,24 +40,3 @@ class Glm130bRenderer(HfRenderer):
             return await super()._tokenize_prompt_async(prompt, params)
         except ValueError as error:
             raise VLLMValidationError(str(error), parameter="prompt") from error
-
-
-def unknown_ids(token_ids: Sequence[int], tokens: int | None) -> str:
-    """What is wrong with ids that have no token; empty where every one has."""
-    wrong = sorted({index for index in token_ids if tokens is not None and not 0 <= index < tokens})
-    if not wrong:
-        return ""
-    return f"The ids {wrong[:5]} have no token: the tokenizer knows the ids 0 .. {(tokens or 0) - 1}."
-
-
-def mixed_masks(token_ids: Sequence[int], config: Any) -> str:
-    """What is wrong with the masks before the first `<sop>`; empty where they are of one kind."""
-    ids = list(token_ids)
-    if config.sop_token_id not in ids:
-        return ""
-    context = set(ids[: ids.index(config.sop_token_id)])
-    kinds = [name for name in MASKS if getattr(config, name) in context]
-    if len(kinds) < 2:
-        return ""
-    named = " and ".join(f"{getattr(config, name)} ({name})" for name in kinds)
-    return f"The context holds two kinds of mask, {named}: GLM-130B fills one kind at a time. Keep one kind."
