@@ -1,4 +1,4 @@
-"""Adapters that our finetuning makes, in vLLM: several at once, over floats and over integers, as PEFT computes them."""
+"""Adapters of our fine-tuning in vLLM: several at once, over floats and over integers, as PEFT computes them."""
 
 import itertools
 from collections.abc import Iterator
@@ -23,7 +23,11 @@ NEW = 6
 NUMBERS = itertools.count(1)  # vLLM wants another for each adapter
 EVERYWHERE = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 ADAPTERS = {"default": {}, "everywhere": {"target_modules": EVERYWHERE, "rank": 4, "lora_alpha": 12}}
-WEIGHTS = {"floats": None, "int4": WeightOnlyConfig(bits=4, num_groups={"o_proj": 4}), "int8": WeightOnlyConfig(bits=8)}
+WEIGHTS = {
+    "floats": None,
+    "int4": WeightOnlyConfig(bits=4, num_groups={"o_proj": 4}),
+    "int8": WeightOnlyConfig(bits=8),
+}
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +123,6 @@ def test_adapters_of_other_kinds_are_refused_and_the_engine_goes_on(
 
     peft.get_peft_model(opened(random), config()).save_pretrained(tmp_path)
     rows = random_rows(opened(random).config, 3, seed=3)
-    with pytest.raises(Exception, match=message):  # noqa: PT011  # vLLM's classes differ by version
+    with pytest.raises(Exception, match=message):  # vLLM's classes differ by version
         answers(served, rows, [LoRARequest("other", next(NUMBERS), str(tmp_path))] * 3)
     assert answers(served, rows, [None] * 3)[0].ids

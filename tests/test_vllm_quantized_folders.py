@@ -19,7 +19,8 @@ from tests.support.serving import Answer, answers, engine, expected, largest_dif
 
 pytest.importorskip("vllm", reason=serving.MISSING)
 
-BOUND = 2e-5  # the project's, of log probabilities in fp32. Seen: see each test
+BOUND = 2e-5  # the project's, of log probabilities in fp32. Seen: 2.4e-6
+HALF_BOUND = {"float16": 1e-2, "bfloat16": 1e-1}  # from fp32. Seen: 4.1e-3 and 4.2e-2
 NEW = 8
 KINDS = {
     "int4": WeightOnlyConfig(bits=4),
@@ -49,9 +50,7 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, str],
     def folder_of(source: Path, kind: str) -> Path:
         if (source, kind) not in done:
             folder = tmp_path_factory.mktemp(kind)
-            model = Glm130bForCausalLM.from_pretrained(
-                source, dtype=torch.float32, quantization_config=KINDS[kind]
-            )
+            model = Glm130bForCausalLM.from_pretrained(source, dtype=torch.float32, quantization_config=KINDS[kind])
             model.save_pretrained(folder)
             Glm130bTokenizer.from_pretrained(source).save_pretrained(folder)
             done[source, kind] = folder
@@ -104,7 +103,6 @@ def test_random_rows_in_fp32(
     folder = quantized(random, kind)
     with engine(folder, tensor_parallel_size=ranks) as served:
         found = answers(served, rows, staggered(rows), max_tokens=NEW)
-    print("SEEN", kind, ranks, largest_difference(found, wanted(folder, rows)))
     assert equal_rows(found, wanted(folder, rows)) == len(rows)
     assert largest_difference(found, wanted(folder, rows)) <= BOUND
 
@@ -121,18 +119,16 @@ def test_the_samples_texts_in_half_precision(
     with engine(folder, dtype=dtype) as served:
         assert served.apply_model(kernels_of) == [{"CPUWNA16LinearKernel" if kind.startswith("int4") else "NoneType"}]
         found = answers(served, texts, staggered(texts), max_tokens=NEW)
-    same = [pair for pair in zip(found, wanted(folder, texts), strict=True) if pair[0].ids == pair[1].ids]
-    print("SEEN", kind, dtype, len(same), len(texts), largest_difference(*zip(*same, strict=True)))
-    assert len(same) == len(texts)
+    assert equal_rows(found, wanted(folder, texts)) == len(texts)
+    assert largest_difference(found, wanted(folder, texts)) <= HALF_BOUND[dtype]
 
 
 def test_random_rows_compiled_in_fp16(random: Path, rows: list[list[int]], quantized: Any, wanted: Any) -> None:
     folder = quantized(random, "int4-5-groups")
     with engine(folder, dtype="float16", enforce_eager=False) as served:
         found = answers(served, rows, staggered(rows), max_tokens=NEW)
-    same = [pair for pair in zip(found, wanted(folder, rows), strict=True) if pair[0].ids == pair[1].ids]
-    print("SEEN compiled", len(same), len(rows), largest_difference(*zip(*same, strict=True)))
-    assert len(same) >= 0.9 * len(rows)
+    assert equal_rows(found, wanted(folder, rows)) == len(rows)
+    assert largest_difference(found, wanted(folder, rows)) <= HALF_BOUND["float16"]
 
 
 def changed(source: Path, folder: Path, settings: dict[str, Any], without: str = "") -> Path:
@@ -155,8 +151,8 @@ NAME = "model.layers.1.mlp.up_proj.weight_scale"
     ("settings", "without", "message"),
     [
         ({"zero_points": True}, "", "zero_points=True, which this version does not know"),
-        ({"bits": 8}, "", r"torch\.int8 of shape \(128, 64\) in the folder, .* shape \(1, 128, 128\)"),
-        ({"group_size": 32}, "", r"torch\.float16 of shape \(128, 1\) in the folder, .* shape \(128, 4\)"),
+        ({"bits": 8}, "", r"torch\.int8 of shape \(128, 160\) in the folder, .* shape \(1, 128, 320\)"),
+        ({"group_size": 32}, "", r"torch\.float16 of shape \(128, 1\) in the folder, .* shape \(128, 10\)"),
         ({"modules_to_not_convert": ["q_proj"]}, "", r"keeps model\.layers\.0\.self_attn\.q_proj in full precision"),
         ({}, NAME, f"The folder has no {re.escape(NAME)}"),
     ],
@@ -165,7 +161,7 @@ def test_folders_that_contradict_themselves_do_not_start(
     random: Path, quantized: Any, tmp_path: Path, settings: dict[str, Any], without: str, message: str
 ) -> None:
     folder = changed(quantized(random, "int4"), tmp_path / "folder", settings, without)
-    with pytest.raises(Exception, match=message), engine(folder):  # noqa: PT011  # pydantic wraps some
+    with pytest.raises(Exception, match=message), engine(folder):  # pydantic wraps some
         pass
 
 

@@ -10,7 +10,7 @@ GLM-130B is a causal decoder to vLLM, with three differences, each in a file of 
   request to the attention kernel;
 - prompts that must be computed whole (`guards.py`): no chunked prefill, no prefix caching.
 
-`model.py` is the model, `requests.py` makes prompts of requests, `checks.py` says what they may hold, `tokenizer.py` is
-the tokenizer that decodes every id. `quantization.py` opens our INT4 and INT8 folders. `positions.py`, `rows.py`,
-`checks.py` and `repacking.py` are pure and need no vLLM.
+`model.py` is the model, `requests.py` makes prompts of requests, `checks.py` says what they may hold, `tokenizer.py`
+is the tokenizer that decodes every id. `quantization.py` opens INT4 and INT8 folders.
+`positions.py`, `rows.py`, `checks.py` and `repacking.py` are pure and need no vLLM.
 """
