@@ -1,4 +1,4 @@
-"""`python -m hf_glm_ernie serve`: a real server answers as `generate` and `fill_blanks` do; bad requests do not end it."""
+"""`python -m hf_glm_ernie serve`: a real server answers as `generate` does; bad requests are told why."""
 
 import asyncio
 import json
