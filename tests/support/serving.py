@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from hf_glm_ernie import Glm130bConfig, Glm130bForCausalLM
 from tests.support.evaluation_sample import converted_sample
@@ -92,24 +93,35 @@ def answers(served: Any, rows: Sequence[list[int]], arrivals: Sequence[int], **s
     return [finished[index] for index in range(len(rows))]
 
 
-@torch.no_grad()
 def expected(model: Any, rows: Sequence[list[int]], max_new_tokens: int) -> list[Answer]:
-    """What the model's own `generate` answers, row by row, greedily."""
-    found = []
-    for row in rows:
-        room = model.config.max_position_embeddings - len(row)
-        output = model.generate(
-            torch.tensor([row]),
-            attention_mask=torch.ones(1, len(row), dtype=torch.long),
-            max_new_tokens=min(max_new_tokens, room),
-            do_sample=False,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
-        ids = output.sequences[0, len(row) :].tolist()
-        steps = zip(ids, output.logits, strict=True)
-        found.append(Answer(ids, [logits[0].log_softmax(-1)[index].item() for index, logits in steps]))
-    return found
+    """What the model's own `generate` answers greedily, in batches of rows of about one length."""
+    context = model.config.max_position_embeddings
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    found: dict[int, Answer] = {}
+    while order:
+        room = min(max_new_tokens, context - len(rows[order[-1]]))
+        batch = [index for index in order[-16:] if min(max_new_tokens, context - len(rows[index])) == room]
+        order = [index for index in order if index not in batch]
+        found |= zip(batch, _generated(model, [rows[index] for index in batch], room), strict=True)
+    return [found[index] for index in range(len(rows))]
+
+
+@torch.no_grad()
+def _generated(model: Any, rows: list[list[int]], max_new_tokens: int) -> Iterator[Answer]:
+    width, ends = max(map(len, rows)), model.generation_config.eos_token_id
+    pad = model.config.pad_token_id
+    output = model.generate(
+        torch.tensor([[pad] * (width - len(row)) + row for row in rows]),
+        attention_mask=torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows]),
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    for index, sequence in enumerate(output.sequences[:, width:].tolist()):
+        end = next((i + 1 for i, token in enumerate(sequence) if token in ends), len(sequence))
+        steps = zip(sequence[:end], output.logits, strict=False)
+        yield Answer(sequence[:end], [logits[index].log_softmax(-1)[token].item() for token, logits in steps])
 
 
 def largest_difference(left: Sequence[Answer], right: Sequence[Answer]) -> float:
@@ -176,6 +188,7 @@ def random_folder(folder: Path, source: Path) -> Path:
             for parameter in (*layer.self_attn.parameters(), *layer.mlp.parameters()):
                 if parameter.ndim == 1:
                     parameter.normal_(0, 0.1)
+    model.generation_config = GenerationConfig.from_pretrained(source)
     model.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json", "ice_text.model", "chat_template.jinja"):
         shutil.copy(source / name, folder / name)
