@@ -21,10 +21,10 @@ pytest.importorskip("vllm", reason=serving.MISSING)
 BOUND = 2e-5
 NEW = 8  # tokens of a random row's answer
 TEXTS = [
-    *("An octopus has [MASK] and blue blood.", "[MASK] is larger than all the other planets put together."),
-    *("The heart [MASK] through the whole [MASK]", "Old Henrik keeps nine hives [gMASK]", "蓝鲸是地球上[MASK]的动物。"),
-    *("太阳光到达地球大约需要[MASK]", "邮局门口挂着[gMASK]", "章鱼有[MASK]心脏和[MASK]的血液。", "守灯塔的人把过往的船"),
-    *("Bats find their way in the dark", "[sMASK] Bats find their way.", "二月是[sMASK]里最短的"),
+    "An octopus has [MASK] and blue blood.",
+    "The heart [MASK] through the whole [MASK]",
+    "[sMASK] Bats find their way.",
+    "二月是[sMASK]里最短的",
 ]
 
 
@@ -77,12 +77,19 @@ def assert_equal(found: list[Answer], wanted: list[Answer], bound: float = BOUND
     assert largest_difference(found, wanted) <= bound
 
 
-class TestOneProcess:
-    @pytest.fixture(scope="class")
-    def served(self, folder: Path) -> Iterator[Any]:
-        with engine(folder) as served:
-            yield served
+@pytest.fixture(scope="class")
+def served(folder: Path) -> Iterator[Any]:
+    with engine(folder) as served:
+        yield served
 
+
+@pytest.fixture(scope="class")
+def served_sample(sample: Path) -> Iterator[Any]:
+    with engine(sample) as served:
+        yield served
+
+
+class TestOneProcess:
     def test_random_rows_that_arrive_one_after_the_other(
         self, served: Any, rows: list[list[int]], of_rows: list[Answer]
     ) -> None:
@@ -127,19 +134,14 @@ class TestOneProcess:
 
 
 class TestSample:
-    @pytest.fixture(scope="class")
-    def served(self, sample: Path) -> Iterator[Any]:
-        with engine(sample) as served:
-            yield served
+    def test_every_text(self, served_sample: Any, texts: list[list[int]], of_texts: list[Answer]) -> None:
+        assert_equal(answers(served_sample, texts, staggered(texts), max_tokens=32), of_texts)
 
-    def test_every_text(self, served: Any, texts: list[list[int]], of_texts: list[Answer]) -> None:
-        assert_equal(answers(served, texts, staggered(texts), max_tokens=32), of_texts)
-
-    def test_texts_become_ids_as_by_the_tokenizer(self, served: Any, texts: list[list[int]]) -> None:
+    def test_texts_become_ids_as_by_the_tokenizer(self, served_sample: Any, texts: list[list[int]]) -> None:
         from vllm import SamplingParams
 
         given = serving.sample_texts()
-        outputs = served.generate(given, SamplingParams(max_tokens=1), use_tqdm=False)
+        outputs = served_sample.generate(given, SamplingParams(max_tokens=1), use_tqdm=False)
         assert [list(output.prompt_token_ids) for output in outputs] == texts[: len(given)]
 
     @pytest.mark.parametrize(
@@ -152,24 +154,26 @@ class TestSample:
             ("One [MASK] and another [gMASK]", "two kinds of mask"),
         ],
     )
-    def test_a_bad_request_says_why_and_the_engine_goes_on(self, served: Any, prompt: Any, message: str) -> None:
+    def test_a_bad_request_says_why_and_the_engine_goes_on(
+        self, served_sample: Any, prompt: Any, message: str
+    ) -> None:
         from vllm import SamplingParams
 
         given = {"prompt_token_ids": prompt} if isinstance(prompt, list) else prompt
-        with pytest.raises(Exception, match=message) as caught:  # noqa: PT011  # vLLM's classes differ by version
-            served.generate([given], SamplingParams(max_tokens=1), use_tqdm=False)
+        with pytest.raises(Exception, match=message) as caught:  # vLLM's classes differ by version
+            served_sample.generate([given], SamplingParams(max_tokens=1), use_tqdm=False)
         assert type(caught.value).__name__ in ("VLLMValidationError", "ValueError")
-        good = served.generate(["An octopus has [MASK] and blue blood."], SamplingParams(temperature=0), use_tqdm=False)
+        good = served_sample.generate(TEXTS[:1], SamplingParams(temperature=0), use_tqdm=False)
         assert good[0].outputs[0].text == " three hearts"
 
-    def test_ids_without_a_token_among_the_most_probable_end_nothing(self, served: Any) -> None:
+    def test_ids_without_a_token_among_the_most_probable_end_nothing(self, served_sample: Any) -> None:
         """The model has 1,792 rows and the tokenizer fewer tokens; all are asked for."""
         from vllm import SamplingParams
 
-        tokens = len(served.get_tokenizer())
+        tokens = len(served_sample.get_tokenizer())
         assert tokens < 1792
         settings = SamplingParams(max_tokens=1, prompt_logprobs=1, logit_bias={1791: 100.0})
-        output = served.generate(["An octopus has [MASK] and blue blood."], settings, use_tqdm=False)[0]
+        output = served_sample.generate(["An octopus has [MASK] and blue blood."], settings, use_tqdm=False)[0]
         assert output.outputs[0].token_ids == [1791]
         assert output.outputs[0].text == ""
 
@@ -223,7 +227,7 @@ def test_half_precision(
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
 def test_settings_that_would_answer_wrongly_are_refused(folder: Path, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(Exception, match=message), engine(folder, **options):  # noqa: PT011  # pydantic wraps it
+    with pytest.raises(Exception, match=message), engine(folder, **options):  # pydantic wraps it
         pass
 
 

@@ -10,6 +10,6 @@ GLM-130B is a causal decoder to vLLM, with three differences, each in a file of 
   request to the attention kernel;
 - prompts that must be computed whole (`guards.py`): no chunked prefill, no prefix caching.
 
-`model.py` is the model, `requests.py` makes prompts of requests, `checks.py` says what they may hold, `tokenizer.py` is
-the tokenizer that decodes every id. `positions.py`, `rows.py` and `checks.py` are pure and need no vLLM.
+`model.py` is the model, `requests.py` makes prompts of requests, `checks.py` says what they may hold, `tokenizer.py`
+is the tokenizer that decodes every id. `positions.py`, `rows.py` and `checks.py` are pure and need no vLLM.
 """

@@ -42,9 +42,6 @@ def prefix_backend(backend: type[AttentionBackend]) -> type[AttentionBackend]:
             setattr(metadata, MADE_FROM, (self, common_attn_metadata))
             return metadata
 
-        def use_cascade_attention(self, *args: Any, **kwargs: Any) -> bool:
-            return False  # it takes what requests share for a causal prefix
-
         @classmethod
         def get_cudagraph_support(cls, vllm_config: Any, kv_cache_spec: Any) -> AttentionCGSupport:
             support = super().get_cudagraph_support(vllm_config, kv_cache_spec)
@@ -75,9 +72,7 @@ class PrefixAttention(Attention):
         prefix: str,
     ) -> None:
         cache_dtype = "auto" if cache_config is None else cache_config.cache_dtype
-        backend = get_attn_backend(
-            head_size, torch.get_default_dtype(), cache_dtype, attn_type=AttentionType.DECODER
-        )
+        backend = get_attn_backend(head_size, torch.get_default_dtype(), cache_dtype, attn_type=AttentionType.DECODER)
         super().__init__(
             num_heads=num_heads,
             head_size=head_size,
@@ -105,16 +100,14 @@ def split_prompts(context_lengths: torch.Tensor) -> None:
     if not isinstance(step.attn_metadata, dict):
         return  # a run that only measures memory
     made: dict[int, Any] = {}
-    for name, metadata in step.attn_metadata.items():
+    for metadata in step.attn_metadata.values():
         builder, common = getattr(metadata, MADE_FROM, (None, None))
         if builder is None or common.max_query_len < 2:
             continue
         if id(metadata) not in made:
             rows = _rows(common, context_lengths)
             made[id(metadata)] = metadata if rows is None else builder.build(0, of_rows(common, rows))
-    step.attn_metadata = {
-        name: made.get(id(metadata), metadata) for name, metadata in step.attn_metadata.items()
-    }
+    step.attn_metadata = {name: made.get(id(metadata), metadata) for name, metadata in step.attn_metadata.items()}
 
 
 def _rows(common: CommonAttentionMetadata, context_lengths: torch.Tensor) -> Rows | None:

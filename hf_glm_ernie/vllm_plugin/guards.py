@@ -1,4 +1,4 @@
-"""Settings of vLLM under which GLM-130B would answer wrongly, hang, or end the server: set right, or refused, at start.
+"""Settings of vLLM under which GLM-130B would answer wrongly, hang, or end the server: set right or refused at start.
 
 The context of a prompt is bidirectional, so a prompt is computed whole or it is wrong. vLLM turns chunked prefill and
 prefix caching off by itself where a layer says that it is not causal, but only after it has checked the other settings
@@ -99,7 +99,9 @@ def _refuse(vllm_config: VllmConfig) -> None:
             "longer prompt would wait forever, for GLM-130B's are computed whole. Leave it unset."
         )
     if backend is not None and backend.name not in BACKENDS:
-        raise ValueError(f"attention backend {backend.name} cannot run GLM-130B's context. Use {' or '.join(BACKENDS)}.")
+        raise ValueError(
+            f"attention backend {backend.name} cannot run GLM-130B's context. Use {' or '.join(BACKENDS)}."
+        )
     causal = {
         "speculative decoding (speculative_config)": vllm_config.speculative_config is not None,
         "a KV connector (kv_transfer_config)": vllm_config.kv_transfer_config is not None,

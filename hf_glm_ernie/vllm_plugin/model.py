@@ -60,6 +60,7 @@ class Glm130bMLP(nn.Module):
         )
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """(L, hidden) -> (L, hidden)."""
         gate, up = self.gate_up_proj(hidden_states)[0].chunk(2, dim=-1)
         return self.down_proj(up * F.gelu(gate))[0]
 
@@ -86,6 +87,7 @@ class Glm130bAttention(nn.Module):
         )
 
     def forward(self, hidden_states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """(L, hidden), and cos and sin of the positions, (L, 1, D) -> (L, hidden)."""
         query, key, value = self.qkv_proj(hidden_states)[0].chunk(3, dim=-1)  # (L, H * D)
         query = rotated(query.unflatten(-1, (-1, self.head_dim)), cos, sin).flatten(-2)
         key = rotated(key.unflatten(-1, (-1, self.head_dim)), cos, sin).flatten(-2)
@@ -104,6 +106,7 @@ class Glm130bDecoderLayer(nn.Module):
         self.mlp = Glm130bMLP(config, quant_config, f"{prefix}.mlp")
 
     def forward(self, hidden_states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """(L, hidden), and cos and sin of the positions, (L, 1, D) -> (L, hidden)."""
         branch = self.input_layernorm(hidden_states)
         hidden_states = torch.add(self.self_attn(branch, cos, sin), branch, alpha=self.alpha)
         branch = self.post_attention_layernorm(hidden_states)
@@ -138,6 +141,7 @@ class Glm130bModel(nn.Module):
         intermediate_tensors: IntermediateTensors | None = None,
         inputs_embeds: torch.Tensor | None = None,
     ) -> torch.Tensor | IntermediateTensors:
+        """As [`Glm130bForCausalLM.forward`], without the rows."""
         if not get_pp_group().is_first_rank:
             assert intermediate_tensors is not None
             hidden_states = intermediate_tensors["hidden_states"]
@@ -178,6 +182,7 @@ class Glm130bForCausalLM(nn.Module, SupportsMRoPE, SupportsPP, SupportsLoRA, Sup
         return request_positions(self.config, input_tokens)
 
     def embed_input_ids(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """(L,) ids -> (L, hidden)."""
         return self.model.embed_tokens(input_ids)
 
     def forward(
@@ -202,6 +207,7 @@ class Glm130bForCausalLM(nn.Module, SupportsMRoPE, SupportsPP, SupportsLoRA, Sup
         return self.model(input_ids, positions, intermediate_tensors, inputs_embeds)
 
     def compute_logits(self, hidden_states: torch.Tensor) -> torch.Tensor | None:
+        """(rows, hidden) -> (rows, vocabulary); `None` in a process that does not sample."""
         return self.logits_processor(self.lm_head, hidden_states)
 
     def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> set[str]:

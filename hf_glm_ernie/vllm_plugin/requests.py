@@ -34,9 +34,3 @@ class Glm130bRenderer(HfRenderer):
             return super()._tokenize_prompt(prompt, params)
         except ValueError as error:
             raise VLLMValidationError(str(error), parameter="prompt") from error
-
-    async def _tokenize_prompt_async(self, prompt: Any, params: Any) -> Any:
-        try:
-            return await super()._tokenize_prompt_async(prompt, params)
-        except ValueError as error:
-            raise VLLMValidationError(str(error), parameter="prompt") from error

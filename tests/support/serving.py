@@ -172,7 +172,7 @@ def random_rows(config: Glm130bConfig, count: int, seed: int = 0) -> list[list[i
 def random_folder(folder: Path, source: Path) -> Path:
     """Writes a model of random weights with the sample's tokenizer into a new folder; returns it.
 
-    Its branches are larger than initialisation makes them: else every token would answer with itself, whatever it sees.
+    Its branches are larger than initialisation makes them: else a token would answer with itself, whatever it sees.
     """
     config = Glm130bConfig.from_pretrained(source)
     sizes = {"hidden_size": 128, "intermediate_size": 320, "num_hidden_layers": 3, "num_attention_heads": 2}
