@@ -3,8 +3,8 @@
     python benchmarks/serving.py --vllm-python ENVIRONMENT/bin/python --output serving
 
 Two models: the shipped sample, whose answers end by themselves (2 to 20 tokens), and a larger one of random weights
-with the sample's tokenizer, whose answers all have 24 tokens, so that less of Python is measured. Prompts are sentences
-of the sample's corpus with a blank; of the larger model, four in a row.
+with the sample's tokenizer, whose answers all have 24 tokens, so that less of Python is measured. Prompts are
+sentences of the sample's corpus with a blank; of the larger model, four in a row.
 
 - vLLM: `python -m vllm.entrypoints.openai.api_server` in the environment given, or left out.
 - transformers: `python -m hf_glm_ernie serve` in this environment: one request after another.
@@ -151,8 +151,9 @@ def expected_answers(model: Any, tokenizer: Any, texts: list[str], max_tokens: i
 @contextmanager
 def server(command: list[str], port: int, log: Path, environment: dict[str, str], wait: float) -> Iterator[str]:
     """A server on the loopback as long as this lasts; gives its address once it says it is well."""
-    with log.open("w") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=os.environ | environment)
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | environment
+    with log.open("w") as out:  # not in a checkout, whose build leftovers would hide the installed plugin
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=variables, cwd=log.parent)
     url, end = f"http://127.0.0.1:{port}", time.monotonic() + wait
     try:
         while True:
@@ -315,6 +316,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Measures and writes."""
     options = parse_arguments(arguments)
+    options.output = options.output.resolve()
     options.output.mkdir(parents=True, exist_ok=True)
     sample, larger = options.output / "sample", options.output / "larger"
     write_sample(sample)

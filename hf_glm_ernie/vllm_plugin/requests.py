@@ -1,10 +1,12 @@
 """What a request to GLM-130B may hold, checked where vLLM turns it into ids, so that a bad one is answered with a 400.
 
 A text becomes ids by the tokenizer's default call, as everywhere in this package: it gets a `[gMASK]` where it has no
-mask, then `<sop>`. With `add_special_tokens=False` nothing is put behind it.
+mask, then `<sop>`. With `add_special_tokens=False` nothing is put behind it. A chat becomes ids in one step, as by
+`apply_chat_template` in this package: the text of the template, tokenized as a whole, would be other ids.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from vllm.exceptions import VLLMValidationError
@@ -29,8 +31,20 @@ class Glm130bRenderer(HfRenderer):
         if problem:
             raise VLLMValidationError(problem, parameter=parameter or "prompt")
 
+    def render_messages(self, messages: Any, params: Any) -> Any:
+        """As in vLLM, with the ids that the chat template's text has here."""
+        return super().render_messages(messages, _as_ids(params))
+
+    async def render_messages_async(self, messages: Any, params: Any) -> Any:
+        """Likewise."""
+        return await super().render_messages_async(messages, _as_ids(params))
+
     def _tokenize_prompt(self, prompt: Any, params: Any) -> Any:
         try:
             return super()._tokenize_prompt(prompt, params)
         except ValueError as error:
             raise VLLMValidationError(str(error), parameter="prompt") from error
+
+
+def _as_ids(params: Any) -> Any:
+    return replace(params, chat_template_kwargs=params.chat_template_kwargs | {"tokenize": True})
