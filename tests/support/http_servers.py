@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-START_SECONDS = 120  # two cores that others use too
+START_SECONDS = 120  # a few on a quiet machine; two cores that others use too
 
 
 @dataclass
@@ -62,13 +62,15 @@ def free_port() -> int:
 
 
 @contextmanager
-def running(command: Sequence[str], port: int, log: Path, **options: Any) -> Iterator[Server]:
+def running(
+    command: Sequence[str], port: int, log: Path, start_seconds: float = START_SECONDS, **options: Any
+) -> Iterator[Server]:
     """Starts a server, waits until it says it is well, and stops it at the end."""
-    with log.open("w") as out:
+    with log.open("a") as out:
         process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, **options)
     server = Server(process, port, log)
     try:
-        _wait(server)
+        _wait(server, start_seconds)
         yield server
     finally:
         process.terminate()
@@ -79,8 +81,8 @@ def running(command: Sequence[str], port: int, log: Path, **options: Any) -> Ite
             process.wait()
 
 
-def _wait(server: Server) -> None:
-    end = time.monotonic() + START_SECONDS
+def _wait(server: Server, seconds: float) -> None:
+    end = time.monotonic() + seconds
     while time.monotonic() < end and server.process.poll() is None:
         try:
             if server.get("/health") == 200:
