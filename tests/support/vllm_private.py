@@ -43,8 +43,17 @@ _OF_INTEGERS = (
     HostName(_PARAMETER + "PackedvLLMParameter", "what kernels take", ("packed_factor", "packed_dim")),
 )
 
+_PUNICA = "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU"
+_OF_ADAPTERS = (
+    HostName("vllm.platforms:current_platform.get_punica_wrapper", "the name of the class that adds adapters"),
+    HostName(_PUNICA, "the one for CPUs, which we extend"),
+    HostName(_PUNICA + ".add_shrink", "the first product", ("y", "x", "lora_a_stacked", "scale")),
+    HostName(_PUNICA + ".token_lora_indices", "-1 for tokens without an adapter"),
+)
+
 VLLM_PRIVATE: tuple[HostName, ...] = (
     *_OF_INTEGERS,
+    *_OF_ADAPTERS,
     # what the engine is told
     HostName("vllm:ModelRegistry.register_model", "the model's class", ("model_arch", "model_cls")),
     HostName("vllm.model_executor.models.config:MODELS_CONFIG_MAP", "the only hook on an architecture's settings"),
