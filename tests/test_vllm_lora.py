@@ -18,7 +18,7 @@ peft = pytest.importorskip("peft", reason="adapters need peft (the extra `peft`)
 
 from hf_glm_ernie.finetuning.methods import AdapterArguments, adapt  # noqa: E402  # needs peft
 
-BOUND = 2e-5  # of log probabilities in fp32. Seen: 4.6e-6
+BOUND = {"float32": 2e-5, "float16": 1e-2}  # of log probabilities. Seen: 2.4e-6 and 3.7e-3
 NEW = 6
 NUMBERS = itertools.count(1)  # vLLM wants another for each adapter
 EVERYWHERE = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -36,14 +36,12 @@ def random(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return serving.random_folder(tmp_path_factory.mktemp("random"), sample)
 
 
-@pytest.fixture(scope="module", params=WEIGHTS)
-def base(request: pytest.FixtureRequest, random: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(folder: Path, random: Path, weights: str) -> Path:
     """A folder of floats, or of integers."""
-    if WEIGHTS[request.param] is None:
+    if WEIGHTS[weights] is None:
         return random
-    folder = tmp_path_factory.mktemp(request.param)
-    config = WEIGHTS[request.param]
-    Glm130bForCausalLM.from_pretrained(random, dtype=torch.float32, quantization_config=config).save_pretrained(folder)
+    model = Glm130bForCausalLM.from_pretrained(random, dtype=torch.float32, quantization_config=WEIGHTS[weights])
+    model.save_pretrained(folder)
     Glm130bTokenizer.from_pretrained(random).save_pretrained(folder)
     return folder
 
@@ -52,10 +50,10 @@ def opened(folder: Path) -> Any:
     return Glm130bForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def written(folder: Path, name: str, output: Path, seed: int = 0) -> Any:
+def written(base: Path, name: str, output: Path) -> Any:
     """Writes an adapter as if it had been trained; returns the model with it."""
-    model = adapt(opened(folder), AdapterArguments(**ADAPTERS[name]), "CAUSAL_LM").eval()
-    torch.manual_seed(seed)
+    model = adapt(opened(base), AdapterArguments(**ADAPTERS[name]), "CAUSAL_LM").eval()
+    torch.manual_seed(0)
     with torch.no_grad():
         for key, parameter in model.named_parameters():
             if "lora_" in key:
@@ -77,24 +75,31 @@ def answers(served: Any, rows: list[list[int]], adapters: list[Any]) -> list[Ans
     return found
 
 
-def test_rows_with_different_adapters_in_one_batch(base: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("weights", "dtype", "ranks"),
+    [("floats", "float32", 1), ("int4", "float32", 2), ("int4", "float16", 1), ("int8", "float32", 1)],
+)
+def test_rows_with_different_adapters_in_one_batch(
+    random: Path, tmp_path: Path, weights: str, dtype: str, ranks: int
+) -> None:
     from vllm.lora.request import LoRARequest
 
-    rows = random_rows(opened(base).config, 20, seed=3)
-    wanted = {None: expected(opened(base), rows, NEW)}
+    folder = base(tmp_path / "base", random, weights)
+    rows = random_rows(opened(folder).config, 20, seed=3)
+    wanted = {None: expected(opened(folder), rows, NEW)}
     requests: dict[str | None, Any] = {None: None}
     for number, name in enumerate(ADAPTERS, 1):
-        wanted[name] = expected(written(base, name, tmp_path / name), rows, NEW)
+        wanted[name] = expected(written(folder, name, tmp_path / name), rows, NEW)
         requests[name] = LoRARequest(name, number, str(tmp_path / name))
     names = [[None, *ADAPTERS][index % 3] for index in range(len(rows))]
     right = [wanted[name][index] for index, name in enumerate(names)]
     changed = sum(wanted[None][i].ids != wanted[name][i].ids for i, name in enumerate(names))
     assert changed >= 6, "adapters that change nothing would show nothing"
-    with engine(base, enable_lora=True, max_loras=2, max_lora_rank=8) as served:
+    options = {"dtype": dtype, "tensor_parallel_size": ranks, "max_loras": 2, "max_lora_rank": 8}
+    with engine(folder, enable_lora=True, **options) as served:
         found = answers(served, rows, [requests[name] for name in names])
-    print("SEEN", changed, largest_difference(found, right))
     assert [one.ids for one in found] == [one.ids for one in right]
-    assert largest_difference(found, right) <= BOUND
+    assert largest_difference(found, right) <= BOUND[dtype]
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +118,10 @@ def served(random: Path) -> Iterator[Any]:
         (lambda: peft.LoraConfig(target_modules=["lm_head"], task_type="CAUSAL_LM"), "lm_head"),
         (lambda: peft.LoraConfig(bias="all", task_type="CAUSAL_LM"), "bias"),
         (lambda: peft.IA3Config(task_type="CAUSAL_LM"), "Missing required configuration fields"),
-        (lambda: peft.PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"), "Missing required configuration fields"),
+        (
+            lambda: peft.PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM"),
+            "Missing required configuration fields",
+        ),
     ],
     ids=["rank", "dora", "modules_to_save", "embedding", "lm_head", "bias", "ia3", "prompt"],
 )
