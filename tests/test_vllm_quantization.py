@@ -18,11 +18,19 @@ from vllm.distributed import init_distributed_environment, initialize_model_para
 from vllm.distributed.parallel_state import cleanup_dist_env_and_memory  # noqa: E402
 from vllm.model_executor.layers import linear as linears  # noqa: E402
 from vllm.model_executor.layers.quantization import get_quantization_config  # noqa: E402
+from vllm.model_executor.layers.quantization.utils.quant_utils import (  # noqa: E402
+    pack_quantized_values_into_int32,
+)
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead  # noqa: E402
 
 from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig  # noqa: E402
-from hf_glm_ernie.vllm_plugin.quantization import WeightOnlyIntConfig, WeightOnlyLinearMethod  # noqa: E402
+from hf_glm_ernie.vllm_plugin.quantization import (  # noqa: E402
+    VLLM_TYPES,
+    WeightOnlyIntConfig,
+    WeightOnlyLinearMethod,
+)
 from hf_glm_ernie.vllm_plugin.register import register  # noqa: E402
+from hf_glm_ernie.vllm_plugin.repacking import packed_words  # noqa: E402
 from hf_glm_ernie.weight_only import dequantize, quantize, to_storage  # noqa: E402
 
 HIDDEN, WIDE, HEADS = 128, 192, 4
@@ -288,6 +296,15 @@ def test_what_the_folder_lacks_is_named(key: str) -> None:
     del parts["k_proj"][key]
     with pytest.raises(ValueError, match=rf"The folder has no model\.layers\.3\.self_attn\.k_proj\.{key}, and its"):
         load(layer, "qkv_proj", parts)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_words_are_those_of_vllms_own_packer(bits: int) -> None:
+    """Which is what its loaders of other formats hand to Marlin and Machete, the kernels that no test here can run."""
+    half = 2 ** (bits - 1)
+    q = torch.randint(-half, half, (24, 96), dtype=torch.int8)
+    packed = pack_quantized_values_into_int32(q.int() + half, VLLM_TYPES[bits], 1)
+    assert torch.equal(packed_words(to_storage(q, bits), bits), packed)
 
 
 def test_vllm_finds_the_method() -> None:
