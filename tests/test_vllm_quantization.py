@@ -13,7 +13,7 @@ from tests.support import serving
 
 vllm = pytest.importorskip("vllm", reason=serving.MISSING)
 
-from vllm.config import VllmConfig, set_current_vllm_config  # noqa: E402  # needs vLLM, as all below
+from vllm.config import LoadConfig, VllmConfig, set_current_vllm_config  # noqa: E402  # needs vLLM, as all below
 from vllm.distributed import init_distributed_environment, initialize_model_parallel  # noqa: E402
 from vllm.distributed.parallel_state import cleanup_dist_env_and_memory  # noqa: E402
 from vllm.model_executor.layers import linear as linears  # noqa: E402
@@ -296,6 +296,15 @@ def test_what_the_folder_lacks_is_named(key: str) -> None:
     del parts["k_proj"][key]
     with pytest.raises(ValueError, match=rf"The folder has no model\.layers\.3\.self_attn\.k_proj\.{key}, and its"):
         load(layer, "qkv_proj", parts)
+
+
+def test_made_up_weights_need_no_folder() -> None:
+    """`--load-format dummy`, by which memory and speed are tried before the weights are there."""
+    with set_current_vllm_config(VllmConfig(load_config=LoadConfig(load_format="dummy"))):
+        layer = build("qkv_proj", quantization(bits=4), torch.float32)
+    layer.weight_scale.data.fill_(1)
+    load(layer, "qkv_proj", {})
+    assert layer.weight.shape == (3 * HIDDEN, HIDDEN)
 
 
 @pytest.mark.parametrize("bits", [4, 8])

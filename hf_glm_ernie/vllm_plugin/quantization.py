@@ -20,6 +20,7 @@ shapes, scales, and that every part came.
 import inspect
 import re
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -48,6 +49,8 @@ logger = init_logger("vllm.hf_glm_ernie")  # below vLLM's own logger, whose sett
 
 KERNEL_DTYPES = (torch.float16, torch.bfloat16)  # the CPU kernel takes others without a word
 VLLM_TYPES = {4: scalar_types.uint4b8, 8: scalar_types.uint8b128}
+# Earlier versions than 0.31 ask whether columns were reordered.
+IN_ORDER = {field.name: False for field in fields(MPLinearLayerConfig) if field.name == "has_g_idx"}
 INSIDE_LAYERS = re.compile(r"\.\d+\.")  # of a name: the quantizer takes linears inside a list of layers only
 
 
@@ -254,7 +257,15 @@ class WeightOnlyLinearMethod(LinearMethodBase):
         sizes = group_sizes(columns, groups) if fills_words(columns, bits) else []
         refusals = f"kernels take groups of 32, 64, 128 or all columns, and these are of {columns // groups}"
         for size in sizes:
-            config = MPLinearLayerConfig(self.whole_shape, self.shape, VLLM_TYPES[bits], self.dtype, size, False)
+            config = MPLinearLayerConfig(
+                full_weight_shape=self.whole_shape,
+                partition_weight_shape=self.shape,
+                weight_type=VLLM_TYPES[bits],
+                act_type=self.dtype,
+                group_size=size,
+                zero_points=False,
+                **IN_ORDER,
+            )
             try:
                 return choose_mp_linear_kernel(config), config
             except ValueError as error:
