@@ -31,7 +31,7 @@ pytest.importorskip("vllm", reason=serving.MISSING)
 
 BOUND = 2e-5  # of log probabilities, in fp32: 3.8e-6 seen
 NEW = 32
-START_SECONDS = 400  # 30 on a quiet machine
+START_SECONDS = 600  # 30 on a quiet machine
 TEXTS = [*serving.sample_texts(), "A blue lantern hangs. [sMASK] It is blue.", "邮局门口挂着[sMASK]", "太阳", "a"]
 TEXTS += ["Thunder is the sound[gMASK]<sop> that"]
 GREEDY = {"temperature": 0, "max_tokens": NEW}
@@ -116,12 +116,14 @@ def test_completions_are_generate_s(server: Server, opened: Any, wanted: dict[st
 
 
 def test_streams_are_generate_s(server: Server, opened: Any, wanted: dict[str, serving.Answer]) -> None:
+    pieces = []
     for text in TEXTS:
         events = server.stream("/v1/completions", {"prompt": text} | GREEDY | TOLD)
         choice = joined(events)
-        assert len(events) >= len(wanted[text].ids)
+        pieces.append(len(events))  # a busy server sends several tokens in one
         check(choice, wanted[text])
         assert choice["text"].removeprefix(" ") == text_of(opened, wanted[text].ids)
+    assert max(pieces) > 2
 
 
 def test_ids_several_prompts_and_many_at_once(server: Server, opened: Any, wanted: dict[str, serving.Answer]) -> None:
