@@ -18,18 +18,25 @@ from .checks import mixed_masks, unknown_ids
 class Glm130bRenderer(HfRenderer):
     """vLLM's renderer for tokenizers of transformers, with the checks of this module."""
 
-    def validate_token_ids(self, token_ids: Sequence[int], *, parameter: str | None = None) -> None:
+    def _process_tokens(self, prompt: Any, **kwargs: Any) -> Any:
+        self._check(prompt["prompt_token_ids"])
+        return super()._process_tokens(prompt, **kwargs)
+
+    async def _process_tokens_async(self, prompt: Any, **kwargs: Any) -> Any:
+        self._check(prompt["prompt_token_ids"])
+        return await super()._process_tokens_async(prompt, **kwargs)
+
+    def _check(self, token_ids: Sequence[int]) -> None:
         """Checks the ids of a request, whether they were sent or made of a text.
 
         Raises:
             VLLMValidationError: an id that has no token, or more than one kind of mask in the context.
         """
-        super().validate_token_ids(token_ids, parameter=parameter)
         config: Any = self.model_config.hf_config
         problem = unknown_ids(token_ids, None if self.tokenizer is None else len(self.tokenizer))
         problem = problem or mixed_masks(token_ids, config)
         if problem:
-            raise VLLMValidationError(problem, parameter=parameter or "prompt")
+            raise VLLMValidationError(problem, parameter="prompt")
 
     def render_messages(self, messages: Any, params: Any) -> Any:
         """As in vLLM, with the ids that the chat template's text has here."""
