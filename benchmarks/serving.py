@@ -34,15 +34,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from serving_load import arrivals, figures, load_function, load_server
 from tqdm import tqdm
 
-from conversion.__main__ import main as convert
 from hf_glm_ernie import Glm130bConfig, Glm130bForCausalLM, Glm130bTokenizer, fill_blanks
 
-if __package__:
-    from benchmarks.serving_load import arrivals, figures, load_function, load_server
-else:
-    from serving_load import arrivals, figures, load_function, load_server
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout, which need not be installed
+
+from conversion.__main__ import main as convert
 
 SAMPLE = Path(__file__).resolve().parents[1] / "examples" / "sample-glm130b"
 HEAD = 128  # a size that vLLM's CPU kernel takes

@@ -5,7 +5,6 @@ import contextlib
 import io
 import json
 import os
-import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -27,6 +26,7 @@ from hf_glm_ernie.serving.requests import CheckedHandler
 from tests.support import tiny_ernie3
 from tests.support.evaluation_sample import CONTEXT, ROOT, converted_sample
 from tests.support.http_servers import Server, free_port, running
+from tests.support.pages import shown
 
 needs_extra = pytest.mark.skipif(
     not is_serve_available(), reason="needs FastAPI and uvicorn: pip install 'hf-glm-ernie[serve-transformers]'"
@@ -179,20 +179,9 @@ def test_an_answer_ends_where_the_context_does(server: Server, opened: Any) -> N
     assert answer["usage"]["completion_tokens"] == len(ids) <= CONTEXT - length
 
 
-def shown(section: str) -> tuple[str, str, str]:
-    """Commands, Python and what it prints of a section of docs/serve.md."""
-    page = (ROOT / "docs" / "serve.md").read_text("utf-8")
-    text = page.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
-    kinds = ("bash", "python", "text")
-    found = [re.findall(rf"^```{kind}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE) for kind in kinds]
-    assert all(len(blocks) <= 1 for blocks in found)
-    commands, python, printed = ((blocks or [""])[0] for blocks in found)
-    return commands, python, printed
-
-
 @needs_extra
 def test_the_page_prints_what_stands_there(server: Server) -> None:
-    commands, python, printed = shown("transformers serve")
+    commands, python, printed = shown("serve.md", "transformers serve")
     assert commands.splitlines()[-1] == "python -m hf_glm_ernie serve glm-130b --port 8000"
     with contextlib.redirect_stdout(io.StringIO()) as out:
         exec(compile(python.replace(":8000/", f":{server.port}/"), "serve.md", "exec"), {})
@@ -200,7 +189,7 @@ def test_the_page_prints_what_stands_there(server: Server) -> None:
 
 
 def test_the_page_s_plan_is_the_planner_s(capsys: pytest.CaptureFixture[str]) -> None:
-    commands, _, printed = shown("On GPUs")
+    commands, _, printed = shown("serve.md", "On GPUs")
     assert main(shlex.split(commands)[3:]) == 0
     found = capsys.readouterr().out
     assert printed.strip().removeprefix("...").removesuffix("...").strip() in found

@@ -26,6 +26,7 @@ import hf_glm_ernie  # registers GLM-130B
 from tests.support import serving
 from tests.support.evaluation_sample import CONTEXT, converted_sample
 from tests.support.http_servers import Server, free_port, running
+from tests.support.pages import shown
 
 pytest.importorskip("vllm", reason=serving.MISSING)
 
@@ -50,7 +51,7 @@ def opened(folder: Path) -> Any:
 
 
 def start(folder: Path, port: int) -> AbstractContextManager[Server]:
-    words = ["-m", "vllm.entrypoints.openai.api_server", "--model", str(folder), "--dtype", "float32"]
+    words = ["-m", "vllm.entrypoints.openai.api_server", "--model", folder.name, "--dtype", "float32"]
     words += ["--enforce-eager", "--kv-cache-memory-bytes", str(serving.CACHE_BYTES), "--max-num-seqs", "8"]
     words += ["--host", "127.0.0.1", "--port", str(port), "--max-logprobs", "-1"]
     variables = os.environ | {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -203,6 +204,18 @@ def test_chats_are_the_template_s(server: Server, opened: Any, chat: list[dict[s
     assert content.removeprefix(" ") == text_of(opened, expected.ids)
     events = server.stream("/v1/chat/completions", {"messages": chat} | GREEDY)
     assert "".join(event["choices"][0]["delta"].get("content") or "" for event in events) == content
+
+
+def test_the_page_prints_what_stands_there(
+    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands, python, printed = shown("serve.md", "vLLM")
+    *words, dtype, float32, port, _ = commands.splitlines()[-1].split()
+    assert words[1:] == ["-m", "vllm.entrypoints.openai.api_server", "--model", "glm-130b"]
+    assert (dtype, float32, port) == ("--dtype", "float32", "--port")
+    monkeypatch.chdir(folder.parent)
+    exec(compile(python.replace(":8001/", f":{server.port}/"), "serve.md", "exec"), {})
+    assert capsys.readouterr().out == printed
 
 
 # Refusals ------------------------------------------------------------------------------------------------------------
