@@ -98,7 +98,7 @@ def write_larger(folder: Path, sample: Path, layers: int, hidden: int) -> int:
         max_position_embeddings=1024,
         **ids,
     )
-    model = Glm130bForCausalLM(config)
+    model: Any = Glm130bForCausalLM(config)
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     with torch.no_grad():
         for index, token in enumerate(tokens):
