@@ -3,7 +3,7 @@
     python benchmarks/serving.py --vllm-python ENVIRONMENT/bin/python --output serving
 
 Two models: the shipped sample, whose answers end by themselves (2 to 20 tokens), and a larger one of random weights
-with the sample's tokenizer, whose answers all have 16 tokens, so that less of Python is measured. Prompts are
+with the sample's tokenizer, whose answers all have 24 tokens, so that less of Python is measured. Prompts are
 sentences of the sample's corpus with a blank; of the larger model, four in a row.
 
 - vLLM: `python -m vllm.entrypoints.openai.api_server` in the environment given, or left out.
@@ -325,16 +325,10 @@ def main(arguments: list[str] | None = None) -> None:
     size = write_larger(larger, sample, options.layers, options.hidden)
     torch.set_num_threads(options.threads)
     engines = [name for name in ENGINES if name != "vllm" or options.vllm_python]
+    count, seed, name = options.requests, options.seed, f"{size / 1e6:.0f}M parameters"
     works = [
-        Work("the sample", sample, prompts(options.requests, options.seed, 1), 32, options.sample_rates, []),
-        Work(
-            f"{size / 1e6:.0f}M parameters",
-            larger,
-            prompts(options.requests, options.seed, 4),
-            24,
-            options.larger_rates,
-            [],
-        ),
+        Work("the sample", sample, prompts(count, seed, sentences=1), 32, options.sample_rates, []),
+        Work(name, larger, prompts(count, seed, sentences=4), 24, options.larger_rates, []),
     ]
     rows: list[dict[str, Any]] = []
     for work in works:
