@@ -223,7 +223,7 @@ def measure(work: Work, engines: list[str], options: argparse.Namespace) -> list
     model = Glm130bForCausalLM.from_pretrained(work.folder, dtype=torch.float32)
     opened = model, Glm130bTokenizer.from_pretrained(work.folder)
     work.expected = expected_answers(*opened, work.prompts, work.max_tokens)
-    rows = []
+    rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
         urls = start_servers(stack, engines, work.folder, options)
         for name in engines:  # the first requests pay for what is made once
@@ -232,10 +232,9 @@ def measure(work: Work, engines: list[str], options: argparse.Namespace) -> list
             times = arrivals(len(work.prompts), rate, options.seed)
             for name in engines:
                 answers = run(name, urls.get(name), work, times, opened, options.limit)
-                row = {"model": work.name, "engine": name} | figures(
-                    rate, answers, times, [text for text, _ in work.expected]
-                ).as_dict()
-                row["errors"] = sorted({one.error for one in answers if one.error})[:3]
+                found = figures(rate, answers, times, [text for text, _ in work.expected])
+                errors = sorted({one.error for one in answers if one.error})[:3]
+                row = {"model": work.name, "engine": name, "errors": errors, **found.as_dict()}
                 rows.append(row)
                 print(json.dumps(row), flush=True)
     return rows
