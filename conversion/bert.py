@@ -233,7 +233,7 @@ def _expected(
 
 
 def _in_their_dtypes(plan: Plan, held: Mapping[str, TensorSpec], task: BertTask, asked: torch.dtype | None) -> Plan:
-    """What is kept has the dtype of its source, and the sums made of that are rounded only if a dtype was asked for."""
+    """What is kept has the dtype of its source; the sums made of that are rounded only if a dtype was asked for."""
     kept = {KEPT_POSITIONS: task.ernie_positions, KEPT_TASKS: task.ernie_tasks}
     tensors = []
     for tensor in plan.tensors:
@@ -254,9 +254,8 @@ def _on_the_fold(task_type: int | None, rows: tuple[int, ...], dtype: torch.dtyp
     ]
     if dtype != torch.float32:
         when = "are rounded" if is_asked else f"stay float32; loading in {dtype_name(dtype)} rounds them"
-        notices.append(
-            f"the sums in the position embeddings {when} once, each by at most {torch.finfo(dtype).eps / 2:.1e} of itself"
-        )
+        most = f"{torch.finfo(dtype).eps / 2:.1e}"
+        notices.append(f"the sums in the position embeddings {when} once, each by at most {most} of itself")
     return notices
 
 
