@@ -23,6 +23,7 @@ from .bert_names import task_of_bert as find_bert_task
 from .bert_settings import (
     BERT_KINDS,
     ENTRY,
+    FOLDER_KINDS,
     bert_config,
     check_encoder,
     check_entry,
@@ -156,7 +157,7 @@ def read_encoder(source: Path, options: BertOptions) -> Encoder:
         )
     beside = files_beside(source, source / RECORD)
     classes: list[type[ErnieConfig]] = [ErnieConfig, *CONFIG_CLASSES.values()]
-    config, raw, checkpoint = read_config(source, classes, "an ERNIE encoder", check_encoder, KINDS, held_sizes)
+    config, raw, checkpoint = read_config(source, classes, "an ERNIE encoder", check_encoder, FOLDER_KINDS, held_sizes)
     check_buildable(config, source / "config.json")
     task = find_task(raw["architectures"][0])
     if task is None:

@@ -11,16 +11,17 @@ from transformers import BertConfig, ErnieConfig
 
 from .bert_names import BertTask
 from .ernie_settings import CARRIED_BESIDE, KINDS
-from .setting_kinds import COUNT, OBJECT, Kind
+from .setting_kinds import COUNT, OBJECT, Kind, one_of
 from .settings_files import shown, wrong_kinds
 
 ENTRY = "ernie"
 """Of config.json: what of ERNIE's settings BERT has no word for, and what was folded."""
 
-SAME, KEPT_IN_ENTRY, FALSE, OF_THE_CLASS, OF_THE_WRITER = (
+SAME, KEPT_IN_ENTRY, FALSE, ABSOLUTE, OF_THE_CLASS, OF_THE_WRITER = (
     "has the same name and meaning in both",
     f"is kept under `{ENTRY}`",
     "must be false: an encoder attends in both directions, to itself alone",
+    "must be `absolute`, and is written: engines made for transformers 4 ask for it",
     "names BERT's class",
     "is written anew",
 )
@@ -59,6 +60,7 @@ FIELDS: Mapping[str, str] = {
     "is_decoder": FALSE,
     "add_cross_attention": FALSE,
     "is_encoder_decoder": FALSE,
+    "position_embedding_type": ABSOLUTE,
 }
 """Field of an ERNIE configuration, transformers' own and PaddleNLP's beside them -> what becomes of it."""
 
@@ -67,8 +69,10 @@ ENTRY_KINDS: Mapping[str, Kind] = {
     "folded_task_type": COUNT,
     "folded_row": COUNT,
 }
-BERT_KINDS: Mapping[str, Kind] = {**KINDS, ENTRY: OBJECT}
-"""Setting of a folded encoder's config.json -> what it may be."""
+FOLDER_KINDS: Mapping[str, Kind] = {**KINDS, "position_embedding_type": one_of(("absolute",))}
+"""Setting of an encoder's config.json -> what it may be."""
+BERT_KINDS: Mapping[str, Kind] = {**FOLDER_KINDS, ENTRY: OBJECT}
+"""The same, of one that became a BERT."""
 
 
 def bert_config(config: ErnieConfig, task: BertTask, task_type: int | None, row: int | None) -> BertConfig:
@@ -85,6 +89,7 @@ def bert_config(config: ErnieConfig, task: BertTask, task_type: int | None, row:
     if row is not None:
         kept |= {"folded_task_type": task_type, "folded_row": row}
     setattr(made, ENTRY, kept)
+    made.position_embedding_type = "absolute"
     made.architectures = [task.architecture]
     return made
 
@@ -150,6 +155,7 @@ __all__ = [
     "BERT_KINDS",
     "ENTRY",
     "FIELDS",
+    "FOLDER_KINDS",
     "bert_config",
     "check_encoder",
     "check_entry",
