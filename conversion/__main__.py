@@ -18,6 +18,7 @@ from hf_glm_ernie.configuration_arguments import EPSILON
 from hf_glm_ernie.planner.devices import parse_size as parse_amount
 
 from . import bert, ernie, ernie3, glm130b
+from .bert_pooling import POOLINGS, Pooling
 from .classes import expected_shapes
 from .ernie3_settings import LAYER_NORM_EPS as LAYER_NORM_EPS_10B
 from .ernie3_settings import Choices
@@ -135,6 +136,16 @@ def _add_ernie(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="N",
         help="with --as-bert: the task type to keep (default: the checkpoint's, 0 in every released one)",
     )
+    parser.add_argument(
+        "--pooling",
+        choices=POOLINGS,
+        help="with --as-bert: write what makes one vector of a text for sentence-transformers, vLLM and others",
+    )
+    parser.add_argument(
+        "--normalize",
+        action=argparse.BooleanOptionalAction,
+        help="with --pooling: scale vectors to length 1 (default: yes)",
+    )
     parser.set_defaults(run=partial(_run_ernie, parser))
 
 
@@ -228,6 +239,10 @@ def _run_ernie(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
         parser.error("--vocab, --config, --task and --layer-norm-eps are for the conversion from PaddleNLP's format")
     if options.task_type is not None and (options.reverse or not options.as_bert):
         parser.error("--task-type goes with --as-bert, and without --reverse")
+    if options.pooling and (options.reverse or not options.as_bert):
+        parser.error("--pooling goes with --as-bert, and without --reverse")
+    if options.normalize is not None and not options.pooling:
+        parser.error("--normalize and --no-normalize go with --pooling")
     if options.as_bert and options.reference:
         parser.error("--reference is for publish, which takes no BERT folders")
     choices = {
@@ -241,7 +256,8 @@ def _run_ernie(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
     if options.layer_norm_eps is not None and bert.is_folder(options.source):
         parser.error("--layer-norm-eps is for PaddleNLP's files; a converted folder has its own")
     options.reference = False
-    forward = partial(bert.BertOptions, **choices, task_type=options.task_type)
+    pooling = Pooling(options.pooling, options.normalize is not False) if options.pooling else None
+    forward = partial(bert.BertOptions, **choices, task_type=options.task_type, pooling=pooling)
     _run(options, bert.plan_as_bert, forward, bert.plan_back)
 
 

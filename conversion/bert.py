@@ -20,6 +20,7 @@ from transformers import BertConfig, ErnieConfig
 from .bert_files import BertFolder, bert_card
 from .bert_names import BERT_PREFIX, BERT_TASKS, KEPT, KEPT_FILE, KEPT_POSITIONS, KEPT_TASKS, BertTask, bert_task
 from .bert_names import task_of_bert as find_bert_task
+from .bert_pooling import Pooling
 from .bert_settings import (
     BERT_KINDS,
     ENTRY,
@@ -67,9 +68,11 @@ class BertOptions(ForwardOptions):
 
     Attributes:
         task_type: The task type to keep, as the original counts; default: the one it takes where none is given.
+        pooling: What makes one vector of a text, for the files that engines look for; None writes none.
     """
 
     task_type: int | None = None
+    pooling: Pooling | None = None
 
 
 def plan_as_bert(source: Path, options: BertOptions, expected: ExpectedShapes) -> Job:
@@ -88,6 +91,11 @@ def plan_as_bert(source: Path, options: BertOptions, expected: ExpectedShapes) -
     task = bert_task(encoder.task)
     if task is None:
         raise SettingsError(NO_CLASS.format(where=source, architecture=encoder.task.architecture))
+    if options.pooling is not None and task.ernie.name != "features":
+        raise SettingsError(
+            f"--pooling: {source} is a {encoder.task.architecture}, and vectors are made of the bare encoder. Add "
+            "--task features."
+        )
     config, rows = encoder.config, encoder.task_rows
     task_type, row = _chosen(options.task_type, rows, getattr(config, "task_id", 0), source)
     made = bert_config(config, task, task_type, row)
@@ -99,7 +107,7 @@ def plan_as_bert(source: Path, options: BertOptions, expected: ExpectedShapes) -
     shards = plan_shards(weights, options.max_shard_bytes, METADATA)
     dtype, dtype_notices = main_dtype(replace(plan, tensors=tuple(weights)), encoder.dtypes)
     card = partial(bert_card, made, task, task_type, encoder.tokenizer is not None)
-    small = BertFolder(made, dtype, shards, encoder.record, card, encoder.tokenizer)
+    small = BertFolder(made, dtype, shards, encoder.record, card, encoder.tokenizer, pooling=options.pooling)
     left_out = encoder.record.dropped
     assert isinstance(left_out, Mapping)  # it was not read back
     return Job(

@@ -7,6 +7,7 @@ from pathlib import Path
 from transformers import BertConfig
 
 from .bert_names import KEPT_FILE, BertTask
+from .bert_pooling import Pooling
 from .converted_folder import ConvertedFolder, Record
 from .folder_files import PIPELINES, checksum_table, dtype_name, write_json
 from .json_files import read_json
@@ -18,7 +19,13 @@ words anew from the vocabulary, which does not split symbols off."""
 
 @dataclass(frozen=True)
 class BertFolder(ConvertedFolder):
-    """The small files of a folder for BERT's classes."""
+    """The small files of a folder for BERT's classes.
+
+    Attributes:
+        pooling: What makes one vector of a text, if engines are to be told.
+    """
+
+    pooling: Pooling | None = None
 
     def write_first(self, folder: Path) -> None:
         """As for every folder, but the tokenizer's class is one that everybody has."""
@@ -26,6 +33,11 @@ class BertFolder(ConvertedFolder):
         path = folder / "tokenizer_config.json"
         if self.tokenizer is not None:
             write_json(path, read_json(path) | {"tokenizer_class": TOKENIZER_CLASS})
+        if self.pooling is not None:
+            longest = self.config.max_position_embeddings
+            if self.tokenizer is not None:
+                longest = min(longest, self.tokenizer.model_max_length)
+            self.pooling.write(folder, self.config.hidden_size, longest)
 
 
 def bert_card(config: BertConfig, task: BertTask, folded: int | None, has_tokenizer: bool, record: Record) -> str:
