@@ -34,14 +34,23 @@ from .bert_settings import (
 from .converted_folder import ConvertedFolder, Record, read_config, read_record
 from .ernie import Encoder, ForwardOptions, plan_encoder, with_pooler
 from .ernie_files import model_card
-from .ernie_names import PREFIX, Task, find_task
+from .ernie_names import PREFIX, TASK_EMBEDDINGS, Task, find_task
 from .ernie_settings import CONFIG_CLASSES, KINDS, check_buildable, held_sizes, task_rows
-from .ernie_vocabulary import check_vocabulary, files_beside, load_tokenizer
+from .ernie_vocabulary import check_highest_id, files_beside, load_tokenizer
 from .folder_files import RECORD, dtype_name, main_dtype, notices_on_left_out
 from .job import ExpectedShapes, Job
 from .json_files import MAX_SETTINGS_BYTES, read_json
 from .lazy_files import CheckpointError, NamedFiles
-from .operations import WHOLE, SettingsError, Shape, TensorSpec, matrix_shape, with_row_added
+from .operations import (
+    WHOLE,
+    DefaultRow,
+    Operation,
+    Replicated,
+    SettingsError,
+    Shape,
+    TensorSpec,
+    with_row_added,
+)
 from .safetensors_files import SAFETENSORS_INDEX, SAFETENSORS_SINGLE, SafetensorsFolder, open_safetensors_file
 from .setting_kinds import OBJECT, TEXT
 from .source_file import SideFiles
@@ -105,7 +114,8 @@ def plan_as_bert(source: Path, options: BertOptions, expected: ExpectedShapes) -
     weights = [tensor for tensor in plan.tensors if tensor.name not in KEPT]
     kept = [tensor for tensor in plan.tensors if tensor.name in KEPT]
     shards = plan_shards(weights, options.max_shard_bytes, METADATA)
-    dtype, dtype_notices = main_dtype(replace(plan, tensors=tuple(weights)), encoder.dtypes)
+    copied = tuple(tensor for tensor in weights if tensor.computation is None)
+    dtype, dtype_notices = main_dtype(replace(plan, tensors=copied), encoder.dtypes)
     card = partial(bert_card, made, task, task_type, encoder.tokenizer is not None)
     small = BertFolder(made, dtype, shards, encoder.record, card, encoder.tokenizer, pooling=options.pooling)
     left_out = encoder.record.dropped
@@ -171,29 +181,38 @@ def read_encoder(source: Path, options: BertOptions) -> Encoder:
     if task is None:
         known = ", ".join(one.ernie.architecture for one in BERT_TASKS)
         raise CheckpointError(f"{source}: a {raw['architectures'][0]}; known are {known}")
-    rows = task_rows(config, task.is_native)
     names = {name: name for name in checkpoint.specs}
     dropped: dict[str, str] = {}
+    first_row: Operation = Replicated()
     if options.task not in (None, task.name):
         names, dropped = _without_head(names, task, options.task, source)
+        if not task.is_native and config.use_task_id and config.task_id:  # its class took it, ErnieModel takes row 0
+            first_row = DefaultRow(config.task_id)
+            config.task_type_vocab_size += 1
         task = find_task("features")
         assert task is not None
-    record = read_record(source, RECORDED, KINDS) or Record(
-        {"kind": "safetensors", "original_class": task.original, "settings": {}}
-    )
+    record = read_record(source, RECORDED, KINDS) or Record({"kind": "safetensors", "settings": {}})
     tokenizer = load_tokenizer(source, None)
+    if tokenizer is not None:
+        check_highest_id(tokenizer, config)
+    no_tokenizer = [] if tokenizer is not None else [f"{source} has no tokenizer, so the new folder has none"]
+    operations = {task.prefix + TASK_EMBEDDINGS: first_row}
+    tensors = tuple(
+        _carried(name, checkpoint.specs[there], there, operations.get(name, Replicated()))
+        for name, there in names.items()
+    )
     return Encoder(
         checkpoint,
         f"ERNIE {source} ({raw['architectures'][0]})",
-        Plan(tuple(_copied(name, checkpoint.specs[there], there) for name, there in names.items()), dropped),
+        Plan(tensors, dropped),
         tuple(checkpoint.specs[there] for there in names.values()),
         config,
         task,
         tokenizer,
-        Record(record.source, dropped),
+        Record({**record.source, "original_class": task.original}, dropped),
         beside,
-        (*unread(raw, source / "config.json"), *check_vocabulary(tokenizer, config)),
-        rows,
+        (*unread(raw, source / "config.json"), *no_tokenizer),
+        task_rows(config, task.is_native),
     )
 
 
@@ -210,8 +229,13 @@ def _without_head(
     return kept, {name: "not part of the encoder, which --task chose" for name in names if not name.startswith(PREFIX)}
 
 
-def _copied(name: str, spec: TensorSpec, there: str) -> PlannedTensor:
-    return PlannedTensor(0, name, spec, (Piece(0, there, (0, 0), (0, 0), matrix_shape(spec.shape)),))
+def _carried(name: str, spec: TensorSpec, there: str, operation: Operation) -> PlannedTensor:
+    """A tensor of a folder under another name, its rows where an operation puts them."""
+    (shape,) = operation.whole_shapes(spec.shape, WHOLE)
+    pieces = (
+        Piece(0, there, move.part_start, move.whole_start, move.size) for move in operation.moves(spec.shape, WHOLE, 0)
+    )
+    return PlannedTensor(0, name, TensorSpec(shape, spec.dtype), tuple(pieces))
 
 
 def _chosen(asked: int | None, rows: tuple[int, ...], default: int, where: Path) -> tuple[int | None, int | None]:
@@ -300,7 +324,8 @@ def plan_back(source: Path, dtype: torch.dtype | None, expected: ExpectedShapes)
     if reason is None and dtype is None:
         plan = _as_the_words(plan, specs[task.words].dtype, task)
     files = plan_shards(plan.tensors, 5 * 10**9, METADATA)
-    main, notices = main_dtype(plan, specs.values())
+    read = [spec for name, spec in specs.items() if reason is not None or name != task.positions]
+    main, notices = main_dtype(plan, read)
     record = read_record(source, RECORDED, KINDS) or Record(
         {"kind": "safetensors", "original_class": task.ernie.original, "settings": {}}
     )

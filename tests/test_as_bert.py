@@ -244,7 +244,9 @@ def test_half_precision_is_summed_in_float32(
     assert torch.equal(bert[table], ernie[table].float() + ernie[task][0].float())
     assert bert[table].dtype == torch.float32
     assert {tensor.dtype for one, tensor in bert.items() if one != table} == {dtype}
+    assert "some tensors are" not in printed
     assert convert(tmp_path / "bert", tmp_path / "back", "--as-bert", "--reverse") == 0
+    assert "rounded" not in capsys.readouterr().out
     assert same(tmp_path / "back", half)
 
     assert convert(SMALL / "features", tmp_path / "rounded", "--as-bert", f"--dtype={name}") == 0

@@ -160,6 +160,8 @@ def test_heads_without_a_bert_class(tmp_path: Path, capsys: pytest.CaptureFixtur
     one, other = (weights(tmp_path / f"bert_of_{parent.name}") for parent in (SMALL, tmp_path))
     assert all(torch.equal(one[tensor], other[tensor]) for tensor in one)
     assert one.keys() == other.keys()
+    kept = [(tmp_path / f"bert_of_{parent.name}" / KEPT_FILE).read_bytes() for parent in (SMALL, tmp_path)]
+    assert kept[0] == kept[1]
 
 
 OPTIONS: dict[str, tuple[list[str], str]] = {
@@ -183,6 +185,9 @@ def test_options_that_do_not_fit(ernie: Path, tmp_path: Path, capsys: pytest.Cap
         ["--as-bert", "--task-type=-1"],
         ["--as-bert", "--layer-norm-eps=1e-5"],
         ["--as-bert", "--reference"],
+        ["--pooling=mean"],
+        ["--as-bert", "--reverse", "--pooling=mean"],
+        ["--as-bert", "--no-normalize"],
     ],
     ids=" ".join,
 )
@@ -258,6 +263,29 @@ def with_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool]
         return folders[do_lower_case]
 
     return make
+
+
+@pytest.mark.parametrize(("pooling", "normalize"), [("mean", None), ("cls", "--no-normalize")])
+def test_pooling_is_said_as_sentence_transformers_says_it(
+    ernie: Path, tmp_path: Path, pooling: str, normalize: str | None
+) -> None:
+    options = [f"--pooling={pooling}", *([normalize] if normalize else [])]
+    assert convert(ernie, tmp_path / "bert", "--as-bert", *options) == 0
+    modules = json.loads((tmp_path / "bert" / "modules.json").read_text())
+    names = ["Transformer", "Pooling", *([] if normalize else ["Normalize"])]
+    assert [row["type"].rpartition(".")[2] for row in modules] == names
+    how = json.loads((tmp_path / "bert" / "1_Pooling" / "config.json").read_text())
+    assert how == {
+        "word_embedding_dimension": 24,
+        "pooling_mode_mean_tokens": pooling == "mean",
+        "pooling_mode_cls_token": pooling == "cls",
+    }
+
+
+def test_pooling_is_of_the_bare_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = refused(SMALL / "masked_lm", tmp_path, capsys, "--pooling=mean")
+    assert "Add --task features" in error
+    assert convert(SMALL / "masked_lm", tmp_path / "bert", "--as-bert", "--pooling=mean", "--task=features") == 0
 
 
 def half_pairs(text: str | None) -> bool:
