@@ -362,23 +362,27 @@ def _why_not_unfolded(checkpoint: NamedFiles, task: BertTask, row: int | None, w
     specs = checkpoint.specs
     if not any(name in specs for name in KEPT):
         return "no task type was folded" if row is None else f"{KEPT_FILE} is not there"
-    positions = specs.get(task.positions)
-    kept, tasks = (specs.get(name) for name in KEPT)
-    fit = row is not None and None not in (positions, kept, tasks)
-    if not fit or not (kept.shape == positions.shape and tasks.shape[1:] == kept.shape[1:] and row < tasks.shape[0]):
+    shapes = {name: specs[name].shape for name in (task.positions, *KEPT) if name in specs}
+    if row is None or len(shapes) < 3 or not _fit(shapes[task.positions], *(shapes[name] for name in KEPT), row=row):
         raise CheckpointError(
-            f"{where / KEPT_FILE}: not the tables of this model. Take the file that was written with it, or "
-            "remove it: then the ERNIE folder has no task types."
+            f"{where / KEPT_FILE}: not the tables of this model. Take the file that was written with it, or remove "
+            "it: then the ERNIE folder has no task types."
         )
     added = checkpoint.rows(0, KEPT_TASKS, row, row + 1).float()
-    step = max(1, COMPARED_BYTES // (kept.shape[1] * 4))
-    for start in range(0, kept.shape[0], step):
-        stop = min(start + step, kept.shape[0])
+    count, columns = specs[KEPT_POSITIONS].shape
+    step = max(1, COMPARED_BYTES // (columns * torch.float32.itemsize))
+    for start in range(0, count, step):
+        stop = min(start + step, count)
         rows = checkpoint.rows(0, KEPT_POSITIONS, start, stop).float()
-        folded = with_row_added(torch.cat([rows, added.expand(len(rows), -1)], dim=1)).to(positions.dtype)
-        if not torch.equal(folded, checkpoint.rows(0, task.positions, start, stop)):
+        folded = with_row_added(torch.cat([rows, added.expand(len(rows), -1)], dim=1))
+        if not torch.equal(folded.to(specs[task.positions].dtype), checkpoint.rows(0, task.positions, start, stop)):
             return "the position embeddings were changed since"
     return None
+
+
+def _fit(positions: Shape, kept: Shape, tasks: Shape, *, row: int) -> bool:
+    """Whether a row of one table can have been added to another, of these shapes."""
+    return kept == positions and len(kept) == len(tasks) == 2 and tasks[1] == kept[1] and row < tasks[0]
 
 
 def _as_the_words(plan: Plan, dtype: torch.dtype, task: BertTask) -> Plan:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import ErnieConfig
+from transformers import BertConfig, ErnieConfig
 
 from hf_glm_ernie.configuration_ernie_uie import ErnieUIEConfig
 from hf_glm_ernie.configuration_ernie_utc import ErnieUTCConfig
@@ -316,7 +316,7 @@ def held_sizes(specs: Mapping[str, TensorSpec], prefix: str = "ernie.") -> dict[
     return held
 
 
-def check_buildable(config: ErnieConfig, where: object) -> None:
+def check_buildable(config: ErnieConfig | BertConfig, where: object) -> None:
     """Makes sure that transformers can make a model of a configuration.
 
     Raises:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import (
     AutoModel,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     AutoTokenizer,
@@ -152,10 +153,10 @@ def test_vllm_classifies(made: Made) -> None:
         assert largest([one.outputs.probs for one in served.classify(ids(bert))], expected) <= BOUND
 
 
-def test_vllm_classifies_tokens(made: Made) -> None:
-    """Seen: 6.3e-7."""
+@pytest.mark.parametrize("auto", [AutoModelForTokenClassification, AutoModelForMaskedLM], ids=lambda one: one.__name__)
+def test_vllm_classifies_tokens(made: Made, auto: Any) -> None:
+    """Labels, or words; seen: 6.4e-7."""
     pytest.importorskip("vllm", reason=MISSING)
-    auto = AutoModelForTokenClassification
     ernie, bert = made(auto)
     expected = [one.logits[0].softmax(-1) for one in outputs(auto, ernie)]
     with engine(bert, runner="pooling") as served:
