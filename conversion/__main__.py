@@ -17,7 +17,8 @@ import torch
 from hf_glm_ernie.configuration_arguments import EPSILON
 from hf_glm_ernie.planner.devices import parse_size as parse_amount
 
-from . import ernie, ernie3, glm130b
+from . import bert, ernie, ernie3, glm130b
+from .bert_pooling import POOLINGS, Pooling
 from .classes import expected_shapes
 from .ernie3_settings import LAYER_NORM_EPS as LAYER_NORM_EPS_10B
 from .ernie3_settings import Choices
@@ -123,6 +124,28 @@ def _add_ernie(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument("--task", choices=TASK_NAMES, help="head to convert (default: the checkpoint's)")
     parser.add_argument("--reverse", action="store_true", help="write PaddleNLP's format from a converted folder")
+    parser.add_argument(
+        "--as-bert",
+        action="store_true",
+        help="write a folder for plain BERT classes, from PaddleNLP's files or a converted folder; with --reverse, an "
+        "ERNIE folder from such a one",
+    )
+    parser.add_argument(
+        "--task-type",
+        type=parse_index,
+        metavar="N",
+        help="with --as-bert: the task type to keep (default: the checkpoint's, 0 in every released one)",
+    )
+    parser.add_argument(
+        "--pooling",
+        choices=POOLINGS,
+        help="with --as-bert: write what makes one vector of a text for sentence-transformers, vLLM and others",
+    )
+    parser.add_argument(
+        "--normalize",
+        action=argparse.BooleanOptionalAction,
+        help="with --pooling: scale vectors to length 1 (default: yes)",
+    )
     parser.set_defaults(run=partial(_run_ernie, parser))
 
 
@@ -214,13 +237,28 @@ def _run_glm130b(parser: argparse.ArgumentParser, options: argparse.Namespace) -
 def _run_ernie(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     if options.reverse and (options.vocab or options.config or options.task or options.layer_norm_eps is not None):
         parser.error("--vocab, --config, --task and --layer-norm-eps are for the conversion from PaddleNLP's format")
-    forward = partial(
-        ernie.ForwardOptions,
-        vocab=options.vocab,
-        task=options.task,
-        layer_norm_eps=LAYER_NORM_EPS if options.layer_norm_eps is None else options.layer_norm_eps,
-    )
-    _run(options, ernie.plan_forward, forward, ernie.plan_reverse)
+    if options.task_type is not None and (options.reverse or not options.as_bert):
+        parser.error("--task-type goes with --as-bert, and without --reverse")
+    if options.pooling and (options.reverse or not options.as_bert):
+        parser.error("--pooling goes with --as-bert, and without --reverse")
+    if options.normalize is not None and not options.pooling:
+        parser.error("--normalize and --no-normalize go with --pooling")
+    if options.as_bert and options.reference:
+        parser.error("--reference is for publish, which takes no BERT folders")
+    choices = {
+        "vocab": options.vocab,
+        "task": options.task,
+        "layer_norm_eps": LAYER_NORM_EPS if options.layer_norm_eps is None else options.layer_norm_eps,
+    }
+    if not options.as_bert:
+        _run(options, ernie.plan_forward, partial(ernie.ForwardOptions, **choices), ernie.plan_reverse)
+        return
+    if options.layer_norm_eps is not None and bert.is_folder(options.source):
+        parser.error("--layer-norm-eps is for PaddleNLP's files; a converted folder has its own")
+    options.reference = False
+    pooling = Pooling(options.pooling, options.normalize is not False) if options.pooling else None
+    forward = partial(bert.BertOptions, **choices, task_type=options.task_type, pooling=pooling)
+    _run(options, bert.plan_as_bert, forward, bert.plan_back)
 
 
 def _run_publish(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -342,6 +380,13 @@ def parse_count(text: str) -> int:
     """A whole number above 0. Raises `argparse.ArgumentTypeError`."""
     if not re.fullmatch(r"0*[1-9][0-9]{0,8}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def parse_index(text: str) -> int:
+    """A whole number, 0 or more. Raises `argparse.ArgumentTypeError`."""
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
     return int(text)
 
 
