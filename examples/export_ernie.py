@@ -176,10 +176,9 @@ def report(model: PreTrainedModel, run: Exported, tolerance: float | None) -> bo
 
 def write_what_lies_beside(model: PreTrainedModel, source: Path, folder: Path) -> None:
     """Writes the config, which names the class that was exported, and the tokenizer, where the model has one."""
-    config = type(model.config).from_dict(model.config.to_dict())
-    config.architectures = [type(model).__name__]
-    config.auto_map = None  # no code lies there
-    config.save_pretrained(folder)
+    settings = model.config.to_dict() | {"architectures": [type(model).__name__]}
+    settings.pop("auto_map", None)  # no code lies there
+    type(model.config).from_dict(settings).save_pretrained(folder)
     if (source / "tokenizer_config.json").is_file():
         AutoTokenizer.from_pretrained(source).save_pretrained(folder)
     else:
