@@ -24,6 +24,9 @@ import torch
 Shape = tuple[int | None, ...]
 """Of an output; `None` where any size will do."""
 
+NO_LIMIT = 2**31 - 1
+"""Tokens of a row where nothing says how many there may be; tokenizers that know none say 1e30."""
+
 
 def call_model(model: Callable[..., Any], inputs: Mapping[str, torch.Tensor]) -> Any:
     """One forward, of tensors on the CPU. Returns what the model returns."""
@@ -102,7 +105,7 @@ def longest_row(model: Any, tokenizer: Any, max_length: int | None) -> int:
     positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
     of_tokenizer = getattr(tokenizer, "model_max_length", None)
     limits = [max_length, positions, None if max_length is not None and positions is not None else of_tokenizer]
-    return min(limit for limit in limits if limit is not None)
+    return min(limit for limit in (*limits, NO_LIMIT) if limit is not None)
 
 
 def _names(outputs: Any) -> str:

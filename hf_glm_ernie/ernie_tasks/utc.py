@@ -185,7 +185,7 @@ def _predictions(
 def _option_id(model: Any, tokenizer: Any) -> int:
     """The id of `[O-MASK]`, which becomes a special token of the tokenizer if it is not one."""
     rows = getattr(getattr(model, "config", None), "vocab_size", None)
-    if rows is None and OPTION_TOKEN not in tokenizer.all_special_tokens:
+    if rows is None and OPTION_TOKEN not in tokenizer.get_vocab():
         raise ValueError(
             f"The tokenizer has no {OPTION_TOKEN}, and this model has no config that says if it has a row for it. "
             "Open the tokenizer of the model's folder, or give the model a config with vocab_size."
