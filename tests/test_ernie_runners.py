@@ -33,8 +33,8 @@ missing = [name for name in export_ernie.ONNX_PACKAGES if importlib.util.find_sp
 needs_onnx = pytest.mark.skipif(
     bool(missing), reason=f"needs {' and '.join(missing)}: pip install 'hf-glm-ernie[onnx]'"
 )
-# Of a probability on its way to INT8, the largest and the mean: 0.016 and 0.0002 seen on these texts, 0.14 and 0.0004 on
-# 600 others.
+# Of a probability on its way to INT8, the largest and the mean: 0.016 and 0.0002 seen on these texts, 0.14 and
+# 0.0004 on 600 others.
 MOVES = 0.15, 0.002
 # fp32 sums in another order, products of two probabilities: 2.5e-6 seen over 3,262 answers of the sample.
 PROBABILITY = 1e-5
