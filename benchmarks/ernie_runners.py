@@ -8,8 +8,9 @@ probabilities out, no padding. In every round each runner goes once, in another 
 drifts slows all; a ratio is the median of the rounds' ratios to torch, a time the fastest round's.
 
 Limits are from the run itself: the operations of the matrix products at the speed of one large product, and the
-weights at the speed memory reads, both the best that was seen before, between and after the sizes. For INT8 the products of weights count at the speed of a large INT8 product, those
-of attention, which stay in fp32, at that of fp32.
+weights at the speed memory reads, both the best that was seen before, between and after the sizes. For INT8 the
+products of weights count at the speed of a large INT8 product, those of attention, which stay in fp32, at that of
+fp32.
 """
 
 import argparse
