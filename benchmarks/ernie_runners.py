@@ -28,18 +28,18 @@ import torch
 from tqdm.auto import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "examples")]
 
+import export_ernie  # noqa: E402
 from make_checkpoint_ernie import POSITIONS, SIZES, TYPES, VOCABULARY  # noqa: E402
 
-from examples import export_ernie  # noqa: E402
 from hf_glm_ernie import ErnieForUIE, ErnieUIEConfig, OnnxEncoder  # noqa: E402
 from hf_glm_ernie.ernie_tasks.exported import INT8_FILE, ONNX_FILE  # noqa: E402
 
 SHAPES = ((1, 128), (1, 512), (16, 128), (16, 512))
 RUNNERS = ("torch", "torch.compile", "onnxruntime fp32", "onnxruntime INT8")
 SQUARE = 1024  # rows and columns of the products that the limits are taken from
-Run = Callable[[dict[str, torch.Tensor]], Any]
+Run = Callable[..., Any]
 
 
 def best(call: Callable[[], Any], repeats: int = 20) -> float:
@@ -116,9 +116,7 @@ def runners(model: ErnieForUIE, folder: Path, threads: int) -> dict[str, Run]:
     export_ernie.save_onnx(program, model, folder / ONNX_FILE)
     export_ernie.save_int8(folder / ONNX_FILE, folder / INT8_FILE)
     fp32, int8 = (OnnxEncoder(folder, file, threads=threads) for file in (ONNX_FILE, INT8_FILE))
-    compiled = torch.compile(model, dynamic=True)
-    called = (model, compiled, fp32, int8)
-    return {name: lambda inputs, one=one: one(**inputs) for name, one in zip(RUNNERS, called, strict=True)}
+    return dict(zip(RUNNERS, (model, torch.compile(model, dynamic=True), fp32, int8), strict=True))
 
 
 def inputs_of(batch: int, length: int) -> dict[str, torch.Tensor]:
@@ -133,13 +131,13 @@ def measure(called: dict[str, Run], inputs: dict[str, torch.Tensor], seconds: fl
     """Seconds of every runner in every round: at least three, and as many as fit into so many seconds."""
     times: dict[str, list[float]] = {name: [] for name in called}
     for run in called.values():
-        run(inputs)
+        run(**inputs)
     orders = itertools.cycle(itertools.permutations(called))
     end = time.perf_counter() + seconds
     while len(times[RUNNERS[0]]) < 3 or time.perf_counter() < end:
         for name in next(orders):
             begin = time.perf_counter()
-            called[name](inputs)
+            called[name](**inputs)
             times[name].append(time.perf_counter() - begin)
     return times
 
@@ -165,7 +163,7 @@ def measure_size(
         sizes = [(Path(folder) / file).stat().st_size / 1e6 for file in (ONNX_FILE, INT8_FILE)]
         for shape in SHAPES:
             inputs = inputs_of(*shape)
-            outputs = [run(inputs)["start_prob"] for run in called.values()]
+            outputs = [run(**inputs)["start_prob"] for run in called.values()]
             apart = max((one - outputs[0]).abs().max().item() for one in outputs[:3])
             assert apart < 1e-5, f"{size} {shape}: the runners differ by {apart:.1e}"
             times[shape] = measure(called, inputs, seconds)
