@@ -339,15 +339,17 @@ def _choose_for_blank(model: Any, tokenizer: Any, text: str, choices: list[str])
     if tokenizer.smask_token_id in ids:
         raise Refusal("choice_kind")
     context = model.config.max_position_embeddings
-    needed = len(ids) + sum(len(tokenizer(one, add_special_tokens=False)["input_ids"]) for one in choices) + 2
+    # With the end of each, or a choice would never lose to one that begins like it and goes on.
+    answers = [[*row, tokenizer.eop_token_id] for row in tokenizer(choices, add_special_tokens=False)["input_ids"]]
+    needed = len(ids) + sum(map(len, answers)) + 2
     if needed > context:  # it would be cut on its left
         raise Refusal("choice_room", count=needed, most=context)
     counts_on = tokenizer.gmask_token_id in ids
-    scores = cond_log_probs(model, tokenizer, [ids], [choices], use_task_mask=counts_on, progress=False)[0]
+    scores = cond_log_probs(model, tokenizer, [ids], [answers], use_task_mask=counts_on, progress=False)[0]
     shares = torch.tensor(scores, dtype=torch.float64).softmax(-1).tolist()
     best = max(shares)
-    answers = [Choice(label, share, share == best) for label, share in zip(choices, shares, strict=True)]
-    return sorted(answers, key=lambda one: -one.probability)
+    found = [Choice(label, share, share == best) for label, share in zip(choices, shares, strict=True)]
+    return sorted(found, key=lambda one: -one.probability)
 
 
 def _check_text(text: str) -> None:

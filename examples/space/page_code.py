@@ -50,12 +50,15 @@ def classify_code(
             + f"print(utc(model, tokenizer, {choices!r}, {text!r}, {settings}))\n"
         )
     return (
-        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\nfrom hf_glm_ernie import cond_log_probs\n\n"
+        "import torch\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        "from hf_glm_ernie import cond_log_probs\n\n"
         + _OPEN.format(folder=folder, auto="AutoModelForCausalLM")
         + f"ids = tokenizer({text!r})['input_ids'][:-1]  # without <sop>\n"
         + "counts_on = tokenizer.gmask_token_id in ids\n"
-        + f"choices = {choices!r}\n"
-        + "print(cond_log_probs(model, tokenizer, [ids], [choices], use_task_mask=counts_on))\n"
+        + f"choices = tokenizer({choices!r}, add_special_tokens=False)['input_ids']\n"
+        + "ended = [[*choice, tokenizer.eop_token_id] for choice in choices]\n"
+        + "scores = cond_log_probs(model, tokenizer, [ids], [ended], use_task_mask=counts_on)[0]\n"
+        + "print(torch.tensor(scores).softmax(-1).tolist())\n"
     )
 
 

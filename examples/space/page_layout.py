@@ -22,6 +22,7 @@ from page_schema import LONGEST_SCHEMA
 from page_texts import CLASSIFY_EXAMPLES, EXTRACT_EXAMPLES, FILL_EXAMPLES, TITLE, WORDS
 
 MOST_WAITING = 32
+LONGEST_EXAMPLE = 64  # letters on a button; half as many Chinese ones
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", "sans-serif"]
 CODE_FONTS = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 
@@ -35,8 +36,7 @@ def build(models: Mapping[str, Opened]) -> gr.Blocks:
     Returns:
         The app, with its queue.
     """
-    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=False) as app:
-        gr.Navbar(main_page_name=WORDS["en"]["language"])
+    with gr.Blocks(title=TITLE, analytics_enabled=False) as app:
         _page(Handlers(models, "en"))
     with app.route(WORDS["zh"]["language"], WORDS["zh"]["path"]):
         _page(Handlers(models, "zh"))
@@ -45,8 +45,22 @@ def build(models: Mapping[str, Opened]) -> gr.Blocks:
 
 def launch_arguments() -> dict[str, Any]:
     """What `launch` is told, wherever the page runs: nothing is fetched from elsewhere, nothing is shared."""
-    theme = gr.themes.Soft(
-        primary_hue="teal", neutral_hue="slate", font=FONTS, font_mono=CODE_FONTS, radius_size="md", text_size="md"
+    theme = gr.themes.Soft(primary_hue="teal", neutral_hue="slate", font=FONTS, font_mono=CODE_FONTS).set(
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
+        block_title_background_fill="transparent",
+        block_title_background_fill_dark="transparent",
+        block_title_text_color="*body_text_color",
+        block_title_text_color_dark="*body_text_color",
+        block_title_padding="0",
+        block_background_fill="transparent",
+        block_background_fill_dark="transparent",
+        block_padding="0",
+        block_shadow="none",
+        input_background_fill="*background_fill_primary",
+        input_border_width="1px",
+        input_border_color="*border_color_primary",
+        input_shadow="none",
     )
     return {
         "theme": theme,
@@ -59,7 +73,8 @@ def launch_arguments() -> dict[str, Any]:
 
 def _page(handlers: Handlers) -> None:
     words = handlers.words
-    gr.HTML(f'<header class="page-head"><h1>{escape(TITLE)}</h1><p>{escape(words["subtitle"])}</p></header>')
+    gr.Navbar(main_page_name=WORDS["en"]["language"])
+    _html(f'<header class="page-head"><h1>{escape(TITLE)}</h1><p>{escape(words["subtitle"])}</p></header>')
     if any(opened.is_sample for opened in handlers.models.values()):
         gr.Markdown(words["samples"], elem_classes="page-samples")
     with gr.Tabs():
@@ -77,9 +92,8 @@ def _fill_tab(handlers: Handlers) -> None:
             settings = _fill_settings(words)
             clicks = _examples(examples, [text])
         with gr.Column(scale=6):
-            filled = gr.HTML(_empty(words["fill_empty"]))
-            alternatives = gr.HTML()
-            code = _code(words)
+            filled, alternatives = _html(_empty(words["fill_empty"])), _html()
+            code = _code(handlers, "glm")
 
     def fill(
         text: str,
@@ -135,7 +149,7 @@ def _extract_tab(handlers: Handlers) -> None:
                 info=words["schema_help"],
                 elem_classes="page-editor",
             )
-            tree = gr.HTML(handlers.preview(first_schema))
+            tree = _html(handlers.preview(first_schema))
             button = gr.Button(words["extract_button"], variant="primary")
             with gr.Accordion(words["settings"], open=False), gr.Row():
                 languages = [(words["in_english"], "en"), (words["in_chinese"], "zh")]
@@ -143,9 +157,8 @@ def _extract_tab(handlers: Handlers) -> None:
                 threshold = gr.Slider(0, 0.99, 0.5, step=0.01, label=words["threshold"])
             clicks = _examples(examples, [text, schema, text_language])
         with gr.Column(scale=6):
-            spans = gr.HTML(_empty(words["extract_empty"]))
-            table = gr.HTML()
-            code = _code(words)
+            spans, table = _html(_empty(words["extract_empty"])), _html()
+            code = _code(handlers, "uie")
 
     def extract(
         text: str,
@@ -180,8 +193,8 @@ def _classify_tab(handlers: Handlers) -> None:
                 threshold = gr.Slider(0, 0.99, 0.5, step=0.01, label=words["threshold"])
             clicks = _examples(examples, [text, choices])
         with gr.Column(scale=6):
-            bars = gr.HTML(_empty(words["classify_empty"]))
-            code = _code(words)
+            bars = _html(_empty(words["classify_empty"]))
+            code = _code(handlers, "classifier")
 
     def classify(
         text: str,
@@ -214,15 +227,38 @@ def _empty(text: str) -> str:
     return f'<p class="page-empty">{escape(text)}</p>'
 
 
-def _code(words: Mapping[str, str]) -> gr.Code:
-    with gr.Accordion(words["python"], open=False):
-        return gr.Code(language="python", interactive=False, show_label=False, container=False)
+def _html(value: str = "") -> gr.HTML:
+    """HTML of the page's own, which `page.css` draws."""
+    return gr.HTML(value, apply_default_css=False, elem_classes="page-html")
+
+
+def _code(handlers: Handlers, role: str) -> gr.Code:
+    """Where the call behind an answer is shown, and whose answer it is."""
+    with gr.Accordion(handlers.words["python"], open=False):
+        code = gr.Code(language="python", interactive=False, show_label=False, container=False)
+    opened, words = handlers.models[role], handlers.words
+    _html(
+        f'<p class="page-model">{escape(words["model"])}: <code>{escape(opened.name)}</code>, '
+        f"{opened.parameters:,} {escape(words['parameters'])}</p>"
+    )
+    return code
 
 
 def _examples(examples: Mapping[str, list[list[str]]], inputs: list[Any]) -> list[Any]:
     """A list of examples for each language; what happens once one has been put in place."""
-    lists = [gr.Examples(rows, inputs, label=WORDS[language]["examples"]) for language, rows in examples.items()]
-    return [shown.load_input_event.then for shown in lists]
+    shown = [
+        gr.Examples(
+            rows, inputs, label=WORDS[language]["examples"], example_labels=[_shortened(row[0]) for row in rows]
+        )
+        for language, rows in examples.items()
+    ]
+    return [one.load_input_event.then for one in shown]
+
+
+def _shortened(text: str) -> str:
+    """An example as its button names it."""
+    width = LONGEST_EXAMPLE if text.isascii() else LONGEST_EXAMPLE // 2
+    return text if len(text) <= width else f"{text[: width - 1].rstrip()}…"
 
 
 def _connect(

@@ -70,6 +70,11 @@ class Opened:
     is_sample: bool = False
 
     @property
+    def parameters(self) -> int:
+        """How many the model has."""
+        return int(self.model.num_parameters())
+
+    @property
     def model_type(self) -> str:
         """As its config spells it."""
         return str(self.model.config.model_type)
@@ -141,7 +146,7 @@ def _open(role: Role, folder: str, is_sample: bool) -> Opened:
     # fp16 is slow on a CPU.
     where: dict[str, Any] = {"device_map": "auto"} if torch.cuda.is_available() else {"dtype": torch.float32}
     model = auto_class.from_pretrained(folder, **where).eval()
-    name = f"sample {type(model).__name__}" if is_sample else folder
+    name = type(model).__name__ if is_sample else folder
     return Opened(name, folder, model, AutoTokenizer.from_pretrained(folder), is_sample)
 
 

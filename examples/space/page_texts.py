@@ -11,6 +11,7 @@ EN = {
         "names. Stay near the examples; the released models open on the same page (`--glm`, `--uie`, `--classifier`)."
     ),
     "model": "Model",
+    "parameters": "parameters",
     "examples": "Examples",
     "settings": "Settings",
     "python": "The same in Python",
@@ -78,6 +79,7 @@ ZH = {
         "正式发布的模型也用同一页面打开（`--glm`、`--uie`、`--classifier`）。"
     ),
     "model": "模型",
+    "parameters": "个参数",
     "examples": "示例",
     "settings": "设置",
     "python": "用 Python 来写",
@@ -173,13 +175,13 @@ EXTRACT_EXAMPLES = {
 
 CLASSIFY_EXAMPLES = {
     "en": [
-        ["[MASK] does not rust even after a thousand years under the sea.", "Gold\nIron\nGlass"],
-        ["Spiders have [MASK] legs, but insects have only six.", "eight\nsix\nfour\ntwo"],
-        ["Thunder is the sound", "that follows a flash of lightning.\nof bees on the southern hill."],
+        ["Captain Ines steers the [MASK]", "ferry.\nbicycle.\ntrain."],
+        ["A group of [MASK] is called a pack.", "wolves\nbees\nants\nwhales"],
+        ["Half of a dozen is", "six.\nten.\ntwelve."],
     ],
     "zh": [
-        ["[MASK]是中国最长的河流。", "长江\n黄河\n珠江"],
-        ["二月是一年里最短的[MASK]", "月份。\n星期。\n日子。"],
+        ["[MASK]是自然界里最硬的东西。", "金刚石\n金\n铁"],
+        ["十乘以十等于[MASK]", "一百。\n十。\n六。"],
         ["指南针的针尖总是指向", "北方。\n南方。\n东方。"],
     ],
 }

@@ -15,6 +15,7 @@ COLOURS = 8
 """How many classes `c0`, `c1`, .. page.css has for labels."""
 
 PATH = " › "
+SHORT = 24  # characters of a span that is not broken over two lines
 
 
 @dataclass(frozen=True)
@@ -91,16 +92,16 @@ def candidates_html(candidates: Sequence[Sequence[Candidate]], words: Mapping[st
 
     Args:
         candidates: Of each blank.
-        words: What the page calls things: `blank`, `chosen`, `cut_off`, `nothing`, `else`.
+        words: What the page calls things: `alternatives`, `blank`, `chosen`, `cut_off`, `nothing`, `else`.
     """
     tables = []
     for number, of_blank in enumerate(candidates, 1):
-        title = f"<caption>{escape(words['blank'])} {number}</caption>" if len(candidates) > 1 else ""
+        title = f"{words['blank']} {number}" if len(candidates) > 1 else words["alternatives"]
         rows = "".join(_candidate_row(one, words) for one in of_blank)
         left = 1 - sum(one.probability for one in of_blank)
         if left > 0.0005:
             rows += f'<tr class="else"><td class="what">{escape(words["else"])}</td>{_bar(left)}</tr>'
-        tables.append(f'<table class="page-bars">{title}<tbody>{rows}</tbody></table>')
+        tables.append(f'<table class="page-bars"><caption>{escape(title)}</caption><tbody>{rows}</tbody></table>')
     return "".join(tables)
 
 
@@ -165,7 +166,8 @@ def spans_html(text: str, found: Sequence[Found]) -> str:
             f'<span class="tag c{colours[label]}" title="{escape(_title(one))}">{escape(label)}</span>'
             for label, one in sorted(named.items(), key=lambda item: colours[item[0]])
         )
-        shown += f'<mark class="span c{colours[_first(piece.over, colours).label]}">{escape(piece.text)}{tags}</mark>'
+        kind = f"span c{colours[_first(piece.over, colours).label]}" + (" short" if len(piece.text) <= SHORT else "")
+        shown += f'<mark class="{kind}">{escape(piece.text)}{tags}</mark>'
     return f'<div class="page-text spans">{shown}</div>'
 
 
