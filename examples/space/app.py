@@ -15,7 +15,7 @@ from pathlib import Path
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before Gradio is imported
 
 import page_layout
-from page_models import NONE, ROLES, chosen_names, open_models
+from page_models import NONE, ROLES, chosen_names, open_models, unopened
 
 HERE = Path(__file__).resolve().parent
 
@@ -28,7 +28,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.add_argument(
             f"--{role.name}",
             metavar="FOLDER_OR_REPO",
-            help=f"a model of type {kinds}; {NONE!r} leaves it out (default: {role.variable}, models.json, the sample)",
+            help=f"a model of type {kinds}; {NONE!r}: without (default: {role.variable}, models.json, the sample)",
         )
     parser.add_argument("--host", help="address to listen at (default: GRADIO_SERVER_NAME, or this machine alone)")
     parser.add_argument("--port", type=int, help="default: GRADIO_SERVER_PORT, or the first free one from 7860 on")
@@ -51,11 +51,14 @@ def main(arguments: list[str] | None = None) -> int:
     options = parse_arguments(arguments)
     try:
         names = chosen_names({role.name: getattr(options, role.name) for role in ROLES}, os.environ)
-        models = open_models(names, options.samples)
+        models = unopened(names) if options.check else open_models(names, options.samples)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     app = page_layout.build(models)
+    if options.check:
+        print(f"laid out: {', '.join(models)}")
+        return 0
     app.launch(server_name=options.host, server_port=options.port, **page_layout.launch_arguments())
     return 0
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from page_refusals import Refusal
 from transformers import StoppingCriteria, set_seed
 
 from hf_glm_ernie import cond_log_probs, fill_blanks, uie, utc
-from page_refusals import Refusal
 
 MASKS = ("[MASK]", "[sMASK]", "[gMASK]")
 

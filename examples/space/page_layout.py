@@ -13,7 +13,6 @@ from typing import Any
 
 import gradio as gr
 import torch
-
 from page_answers import LONGEST_TEXT, MOST_BEAMS, MOST_CANDIDATES, MOST_NEW_TOKENS
 from page_handlers import Handlers
 from page_models import Opened
@@ -255,7 +254,7 @@ def _examples(examples: Mapping[str, list[list[str]]], inputs: list[Any]) -> lis
     return [one.load_input_event.then for one in shown]
 
 
-def _shortened(text: str) -> str:
+def _short(text: str) -> str:
     """An example as its button names it."""
     width = LONGEST_EXAMPLE if text.isascii() else LONGEST_EXAMPLE // 2
     return text if len(text) <= width else f"{text[: width - 1].rstrip()}…"

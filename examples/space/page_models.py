@@ -58,6 +58,8 @@ class Opened:
     Attributes:
         name: What the page calls it.
         folder: What was opened: a folder or a repository.
+        model_type: As its config spells it.
+        parameters: How many it has.
         model: The model, in evaluation mode.
         tokenizer: Its tokenizer.
         is_sample: Whether it is a shipped sample, which knows a few hundred sentences and nothing else.
@@ -65,19 +67,11 @@ class Opened:
 
     name: str
     folder: str
+    model_type: str
+    parameters: int
     model: Any
     tokenizer: Any
     is_sample: bool = False
-
-    @property
-    def parameters(self) -> int:
-        """How many the model has."""
-        return int(self.model.num_parameters())
-
-    @property
-    def model_type(self) -> str:
-        """As its config spells it."""
-        return str(self.model.config.model_type)
 
 
 def chosen_names(arguments: Mapping[str, str | None], environment: Mapping[str, str]) -> dict[str, str | None]:
@@ -135,6 +129,19 @@ def open_models(names: Mapping[str, str | None], samples: Path) -> dict[str, Ope
     return opened
 
 
+def unopened(names: Mapping[str, str | None]) -> dict[str, Opened]:
+    """Roles as `open_models` would fill them, without their models: enough to lay the page out.
+
+    Args:
+        names: As `chosen_names` gives them.
+    """
+    return {
+        role.name: Opened(str(names[role.name]), str(names[role.name]), role.model_types[0], 0, None, None)
+        for role in ROLES
+        if names[role.name] not in (None, NONE)
+    }
+
+
 def _open(role: Role, folder: str, is_sample: bool) -> Opened:
     config = AutoConfig.from_pretrained(folder)
     if config.model_type not in role.model_types:
@@ -147,7 +154,8 @@ def _open(role: Role, folder: str, is_sample: bool) -> Opened:
     where: dict[str, Any] = {"device_map": "auto"} if torch.cuda.is_available() else {"dtype": torch.float32}
     model = auto_class.from_pretrained(folder, **where).eval()
     name = type(model).__name__ if is_sample else folder
-    return Opened(name, folder, model, AutoTokenizer.from_pretrained(folder), is_sample)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return Opened(name, folder, config.model_type, model.num_parameters(), model, tokenizer, is_sample)
 
 
 def _sample(role: Role, samples: Path) -> Path:
@@ -177,4 +185,4 @@ def _sample(role: Role, samples: Path) -> Path:
     return folder
 
 
-__all__ = ["ROLES", "Opened", "Role", "chosen_names", "open_models"]
+__all__ = ["NONE", "ROLES", "Opened", "Role", "chosen_names", "open_models", "unopened"]

@@ -5,10 +5,10 @@ TITLE = "GLM-130B & ERNIE 3.0"
 EN = {
     "language": "English",
     "path": "",
-    "subtitle": "Two bilingual models that read a text from both sides: fill its blanks, extract from it, classify it.",
+    "subtitle": "Two bilingual models that read a text from both sides: fill its blanks, extract, classify.",
     "samples": (
-        "**These are the shipped samples**: models of a megabyte or two, which know a few hundred sentences and made-up "
-        "names. Stay near the examples; the released models open on the same page (`--glm`, `--uie`, `--classifier`)."
+        "**These are the shipped samples**: models of a megabyte or two, which know a few hundred sentences and "
+        "made-up names. Stay near the examples; the released models open on the same page (`--glm`, `--uie`, `--classifier`)."
     ),
     "model": "Model",
     "parameters": "parameters",

@@ -7,6 +7,7 @@ lines of HTML of its own, drawn by `page.css`. Everything that a person or a mod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 from typing import Any
 
 from page_answers import Candidate, Choice, FilledPage
@@ -147,7 +148,7 @@ def segments(text: str, found: Sequence[Found]) -> list[Segment]:
     )
     cuts = sorted({0, len(text), *(place for one in placed for place in (one.start or 0, one.end or 0))})
     pieces = []
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in pairwise(cuts):
         over = tuple(one for one in placed if (one.start or 0) <= start and end <= (one.end or 0))
         pieces.append(Segment(text[start:end], over, tuple(one for one in over if one.end == end)))
     return pieces
@@ -212,11 +213,11 @@ def schema_html(schema: Any) -> str:
     if isinstance(schema, str):
         return f'<span class="tag">{escape(schema)}</span>'
     if isinstance(schema, dict):
-        parts = [
-            f'<span class="branch"><span class="tag">{escape(str(name))}</span>{PATH.strip()}{schema_html(below)}</span>'
+        arrow = PATH.strip()
+        return "".join(
+            f'<span class="branch"><span class="tag">{escape(str(name))}</span>{arrow}{schema_html(below)}</span>'
             for name, below in schema.items()
-        ]
-        return "".join(parts)
+        )
     return "".join(schema_html(part) for part in schema)
 
 
