@@ -246,9 +246,7 @@ def _code(handlers: Handlers, role: str) -> gr.Code:
 def _examples(examples: Mapping[str, list[list[str]]], inputs: list[Any]) -> list[Any]:
     """A list of examples for each language; what happens once one has been put in place."""
     shown = [
-        gr.Examples(
-            rows, inputs, label=WORDS[language]["examples"], example_labels=[_shortened(row[0]) for row in rows]
-        )
+        gr.Examples(rows, inputs, label=WORDS[language]["examples"], example_labels=[_short(row[0]) for row in rows])
         for language, rows in examples.items()
     ]
     return [one.load_input_event.then for one in shown]

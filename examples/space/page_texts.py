@@ -8,7 +8,8 @@ EN = {
     "subtitle": "Two bilingual models that read a text from both sides: fill its blanks, extract, classify.",
     "samples": (
         "**These are the shipped samples**: models of a megabyte or two, which know a few hundred sentences and "
-        "made-up names. Stay near the examples; the released models open on the same page (`--glm`, `--uie`, `--classifier`)."
+        "made-up names. Stay near the examples; the released models open on the same page (`--glm`, `--uie`, "
+        "`--classifier`)."
     ),
     "model": "Model",
     "parameters": "parameters",
