@@ -282,7 +282,6 @@ def _explained(handlers: Handlers) -> Iterator[None]:
     Raises:
         gr.Error: with the library's own message, or the page's.
     """
-    words = handlers.words
     try:
         yield
     except Refusal as refusal:
@@ -290,10 +289,10 @@ def _explained(handlers: Handlers) -> Iterator[None]:
     except (ValueError, TypeError) as error:
         said = str(error)
     except (MemoryError, torch.OutOfMemoryError):
-        said = words["memory"]
+        said = handlers.words["memory"]
     else:
         return
-    raise gr.Error(escape(said), title=words["refused"], print_exception=False)
+    raise gr.Error(escape(said), print_exception=False)
 
 
 __all__ = ["build", "launch_arguments"]

@@ -92,10 +92,11 @@ def chosen_names(arguments: Mapping[str, str | None], environment: Mapping[str, 
     roles = [role.name for role in ROLES]
     if not isinstance(saved, dict) or not all(name in roles and isinstance(saved[name], str) for name in saved):
         raise ValueError(f"{MODELS_FILE}: should be an object of repositories, with keys among {', '.join(roles)}.")
-    otherwise = NONE if saved else None
+    otherwise = {role.name: NONE if saved and role.sample else None for role in ROLES}
     return {
-        role.name: arguments.get(role.name) or environment.get(role.variable) or saved.get(role.name, otherwise)
+        name: arguments.get(name) or environment.get(role.variable) or saved.get(name, otherwise[name])
         for role in ROLES
+        for name in [role.name]
     }
 
 
@@ -121,12 +122,7 @@ def open_models(names: Mapping[str, str | None], samples: Path) -> dict[str, Ope
         folder = name if name is not None else str(_sample(role, samples))
         print(f"{role.name}: {name or 'the shipped sample'}", flush=True)
         opened[role.name] = _open(role, folder, name is None)
-    if names.get(CLASSIFIER.name) is None and GLM.name in opened:
-        opened[CLASSIFIER.name] = opened[GLM.name]
-    if not opened:
-        options = ", ".join(f"--{role.name}" for role in ROLES)
-        raise ValueError(f"There is no model to show: name one with {options}, a folder or a Hub repository.")
-    return opened
+    return _with_classifier(names, opened)
 
 
 def unopened(names: Mapping[str, str | None]) -> dict[str, Opened]:
@@ -135,11 +131,21 @@ def unopened(names: Mapping[str, str | None]) -> dict[str, Opened]:
     Args:
         names: As `chosen_names` gives them.
     """
-    return {
-        role.name: Opened(str(names[role.name]), str(names[role.name]), role.model_types[0], 0, None, None)
+    opened = {
+        role.name: Opened(str(name), str(name), role.model_types[0], 0, None, None)
         for role in ROLES
-        if names[role.name] not in (None, NONE)
+        if (name := names.get(role.name)) != NONE and (name is not None or role.sample is not None)
     }
+    return _with_classifier(names, opened)
+
+
+def _with_classifier(names: Mapping[str, str | None], opened: dict[str, Opened]) -> dict[str, Opened]:
+    if names.get(CLASSIFIER.name) is None and GLM.name in opened:
+        opened[CLASSIFIER.name] = opened[GLM.name]
+    if not opened:
+        options = ", ".join(f"--{role.name}" for role in ROLES)
+        raise ValueError(f"There is no model to show: name one with {options}, a folder or a Hub repository.")
+    return opened
 
 
 def _open(role: Role, folder: str, is_sample: bool) -> Opened:

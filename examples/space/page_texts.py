@@ -17,7 +17,6 @@ EN = {
     "settings": "Settings",
     "python": "The same in Python",
     "working": "Reading",
-    "refused": "Not possible",
     "memory": "There is not enough memory for this request. Shorten the text, or ask for fewer tokens or beams.",
     # Fill blanks.
     "fill_tab": "Fill blanks",
@@ -85,7 +84,6 @@ ZH = {
     "settings": "设置",
     "python": "用 Python 来写",
     "working": "正在阅读",
-    "refused": "无法处理",
     "memory": "内存不足，无法处理这个请求。请缩短文本，或减少词元数、束宽。",
     # Fill blanks.
     "fill_tab": "填空",
