@@ -467,11 +467,11 @@ def test_the_python_that_is_shown_gives_the_answer(
         found = page_answers.classify(opened.model, opened.tokenizer, text, choices, 0.5, single_label)
         code = classify_code("folder", opened.model_type, text, choices, 0.5, single_label)
         printed = run(code, opened, monkeypatch)
+        numbers = [float(number) for number in re.findall(r"\d\.\d+(?:e-\d+)?", printed)]
+        assert numbers
         for one in found:
-            if one.holds:
-                number = re.search(r"\d+\.\d+(?:e-\d+)?", printed)
-                assert number is not None
-                assert math.isclose(float(number[0]), one.probability, abs_tol=1e-6)  # float32 as it is printed
+            if one.holds:  # equal but for fp32, in which GLM-130B's shares are printed
+                assert min(abs(number - one.probability) for number in numbers) < 1e-7
 
 
 # Which models -------------------------------------------------------------------------------------------------------
