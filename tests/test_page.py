@@ -304,7 +304,7 @@ def test_beams_score_as_a_forward_does(glm: Opened) -> None:
 
 
 def test_what_was_sampled_stands_among_the_alternatives(glm: Opened) -> None:
-    settings = FillSettings(method="sampling", temperature=3.0, seed=3, candidates=3, max_new_tokens=8)
+    settings = FillSettings(method="sampling", temperature=3, top_p=1, seed=3, candidates=3, max_new_tokens=8)
     pages = [page_answers.fill(glm.model, glm.tokenizer, "Half of a dozen is [MASK]", settings) for _ in range(2)]
     assert pages[0] == pages[1]
     chosen = [one for one in pages[0].candidates[0] if one.is_chosen]

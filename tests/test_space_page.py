@@ -202,7 +202,7 @@ def test_the_other_language_is_one_link_away(visit: Any) -> None:
 
 def test_settings_of_sampling_and_what_they_give(visit: Any) -> None:
     page = visit("en", 0)
-    page.locator("textarea:visible").first.fill("Half of a dozen is [MASK]")
+    page.locator("textarea:visible").first.fill("The oldest [MASK] in Otterbrook")
     page.get_by_text("Settings", exact=True).first.click()  # the other one is Gradio's, below
     assert page.get_by_label("Seed").count() == 0
     page.get_by_label("sampling").check()
@@ -218,7 +218,7 @@ def test_settings_of_sampling_and_what_they_give(visit: Any) -> None:
         press(page, "en", 0)
         page.locator(".cm-content", has_text=f"set_seed({seed})").wait_for()
         answers.append(marks(page))
-        assert "temperature=2" in page.locator(".cm-content").inner_text()
+        assert "temperature=2.0" in page.locator(".cm-content").inner_text()
         page.get_by_text("The same in Python").click()
     assert answers[0] == answers[2] != answers[1]
 

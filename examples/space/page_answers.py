@@ -77,7 +77,12 @@ class FillSettings:
         methods: dict[str, dict[str, Any]] = {
             "greedy": {"do_sample": False},
             "beams": {"do_sample": False, "num_beams": self.num_beams},
-            "sampling": {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p, "top_k": 0},
+            "sampling": {
+                "do_sample": True,
+                "temperature": float(self.temperature),  # the host takes no whole number
+                "top_p": float(self.top_p),
+                "top_k": 0,
+            },
         }
         if self.method not in methods:
             raise Refusal("setting", name="method", value=self.method, allowed=" / ".join(methods))
