@@ -33,6 +33,7 @@ from .publish_card import CardTexts
 from .publish_classes import license_of
 from .publish_hub import check_repo_name, push, require_token
 from .publish_source import PublishError, read_source
+from .publish_space import ROLES, SDK, default_space_output, plan_space, publish_space
 from .reference_outputs import SMALL_BYTES, write_reference
 from .state_map import ConversionError
 from .verify import verify_file
@@ -150,10 +151,14 @@ def _add_ernie(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
 
 def _add_publish(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("publish", help="a Hub repository from a converted or saved folder")
-    parser.add_argument("folder", type=Path, help="what a converter or save_pretrained wrote")
+    parser = commands.add_parser("publish", help="a Hub repository from a converted or saved folder, or a Space")
+    parser.add_argument("folder", type=Path, nargs="?", help="what a converter or save_pretrained wrote")
     parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="repository on the Hub")
-    parser.add_argument("--output", type=parse_output, help="folder to be made; must not exist (default: FOLDER_hub)")
+    parser.add_argument(
+        "--output",
+        type=parse_output,
+        help="folder to be made; must not exist (default: FOLDER_hub, of a Space NAME_space)",
+    )
     parser.add_argument("--push", action="store_true", help="send it to the Hub; without this nothing is sent")
     parser.add_argument("--private", action="store_true", help="with --push: make a new repository private")
     parser.add_argument("--license", help="of the weights, as the Hub spells it (default: the released weights')")
@@ -165,6 +170,11 @@ def _add_publish(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--parity", type=Path, metavar="FILE.json", help="measurements for the model card")
     parser.add_argument("--check", choices=CHECKS, default="auto", help="auto: full where memory allows")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    space = parser.add_argument_group("a Space", "the page of examples/space, on models that are on the Hub")
+    space.add_argument("--space", action="store_true", help="make a Space, without FOLDER")
+    for role in ROLES:
+        space.add_argument(f"--{role}", metavar="OWNER/NAME", help=f"repository of the page's {role} model")
+    space.add_argument("--wheel", type=Path, metavar="FILE.whl", help="this package, for a Space to carry")
     parser.set_defaults(run=partial(_run_publish, parser))
 
 
@@ -266,6 +276,13 @@ def _run_publish(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         parser.error("--private goes with --push")
     if bool(options.license_name) != bool(options.license_link) or (options.license and options.license_name):
         parser.error("give --license, or --license-name and --license-link together")
+    if options.space:
+        _run_space(parser, options)
+        return
+    if options.folder is None:
+        parser.error("give the FOLDER to publish, or --space")
+    if of_space := [f"--{name}" for name in (*ROLES, "wheel") if getattr(options, name) is not None]:
+        parser.error(f"{of_space[0]} goes with --space")
     options.output = (options.output or default_output(options.folder)).absolute()
     check_repo_name(options.repo)
     if options.push:
@@ -279,6 +296,28 @@ def _run_publish(parser: argparse.ArgumentParser, options: argparse.Namespace) -
     print(f"done: {options.output}")
     if options.push:
         print(f"pushed: {push(options.output, options.repo, options.private, sha256)}")
+
+
+def _run_space(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    of_model = ("folder", "license", "license_name", "base_model", "base_model_relation", "about", "parity")
+    if given := [name for name in of_model if getattr(options, name) is not None]:
+        parser.error(f"{given[0].replace('_', '-')} is for a model's repository; a Space takes its models by --glm ..")
+    if options.wheel and options.private:
+        parser.error("--wheel needs a public Space: a private one cannot install what lies in itself")
+    check_repo_name(options.repo)
+    options.output = options.output or default_space_output(options.repo)
+    if options.push:
+        require_token()
+    models = {role: getattr(options, role) for role in ROLES}
+    plan = plan_space(options.repo, models, options.output, options.wheel, options.check)
+    print(plan.describe(), flush=True)
+    if options.dry_run:
+        print("dry run: nothing was written")
+        return
+    sha256 = publish_space(plan)
+    print(f"done: {options.output}")
+    if options.push:
+        print(f"pushed: {push(options.output, options.repo, options.private, sha256, space_sdk=SDK)}")
 
 
 def _card_texts(options: argparse.Namespace) -> CardTexts:
