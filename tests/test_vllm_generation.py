@@ -149,7 +149,7 @@ class TestSample:
         [
             ([20, 1400, 1401, 1404], "two kinds of mask"),
             ([20, 1791], "1791"),
-            ([20, 5000], "out of vocabulary"),
+            ([20, 5000], r"\[5000\] have no token"),
             ([20] * 257, "256"),
             ("One [MASK] and another [gMASK]", "two kinds of mask"),
         ],

@@ -59,6 +59,7 @@ class Glm130bGuards(VerifyAndUpdateConfig):
         }
         if model_config.tokenizer_mode in ("auto", "hf"):
             model_config.tokenizer_mode = TOKENIZER_MODE
+        _keep_greedy(model_config)
 
     @staticmethod
     def verify_and_update_config(vllm_config: VllmConfig) -> None:
@@ -82,6 +83,16 @@ class Glm130bGuards(VerifyAndUpdateConfig):
         if attention.backend is None and not current_platform.is_cpu():
             attention.backend = AttentionBackendEnum.TRITON_ATTN
             logger.warning("GLM-130B on %s is experimental: it was tested on CPUs.", current_platform.device_name)
+
+
+def _keep_greedy(model_config: ModelConfig) -> None:
+    """Where the folder says `do_sample: false`, a request that names no temperature is answered greedily.
+
+    vLLM reads temperatures from generation_config.json, but not this; it would sample at 1.
+    """
+    own = {} if model_config.generation_config == "vllm" else model_config.try_get_generation_config()
+    if own.get("do_sample") is False and "temperature" not in own:
+        model_config.override_generation_config.setdefault("temperature", 0.0)
 
 
 def _refuse(vllm_config: VllmConfig) -> None:

@@ -31,7 +31,11 @@ VLLM_PRIVATE: tuple[HostName, ...] = (
     # requests
     HostName("vllm.renderers.registry:RENDERER_REGISTRY.register", "who makes prompts", ("renderer_mode", "module")),
     HostName("vllm.renderers.hf:HfRenderer", "the class that we extend"),
-    HostName("vllm.renderers.hf:HfRenderer.validate_token_ids", "the one place all ids pass", ("token_ids",)),
+    HostName("vllm.renderers.hf:HfRenderer._process_tokens", "where all ids pass", ("prompt", "skip_mm_cache")),
+    HostName("vllm.renderers.hf:HfRenderer._process_tokens_async", "likewise", ("prompt", "skip_mm_cache")),
+    HostName("vllm.renderers.hf:HfRenderer.render_messages", "chats as ids", ("messages", "params")),
+    HostName("vllm.renderers.hf:HfRenderer.render_messages_async", "likewise", ("messages", "params")),
+    HostName("vllm.config:ModelConfig.try_get_generation_config", "whether the folder is greedy"),
     HostName("vllm.renderers.hf:HfRenderer._tokenize_prompt", "the tokenizer's errors", ("prompt", "params")),
     HostName("vllm.exceptions:VLLMValidationError", "what becomes a 400", ("parameter",)),
     HostName("vllm.tokenizers.registry:TokenizerRegistry.register", "our tokenizer", ("tokenizer_mode", "module")),
