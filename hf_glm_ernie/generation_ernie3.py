@@ -132,6 +132,7 @@ class Ernie3GenerationMixin(GenerationMixin):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """As in the host; memories come whole with the first call on a cache and without states later."""
+        kwargs.pop("tokenizer", None)  # of `stop_strings`, which have been read: the host hands it to every forward
         cache = given_cache(cache, past_key_values)
         filled = cache is not None and (not is_first_iteration or bool(cache.get_seq_length() > 0))
         noted = getattr(cache, MEMORY_OF_CACHE, 0)

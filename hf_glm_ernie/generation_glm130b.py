@@ -197,6 +197,7 @@ class Glm130bGenerationMixin(GenerationMixin):
         **kwargs: Any,
     ) -> dict[str, Any]:
         """As in the host, with types and positions of every token so far in place of the host's count."""
+        kwargs.pop("tokenizer", None)  # of `stop_strings`, which have been read: the host hands it to every forward
         if prompt_token_type_ids is not None and prompt_position_ids is not None and answer_step is not None:
             counted = kwargs.get("position_ids")
             total = input_ids.shape[1] if counted is None else counted.shape[-1]

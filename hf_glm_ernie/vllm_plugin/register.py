@@ -1,11 +1,38 @@
-"""What vLLM has to know before it opens a folder: the model's class and the quantization's."""
+"""What vLLM has to know before it opens a folder.
 
+vLLM's registries take names and import what stands behind them when it is needed, so that this runs fast in every
+process of a server.
+"""
+
+import vllm
+from packaging.version import Version
 from vllm import ModelRegistry
+from vllm.logger import init_logger
+from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+from vllm.renderers.registry import RENDERER_REGISTRY
+from vllm.tokenizers.registry import TokenizerRegistry
 
-MODEL = "hf_glm_ernie.vllm_plugin.model:Glm130bForCausalLM"
+from .guards import TOKENIZER_MODE, Glm130bGuards
+
+logger = init_logger("vllm.hf_glm_ernie")
+
+ARCHITECTURE = "Glm130bForCausalLM"
+OLDEST_TESTED, NEWEST_TESTED = "0.28.0", "0.32.0"
+"""vLLM promises plugins little: on another version its answers may be other ones without an error."""
 
 
 def register() -> None:
-    """Registers GLM-130B; vLLM calls it in every one of its processes, perhaps more than once."""
-    if "Glm130bForCausalLM" not in ModelRegistry.get_supported_archs():
-        ModelRegistry.register_model("Glm130bForCausalLM", MODEL)
+    """Registers GLM-130B. vLLM calls it in each of its processes, perhaps more than once."""
+    if MODELS_CONFIG_MAP.get(ARCHITECTURE) is Glm130bGuards:
+        return
+    minor = Version(vllm.__version__).release[:2]
+    if not Version(OLDEST_TESTED).release[:2] <= minor <= Version(NEWEST_TESTED).release[:2]:
+        logger.warning(
+            "hf_glm_ernie was tested with vLLM %s to %s, and this is %s: compare answers with generate() before you "
+            "rely on them.",
+            *(OLDEST_TESTED, NEWEST_TESTED, vllm.__version__),
+        )
+    ModelRegistry.register_model(ARCHITECTURE, f"{__package__}.model:{ARCHITECTURE}")
+    MODELS_CONFIG_MAP[ARCHITECTURE] = Glm130bGuards
+    TokenizerRegistry.register(TOKENIZER_MODE, f"{__package__}.tokenizer", "ServingTokenizer")
+    RENDERER_REGISTRY.register(TOKENIZER_MODE, f"{__package__}.requests", "Glm130bRenderer")

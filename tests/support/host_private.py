@@ -198,6 +198,30 @@ HOST_PRIVATE: tuple[HostName, ...] = (
     HostName("peft.tuners.lora:Linear.update_layer", "refuses what reads the weight", ("adapter_name", "config")),
     HostName("peft.tuners.lora:Linear.resolve_lora_variant", "likewise"),
     HostName("peft.tuners.tuners_utils:check_adapters_to_merge", "which adapters to merge", ("adapter_names",)),
+    # transformers serve
+    HostName("transformers.utils.import_utils:is_serve_available", "whether its extra is there"),
+    HostName("transformers.cli.transformers:app", "its command line, which gets our arguments as they are"),
+    HostName("transformers.cli.serving:server", "its module is looked up there by the command that makes the app"),
+    HostName(
+        "transformers.cli.serving.server:build_server",
+        "wrapped while the command runs: requests are checked, generation knows the context",
+        ("chat_handler", "completion_handler", "response_handler", "generation_state"),
+    ),
+    HostName(
+        "transformers.cli.serving.utils:GenerationState.get_manager",
+        "gives our generation in place of the host's",
+        ("model_id", "use_cb"),
+    ),
+    HostName(
+        "transformers.cli.serving.utils:GenerateManager.generate_streaming",
+        "the room a prompt leaves is known before the stream begins",
+        ("model", "processor", "inputs", "gen_config"),
+    ),
+    HostName(
+        "transformers.cli.serving.utils:GenerateManager.generate_non_streaming",
+        "likewise",
+        ("model", "processor", "inputs", "gen_config"),
+    ),
     # the Hub
     HostName("huggingface_hub.errors:HFValidationError", "a name that the Hub refuses"),
     HostName("huggingface_hub.errors:HTTPError", "what it answers"),

@@ -1,0 +1,27 @@
+"""What is wrong with the ids of a request, in words. Pure functions: what they return goes into the answer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+MASKS = ("mask_token_id", "gmask_token_id", "smask_token_id")
+
+
+def unknown_ids(token_ids: Sequence[int], tokens: int | None) -> str:
+    """What is wrong with ids that have no token; empty where every one has."""
+    wrong = sorted({index for index in token_ids if tokens is not None and not 0 <= index < tokens})
+    if not wrong:
+        return ""
+    return f"The ids {wrong[:5]} have no token: the tokenizer knows the ids 0 .. {(tokens or 0) - 1}."
+
+
+def mixed_masks(token_ids: Sequence[int], config: Any) -> str:
+    """What is wrong with the masks before the first `<sop>`; empty where they are of one kind."""
+    ids = list(token_ids)
+    if config.sop_token_id not in ids:
+        return ""
+    context = set(ids[: ids.index(config.sop_token_id)])
+    kinds = [name for name in MASKS if getattr(config, name) in context]
+    if len(kinds) < 2:
+        return ""
+    named = " and ".join(f"{getattr(config, name)} ({name})" for name in kinds)
+    return f"The context holds two kinds of mask, {named}: GLM-130B fills one kind at a time. Keep one kind."
