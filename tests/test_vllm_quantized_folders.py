@@ -62,12 +62,13 @@ def quantized(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Path, str],
 @pytest.fixture(scope="module")
 def wanted() -> Callable[[Path, list[list[int]]], list[Answer]]:
     """What `generate` answers with a folder's integers in fp32, computed once."""
-    done: dict[Path, list[Answer]] = {}
+    done: dict[tuple[Path, int], list[Answer]] = {}
 
     def of(folder: Path, rows: list[list[int]]) -> list[Answer]:
-        if folder not in done:
-            done[folder] = expected(Glm130bForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), rows, NEW)
-        return done[folder]
+        if (folder, len(rows)) not in done:
+            model = Glm130bForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+            done[folder, len(rows)] = expected(model, rows, NEW)
+        return done[folder, len(rows)]
 
     return of
 
@@ -100,7 +101,7 @@ def equal_rows(found: list[Answer], wanted: list[Answer]) -> int:
 def test_random_rows_in_fp32(
     random: Path, rows: list[list[int]], quantized: Any, wanted: Any, kind: str, ranks: int
 ) -> None:
-    folder = quantized(random, kind)
+    folder, rows = quantized(random, kind), rows if ranks == 1 else rows[:24]  # a step of two ranks waits long here
     with engine(folder, tensor_parallel_size=ranks) as served:
         found = answers(served, rows, staggered(rows), max_tokens=NEW)
     assert equal_rows(found, wanted(folder, rows)) == len(rows)

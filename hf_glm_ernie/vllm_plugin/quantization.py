@@ -229,7 +229,7 @@ class WeightOnlyLinearMethod(LinearMethodBase):
 
         return checked
 
-    def process_weights_after_loading(self, layer: nn.Module) -> None:
+    def process_weights_after_loading(self, layer: Any) -> None:
         """Packs the integers for the kernel that takes them, or makes an ordinary weight of them.
 
         Raises:
@@ -272,7 +272,7 @@ class WeightOnlyLinearMethod(LinearMethodBase):
                 refusals = " ".join(str(error).split())
         return refusals
 
-    def _pack(self, layer: nn.Module, kernel: type[MPLinearKernel], config: MPLinearLayerConfig) -> None:
+    def _pack(self, layer: Any, kernel: type[MPLinearKernel], config: MPLinearLayerConfig) -> None:
         stored, scale, bits = layer.weight.data, layer.weight_scale.data, self.settings.bits
         groups = 1 if config.group_size < 0 else self.shape[0] // config.group_size
         del layer.weight, layer.weight_scale  # a kernel replaces parameters by name; no loader comes back to these
@@ -298,7 +298,7 @@ class WeightOnlyLinearMethod(LinearMethodBase):
                 "VLLM_CPU_INT4_W4A8=0 to keep them in bf16."
             )
 
-    def _dequantize(self, layer: nn.Module, reason: str) -> None:
+    def _dequantize(self, layer: Any, reason: str) -> None:
         bits = self.settings.bits
         times = self.dtype.itemsize * 8 // bits
         logger.warning_once(
