@@ -274,7 +274,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         print(f"No {path.name}: pip install matplotlib. The numbers are in results.json.")
         return
     models = list(dict.fromkeys(row["model"] for row in rows))
-    figure = Figure(figsize=(5 * len(models), 4), layout="constrained")
+    figure = Figure(figsize=(5 * len(models), 4.4), layout="constrained")
     panels = figure.subplots(1, len(models), squeeze=False)[0]
     for axes, model in zip(panels, models, strict=True):
         for color, engine in enumerate(ENGINES):
@@ -283,11 +283,11 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
                 continue
             rates = [row["rate"] for row in points]
             axes.plot(rates, [row["latency_p50"] for row in points], f"C{color}o-", label=f"{ENGINES[engine]}, p50")
-            axes.plot(rates, [row["latency_p99"] for row in points], f"C{color}.:", label="p99")
+            axes.plot(rates, [row["latency_p99"] for row in points], f"C{color}.:", label=f"{ENGINES[engine]}, p99")
         axes.set(title=model, xlabel="requests that arrive, per second", ylabel="latency, s", yscale="log")
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.legend(fontsize="small")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(ENGINES))
     figure.savefig(path, dpi=110)
 
 
