@@ -1,6 +1,7 @@
 """One line of a doccano export (JSONL), in every form PaddleNLP's script takes.
 
-    {"text": ..., "entities": [{"id", "label", "start_offset", "end_offset"}], "relations": [{"from_id", "to_id", "type"}]}
+    {"text": ..., "entities": [{"id", "label", "start_offset", "end_offset"}],
+     "relations": [{"from_id", "to_id", "type"}]}
     {"text": ..., "label": [[start, end, label], ...]}                     doccano 1.7 and later
     {"data": ..., "label": [[start, end, label], ...]}                     before
     {"data": ..., "label": {"entities": [...], "relations": [...]}}        before, with relations

@@ -1,8 +1,8 @@
 """An annotated text as the label tools give it, checked: what every converter here starts from.
 
 Offsets are Python string indices (code points) of the text, the end not included. A problem is raised as an
-[`AnnotationError`], which says what of a document is wrong; where the document stands in which file is added by whoever
-read it (`export_file.py`).
+[`AnnotationError`], which says what of a document is wrong; where the document stands in which file is added by
+whoever read it (`reading.py`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -82,7 +82,7 @@ def member(record: Mapping[str, Any], key: str, what: str) -> Any:
     return record[key]
 
 
-def text_of(value: Any, what: str = "the text") -> str:
+def text_of(value: Any, what: str) -> str:
     """A string that can be written as UTF-8, or an [`AnnotationError`]."""
     if not isinstance(value, str):
         raise AnnotationError(f"{what} is {shown(value)}: a string is needed")

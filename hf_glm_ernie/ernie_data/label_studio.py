@@ -28,16 +28,17 @@ from .documents import (
     text_of,
 )
 
-SECOND_ANNOTATION = "have more than one annotation; the first was taken"
-CANCELLED = "were cancelled (skipped) by the annotator; what they hold was taken"
-SECOND_LABEL = "have a span with more than one label; the first was taken"
-SECOND_RESULT = "have more than one result; the first was taken"
+SECOND_ANNOTATION = "with more than one annotation, of which the first is taken"
+CANCELLED = "cancelled by the annotator, and taken all the same"
+SECOND_LABEL = "with a span of several labels, of which the first is taken"
+SECOND_RESULT = "with more than one result, of which the first is taken"
 
 
 def read_document(task: Any, default_relation: str | None = None) -> Document:
     """The spans and relations of a task.
 
     Args:
+        task: A member of the export's list.
         default_relation: The type of relations without a label (the original's `labelstudio2doccano.py` says
             "relation"). Without it they are errors.
 

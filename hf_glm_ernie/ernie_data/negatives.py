@@ -7,8 +7,8 @@ it takes symmetric differences of sets and does not look at what is positive:
 
 - a label of the text that is left out of the corpus's label set (观点词 of Label Studio exports) became a negative
   prompt of exactly the texts that have it; so did a subject whose own label is left out (属性值);
-- the inverse of a symmetric relation, and a label that is also a predicate (地点 in 地震的地点), repeated a prompt that
-  has an answer.
+- the inverse of a symmetric relation, and a label that is also a predicate (地点 in 地震的地点), repeated a prompt
+  that has an answer.
 """
 
 import math

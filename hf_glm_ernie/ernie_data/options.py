@@ -1,11 +1,12 @@
 """Classes as UIE sees them: options in the prompt, `情感倾向[正向,负向]`, and answers as offsets into it.
 
 The offsets are negative: they count from character 0 of the content back over one place for the `[SEP]` behind the
-prompt, so that its last character, `]`, is -2 and a last option of two characters is [-4, -2). The options are shuffled
-before every prompt, from the order of the prompt before it, as the original does.
+prompt, so that its last character, `]`, is -2 and a last option of two characters is [-4, -2). The options are
+shuffled before every prompt, from the order of the prompt before it, as the original does.
 
-Where PaddleNLP is wrong and this is not: it looks an option up with `rfind`, which finds 科技 inside 体育科技 (here whole
-options are matched), and a class that is not among the options gets an offset in front of the prompt (here an error).
+Where PaddleNLP is wrong and this is not: it looks an option up with `rfind`, which finds 科技 inside 体育科技 (here
+whole options are matched), and a class that is not among the options gets an offset in front of the prompt (here an
+error).
 (../shared/design/paddlenlp-workflows.md, section 2.)
 """
 
@@ -53,8 +54,8 @@ def known_labels(labels: Sequence[str], options: Sequence[str], what: str, unkno
     if unknown == "error" and len(kept) < len(labels):
         bad = next(label for label in labels if label not in options)
         raise AnnotationError(
-            f"{what}: class {shown(bad)} is not among the options {list(options)}; give it (--options), correct it, or "
-            "leave such classes out (--unknown-options drop)"
+            f"{what}: class {shown(bad)} is not among the options {list(options)}; give it (--options), correct it, "
+            "or leave such classes out (--unknown-options drop)"
         )
     return kept
 

@@ -1,8 +1,8 @@
 """Rows that UIE is trained and measured on, from annotated documents: positives, negatives, classes.
 
 A row is one prompt asked of one text. Entities ask their label, relations (and arguments of events, and opinions on
-aspects) `subject的predicate`, classes of entities (`评价维度##正向`) `name的情感倾向[正向,负向]`. A document has one row a
-prompt, its results in annotation order. (../shared/design/paddlenlp-workflows.md, sections 2 and 3.)
+aspects) `subject的predicate`, classes of entities (`评价维度##正向`) `name的情感倾向[正向,负向]`. A document has one
+row a prompt, its results in annotation order. (../shared/design/paddlenlp-workflows.md, sections 2 and 3.)
 
 [`extraction_parts`] is a stream: it runs over the documents up to three times and holds none of them, only what the
 corpus has together (labels, names of entities, predicates). The original's order of rows is by part, and its random
@@ -28,9 +28,9 @@ from .negatives import (
 from .options import Row, ShuffledOptions, known_labels
 
 DRAWS = 20_000_000
-"""Random predicates that a corpus may cost (names times documents; about ten seconds). The original draws one for every
-name of the corpus and every document with relations, however few are used; above this bound they are drawn for the
-prompts that are used: the same distribution, another sequence."""
+"""Random predicates that a corpus may cost (names times documents; about ten seconds). The original draws one for
+every name of the corpus and every document with relations, however few are used; above this bound they are drawn for
+the prompts that are used: the same distribution, another sequence."""
 
 LANGUAGES = ("ch", "en")
 
@@ -75,9 +75,7 @@ class Rules:
         if self.negative_ratio < -1:
             raise ValueError(f"negative_ratio is {self.negative_ratio}: 0 or more, or -1 for all, is needed")
         if not self.separator:
-            raise ValueError(
-                "separator is empty: at least one character is needed; one that no label has turns it off"
-            )
+            raise ValueError("separator is empty: give one or more characters; what no label has turns it off")
         if self.schema_lang not in LANGUAGES:
             raise ValueError(f"schema_lang is {self.schema_lang!r}: one of {list(LANGUAGES)} is needed")
         if self.unknown_options not in ("error", "drop"):
@@ -106,11 +104,18 @@ def split_label(entity: Entity, rules: Rules) -> tuple[str, list[str] | None]:
     return label, known_labels(classes, rules.options, what, rules.unknown_options)
 
 
-def check_document(document: Document, rules: Rules) -> None:
-    """Raises the errors that making rows would, before any is made."""
+def check_document(document: Document, rules: Rules) -> bool:
+    """Whether an entity has a class that is no option, and will be left out.
+
+    Raises:
+        AnnotationError: what making rows would raise.
+    """
+    left_out = False
     for entity in document.entities:
-        if entity.label not in rules.unprompted:
-            split_label(entity, rules)
+        if rules.separator in entity.label and entity.label not in rules.unprompted:
+            classes = split_label(entity, rules)[1] or []
+            left_out |= len(classes) < entity.label.count(rules.separator)
+    return left_out
 
 
 def entity_rows(document: Document, rules: Rules) -> dict[str, Row]:

@@ -24,9 +24,7 @@ def check_choices(options: Sequence[str]) -> list[str]:
     if not options:
         raise ValueError("options is empty: UTC needs the classes, as a list or a file with one a line")
     if not all(one.strip() for one in options):
-        raise ValueError(
-            f"options {list(options)} has an empty one; a file of options has one a line and no blank line"
-        )
+        raise ValueError(f"options {list(options)} has an empty one; a file of options has no blank line")
     if twice := sorted({one for one in options if list(options).count(one) > 1}):
         raise ValueError(f"options {twice} are given more than once")
     return list(options)
