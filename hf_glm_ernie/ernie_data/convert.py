@@ -217,9 +217,12 @@ def _write_parts(
             one.finish()
         ends = np.cumsum([len(one) for one in parts])
         counts.rows = int(ends[-1])
-        order = np.arange(counts.rows) if permuted is None else permuted.permutation(counts.rows)
         with (work / ROW_FILES[split]).open("wb") as file:
-            for number in order:
+            if permuted is None:
+                for one in parts:
+                    one.copy_to(file)
+                return counts
+            for number in permuted.permutation(counts.rows):
                 part = int(np.searchsorted(ends, number, side="right"))
                 file.write(parts[part][int(number - ends[part] + len(parts[part]))])
     return counts

@@ -1,11 +1,13 @@
 """Lines kept in a file of their own and read back in any order; files that appear under their names all at once."""
 
 import os
+import shutil
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import IO
 
 
 class Spool:
@@ -34,6 +36,11 @@ class Spool:
     def __getitem__(self, index: int) -> bytes:
         start, end = self._ends[index], self._ends[index + 1]
         return os.pread(self._file.fileno(), end - start, start)
+
+    def copy_to(self, file: IO[bytes]) -> None:
+        """Appends all lines to another file, in their order."""
+        self._file.seek(0)
+        shutil.copyfileobj(self._file, file)
 
     def close(self) -> None:
         """Closes the file."""

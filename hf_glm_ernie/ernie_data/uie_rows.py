@@ -20,9 +20,8 @@ from .documents import AnnotationError, ClassifiedText, Document, Entity, shown
 from .negatives import (
     Asked,
     Corpus,
-    entity_negatives,
+    Sampler,
     full_relation_negatives,
-    relation_negatives,
     relation_prompt,
 )
 from .options import Row, ShuffledOptions, known_labels
@@ -180,10 +179,11 @@ def extraction_parts(
     corpus.labels = sorted(labels - rules.never_negative)
     corpus.names, corpus.predicates = sorted(names), list(predicates)
     corpus.one_draw_a_name = related * len(names) <= DRAWS
+    sampler = Sampler(corpus, rules.negative_ratio, rules.schema_lang, generator)
     if corpus.has_entities:
-        yield from _entity_parts(documents, rules, generator, corpus)
+        yield from _entity_parts(documents, rules, sampler)
     if predicates:
-        yield from _relation_parts(documents, rules, generator, corpus, is_train)
+        yield from _relation_parts(documents, rules, corpus, sampler if is_train else None)
 
 
 def extraction_rows(
@@ -226,31 +226,27 @@ def class_rows(texts: Iterable[ClassifiedText], rules: Rules, options: ShuffledO
             yield row
 
 
-def _entity_parts(
-    documents: Iterable[Document], rules: Rules, generator: random.Random, corpus: Corpus
-) -> Iterator[tuple[Part, Row]]:
+def _entity_parts(documents: Iterable[Document], rules: Rules, sampler: Sampler) -> Iterator[tuple[Part, Row]]:
     for document in documents:
         rows = entity_rows(document, rules)
         asked = relation_rows(document, rules)[1]
         asked.labels = rows.keys()
         yield from ((Part.ENTITIES, row) for row in rows.values())
-        for prompt in entity_negatives(corpus, asked, rules.negative_ratio, generator):
+        for prompt in sampler.entities(asked):
             yield Part.ENTITY_NEGATIVES, _negative(document.text, prompt)
 
 
 def _relation_parts(
-    documents: Iterable[Document], rules: Rules, generator: random.Random, corpus: Corpus, is_train: bool
+    documents: Iterable[Document], rules: Rules, corpus: Corpus, sampler: Sampler | None
 ) -> Iterator[tuple[Part, Row]]:
     for document in documents:
         rows, asked = relation_rows(document, rules)
         asked.labels = entity_rows(document, rules).keys()
         yield from ((Part.RELATIONS, row) for row in rows.values())
-        if is_train:
-            part = Part.RELATION_NEGATIVES
-            prompts = relation_negatives(corpus, asked, rules.negative_ratio, rules.schema_lang, generator)
+        if sampler:
+            part, prompts = Part.RELATION_NEGATIVES, sampler.relations(asked)
         else:
-            part = Part.RELATIONS
-            prompts = full_relation_negatives(corpus, asked, rules.schema_lang)
+            part, prompts = Part.RELATIONS, full_relation_negatives(corpus, asked, rules.schema_lang)
         yield from ((part, _negative(document.text, prompt)) for prompt in prompts)
 
 

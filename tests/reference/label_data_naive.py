@@ -1,8 +1,9 @@
 """Rows for UIE from annotated texts, by the letter of PaddleNLP's rules: lists, and one text after another.
 
-Written from ../../../shared/design/paddlenlp-workflows.md, sections 2 and 3, independent of the package. `original=True`
-keeps what is wrong there (symmetric differences of sets, negative prompts that have an answer, options looked up with
-`rfind`): it is held against PaddleNLP's own rows, random ones too, so that what it does without can be trusted.
+Written from ../../../shared/design/paddlenlp-workflows.md, sections 2 and 3, independent of the package. With
+`original=True` it keeps what is wrong there (symmetric differences of sets, negative prompts that have an answer,
+options looked up with `rfind`): so it is held against PaddleNLP's own rows, random ones too. Without, it draws the
+same and leaves the wrong rows out; for each document it notes which right candidates are left to take their places.
 """
 
 import math
@@ -13,19 +14,21 @@ UNPROMPTED, NOT_ASKED = ["属性值", "object"], ["观点词"]
 
 
 class Naive:
-    """One split. A document is `(text, [(id, start, end, label)], [(from, to, type)])`."""
+    """A document is `(text, [(id, start, end, label)], [(from, to, type)])`."""
 
-    def __init__(self, variant: dict[str, Any], ratio: int, is_train: bool, label_studio: bool, original: bool):
-        self.variant, self.ratio, self.is_train = variant, ratio, is_train
-        self.label_studio, self.original = label_studio, original
+    def __init__(self, variant: dict[str, Any], label_studio: bool, original: bool, seed: int = 1000):
+        self.variant, self.label_studio, self.original = variant, label_studio, original
         self.options = list(variant["options"])
-        self.random = random.Random(1000)
+        self.random = random.Random(seed)
+        self.places: list[tuple[str, int, list[str]]] = []
+        """(text, wrong rows left out, right candidates that were not drawn), a negative set of a document each."""
 
     def asked(self, subject: str, predicate: str) -> str:
         return f"{subject}的{predicate}" if self.variant["lang"] == "ch" else f"{predicate} of {subject}"
 
-    def rows(self, documents: list[Any]) -> list[tuple[str, str, list[Any]]]:
-        """`(text, prompt, [[text, start, end], ...])` in the original's order."""
+    def rows(self, documents: list[Any], ratio: int, is_train: bool) -> list[tuple[str, str, list[Any]]]:
+        """`(text, prompt, [[text, start, end], ...])` of one split, in the original's order."""
+        self.ratio, self.is_train = ratio, is_train
         classes, facts = [], []
         for text, entities, relations in documents:
             fact: dict[str, Any] = {"text": text, "entity": {}, "relation": {}, "names": [], "inverse": []}
@@ -77,19 +80,20 @@ class Naive:
         every = {label for fact in facts for label in fact["entity"]}
         return every - set(NOT_ASKED) if self.label_studio else every
 
-    def others(self, every: set[str], own: Any) -> list[str]:
-        return sorted(every ^ set(own)) if self.original else sorted(every - set(own))
-
-    def unanswered(self, fact: Any, prompts: list[str]) -> list[str]:
-        """Without those that have an answer."""
+    def chosen(self, fact: Any, candidates: list[tuple[str, bool]], indices: list[int]) -> list[str]:
+        """The prompts that were drawn; a candidate is right if it is one at all and has no answer."""
+        answered = {*fact["entity"], *fact["relation"]}
+        right = [is_one and prompt not in answered for prompt, is_one in candidates]
         if self.original:
-            return prompts
-        return [one for one in prompts if one not in fact["entity"] and one not in fact["relation"]]
+            return [candidates[i][0] for i in indices]
+        left = [candidates[i][0] for i in range(len(candidates)) if right[i] and i not in indices]
+        self.places.append((fact["text"], sum(not right[i] for i in indices), left))
+        return [candidates[i][0] for i in indices if right[i]]
 
-    def take(self, candidates: list[str], rows: int, ratio: int) -> list[int]:
-        if ratio == -1 or math.ceil(len(candidates) / rows) <= ratio:
-            return list(range(len(candidates)))
-        return self.random.sample(range(len(candidates)), ratio * rows)
+    def take(self, candidates: int, rows: int, ratio: int) -> list[int]:
+        if ratio == -1 or math.ceil(candidates / rows) <= ratio:
+            return list(range(candidates))
+        return self.random.sample(range(candidates), ratio * rows)
 
     def entity_rows(self, facts: list[Any]) -> list[Any]:
         labels = self.labels(facts)
@@ -98,10 +102,11 @@ class Naive:
         rows, negatives = [], []
         for fact in facts:
             rows += [(fact["text"], prompt, found) for prompt, found in fact["entity"].items()]
-            others = self.unanswered(fact, self.others(labels, fact["entity"]))
-            if fact["entity"]:
-                others = [others[i] for i in self.take(others, len(fact["entity"]), self.ratio)]
-            negatives += [(fact["text"], prompt, []) for prompt in others]
+            others = sorted(labels ^ set(fact["entity"]))
+            rows_here, everything = len(fact["entity"]), list(range(len(others)))
+            indices = self.take(len(others), rows_here, self.ratio) if rows_here else everything
+            prompts = self.chosen(fact, [(one, one not in fact["entity"]) for one in others], indices)
+            negatives += [(fact["text"], prompt, []) for prompt in prompts]
         return rows + negatives
 
     def relation_rows(self, facts: list[Any]) -> list[Any]:
@@ -111,28 +116,31 @@ class Naive:
             rows += [(fact["text"], prompt, found) for prompt, found in fact["relation"].items()]
             if not self.is_train:
                 pairs = [self.asked(one, predicate) for one in fact["subjects"] for predicate in predicates]
-                kept = [one for one in self.unanswered(fact, pairs) if one not in fact["relation"]]
-                rows += [(fact["text"], prompt, []) for prompt in kept]
+                answered = {*fact["relation"], *(() if self.original else fact["entity"])}
+                rows += [(fact["text"], prompt, []) for prompt in pairs if prompt not in answered]
             elif fact["relation"]:
                 negatives += [(fact["text"], prompt, []) for prompt in self.sampled(fact, facts)]
         return rows + negatives
 
     def sampled(self, fact: Any, facts: list[Any]) -> list[str]:
         every = {name for one in facts for name in one["names"]}
-        names = self.others(every, fact["subjects"])
-        labels = self.others(self.labels(facts), fact["entity"])
-        by_name = [self.asked(name, self.one_of(fact["predicates"])) for name in names]
-        by_label = [self.asked(self.one_of(fact["subjects"]), label) for label in labels]
-        added, rest, rows = [], [], len(fact["relation"])
-        for candidates in (fact["inverse"], by_name, by_label):
-            kept = self.unanswered(fact, candidates)
-            taken = self.take(kept, rows, self.ratio // 3)
-            added += [kept[i] for i in taken]
-            rest += [one for i, one in enumerate(kept) if i not in taken]
-        missing = self.ratio * rows - len(added)
+        names = sorted(every ^ set(fact["subjects"]))
+        labels = sorted(self.labels(facts) ^ set(fact["entity"]))
+        by_name = [(self.asked(one, self.one_of(fact["predicates"])), one not in fact["subjects"]) for one in names]
+        by_label = [(self.asked(self.one_of(fact["subjects"]), one), one not in fact["entity"]) for one in labels]
+        candidates: list[tuple[str, bool]] = []
+        indices, rest, rows = [], [], len(fact["relation"])
+        for one in ([(prompt, True) for prompt in fact["inverse"]], by_name, by_label):
+            taken = self.take(len(one), rows, self.ratio // 3)
+            indices += [len(candidates) + i for i in taken]
+            rest += [len(candidates) + i for i in range(len(one)) if i not in taken]
+            candidates += one
+        missing = self.ratio * rows - len(indices)
         if missing > 0 and rest:
-            added += rest if missing > len(rest) else [rest[i] for i in self.random.sample(range(len(rest)), missing)]
-        return added
+            indices += (
+                rest if missing > len(rest) else [rest[i] for i in self.random.sample(range(len(rest)), missing)]
+            )
+        return self.chosen(fact, candidates, indices)
 
     def one_of(self, values: list[str]) -> str:
         return values[self.random.randrange(len(values))]
