@@ -14,7 +14,7 @@ from .documents import AnnotationError, shown
 
 DOCCANO, LABEL_STUDIO = "doccano", "label-studio"
 FORMATS = (DOCCANO, LABEL_STUDIO)
-CHUNK, LONGEST_TASK = 1 << 20, 1 << 26  # characters
+CHUNK, LONGEST_TASK = 1 << 20, 1 << 26  # bytes, characters
 
 MARK = b"\xef\xbb\xbf"  # that some editors put before UTF-8
 BLANK = re.compile(r"[ \t\r\n]*")
@@ -50,15 +50,18 @@ def read_records(path: Path, form: str, on_bytes: Callable[[int], object]) -> It
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
+        if file.read(len(MARK)) == MARK:
+            on_bytes(len(MARK))
+        else:
+            file.seek(0)
         yield from _lines(file, on_bytes) if form == DOCCANO else _tasks(file, on_bytes)
 
 
 def _lines(file: IO[bytes], on_bytes: Callable[[int], object]) -> Iterator[Record]:
     for number, line in enumerate(file, 1):
         on_bytes(len(line))
-        data = line.removeprefix(MARK) if number == 1 else line
-        if data.strip():
-            yield f"line {number}", _parsed(data)
+        if line.strip():
+            yield f"line {number}", _parsed(line)
 
 
 def _parsed(data: bytes) -> Any:
@@ -78,15 +81,13 @@ class _Buffer:
     def __init__(self, file: IO[bytes], on_bytes: Callable[[int], object]):
         self._file, self._on_bytes = file, on_bytes
         self._cut = b""  # of a character, at the end of what was read
-        self._first = True
         self.text, self.at = "", 0
 
-    def more(self, characters: int = CHUNK) -> bool:
-        """Reads on; `False` at the end of the file."""
-        data = self._file.read(characters)
+    def more(self, wanted: int = 0) -> bool:
+        """Reads on, `CHUNK` bytes at least; `False` at the end of the file."""
+        data = self._file.read(max(CHUNK, wanted))
         self._on_bytes(len(data))
-        piece = self._cut + (data.removeprefix(MARK) if self._first else data)
-        self._first = False
+        piece = self._cut + data
         try:
             text = piece.decode()
             self._cut = b""
@@ -119,13 +120,13 @@ class _Buffer:
             try:
                 value, self.at = json.JSONDecoder().raw_decode(self.text, self.at)
             except json.JSONDecodeError as error:
-                pending = len(self.text) - self.at
+                place, pending = error.pos - self.at + 1, len(self.text) - self.at
                 # Only an error at the end can go away with more text; that of an open string is told at its start.
                 open_end = error.msg.startswith(("Unterminated", "Invalid \\")) or len(self.text) - error.pos < 10
-                if open_end and pending < LONGEST_TASK and self.more(max(CHUNK, pending)):
+                if open_end and pending < LONGEST_TASK and self.more(pending):
                     continue
-                place = f"{error.msg} at its character {error.pos - self.at + 1}"
-                raise AnnotationError(f"it is not JSON: {place}: {shown(self.text[self.at : self.at + 99])}") from None
+                found = shown(self.text[self.at : self.at + 99])
+                raise AnnotationError(f"it is not JSON: {error.msg} at its character {place}: {found}") from None
             except (ValueError, RecursionError) as error:
                 raise AnnotationError(f"it cannot be read as JSON: {error}") from None
             return value
