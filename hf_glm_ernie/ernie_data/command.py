@@ -1,7 +1,8 @@
 """`python -m hf_glm_ernie label-data EXPORT --output FOLDER`: from what a label tool exports to rows.
 
-Every option may be written with dashes or, as PaddleNLP's scripts have it, with underscores; `--task_type`,
-`--save_dir` and `--is_shuffle` are their names of three options.
+Every option may be written with dashes or, as PaddleNLP's scripts have it, with underscores. `--task_type`,
+`--save_dir`, `--is_shuffle`, `--doccano_file` and `--label_studio_file` are taken as well, so that the arguments of
+those scripts can be given as they are.
 """
 
 import argparse
@@ -12,7 +13,7 @@ from typing import Any
 
 from .arguments import DOCCANO_LINES, ROWS, TASKS, LabelDataArguments
 from .convert import label_data
-from .export_file import FORMATS
+from .export_file import DOCCANO, FORMATS, LABEL_STUDIO
 from .uie_rows import LANGUAGES
 
 DONE, REFUSED = 0, 1  # 2 is argparse's
@@ -20,8 +21,15 @@ DONE, REFUSED = 0, 1  # 2 is argparse's
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command. Returns the exit status: 0, or 1 if it was refused (the reason is on stderr)."""
-    options = vars(build_parser().parse_args(arguments))
-    export, output = options.pop("export"), options.pop("output")
+    parser = build_parser()
+    options = vars(parser.parse_args(arguments))
+    files = {"auto": options.pop("export")} | {form: options.pop(form) for form in FORMATS}
+    given = [form for form, file in files.items() if file is not None]
+    if len(given) != 1:
+        parser.error("one export is needed: EXPORT (or --doccano_file, or --label_studio_file)")
+    if given != ["auto"]:
+        options["export_format"] = given[0]
+    export, output = files[given[0]], options.pop("output")
     try:
         report = label_data(export, output, LabelDataArguments(**options))
     except (ValueError, OSError) as error:
@@ -38,7 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
         description="Annotations of doccano (JSONL) or Label Studio (JSON) as rows for UIE and UTC, as PaddleNLP's.",
         allow_abbrev=False,
     )
-    parser.add_argument("export", type=Path, help="the file that the label tool exported")
+    parser.add_argument("export", type=Path, nargs="?", help="the file that the label tool exported")
+    for form, *names in ((DOCCANO, "--doccano_file"), (LABEL_STUDIO, "--label_studio_file", "--labelstudio_file")):
+        parser.add_argument(*names, dest=form, type=Path, help=argparse.SUPPRESS)
     for group in (_add_task, _add_classes, _add_sampling, _add_files):
         group(parser)
     return parser

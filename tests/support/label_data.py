@@ -13,6 +13,9 @@ SMALL = GOLDEN / "ernie_label_data"
 FULL = Path(__file__).parents[3] / "shared" / "goldens" / "ernie_workflows"
 MISSING = "needs the full golden set beside the repository (../shared/goldens/ernie_workflows); the small copies ran"
 
+TEXT = "甲公司在北京"
+GOOD = {"text": TEXT, "entities": [{"id": 1, "label": "公司", "start_offset": 0, "end_offset": 3}], "relations": []}
+
 FlatRow = tuple[str, str, list[list[Any]]]
 """(text, prompt, [[text, start, end], ...])."""
 
@@ -91,3 +94,11 @@ def contradictory(rows: list[FlatRow]) -> list[FlatRow]:
     """Rows without an answer whose prompt has one for the same text."""
     answered = {(text, prompt) for text, prompt, found in rows if found}
     return [row for row in rows if not row[2] and row[:2] in answered]
+
+
+def task(*results: Any, text: Any = TEXT, **others: Any) -> dict[str, Any]:
+    return {"id": 7, "data": {"text": text}, "annotations": [{"result": list(results), **others}]}
+
+
+def span(start: int = 0, end: int = 3, label: Any = ("公司",), id: str = "a", **value: Any) -> dict[str, Any]:
+    return {"id": id, "type": "labels", "value": {"start": start, "end": end, "labels": list(label), **value}}
