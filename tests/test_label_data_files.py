@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 
 from hf_glm_ernie import __main__ as package
-from hf_glm_ernie.ernie_data import command, spool
-from hf_glm_ernie.ernie_data.arguments import LabelDataArguments
-from hf_glm_ernie.ernie_data.convert import label_data
+from hf_glm_ernie.ernie_data import LabelDataArguments, command, label_data, spool
 from tests.reference.label_data_naive import Naive
 from tests.support.label_data import (
     FULL,

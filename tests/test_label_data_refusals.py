@@ -7,9 +7,7 @@ from typing import Any
 
 import pytest
 
-from hf_glm_ernie.ernie_data import AnnotationError, export_file, reading
-from hf_glm_ernie.ernie_data.arguments import LabelDataArguments
-from hf_glm_ernie.ernie_data.convert import label_data
+from hf_glm_ernie.ernie_data import AnnotationError, LabelDataArguments, export_file, label_data, reading
 from tests.support.label_data import GOOD, TEXT, span, task
 
 
@@ -36,7 +34,7 @@ BAD_LINES = {
     "same ids": (entity(id=1), r"entities 1 and 2 have the same id 1"),
     "unknown class": (
         entity(label="x##好"),
-        r"entity 2 \(label 'x##好'\): class '好' is not among the options \['正向', '负向'\]",
+        r"entity 2 \(id 2, label 'x##好'\): class '好' is not among the options \['正向', '负向'\]",
     ),
     "no class": (entity(label="x##"), r"class '' is not among the options"),
     "only class": (entity(label="##正向"), r"entity 2 .*has nothing before '##'"),
@@ -138,7 +136,10 @@ BAD_TASKS = {
     "json-min": ({"id": 7, "text": TEXT, "label": []}, r"the task has no 'data'; its keys are"),
     "image": ({"data": {"image": "a.png"}, "annotations": []}, "task 2: this is a task on an image; only texts"),
     "text": (task(text=["a"]), r"'data.text' is \['a'\]: a string"),
-    "unknown class": (task(span(label=["公司##好"])), r"entity 'a' \(label '公司##好'\): class '好' is not among"),
+    "unknown class": (
+        task(span(label=["公司##好"])),
+        r"entity 1 \(id 'a', label '公司##好'\): class '好' is not among",
+    ),
 }
 
 

@@ -235,7 +235,7 @@ def test_a_class_that_is_no_option_is_an_error() -> None:
     ]
     documents = documents_of(SMALL, golden)[0]
     with pytest.raises(
-        AnnotationError, match=r"entity 30 \(label '产品##正向##贵'\): class '贵' is not among the options"
+        AnnotationError, match=r"the entity \(id 30, label '产品##正向##贵'\): class '贵' is not among the options"
     ):
         extraction_rows(documents)
     found = [flat(row) for row in extraction_rows(documents, rules_of(golden))]

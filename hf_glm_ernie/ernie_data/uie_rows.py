@@ -88,8 +88,13 @@ LABEL_STUDIO_RULES: dict[str, Any] = {
 """What PaddleNLP's converter of Label Studio exports does besides (its doccano script does not)."""
 
 
-def split_label(entity: Entity, rules: Rules) -> tuple[str, list[str] | None]:
+def split_label(entity: Entity, rules: Rules, what: str = "the entity") -> tuple[str, list[str] | None]:
     """The label of an entity and its classes; `None`: it has none.
+
+    Args:
+        entity: Of any document.
+        rules: With the separator and the options.
+        what: The entity, for messages.
 
     Raises:
         AnnotationError: nothing before the separator; a class that is no option, if that is an error.
@@ -97,7 +102,7 @@ def split_label(entity: Entity, rules: Rules) -> tuple[str, list[str] | None]:
     label, *classes = entity.label.split(rules.separator)
     if not classes:
         return label, None
-    what = f"entity {shown(entity.id)} (label {shown(entity.label)})"
+    what = f"{what} (id {shown(entity.id)}, label {shown(entity.label)})"
     if not label:
         raise AnnotationError(f"{what} has nothing before {rules.separator!r}")
     return label, known_labels(classes, rules.options, what, rules.unknown_options)
@@ -110,9 +115,9 @@ def check_document(document: Document, rules: Rules) -> bool:
         AnnotationError: what making rows would raise.
     """
     left_out = False
-    for entity in document.entities:
+    for number, entity in enumerate(document.entities, 1):
         if rules.separator in entity.label and entity.label not in rules.unprompted:
-            classes = split_label(entity, rules)[1] or []
+            classes = split_label(entity, rules, f"entity {number}")[1] or []
             left_out |= len(classes) < entity.label.count(rules.separator)
     return left_out
 
