@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,13 @@ def test_what_is_not_used_is_counted(tmp_path: Path) -> None:
         "note: 1 document with more than one annotation, of which the first is taken",
         "note: 3 documents not labelled or cancelled, and left out",
     ]
+    index = json.loads((tmp_path / "a" / "sample_index.json").read_text(encoding="utf-8"))
+    assert sorted(number for part in index.values() for number in part) == [0, 1]
+    tasks = [tasks[3], *tasks[:3]]
+    (tmp_path / "export.json").write_text(json.dumps(tasks), encoding="utf-8")
+    label_data(tmp_path / "export.json", tmp_path / "c", LabelDataArguments(skip_unlabelled=True))
+    index = json.loads((tmp_path / "c" / "sample_index.json").read_text(encoding="utf-8"))
+    assert sorted(number for part in index.values() for number in part) == [1, 2]  # as they stand in the export
     (tmp_path / "export.json").write_text(json.dumps(tasks[:4]), encoding="utf-8")
     report = label_data(tmp_path / "export.json", tmp_path / "b")
     assert "note: 1 document cancelled by the annotator, and taken all the same" in report.describe().splitlines()
@@ -240,15 +248,22 @@ def test_a_failure_at_the_end_leaves_what_was_there(
     assert len([path for path in folder.iterdir() if path.is_dir()]) == 0
 
 
-def test_an_interruption_leaves_nothing(export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_leaves_nothing(number: int, export: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def interrupted(self: spool.Spool, _: Any) -> None:
+        made.extend(everything(export.parent))
+        os.kill(os.getpid(), number)
 
     monkeypatch.setattr(spool.Spool, "copy_to", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        label_data(export, export.parent / "a" / "b")
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        command.main([str(export), "--output", str(export.parent / "a" / "b"), "--splits", "--shuffle", "no"])
+    assert len(made) > 2
     assert sorted(everything(export.parent)) == ["export.jsonl"]
     assert not (export.parent / "a").exists()
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_datasets_reads_what_is_written(tmp_path: Path) -> None:

@@ -3,12 +3,13 @@
     export -> checked documents, spooled -> dealt into splits -> rows, spooled by part -> train.txt, dev.txt, test.txt
 
 Every annotation is checked before the first row is made, and every row is made before the first file appears. What is
-in memory does not grow with the texts: at most sixteen bytes a document and a row, and what the corpus has together
+in memory does not grow with the texts: 24 bytes a document, 16 a row, and what the corpus has together
 (labels and names of entities, for negative sampling).
 """
 
 import json
 import random
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing
@@ -25,7 +26,7 @@ from .label_studio import to_doccano
 from .options import Row, ShuffledOptions
 from .reading import packed, read_documents, unpacked
 from .splits import SPLITS, TRAIN, check_splits, deal
-from .spool import Spool, publish, refuse_existing, work_folder
+from .spool import Spool, encode, publish, refuse_existing, work_folder
 from .uie_rows import Part, class_rows, extraction_parts
 from .utc_rows import utc_rows
 
@@ -96,7 +97,8 @@ class Documents:
 def label_data(export: Path | str, output: Path | str, arguments: LabelDataArguments | None = None) -> LabelDataReport:
     """Converts an export and writes `train.txt`, `dev.txt`, `test.txt` (JSON, a row a line) and `sample_index.json`.
 
-    Without splits `train.txt` alone is written, as the original does. With `write="doccano"` the one file is
+    The index has the numbers, from 0, of the export's records. Without splits `train.txt` alone is written, as the
+    original does. With `write="doccano"` the one file is
     `doccano_ext.jsonl` or `doccano_cls.jsonl`.
 
     Args:
@@ -133,7 +135,8 @@ def _write_lines(
     name = f"doccano_{arguments.task}.jsonl"
     counts = report.files[name] = WrittenFile()
     with (work / name).open("wb") as file:
-        for line in to_doccano(read_documents(export, form, arguments, None, report.notes)):
+        documents = read_documents(export, form, arguments, None, report.notes)
+        for line in to_doccano(document for _, document in documents):
             file.write(_line(line))
             counts.documents += 1
             counts.rows += 1
@@ -146,8 +149,10 @@ def _write_rows(
     """The rows of every split and the index. Returns the names of the files."""
     rules = arguments.rules(form)
     with closing(Spool(work / "documents")) as documents:
-        for document in read_documents(export, form, arguments, rules, report.notes):
+        places = array("Q")
+        for place, document in read_documents(export, form, arguments, rules, report.notes):
             documents.add(packed(document))
+            places.append(place)
         documents.finish()
         draws = np.random.RandomState(arguments.seed)
         splits = check_splits(arguments.splits)
@@ -162,7 +167,7 @@ def _write_rows(
                 report.files[ROW_FILES[split]] = _write_parts(work, split, rows, len(numbers), permuted)
     if not splits:
         return [ROW_FILES[TRAIN]]
-    index = {f"{split}_ids": numbers.tolist() for split, numbers in dealt.items()}
+    index = {f"{split}_ids": [places[number] for number in numbers] for split, numbers in dealt.items()}
     (work / INDEX).write_text(json.dumps(index), encoding="utf-8")
     return [*report.files, INDEX]
 
@@ -229,4 +234,4 @@ def _write_parts(
 
 
 def _line(row: Row) -> bytes:
-    return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    return encode(row).encode() + b"\n"

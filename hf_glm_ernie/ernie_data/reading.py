@@ -13,6 +13,7 @@ from .arguments import EXTRACTION, LabelDataArguments
 from .documents import AnnotationError, ClassifiedText, Document, Entity, Relation
 from .export_file import LABEL_STUDIO, read_records
 from .options import known_labels
+from .spool import encode
 from .uie_rows import Rules, check_document
 
 MOST_PROBLEMS = 20
@@ -23,8 +24,8 @@ UNKNOWN = "with classes that are no option, which are left out"
 
 def read_documents(
     export: Path, form: str, arguments: LabelDataArguments, rules: Rules | None, notes: Counter[str]
-) -> Iterator[Document | ClassifiedText]:
-    """The documents of a file, in order.
+) -> Iterator[tuple[int, Document | ClassifiedText]]:
+    """The documents of a file, in order, each with its number among the records of the file, from 0.
 
     Args:
         export: The file.
@@ -39,8 +40,8 @@ def read_documents(
         OSError: the file cannot be read.
     """
     problems: list[str] = []
-    number = 0
-    for where, record in _records(export, form, arguments.progress):
+    is_empty = True
+    for number, (where, record) in enumerate(_records(export, form, arguments.progress)):
         try:
             if isinstance(record, AnnotationError):
                 raise record
@@ -56,12 +57,12 @@ def read_documents(
                 break
             continue
         notes.update(document.notes)
-        number += 1
-        yield document
+        is_empty = False
+        yield number, document
     if problems:
         more = f" (the first {MOST_PROBLEMS} problems)" if len(problems) == MOST_PROBLEMS else ""
         raise AnnotationError(f"{export}: nothing was written{more}\n  " + "\n  ".join(problems))
-    if not number:
+    if is_empty:
         raise ValueError(f"{export} holds no document{' that is labelled' if notes[UNLABELLED] else ''}")
 
 
@@ -73,7 +74,7 @@ def packed(document: Document | ClassifiedText) -> bytes:
     else:
         content.append([[one.id, one.start, one.end, one.label] for one in document.entities])
         content.append([[one.subject, one.object, one.predicate] for one in document.relations])
-    return json.dumps(content, ensure_ascii=False).encode()
+    return encode(content).encode()
 
 
 def unpacked(line: bytes) -> Any:
