@@ -3,8 +3,8 @@
     export -> checked documents, spooled -> dealt into splits -> rows, spooled by part -> train.txt, dev.txt, test.txt
 
 Every annotation is checked before the first row is made, and every row is made before the first file appears. What is
-in memory does not grow with the texts: 24 bytes a document, 16 a row, and what the corpus has together
-(labels and names of entities, for negative sampling).
+in memory does not grow with the texts: 24 bytes a document, 16 a row, and what the corpus has together (labels and
+names of entities, for negative sampling).
 """
 
 import json
@@ -228,8 +228,8 @@ def _write_parts(
                     one.copy_to(file)
                 return counts
             for number in permuted.permutation(counts.rows):
-                part = int(np.searchsorted(ends, number, side="right"))
-                file.write(parts[part][int(number - ends[part] + len(parts[part]))])
+                place = int(np.searchsorted(ends, number, side="right"))
+                file.write(parts[place][int(number - ends[place] + len(parts[place]))])
     return counts
 
 

@@ -55,5 +55,5 @@ def utc_rows(
             continue
         *front, last = text.text.split(text_separator)
         first, second = ("".join(front), last) if front else (last, "")
-        labels = [places[one] for one in labels]
-        yield {"text_a": first, "text_b": second, "question": "", "choices": choices, "labels": labels}
+        held = [places[one] for one in labels]
+        yield {"text_a": first, "text_b": second, "question": "", "choices": choices, "labels": held}
