@@ -125,7 +125,7 @@ def add_option_token(tokenizer: Any, model: Any = None) -> None:
     """
     tokenizer.add_tokens([OPTION_TOKEN], special_tokens=True)
     if model is not None and (rows := option_token_id(tokenizer) + 1) > model.config.vocab_size:
-        model.resize_token_embeddings(rows)
+        model.resize_token_embeddings(rows, mean_resizing=False)
 
 
 class UTCCollator:
