@@ -117,7 +117,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
     trainer.save_model()
     trainer.save_state()
     if trainer.is_world_process_zero():
-        plot_losses(trainer.state.log_history, Path(training.output_dir) / "loss.png")
+        plot_losses(trainer.state.log_history, Path(str(training.output_dir)) / "loss.png")
     if evaluation is not None:
         evaluate(trainer, task, files[1], evaluation)
     return trainer
@@ -169,7 +169,7 @@ def evaluate(trainer: Trainer, task: ErnieTask, rows: Any, evaluation: Any) -> N
     if trainer.is_world_process_zero():
         report = {"scores": prediction.metrics, **task.report(rows, evaluation, prediction)}
         text = json.dumps(report, ensure_ascii=False, indent=1)
-        Path(trainer.args.output_dir, "evaluation.json").write_text(f"{text}\n", encoding="utf-8")
+        Path(str(trainer.args.output_dir), "evaluation.json").write_text(f"{text}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -50,9 +50,9 @@ def read_utc_row(row: Mapping[str, Any], number: int) -> UTCRow:
             of a choice.
     """
     where = f"Row {number} of the data"
-    texts = row.get("text_a"), row.get("text_b") or ""
-    if not all(isinstance(text, str) for text in texts) or not any(text.strip() for text in texts):
-        raise ValueError(f"{where} has no text in column 'text_a': found {texts[0]!r}, and {texts[1]!r} in 'text_b'.")
+    first, second = row.get("text_a"), row.get("text_b") or ""
+    if not isinstance(first, str) or not isinstance(second, str) or not (first.strip() or second.strip()):
+        raise ValueError(f"{where} has no text in column 'text_a': found {first!r}, and {second!r} in 'text_b'.")
     choices = row.get("choices")
     if not isinstance(choices, list | tuple) or len(choices) < 2:
         raise ValueError(f"{where} has no list of at least two choices: found {choices!r}.")
@@ -68,7 +68,7 @@ def read_utc_row(row: Mapping[str, Any], number: int) -> UTCRow:
                 f"{where} has the label {label!r}, which is no number of its {len(choices)} choices (0 to "
                 f"{len(choices) - 1})."
             )
-    return UTCRow(texts[0] or "", texts[1], tuple(choices), tuple(labels), number)
+    return UTCRow(first, second, tuple(choices), tuple(labels), number)
 
 
 def encode_utc_rows(tokenizer: Any, rows: Iterable[UTCRow], max_length: int) -> dict[str, list[Any]]:
