@@ -25,7 +25,7 @@ GROUPS = {
         "Glm130bTextGenerationPipeline",
     ),
     "ERNIE's encoders": (
-        *("ErnieTokenizer", "sentence_embeddings", "uie", "utc"),
+        *("ErnieTokenizer", "sentence_embeddings", "uie", "utc", "OnnxEncoder"),
         *("ErnieForUIE", "ErnieUIEConfig", "ErnieUIEOutput", "ErnieForUTC", "ErnieUTCConfig", "ErnieUTCOutput"),
     ),
     "ERNIE 3.0's unified model": (

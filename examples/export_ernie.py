@@ -1,30 +1,50 @@
 """Exports a converted encoder with `torch.export` and to ONNX, and checks both against the model.
 
-    python examples/export_ernie.py --model demo-output/sample-ernie/uie --output demo-output/uie-exported
+    python examples/export_ernie.py --model demo-output/sample-ernie/uie --output demo-output/uie-exported --int8
 
 Every class the ERNIE converter writes works: encoders, masked language models, classifiers, UIE, UTC. Batch and length
-are dynamic, weights are fp32. `model.pt2` needs torch alone to run, `model.onnx` any ONNX runtime. Exit status 0: the
-exported files give the model's numbers on shapes other than the traced one, with padding.
+are dynamic, weights are fp32. `model.pt2` needs torch alone to run, `model.onnx` any ONNX runtime; `config.json` and
+the tokenizer lie beside them, so that `hf_glm_ernie.OnnxEncoder` opens the folder and `uie`, `utc` and
+`sentence_embeddings` take it for the model. Exit status 0: the exported files give the model's numbers on shapes other
+than the traced one, with padding.
+
+`--int8` adds `model_int8.onnx`, onnxruntime's dynamic quantization: weights of matrix products in INT8 with a scale
+for each column, embeddings with one for the table, what stands between in fp32, its INT8 scale taken at run time. A
+quarter of the bytes, and not the model's numbers: the largest difference is printed, and what it means is for the task
+to say (docs/ernie.md).
 """
 
 import argparse
 import importlib.util
 import logging
 import sys
+import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from transformers import AutoConfig, ErnieConfig, PreTrainedModel
+from transformers import AutoConfig, AutoTokenizer, ErnieConfig, PreTrainedModel
 
 import hf_glm_ernie  # registers UIE and UTC with the Auto classes
+from hf_glm_ernie.ernie_tasks.exported import (
+    CHOICE_AXES,
+    INT8_FILE,
+    ONNX_FILE,
+    TORCH_FILE,
+    UTC_AXES,
+    Axes,
+    axes_of_class,
+)
 
-FORMATS = {"torch-export": "model.pt2", "onnx": "model.onnx"}
+FORMATS = {"torch-export": TORCH_FILE, "onnx": ONNX_FILE}
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+ONNX_BYTES = 2**31 - 2**26
+"""What the weights in one ONNX file may take (protobuf ends at 2 GiB), with room for the graph."""
 TRACED = (2, 16)  # texts, tokens
 # Other shapes than the traced one. One text is a case of its own: tracing likes to take a size of 1 as a constant.
 CHECKED = ((1, 9), (5, 33))
@@ -32,21 +52,8 @@ CHOICES = 3  # options of each row, for the models that choose
 # fp32 sums in another order; relative to the largest value, at least 1.
 TOLERANCE = 1e-5
 
-# The axes of every input. Those of one name have one size, which may change from call to call.
-AXES: Mapping[str, tuple[str | None, ...]] = {
-    "input_ids": ("batch", "tokens"),
-    "attention_mask": ("batch", "tokens"),
-    "token_type_ids": ("batch", "tokens"),
-}
-CHOICE_AXES: Mapping[str, tuple[str | None, ...]] = dict.fromkeys(AXES, ("batch", "choices", "tokens"))
-UTC_AXES: Mapping[str, tuple[str | None, ...]] = {
-    "input_ids": ("batch", "tokens"),
-    "token_type_ids": ("batch", "tokens"),
-    "position_ids": ("batch", "tokens"),
-    "attention_mask": ("batch", None, "tokens", "tokens"),
-    "omask_positions": ("batch", "choices"),
-    "cls_positions": ("batch",),
-}
+Exported = Callable[..., dict[str, Any]]
+"""An exported file as it runs: tensors by name in, tensors by name out."""
 
 
 class NamedOutputs(nn.Module):
@@ -59,7 +66,7 @@ class NamedOutputs(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, token_type_ids: torch.Tensor
     ) -> dict[str, torch.Tensor]:
-        """Runs the model on `AXES` or `CHOICE_AXES`; returns what it returns, by name."""
+        """Runs the model; returns what it returns, by name."""
         outputs = self.model(input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
         return dict(outputs.items())
 
@@ -99,28 +106,83 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--encoder", action="store_true", help="leave the head out: hidden states and what the pooler makes of them"
     )
+    parser.add_argument("--int8", action="store_true", help="write a dynamically quantized ONNX file as well")
+    parser.add_argument(
+        "--reduce-range",
+        action="store_true",
+        help="INT8 weights of 7 bits, for processors without VNNI, where sums of 8-bit products can overflow",
+    )
     options = parser.parse_args(arguments)
     formats = list(FORMATS) if options.format == "both" else [options.format]
     if "onnx" in formats:
         require_onnx()
+    elif options.int8:
+        raise SystemExit("--int8 quantizes the ONNX file: take --format onnx or both.")
+    if options.reduce_range and not options.int8:
+        raise SystemExit("--reduce-range says how INT8 weights are made: pass --int8 as well.")
     if options.output.exists():
         raise SystemExit(f"--output {options.output} exists already. Name a new folder, or remove that one.")
     model = open_model(options.model, options.encoder)
-    print(f"{type(model).__name__}: {model.num_parameters():,} parameters")
-    program = trace(model)
-    options.output.mkdir(parents=True)
-    agree = True
-    for name in formats:
-        path = options.output / FORMATS[name]
-        run = save_torch(program, path) if name == "torch-export" else save_onnx(program, model, path)
-        print(f"\n{path}: {path.stat().st_size / 2**20:.1f} MiB")
-        for shape in CHECKED:
-            found = differences(model, run, shape)
-            agree &= max(found.values()) <= TOLERANCE
-            listed = ", ".join(f"{output} {value:.1e}" for output, value in found.items())
-            print(f"  {shape[0]} x {shape[1]} tokens: largest difference from the model: {listed}")
+    print(f"{type(model).__name__}: {model.num_parameters():,} parameters", flush=True)
+    if "onnx" in formats:
+        refuse_what_one_file_cannot_hold(model)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    # Nothing half-written stays where the folder is to be.
+    with tempfile.TemporaryDirectory(dir=options.output.parent, prefix=f".{options.output.name}-") as unfinished:
+        folder = Path(unfinished) / "folder"
+        folder.mkdir()
+        write_what_lies_beside(model, options.model, folder)
+        agree = True
+        for file, run in export(model, folder, formats, options.int8, options.reduce_range):
+            print(f"\n{options.output / file}: {(folder / file).stat().st_size / 2**20:.1f} MiB")
+            agree &= report(model, run, None if file == INT8_FILE else TOLERANCE)
+        folder.rename(options.output)
     print("\nagrees with the model" if agree else f"\nDIFFERS from the model by more than {TOLERANCE:g}")
     return 0 if agree else 1
+
+
+def export(
+    model: PreTrainedModel, folder: Path, formats: list[str], int8: bool, reduce_range: bool
+) -> Iterator[tuple[str, Exported]]:
+    """Writes the files one by one. Yields the name of each, and the file as it runs."""
+    program = trace(model)
+    if "torch-export" in formats:
+        yield TORCH_FILE, save_torch(program, folder / TORCH_FILE)
+    if "onnx" in formats:
+        yield ONNX_FILE, save_onnx(program, model, folder / ONNX_FILE)
+    if int8:
+        yield INT8_FILE, save_int8(folder / ONNX_FILE, folder / INT8_FILE, reduce_range)
+
+
+def report(model: PreTrainedModel, run: Exported, tolerance: float | None) -> bool:
+    """Prints how far an exported file is from the model.
+
+    Args:
+        model: The model.
+        run: The file as it runs.
+        tolerance: How far it may be; `None`: any distance that is a number.
+
+    Returns:
+        Whether it is no further.
+    """
+    agree = True
+    for shape in CHECKED:
+        found = differences(model, run, shape)
+        agree &= all(value <= (float("inf") if tolerance is None else tolerance) for value in found.values())
+        listed = ", ".join(f"{output} {value:.1e}" for output, value in found.items())
+        print(f"  {shape[0]} x {shape[1]} tokens: largest difference from the model: {listed}", flush=True)
+    return agree
+
+
+def write_what_lies_beside(model: PreTrainedModel, source: Path, folder: Path) -> None:
+    """Writes the config, which names the class that was exported, and the tokenizer, where the model has one."""
+    settings = model.config.to_dict() | {"architectures": [type(model).__name__]}
+    settings.pop("auto_map", None)  # no code lies there
+    type(model.config).from_dict(settings).save_pretrained(folder)
+    if (source / "tokenizer_config.json").is_file():
+        AutoTokenizer.from_pretrained(source).save_pretrained(folder)
+    else:
+        print(f"{source} holds no tokenizer_config.json: the exported folder has no tokenizer.")
 
 
 def require_onnx() -> None:
@@ -162,9 +224,23 @@ def open_model(folder: Path, without_head: bool = False) -> PreTrainedModel:
     return model_class.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def axes_of(model: PreTrainedModel) -> Mapping[str, tuple[str | None, ...]]:
+def refuse_what_one_file_cannot_hold(model: PreTrainedModel) -> None:
+    """Stops where the weights are more than an ONNX file takes: before anything is traced.
+
+    Raises:
+        SystemExit: it says how many bytes they are.
+    """
+    size = sum(one.numel() * one.element_size() for one in model.state_dict().values())
+    if size > ONNX_BYTES:
+        raise SystemExit(
+            f"The weights take {size:,} bytes in fp32, and one ONNX file holds {ONNX_BYTES:,}. --format torch-export "
+            "has no such limit."
+        )
+
+
+def axes_of(model: PreTrainedModel) -> Axes:
     """The inputs of a model and their axes; `None` is an axis of size 1."""
-    return {"ErnieForUTC": UTC_AXES, "ErnieForMultipleChoice": CHOICE_AXES}.get(type(model).__name__, AXES)
+    return axes_of_class(type(model).__name__)
 
 
 def random_inputs(model: PreTrainedModel, batch: int, tokens: int) -> dict[str, torch.Tensor]:
@@ -215,22 +291,14 @@ def trace(model: PreTrainedModel) -> torch.export.ExportedProgram:
     return torch.export.export(wrapped.eval(), (), inputs, dynamic_shapes=dynamic_axes(model), strict=False)
 
 
-def save_torch(program: torch.export.ExportedProgram, path: Path) -> Callable[..., dict[str, Any]]:
+def save_torch(program: torch.export.ExportedProgram, path: Path) -> Exported:
     """Writes a .pt2 file. Returns the model that it holds, read back."""
     torch.export.save(program, path)
     return torch.export.load(path).module()
 
 
-def save_onnx(
-    program: torch.export.ExportedProgram, model: PreTrainedModel, path: Path
-) -> Callable[..., dict[str, Any]]:
-    """Writes an ONNX file with named inputs and outputs.
-
-    Returns:
-        The file as onnxruntime runs it: tensors by name in, tensors by name out.
-    """
-    import onnxruntime
-
+def save_onnx(program: torch.export.ExportedProgram, model: PreTrainedModel, path: Path) -> Exported:
+    """Writes an ONNX file with named inputs and outputs. Returns it as onnxruntime runs it."""
     # The exporter warns about operators of torchvision, which no text model has.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     outputs = list(program.module()(**random_inputs(model, *TRACED)))
@@ -247,7 +315,48 @@ def save_onnx(
             dynamo=True,
             verbose=False,
         )
+    return run_onnx(path)
+
+
+def save_int8(path: Path, quantized: Path, reduce_range: bool = False) -> Exported:
+    """Writes an ONNX file again with INT8 weights.
+
+    Args:
+        path: The fp32 file.
+        quantized: Where to write.
+        reduce_range: Whether weights take 7 of the 8 bits.
+
+    Returns:
+        The file as onnxruntime runs it.
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with without_preprocessing_advice():
+        quantize_dynamic(path, quantized, per_channel=True, reduce_range=reduce_range, weight_type=QuantType.QInt8)
+    return run_onnx(quantized)
+
+
+@contextmanager
+def without_preprocessing_advice() -> Iterator[None]:
+    """Inside, onnxruntime does not advise to fold what the exporter has folded already."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "pre-processing before quantization" not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(is_other)
+    try:
+        yield
+    finally:
+        root.removeFilter(is_other)
+
+
+def run_onnx(path: Path) -> Exported:
+    """An ONNX file as onnxruntime runs it on the CPU."""
+    import onnxruntime
+
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    outputs = [one.name for one in session.get_outputs()]
 
     def run(**inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         found = session.run(outputs, {name: tensor.numpy() for name, tensor in inputs.items()})
@@ -256,9 +365,7 @@ def save_onnx(
     return run
 
 
-def differences(
-    model: PreTrainedModel, exported: Callable[..., dict[str, Any]], shape: tuple[int, int]
-) -> dict[str, float]:
+def differences(model: PreTrainedModel, exported: Exported, shape: tuple[int, int]) -> dict[str, float]:
     """Runs both on the same made-up inputs.
 
     Returns:

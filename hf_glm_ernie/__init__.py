@@ -74,6 +74,7 @@ if TYPE_CHECKING:
         permutation_label,
     )
     from .ernie3_training.trainer import Ernie3PretrainingTrainer
+    from .ernie_tasks.onnx_encoder import OnnxEncoder
     from .ernie_tasks.prompts import GENRES, SENTIMENTS, build_control_prompt
     from .ernie_tasks.scoring import RankedText, ZeroShotAnswer, pair_scores, rerank, zero_shot
     from .finetuning.collator import Glm130bCollator
@@ -121,6 +122,7 @@ _LATER = {
         "permutation_classes",
         "permutation_label",
     ],
+    "ernie_tasks.onnx_encoder": ["OnnxEncoder"],
     "ernie_tasks.prompts": ["GENRES", "SENTIMENTS", "build_control_prompt"],
     "ernie_tasks.scoring": ["RankedText", "ZeroShotAnswer", "pair_scores", "rerank", "zero_shot"],
     "glm130b_evaluation.scoring": ["cond_log_probs", "lm_loss"],
@@ -222,6 +224,7 @@ __all__ = [
     "ModelContinuations",
     "Offload",
     "OnlineDistillation",
+    "OnnxEncoder",
     "Packing",
     "ProgressiveSchedule",
     "RankedText",

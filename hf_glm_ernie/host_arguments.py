@@ -36,24 +36,29 @@ def whole_number(name: str, value: Any, least: int = 1, most: int | None = None)
     return number
 
 
-def check_model_and_tokenizer(model: Any, tokenizer: Any) -> None:
+def check_model_and_tokenizer(model: Any, tokenizer: Any, *, any_callable: bool = False) -> None:
     """Makes sure that a model and a tokenizer stand where they belong.
 
     Args:
         model: Anything that is called and has a `config`.
         tokenizer: Anything that is called and has none.
+        any_callable: Whether the model needs no `config`: anything will do that is called and is neither a tokenizer
+            (which has a pad token) nor a class.
 
     Raises:
         TypeError: one of them is missing or something else, or they are swapped.
     """
     is_model, is_tokenizer = (callable(one) and hasattr(one, "config") for one in (model, tokenizer))
+    if any_callable and not is_tokenizer and not isinstance(model, type) and not hasattr(model, "pad_token_id"):
+        is_model = callable(model)
     if is_tokenizer and not is_model:
         raise TypeError(
             f"model is a {type(model).__name__} and tokenizer a {type(tokenizer).__name__}, which is a model: the "
             "model comes first, then its tokenizer."
         )
     if not is_model:
-        raise TypeError(f"model is {_named(model)}; it must be a loaded model, as from_pretrained gives it.")
+        others = ", an OnnxEncoder, or a function that takes the same inputs" if any_callable else ""
+        raise TypeError(f"model is {_named(model)}; it must be a loaded model, as from_pretrained gives it{others}.")
     if is_tokenizer or not callable(tokenizer):
         raise TypeError(
             f"tokenizer is {_named(tokenizer)}; it must be a loaded tokenizer, as AutoTokenizer.from_pretrained gives "

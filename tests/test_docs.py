@@ -6,6 +6,7 @@ block is what the block above it prints. Blocks that need no package run in a pr
 """
 
 import contextlib
+import importlib.util
 import io
 import json
 import re
@@ -26,6 +27,7 @@ from transformers import (
 
 from conversion import __main__ as command
 from docs import make_api
+from examples import export_ernie
 from hf_glm_ernie import Ernie3Config, Ernie3ForPreTraining, Ernie3Tokenizer, fill_blanks
 from hf_glm_ernie.planner import plan
 from tests.support.converting_ernie3 import SIZES, layout, random_arrays, write_static
@@ -42,6 +44,13 @@ SOURCES = {
     "ernie-3.0-base-zh": "sample-ernie/masked-lm",
     "uie-base": "sample-ernie/uie",
 }
+
+
+PROGRAMS: dict[str, Callable[[list[str]], int]] = {
+    "python -m conversion": command.main,
+    "python examples/export_ernie.py": export_ernie.main,
+}
+"""What the `bash` blocks of the pages run."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +80,9 @@ def run_page(page: str) -> list[Ran]:
         with contextlib.redirect_stdout(io.StringIO()) as out:
             if kind == "bash":
                 for line in body.splitlines():
-                    program, *words = shlex.split(line)
-                    assert [program, *words[:2]] == ["python", "-m", "conversion"], line
-                    assert command.main(words[2:]) == 0, line
+                    names_program = next((start for start in PROGRAMS if line.startswith(f"{start} ")), None)
+                    assert names_program, f"{page}: nobody runs {line}"
+                    assert PROGRAMS[names_program](shlex.split(line.removeprefix(names_program))) == 0, line
             elif "trust_remote_code" in body:
                 out.write(run_python(PREAMBLE + body, Path.cwd()).stdout)
             else:
@@ -199,12 +208,17 @@ def test_ernie3_runs(workplace: Path) -> None:
     assert (workplace / "ernie3-small" / "config.json").is_file()
 
 
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in export_ernie.ONNX_PACKAGES),
+    reason=f"needs {', '.join(export_ernie.ONNX_PACKAGES)}: pip install 'hf-glm-ernie[onnx]'",
+)
 def test_ernie_runs(workplace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "ernie-3.0-base-zh").symlink_to(workplace / "ernie-3.0-base-zh")
+    for name in ("ernie-3.0-base-zh", "uie-base"):
+        (tmp_path / name).symlink_to(workplace / name)
     monkeypatch.chdir(tmp_path)
-    _, added_tokens = run_page("ernie.md")
-    assert added_tokens.printed == added_tokens.shown
+    check_shown(run_page("ernie.md"))
     assert (tmp_path / "ernie-base" / "config.json").is_file()
+    assert (tmp_path / "uie-onnx" / "model_int8.onnx").is_file()
 
 
 def test_memory_is_the_planner_s() -> None:

@@ -140,7 +140,9 @@ def test_command(tmp_path, capsys):
     assert "ErnieForUIE" in output
     assert "1 x 9 tokens: largest difference from the model: start_prob" in output
     assert output.endswith("agrees with the model\n")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.pt2"]
+    assert "holds no tokenizer_config.json" in output
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["config.json", "model.pt2"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "uie"]
     with pytest.raises(SystemExit, match="out exists already"):
         export_ernie.main(arguments)
 
@@ -175,3 +177,30 @@ def test_refusals(tmp_path, monkeypatch):
         SystemExit, match=r"needs onnx_of_nowhere, not installed here: pip install 'hf-glm-ernie\[onnx\]'"
     ):
         export_ernie.main(["--model", str(tmp_path), "--output", str(tmp_path / "out")])
+
+
+def test_nothing_half_written_stays(tmp_path, monkeypatch):
+    build(ErnieForUIE).save_pretrained(tmp_path / "uie")
+    arguments = ["--model", str(tmp_path / "uie"), "--output", str(tmp_path / "out"), "--format", "torch-export"]
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(export_ernie, "save_torch", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        export_ernie.main(arguments)
+    assert [path.name for path in tmp_path.iterdir()] == ["uie"]
+
+
+def test_refused_settings(tmp_path, monkeypatch):
+    build(ErnieForUIE).save_pretrained(tmp_path / "uie")
+    arguments = ["--model", str(tmp_path / "uie"), "--output", str(tmp_path / "out"), "--format"]
+    with pytest.raises(SystemExit, match="--int8 quantizes the ONNX file: take --format onnx or both"):
+        export_ernie.main([*arguments, "torch-export", "--int8"])
+    with pytest.raises(SystemExit, match="pass --int8 as well"):
+        export_ernie.main([*arguments, "torch-export", "--reduce-range"])
+    monkeypatch.setattr(export_ernie, "ONNX_PACKAGES", ())
+    monkeypatch.setattr(export_ernie, "ONNX_BYTES", 1000)
+    with pytest.raises(SystemExit, match=r"one ONNX file holds 1,000\. --format torch-export has no such limit"):
+        export_ernie.main([*arguments, "onnx"])
+    assert not (tmp_path / "out").exists()

@@ -9,25 +9,18 @@ import numpy as np
 import pytest
 import torch
 
-from hf_glm_ernie.configuration_ernie_uie import ErnieUIEConfig
 from hf_glm_ernie.ernie_tasks.uie import uie
 from hf_glm_ernie.ernie_tasks.uie_schema import SchemaNode, read_schema
 from hf_glm_ernie.ernie_tasks.uie_windows import cut_sentences, pair_spans
 from hf_glm_ernie.modeling_ernie_uie import ErnieForUIE
 from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
-from tests.conftest import GOLDEN
 from tests.reference import uie_naive
 from tests.support.ernie_pdparams import converted
+from tests.support.ernie_task_goldens import UIE as CONTENT
+from tests.support.ernie_task_goldens import UIE_SETTINGS as SETTINGS
+from tests.support.ernie_task_goldens import flat, tokenizer_of, uie_model
 
-CONTENT = json.loads((GOLDEN / "ernie_uie_cases.json").read_text(encoding="utf-8"))
 TEXTS = CONTENT["texts"]
-SETTINGS = {
-    "position_prob": "threshold",
-    "max_seq_len": "max_length",
-    "split_sentence": "split_sentences",
-    "batch_size": "batch_size",
-    "schema_lang": "language",
-}
 # Products of two fp32 probabilities, stored with seven digits; 1.8e-6 seen.
 PROBABILITY = 1e-5
 OPTIONS = "情感倾向[正向,负向]"
@@ -35,34 +28,18 @@ OPTIONS = "情感倾向[正向,负向]"
 
 @pytest.fixture(scope="module")
 def model() -> ErnieForUIE:
-    model = ErnieForUIE(ErnieUIEConfig(**CONTENT["config"])).eval()
-    with np.load(GOLDEN / "ernie_uie_weights.npz") as weights:
-        model.load_state_dict({name: torch.from_numpy(weights[name]).float() for name in weights})
-    return model
+    return uie_model()
 
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ErnieTokenizer:
-    path = tmp_path_factory.mktemp("vocab") / "vocab.txt"
-    path.write_text("".join(f"{token}\n" for token in CONTENT["vocab"]), encoding="utf-8")
-    return ErnieTokenizer(str(path))
+    return tokenizer_of(CONTENT["vocab"], tmp_path_factory.mktemp("vocab"))
 
 
 def answers_of(model: Any, tokenizer: Any, name: str, texts: list[str]) -> list[dict[str, Any]]:
     case = CONTENT["cases"][name]
     settings = {SETTINGS[key]: value for key, value in case["settings"].items()}
     return uie(model, tokenizer, case["schema"], texts, **settings)
-
-
-def flat(answers: Any, path: tuple[str, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every answer with the path to it: (path, text, start, end, probability)."""
-    rows = []
-    for name, found in answers.items():
-        for i, one in enumerate(found):
-            here = (*path, name, str(i))
-            rows.append((here, one["text"], one.get("start"), one.get("end"), one["probability"]))
-            rows += flat(one.get("relations", {}), here)
-    return rows
 
 
 def same(ours: Any, theirs: Any) -> bool:

@@ -1,51 +1,27 @@
 """Zero-shot classification: inputs and answers equal to the original's."""
 
-import json
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
-from hf_glm_ernie.configuration_ernie_utc import ErnieUTCConfig
 from hf_glm_ernie.ernie_tasks.utc import utc, utc_inputs
 from hf_glm_ernie.modeling_ernie_utc import ErnieForUTC
 from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
-from tests.conftest import GOLDEN
-
-CONTENT = json.loads((GOLDEN / "ernie_utc_cases.json").read_text(encoding="utf-8"))
-UIE_CONTENT = json.loads((GOLDEN / "ernie_uie_cases.json").read_text(encoding="utf-8"))
-VOCAB = [*UIE_CONTENT["vocab"], "[O-MASK]"]
-TEXTS = [text if isinstance(text, str) else tuple(text) for text in CONTENT["texts"]]
-SETTINGS = {
-    "pred_threshold": "threshold",
-    "max_seq_len": "max_length",
-    "batch_size": "batch_size",
-    "single_label": "single_label",
-}
+from tests.support.ernie_task_goldens import UTC as CONTENT
+from tests.support.ernie_task_goldens import UTC_SETTINGS as SETTINGS
+from tests.support.ernie_task_goldens import UTC_TEXTS as TEXTS
+from tests.support.ernie_task_goldens import UTC_VOCAB as VOCAB
+from tests.support.ernie_task_goldens import tokenizer_of, utc_model
 
 
 @pytest.fixture(scope="module")
 def model() -> ErnieForUTC:
-    """The encoder of the UIE goldens with the random heads of the script that made these."""
-    with np.load(GOLDEN / "ernie_uie_weights.npz") as weights:
-        arrays = {name: weights[name] for name in weights if name.startswith("ernie.")}
-    random = np.random.RandomState(7)
-    words = "ernie.embeddings.word_embeddings.weight"
-    arrays[words] = np.concatenate((arrays[words], random.standard_normal((1, 32)).astype("float16")))
-    for name in ("linear_q", "linear_k"):
-        arrays[f"{name}.weight"] = random.standard_normal((64, 32)).astype("float16") / 2
-        arrays[f"{name}.bias"] = random.standard_normal(64).astype("float16")
-    model = ErnieForUTC(ErnieUTCConfig(**(UIE_CONTENT["config"] | {"vocab_size": len(VOCAB)}))).eval()
-    model.load_state_dict({name: torch.from_numpy(array).float() for name, array in arrays.items()})
-    return model
+    return utc_model()
 
 
 @pytest.fixture
 def tokenizer(tmp_path: Any) -> ErnieTokenizer:
-    path = tmp_path / "vocab.txt"
-    path.write_text("".join(f"{token}\n" for token in VOCAB), encoding="utf-8")
-    return ErnieTokenizer(str(path))
+    return tokenizer_of(VOCAB, tmp_path)
 
 
 @pytest.mark.parametrize("case", CONTENT["cases"], ids=lambda case: f"{len(case['choices'])}-{case['settings']}")

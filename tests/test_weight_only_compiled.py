@@ -105,6 +105,7 @@ def test_the_formula() -> None:
 
 @needs_triton
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # 745 variants at about 0.6 s of processor time each, one after the other
 def test_every_variant(tmp_path: Path) -> None:
     """All groups, tiles and dtypes. On 8.0 and 9.0 the rows kernel is taken only where no dot kernel is."""
     wanted = {70: r"INT\d rows", 75: ".", 80: "INT. d|sum", 86: ".", 89: ".", 90: "INT. d|sum"}

@@ -10,6 +10,7 @@ Source: PaddleNLP 2.8.1, `paddlenlp/transformers/semantic_search/modeling.py` (`
 comments: N texts, B batch, T tokens, H hidden size.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ import torch.nn.functional as F
 
 from hf_glm_ernie.host_arguments import check_model_and_tokenizer, checked_texts, flags, one_of, whole_number
 from hf_glm_ernie.inference.batches import in_batches
+
+from .runners import call_model, checked_output, longest_row, name_of, output_of
 
 POOLINGS = ("mean", "cls", "pooler")
 
@@ -38,7 +41,9 @@ def sentence_embeddings(
 
     Args:
         model: An encoder, as `AutoModel.from_pretrained` gives it. The folder of a converted masked language model
-            serves as well: it keeps the pooler.
+            serves as well: it keeps the pooler. Or the [`OnnxEncoder`] of a folder exported from one, or anything
+            that is called with what the tokenizer gives and returns `last_hidden_state` (B, T, H) or `pooler_output`
+            (B, H) by name.
         tokenizer: Its tokenizer.
         texts: One text or several.
         pooling: `"mean"`: mean of the last hidden states of all tokens, `[CLS]` and `[SEP]` among them; `"cls"`: that
@@ -52,7 +57,8 @@ def sentence_embeddings(
         show_progress: Whether to show a progress bar; `None`: from a few batches on.
 
     Returns:
-        (N, H) fp32 on the CPU, in the order of the texts; (0, H) without texts.
+        (N, H) fp32 on the CPU, in the order of the texts; (0, H) without texts, where a model without a config counts
+        as H = 0.
 
     Raises:
         TypeError: texts that are not strings, a model that gives no hidden states (one with a head), no model or no
@@ -69,25 +75,25 @@ def sentence_embeddings(
     >>> similarity = first @ second
     ```
     """
-    check_model_and_tokenizer(model, tokenizer)
+    check_model_and_tokenizer(model, tokenizer, any_callable=True)
     texts = checked_texts(texts)
     one_of("pooling", pooling, POOLINGS)
     batch_size = whole_number("batch_size", batch_size)
     flags(normalize=normalize)
     _check_length(tokenizer, max_length)
-    longest = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
-    limit = min(max_length or longest, longest, tokenizer.model_max_length)
-    encoded = _encode(tokenizer, texts, limit)
+    longest = longest_row(model, tokenizer, None)
+    encoded = _encode(tokenizer, texts, min(max_length or longest, longest))
 
     def embed(batch: list[int]) -> torch.Tensor:
         # On the right, whatever the tokenizer prefers: [CLS] stays in front.
         inputs = tokenizer.pad([encoded[i] for i in batch], padding_side="right", return_tensors="pt")
-        return _pool(model, inputs.to(model.device), pooling).cpu()
+        return _pool(model, inputs, pooling).detach().cpu()
 
     lengths = [len(row["input_ids"]) for row in encoded]
     settings: dict[str, Any] = {"what": "Embedding", "show_progress": show_progress}
     rows = in_batches(model, embed, lengths, batch_size, **settings)
-    embeddings = torch.stack(rows) if rows else torch.zeros(0, model.config.hidden_size)  # (N, H)
+    width = getattr(getattr(model, "config", None), "hidden_size", 0)
+    embeddings = torch.stack(rows) if rows else torch.zeros(0, width)  # (N, H)
     return F.normalize(embeddings, dim=-1) if normalize else embeddings
 
 
@@ -106,27 +112,26 @@ def mean_of_tokens(states: torch.Tensor, attention_mask: torch.Tensor) -> torch.
     return kept.sum(1) / attention_mask.sum(1, keepdim=True)
 
 
-def _pool(model: Any, inputs: Any, pooling: str) -> torch.Tensor:
+def _pool(model: Any, inputs: Mapping[str, torch.Tensor], pooling: str) -> torch.Tensor:
     """One forward and the pooling. Returns (B, H) fp32."""
-    outputs = model(**inputs)
-    states = getattr(outputs, "last_hidden_state", None)
-    if states is None:
+    outputs, (rows, tokens) = call_model(model, inputs), inputs["input_ids"].shape
+    if pooling == "pooler":
+        if output_of(outputs, "pooler_output") is None:
+            raise ValueError(
+                f"pooling='pooler', but this {name_of(model)} has no pooler. Open it with "
+                "AutoModel.from_pretrained(folder, add_pooling_layer=True) where the folder holds one, or take 'mean' "
+                "or 'cls'."
+            )
+        return checked_output(model, outputs, "pooler_output", (rows, None)).float()
+    if output_of(outputs, "last_hidden_state") is None:
         raise TypeError(
-            f"{type(model).__name__} gives no hidden states but the answers of a head. Pass the encoder: "
-            "model.base_model, or what AutoModel.from_pretrained opens."
+            f"{name_of(model)} gives no hidden states but the answers of a head. Pass the encoder: model.base_model, "
+            "or what AutoModel.from_pretrained opens; examples/export_ernie.py exports it with --encoder."
         )
+    states = checked_output(model, outputs, "last_hidden_state", (rows, tokens, None))
     if pooling == "mean":
-        return mean_of_tokens(states, inputs["attention_mask"])
-    if pooling == "cls":
-        return states[:, 0].float()
-    pooled = getattr(outputs, "pooler_output", None)
-    if pooled is None:
-        raise ValueError(
-            f"pooling='pooler', but this {type(model).__name__} has no pooler. Open it with "
-            "AutoModel.from_pretrained(folder, add_pooling_layer=True) where the folder holds one, or take 'mean' or "
-            "'cls'."
-        )
-    return pooled.float()
+        return mean_of_tokens(states, inputs["attention_mask"].to(states.device))
+    return states[:, 0].float()
 
 
 def _encode(tokenizer: Any, texts: list[str], max_length: int) -> list[dict[str, list[int]]]:

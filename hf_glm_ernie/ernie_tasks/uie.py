@@ -41,6 +41,7 @@ from hf_glm_ernie.host_arguments import (
 )
 from hf_glm_ernie.inference.batches import FEW_BATCHES, in_batches
 
+from .runners import longest_row, run_model
 from .uie_schema import LANGUAGES, SchemaNode, read_schema
 from .uie_windows import (
     SPECIAL_TOKENS,
@@ -57,7 +58,7 @@ logger = logging.get_logger(__name__)
 
 # Windows encoded ahead, in batches: enough to sort by length, little enough to hold.
 BATCHES_AHEAD = 64
-# A progress bar from so many batches on, unless told otherwise.
+GIVER = "an ErnieForUIE, the OnnxEncoder of a folder exported from one, or what gives the same outputs"
 
 
 @dataclass
@@ -86,7 +87,9 @@ def uie(
     """Extracts what a schema names from texts.
 
     Args:
-        model: An [`ErnieForUIE`].
+        model: An [`ErnieForUIE`], the [`OnnxEncoder`] of a folder exported from one, or anything that is called with
+            the same inputs (`input_ids`, `token_type_ids`, `attention_mask`, each (B, T) int64) and returns
+            `start_prob` and `end_prob`, each (B, T), by name.
         tokenizer: Its tokenizer, one of the `tokenizers` library (it gives the offsets).
         schema: Names, relations, events and options, nested to any depth: `["时间", "选手"]`, `"情感倾向[正向,负向]"`,
             `{"歌曲名称": ["歌手", "专辑"]}`, `[{"评价维度": ["观点词", "情感倾向[正向,负向]"]}]`.
@@ -105,9 +108,9 @@ def uie(
 
     Raises:
         TypeError: texts that are not strings, a schema of something else than names, lists and dicts, no model or no
-            tokenizer where it belongs, a setting of another type.
+            tokenizer where it belongs, a model without these outputs, a setting of another type.
         ValueError: an empty schema or name, unclosed options, a name that leaves no room for text, a setting out of
-            range, a tokenizer without offsets.
+            range, a tokenizer without offsets, outputs of another shape or that are no probabilities.
 
     ```python
     >>> from transformers import AutoModel, AutoTokenizer
@@ -118,11 +121,11 @@ def uie(
     >>> uie(model, tokenizer, {"歌曲名称": ["歌手"]}, "《告别了》是孙耀威在专辑爱的故事里面的歌曲")
     ```
     """
-    check_model_and_tokenizer(model, tokenizer)
+    check_model_and_tokenizer(model, tokenizer, any_callable=True)
     nodes = read_schema(schema)
     texts = checked_texts(texts)
     threshold, batch_size = threshold_below_one("threshold", threshold), whole_number("batch_size", batch_size)
-    max_length = min(whole_number("max_length", max_length), model.config.max_position_embeddings)
+    max_length = longest_row(model, tokenizer, whole_number("max_length", max_length))
     one_of("language", language, LANGUAGES)
     flags(split_sentences=split_sentences)
     _check_room(tokenizer, nodes, max_length)
@@ -210,13 +213,23 @@ class _Reader:
             length = len(one.input_ids)
             ids[row, :length], types[row, :length], mask[row, :length] = one.input_ids, one.token_type_ids, 1
         arrays = {"input_ids": ids, "token_type_ids": types, "attention_mask": mask}
-        inputs = {name: torch.from_numpy(array).to(self.model.device) for name, array in arrays.items()}
-        outputs = self.model(**inputs)
-        start = outputs.start_prob.double().cpu().numpy()
-        end = outputs.end_prob.double().cpu().numpy()
+        inputs = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        outputs = run_model(self.model, inputs, {"start_prob": shape, "end_prob": shape}, GIVER)
+        start, end = (_probabilities(name, tensor) for name, tensor in outputs.items())
         for row, one in enumerate(batch):
             length = len(one.input_ids)
             yield window_spans(one, start[row, :length], end[row, :length], self.threshold)
+
+
+def _probabilities(name: str, tensor: torch.Tensor) -> np.ndarray:
+    """(B, T) float64 from what a model gave."""
+    values = tensor.detach().double().cpu().numpy()
+    if not ((values >= 0) & (values <= 1)).all():  # NaN is neither
+        raise ValueError(
+            f"The model gives {name} from {np.min(values):g} to {np.max(values):g}, which are no probabilities. "
+            "Logits need a sigmoid first; NaN comes from weights or from a dtype that is too narrow for them."
+        )
+    return values
 
 
 def _answers(question: _Question, text: str, windows: list[list[Span]]) -> list[dict[str, Any]]:

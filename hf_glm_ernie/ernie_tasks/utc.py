@@ -24,8 +24,11 @@ from hf_glm_ernie.host_arguments import (
 )
 from hf_glm_ernie.inference.batches import in_batches
 
+from .runners import longest_row, run_model
+
 OPTION_TOKEN = "[O-MASK]"
 MASKED = -1e4  # added to the attention scores between choices, and of padding
+GIVER = "an ErnieForUTC, the OnnxEncoder of a folder exported from one, or what gives the same outputs"
 
 
 def utc(
@@ -43,7 +46,8 @@ def utc(
     """Says which choices hold for texts.
 
     Args:
-        model: An [`ErnieForUTC`].
+        model: An [`ErnieForUTC`], the [`OnnxEncoder`] of a folder exported from one, or anything that is called with
+            the same inputs (those of `utc_inputs`) and returns `logits` (B, O) by name.
         tokenizer: Its tokenizer. Where it does not know `[O-MASK]`, the token is added to it.
         choices: At least two choices, or a dict with one entry that holds them.
         texts: One text or several; a pair is a text and a second one.
@@ -60,10 +64,11 @@ def utc(
         `score`, in the order of the choices.
 
     Raises:
-        TypeError: texts or choices that are not strings, no model or no tokenizer where it belongs, a setting of
-            another type.
+        TypeError: texts or choices that are not strings, no model or no tokenizer where it belongs, a model without
+            this output, a setting of another type.
         ValueError: fewer than two choices, an empty one, an empty text, choices that leave no room for the text, a
-            model without a row for `[O-MASK]`, a threshold outside [0, 1), a batch size below 1.
+            model without a row for `[O-MASK]` or whose rows are not known, a threshold outside [0, 1), a batch size
+            below 1, outputs of another shape or that are no numbers.
 
     ```python
     >>> from transformers import AutoModel, AutoTokenizer
@@ -74,11 +79,11 @@ def utc(
     >>> utc(model, tokenizer, ["这是一条差评", "这是一条好评"], "房间干净明亮，非常不错")
     ```
     """
-    check_model_and_tokenizer(model, tokenizer)
+    check_model_and_tokenizer(model, tokenizer, any_callable=True)
     labels = _checked_choices(choices)
     pairs = _checked_texts(texts)
     threshold, batch_size = threshold_below_one("threshold", threshold), whole_number("batch_size", batch_size)
-    max_length = min(whole_number("max_length", max_length), model.config.max_position_embeddings)
+    max_length = longest_row(model, tokenizer, whole_number("max_length", max_length))
     flags(single_label=single_label)
     omask = _option_id(model, tokenizer)
     options = [[omask, *ids] for ids in _plain_ids(tokenizer, labels)]
@@ -86,8 +91,11 @@ def utc(
     def classify(batch: list[int]) -> Iterator[dict[str, Any]]:
         chosen = [pairs[i] for i in batch]
         inputs = utc_inputs(tokenizer, options, chosen, max_length)
-        logits = model(**{name: tensor.to(model.device) for name, tensor in inputs.items()}).logits
-        for (first, second), row in zip(chosen, logits.float().cpu(), strict=True):
+        wanted = {"logits": (len(chosen), len(labels))}
+        logits = run_model(model, inputs, wanted, GIVER)["logits"].detach().float().cpu()
+        if logits.isnan().any():
+            raise ValueError("The model gives logits with NaN: weights, or a dtype that is too narrow for them.")
+        for (first, second), row in zip(chosen, logits, strict=True):
             texts_of_row = {"text_a": first} | ({"text_b": second} if second else {})
             yield texts_of_row | {"predictions": _predictions(row, labels, threshold, single_label)}
 
@@ -176,12 +184,18 @@ def _predictions(
 
 def _option_id(model: Any, tokenizer: Any) -> int:
     """The id of `[O-MASK]`, which becomes a special token of the tokenizer if it is not one."""
+    rows = getattr(getattr(model, "config", None), "vocab_size", None)
+    if rows is None and OPTION_TOKEN not in tokenizer.get_vocab():
+        raise ValueError(
+            f"The tokenizer has no {OPTION_TOKEN}, and this model has no config that says if it has a row for it. "
+            "Open the tokenizer of the model's folder, or give the model a config with vocab_size."
+        )
     if OPTION_TOKEN not in tokenizer.all_special_tokens:
         tokenizer.add_tokens([OPTION_TOKEN], special_tokens=True)
     omask = tokenizer.convert_tokens_to_ids(OPTION_TOKEN)
-    if omask >= model.config.vocab_size:
+    if rows is not None and omask >= rows:
         raise ValueError(
-            f"[O-MASK] has the id {omask}, but the model has {model.config.vocab_size} embedding rows. Released UTC "
+            f"[O-MASK] has the id {omask}, but the model has {rows} embedding rows. Released UTC "
             "models have a row for it; others need model.resize_token_embeddings and training."
         )
     return omask

@@ -21,14 +21,22 @@ Result = TypeVar("Result")
 
 @contextmanager
 def reading(model: Any) -> Iterator[None]:
-    """Inside, a model has no dropout and makes no gradients; behind, it is in the mode that it was in."""
-    was_training = model.training
-    model.eval()
+    """Inside, a model has no dropout and makes no gradients; behind, it is in the mode that it was in.
+
+    What is no torch module has no modes, and neither has an exported program: it stays in the one it was traced in.
+    """
+    was_training = getattr(model, "training", None)
+    if was_training is not None:
+        try:
+            model.eval()
+        except NotImplementedError:  # `torch.export`'s module
+            was_training = None
     try:
         with torch.no_grad():  # not inference_mode: a layer may prepare its weights at its first call, and train later
             yield
     finally:
-        model.train(was_training)
+        if was_training is not None:
+            model.train(was_training)
 
 
 def in_batches(
@@ -44,7 +52,7 @@ def in_batches(
     """Runs rows batch by batch.
 
     Args:
-        model: Whose mode is set and restored.
+        model: Whose mode is set and restored, where it has one.
         run: Given the indices of a batch's rows, longest first, the result of each.
         lengths: Length of every row (tokens).
         batch_size: Rows at a time.
