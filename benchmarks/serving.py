@@ -34,15 +34,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from serving_load import arrivals, figures, load_function, load_server
 from tqdm import tqdm
 
-from conversion.__main__ import main as convert
 from hf_glm_ernie import Glm130bConfig, Glm130bForCausalLM, Glm130bTokenizer, fill_blanks
 
-if __package__:
-    from benchmarks.serving_load import arrivals, figures, load_function, load_server
-else:
-    from serving_load import arrivals, figures, load_function, load_server
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # run from a checkout, which need not be installed
+
+from conversion.__main__ import main as convert
 
 SAMPLE = Path(__file__).resolve().parents[1] / "examples" / "sample-glm130b"
 HEAD = 128  # a size that vLLM's CPU kernel takes
@@ -99,7 +98,7 @@ def write_larger(folder: Path, sample: Path, layers: int, hidden: int) -> int:
         max_position_embeddings=1024,
         **ids,
     )
-    model = Glm130bForCausalLM(config)
+    model: Any = Glm130bForCausalLM(config)
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     with torch.no_grad():
         for index, token in enumerate(tokens):
@@ -136,12 +135,14 @@ def prompts(count: int, seed: int, sentences: int) -> list[str]:
 
 
 def expected_answers(model: Any, tokenizer: Any, texts: list[str], max_tokens: int) -> list[tuple[str, int]]:
-    """What `generate` writes, text by text, and in how many tokens."""
+    """What `generate` writes, and in how many tokens."""
     answers = []
-    for text in tqdm(texts, desc="generate, text by text"):
-        inputs = tokenizer(text, return_tensors="pt")
-        output = model.generate(**inputs, max_new_tokens=max_tokens)[0, inputs["input_ids"].shape[1] :]
-        answers.append((tokenizer.decode(output, skip_special_tokens=True).strip(), len(output)))
+    for start in tqdm(range(0, len(texts), BATCH_SIZE), desc="generate"):
+        inputs = tokenizer(texts[start : start + BATCH_SIZE], padding=True, return_tensors="pt")
+        output = model.generate(**inputs, max_new_tokens=max_tokens)[:, inputs["input_ids"].shape[1] :]
+        for row in output.tolist():
+            ids = row[: row.index(tokenizer.eop_token_id) + 1] if tokenizer.eop_token_id in row else row
+            answers.append((tokenizer.decode(ids, skip_special_tokens=True).strip(), len(ids)))
     return answers
 
 
@@ -222,7 +223,7 @@ def measure(work: Work, engines: list[str], options: argparse.Namespace) -> list
     model = Glm130bForCausalLM.from_pretrained(work.folder, dtype=torch.float32)
     opened = model, Glm130bTokenizer.from_pretrained(work.folder)
     work.expected = expected_answers(*opened, work.prompts, work.max_tokens)
-    rows = []
+    rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
         urls = start_servers(stack, engines, work.folder, options)
         for name in engines:  # the first requests pay for what is made once
@@ -231,10 +232,9 @@ def measure(work: Work, engines: list[str], options: argparse.Namespace) -> list
             times = arrivals(len(work.prompts), rate, options.seed)
             for name in engines:
                 answers = run(name, urls.get(name), work, times, opened, options.limit)
-                row = {"model": work.name, "engine": name} | figures(
-                    rate, answers, times, [text for text, _ in work.expected]
-                ).as_dict()
-                row["errors"] = sorted({one.error for one in answers if one.error})[:3]
+                found = figures(rate, answers, times, [text for text, _ in work.expected])
+                errors = sorted({one.error for one in answers if one.error})[:3]
+                row = {"model": work.name, "engine": name, "errors": errors, **found.as_dict()}
                 rows.append(row)
                 print(json.dumps(row), flush=True)
     return rows
@@ -274,7 +274,7 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         print(f"No {path.name}: pip install matplotlib. The numbers are in results.json.")
         return
     models = list(dict.fromkeys(row["model"] for row in rows))
-    figure = Figure(figsize=(5 * len(models), 4), layout="constrained")
+    figure = Figure(figsize=(5 * len(models), 4.4), layout="constrained")
     panels = figure.subplots(1, len(models), squeeze=False)[0]
     for axes, model in zip(panels, models, strict=True):
         for color, engine in enumerate(ENGINES):
@@ -283,11 +283,11 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
                 continue
             rates = [row["rate"] for row in points]
             axes.plot(rates, [row["latency_p50"] for row in points], f"C{color}o-", label=f"{ENGINES[engine]}, p50")
-            axes.plot(rates, [row["latency_p99"] for row in points], f"C{color}.:", label="p99")
+            axes.plot(rates, [row["latency_p99"] for row in points], f"C{color}.:", label=f"{ENGINES[engine]}, p99")
         axes.set(title=model, xlabel="requests that arrive, per second", ylabel="latency, s", yscale="log")
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.legend(fontsize="small")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(ENGINES))
     figure.savefig(path, dpi=110)
 
 
@@ -297,13 +297,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, help="folder for models, logs and results")
     parser.add_argument("--vllm-python", help="python of an environment with vLLM and this package (default: no vLLM)")
     parser.add_argument("--threads", type=int, default=1, help="of each engine (default: %(default)s)")
-    parser.add_argument("--layers", type=int, default=8, help="of the larger model (default: %(default)s)")
+    parser.add_argument("--layers", type=int, default=6, help="of the larger model (default: %(default)s)")
     parser.add_argument("--hidden", type=int, default=512, help="its width, times 128 (default: %(default)s)")
     parser.add_argument("--requests", type=int, default=200, help="default: %(default)s")
     parser.add_argument("--sample-rates", type=float, nargs="*", default=[8, 16, 32], help="arrivals per second")
-    parser.add_argument("--larger-rates", type=float, nargs="*", default=[1, 2, 4, 8], help="arrivals per second")
+    parser.add_argument("--larger-rates", type=float, nargs="*", default=[1, 2, 4], help="arrivals per second")
     parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
-    parser.add_argument("--limit", type=float, default=400, help="seconds of a run (default: %(default)s)")
+    parser.add_argument("--limit", type=float, default=300, help="seconds of a run (default: %(default)s)")
     parser.add_argument(
         "--start-seconds", type=float, default=600, help="for a server to start (default: %(default)s)"
     )
@@ -324,22 +324,19 @@ def main(arguments: list[str] | None = None) -> None:
     size = write_larger(larger, sample, options.layers, options.hidden)
     torch.set_num_threads(options.threads)
     engines = [name for name in ENGINES if name != "vllm" or options.vllm_python]
+    count, seed, name = options.requests, options.seed, f"{size / 1e6:.0f}M parameters"
     works = [
-        Work("the sample", sample, prompts(options.requests, options.seed, 1), 32, options.sample_rates, []),
-        Work(
-            f"{size / 1e6:.0f}M parameters",
-            larger,
-            prompts(options.requests, options.seed, 4),
-            24,
-            options.larger_rates,
-            [],
-        ),
+        Work("the sample", sample, prompts(count, seed, sentences=1), 32, options.sample_rates, []),
+        Work(name, larger, prompts(count, seed, sentences=4), 24, options.larger_rates, []),
     ]
-    rows = [row for work in works if work.rates for row in measure(work, engines, options)]
-    (options.output / "results.json").write_text(json.dumps(rows, indent=1))
-    (options.output / "table.md").write_text(table(rows))
+    rows: list[dict[str, Any]] = []
+    for work in works:
+        if work.rates:
+            rows += measure(work, engines, options)
+            (options.output / "results.json").write_text(json.dumps(rows, indent=1))
+            (options.output / "table.md").write_text(table(rows))
+            plot(rows, options.output / "latency.png")
     print(table(rows))
-    plot(rows, options.output / "latency.png")
 
 
 if __name__ == "__main__":

@@ -182,7 +182,7 @@ def load_function(
     while done < len(times) and (now := time.perf_counter() - start) < limit:
         batch = [i for i in range(done, len(times)) if times[i] <= now][:batch_size]
         if not batch:
-            time.sleep(max(0.0, times[done] - now))
+            time.sleep(min(max(0.0, times[done] - now), limit))
             continue
         texts = answer(batch)
         end = time.perf_counter() - start

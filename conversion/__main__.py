@@ -17,7 +17,8 @@ import torch
 from hf_glm_ernie.configuration_arguments import EPSILON
 from hf_glm_ernie.planner.devices import parse_size as parse_amount
 
-from . import ernie, ernie3, glm130b
+from . import bert, ernie, ernie3, glm130b
+from .bert_pooling import POOLINGS, Pooling
 from .classes import expected_shapes
 from .ernie3_settings import LAYER_NORM_EPS as LAYER_NORM_EPS_10B
 from .ernie3_settings import Choices
@@ -32,6 +33,7 @@ from .publish_card import CardTexts
 from .publish_classes import license_of
 from .publish_hub import check_repo_name, push, require_token
 from .publish_source import PublishError, read_source
+from .publish_space import ROLES, SDK, default_space_output, plan_space, publish_space
 from .reference_outputs import SMALL_BYTES, write_reference
 from .state_map import ConversionError
 from .verify import verify_file
@@ -123,14 +125,40 @@ def _add_ernie(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument("--task", choices=TASK_NAMES, help="head to convert (default: the checkpoint's)")
     parser.add_argument("--reverse", action="store_true", help="write PaddleNLP's format from a converted folder")
+    parser.add_argument(
+        "--as-bert",
+        action="store_true",
+        help="write a folder for plain BERT classes, from PaddleNLP's files or a converted folder; with --reverse, an "
+        "ERNIE folder from such a one",
+    )
+    parser.add_argument(
+        "--task-type",
+        type=parse_index,
+        metavar="N",
+        help="with --as-bert: the task type to keep (default: the checkpoint's, 0 in every released one)",
+    )
+    parser.add_argument(
+        "--pooling",
+        choices=POOLINGS,
+        help="with --as-bert: write what makes one vector of a text for sentence-transformers, vLLM and others",
+    )
+    parser.add_argument(
+        "--normalize",
+        action=argparse.BooleanOptionalAction,
+        help="with --pooling: scale vectors to length 1 (default: yes)",
+    )
     parser.set_defaults(run=partial(_run_ernie, parser))
 
 
 def _add_publish(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("publish", help="a Hub repository from a converted or saved folder")
-    parser.add_argument("folder", type=Path, help="what a converter or save_pretrained wrote")
+    parser = commands.add_parser("publish", help="a Hub repository from a converted or saved folder, or a Space")
+    parser.add_argument("folder", type=Path, nargs="?", help="what a converter or save_pretrained wrote")
     parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="repository on the Hub")
-    parser.add_argument("--output", type=parse_output, help="folder to be made; must not exist (default: FOLDER_hub)")
+    parser.add_argument(
+        "--output",
+        type=parse_output,
+        help="folder to be made; must not exist (default: FOLDER_hub, of a Space NAME_space)",
+    )
     parser.add_argument("--push", action="store_true", help="send it to the Hub; without this nothing is sent")
     parser.add_argument("--private", action="store_true", help="with --push: make a new repository private")
     parser.add_argument("--license", help="of the weights, as the Hub spells it (default: the released weights')")
@@ -142,6 +170,11 @@ def _add_publish(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--parity", type=Path, metavar="FILE.json", help="measurements for the model card")
     parser.add_argument("--check", choices=CHECKS, default="auto", help="auto: full where memory allows")
     parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    space = parser.add_argument_group("a Space", "the page of examples/space, on models that are on the Hub")
+    space.add_argument("--space", action="store_true", help="make a Space, without FOLDER")
+    for role in ROLES:
+        space.add_argument(f"--{role}", metavar="OWNER/NAME", help=f"repository of the page's {role} model")
+    space.add_argument("--wheel", type=Path, metavar="FILE.whl", help="this package, for a Space to carry")
     parser.set_defaults(run=partial(_run_publish, parser))
 
 
@@ -214,13 +247,28 @@ def _run_glm130b(parser: argparse.ArgumentParser, options: argparse.Namespace) -
 def _run_ernie(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     if options.reverse and (options.vocab or options.config or options.task or options.layer_norm_eps is not None):
         parser.error("--vocab, --config, --task and --layer-norm-eps are for the conversion from PaddleNLP's format")
-    forward = partial(
-        ernie.ForwardOptions,
-        vocab=options.vocab,
-        task=options.task,
-        layer_norm_eps=LAYER_NORM_EPS if options.layer_norm_eps is None else options.layer_norm_eps,
-    )
-    _run(options, ernie.plan_forward, forward, ernie.plan_reverse)
+    if options.task_type is not None and (options.reverse or not options.as_bert):
+        parser.error("--task-type goes with --as-bert, and without --reverse")
+    if options.pooling and (options.reverse or not options.as_bert):
+        parser.error("--pooling goes with --as-bert, and without --reverse")
+    if options.normalize is not None and not options.pooling:
+        parser.error("--normalize and --no-normalize go with --pooling")
+    if options.as_bert and options.reference:
+        parser.error("--reference is for publish, which takes no BERT folders")
+    choices = {
+        "vocab": options.vocab,
+        "task": options.task,
+        "layer_norm_eps": LAYER_NORM_EPS if options.layer_norm_eps is None else options.layer_norm_eps,
+    }
+    if not options.as_bert:
+        _run(options, ernie.plan_forward, partial(ernie.ForwardOptions, **choices), ernie.plan_reverse)
+        return
+    if options.layer_norm_eps is not None and bert.is_folder(options.source):
+        parser.error("--layer-norm-eps is for PaddleNLP's files; a converted folder has its own")
+    options.reference = False
+    pooling = Pooling(options.pooling, options.normalize is not False) if options.pooling else None
+    forward = partial(bert.BertOptions, **choices, task_type=options.task_type, pooling=pooling)
+    _run(options, bert.plan_as_bert, forward, bert.plan_back)
 
 
 def _run_publish(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -228,6 +276,13 @@ def _run_publish(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         parser.error("--private goes with --push")
     if bool(options.license_name) != bool(options.license_link) or (options.license and options.license_name):
         parser.error("give --license, or --license-name and --license-link together")
+    if options.space:
+        _run_space(parser, options)
+        return
+    if options.folder is None:
+        parser.error("give the FOLDER to publish, or --space")
+    if of_space := [f"--{name}" for name in (*ROLES, "wheel") if getattr(options, name) is not None]:
+        parser.error(f"{of_space[0]} goes with --space")
     options.output = (options.output or default_output(options.folder)).absolute()
     check_repo_name(options.repo)
     if options.push:
@@ -241,6 +296,28 @@ def _run_publish(parser: argparse.ArgumentParser, options: argparse.Namespace) -
     print(f"done: {options.output}")
     if options.push:
         print(f"pushed: {push(options.output, options.repo, options.private, sha256)}")
+
+
+def _run_space(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    of_model = ("folder", "license", "license_name", "base_model", "base_model_relation", "about", "parity")
+    if given := [name for name in of_model if getattr(options, name) is not None]:
+        parser.error(f"{given[0].replace('_', '-')} is for a model's repository; a Space takes its models by --glm ..")
+    if options.wheel and options.private:
+        parser.error("--wheel needs a public Space: a private one cannot install what lies in itself")
+    check_repo_name(options.repo)
+    options.output = options.output or default_space_output(options.repo)
+    if options.push:
+        require_token()
+    models = {role: getattr(options, role) for role in ROLES}
+    plan = plan_space(options.repo, models, options.output, options.wheel, options.check)
+    print(plan.describe(), flush=True)
+    if options.dry_run:
+        print("dry run: nothing was written")
+        return
+    sha256 = publish_space(plan)
+    print(f"done: {options.output}")
+    if options.push:
+        print(f"pushed: {push(options.output, options.repo, options.private, sha256, space_sdk=SDK)}")
 
 
 def _card_texts(options: argparse.Namespace) -> CardTexts:
@@ -342,6 +419,13 @@ def parse_count(text: str) -> int:
     """A whole number above 0. Raises `argparse.ArgumentTypeError`."""
     if not re.fullmatch(r"0*[1-9][0-9]{0,8}", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def parse_index(text: str) -> int:
+    """A whole number, 0 or more. Raises `argparse.ArgumentTypeError`."""
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
     return int(text)
 
 

@@ -11,7 +11,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import ErnieConfig
+from transformers import ErnieConfig, PreTrainedConfig
+
+from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
 
 from .converted_folder import ConvertedFolder, Record, read_config, read_record
 from .ernie_files import check_config, hub_classes, model_card, original_config, write_original_files
@@ -41,6 +43,7 @@ from .ernie_settings import (
     check_buildable,
     held_sizes,
     read_settings,
+    task_rows,
 )
 from .ernie_vocabulary import (
     check_highest_id,
@@ -61,7 +64,8 @@ from .paddle_files import open_paddle_source
 from .paddle_pickle import PaddleArchive
 from .safetensors_files import SafetensorsFolder
 from .setting_kinds import OBJECT, TEXT
-from .state_map import StateMap
+from .source_file import SideFiles
+from .state_map import Plan, StateMap
 from .writer import plan_shards
 
 COMPARED_BYTES = 2**23
@@ -82,8 +86,39 @@ class ForwardOptions(CommonOptions):
     layer_norm_eps: float = LAYER_NORM_EPS
 
 
-def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes) -> Job:
-    """Plans a conversion of an ERNIE encoder into a folder for `from_pretrained`. Writes nothing.
+@dataclass(frozen=True)
+class Encoder:
+    """A checkpoint whose tensors and settings are planned under transformers' ERNIE names.
+
+    Attributes:
+        source: Where the pieces are.
+        what: The source, in words.
+        plan: Its tensors.
+        dtypes: Of what it is read from.
+        config: Its configuration.
+        task: Its head.
+        tokenizer: Its tokenizer, if there is one.
+        record: Where it comes from, and what was left out of it.
+        beside: The small files that were read.
+        notices: What the user should know, one line each.
+        task_rows: The row of each task type of the original in the task embeddings; empty where there are none.
+    """
+
+    source: TensorFiles
+    what: str
+    plan: Plan
+    dtypes: tuple[TensorSpec, ...]
+    config: ErnieConfig
+    task: Task
+    tokenizer: ErnieTokenizer | None
+    record: Record
+    beside: SideFiles
+    notices: tuple[str, ...]
+    task_rows: tuple[int, ...]
+
+
+def plan_encoder(source: Path, options: ForwardOptions, expected: ExpectedShapes) -> Encoder:
+    """Plans what a checkpoint of PaddleNLP's becomes. Writes nothing.
 
     Args:
         source: A checkpoint file or folder; see `paddle_files.open_paddle_source`.
@@ -108,7 +143,7 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
     names = with_prefix({name: n for name, n in names.items() if name not in left_out}, task)
     specs = {name: checkpoint.specs[in_file] for name, in_file in names.items()}
     table = task.table(config.task_id if config.use_task_id else 0, repeated)
-    shapes = _with_pooler(expected(task.architecture, config), specs, config, task)
+    shapes = with_pooler(expected(task.architecture, config), specs, config, task.prefix)
     plan = table.forward(specs, WHOLE, shapes, options.dtype).read_from(names)
     if not options.headers_only:
         _check_second_copies(table, checkpoint, names, specs, source)
@@ -118,23 +153,35 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
             f"PaddleNLP gives one id to {shared_rows(tokenizer, repeated)}: each got its own, with a copy of the row, "
             f"and the rows from {repeated.start + repeated.count} on moved by {repeated.count}"
         )
+    record = Record(
+        {"kind": checkpoint.kind, "original_class": task.original, "settings": settings.values},
+        dict(plan.dropped) | left_out | training,
+    )
+    what = f"ERNIE {source} ({checkpoint.kind}, {task.original})"
+    dtypes, rows = tuple(specs.values()), task_rows(config, task.is_native)
+    return Encoder(checkpoint, what, plan, dtypes, config, task, tokenizer, record, beside, tuple(notices), rows)
+
+
+def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes) -> Job:
+    """Plans a conversion of an ERNIE encoder into a folder for `from_pretrained`; as `plan_encoder`."""
+    encoder = plan_encoder(source, options, expected)
+    plan, config, task, record = encoder.plan, encoder.config, encoder.task, encoder.record
     files = plan_shards(plan.tensors, options.max_shard_bytes, {"format": "pt"})
-    dtype, dtype_notices = main_dtype(plan, specs.values())
-    left_out = dict(plan.dropped) | left_out | training
-    origin = {"kind": checkpoint.kind, "original_class": task.original, "settings": settings.values}
-    card = partial(model_card, config, task, tokenizer is not None)
-    small = ConvertedFolder(config, dtype, files, Record(origin, left_out), card, tokenizer, hub_classes(config))
+    dtype, dtype_notices = main_dtype(plan, encoder.dtypes)
+    card = partial(model_card, config, task, encoder.tokenizer is not None)
+    small = ConvertedFolder(config, dtype, files, record, card, encoder.tokenizer, hub_classes(config))
+    assert isinstance(record.dropped, Mapping)  # it was not read back
     return Job(
-        title=f"ERNIE {source} ({checkpoint.kind}, {task.original}) -> safetensors for {task.architecture}",
-        source=checkpoint,
+        title=f"{encoder.what} -> safetensors for {task.architecture}",
+        source=encoder.source,
         plan=plan,
         files=files,
         options=options.decisions | {"task": task.name, "config": config.to_json_string()},
-        beside=beside,
+        beside=encoder.beside,
         write_first=small.write_first,
         reopen=lambda folder: SafetensorsFolder(folder).specs,
         write_last=small.write_last,
-        notices=[*notices, *dtype_notices, *notices_on_left_out(left_out)],
+        notices=[*encoder.notices, *dtype_notices, *notices_on_left_out(record.dropped)],
     )
 
 
@@ -163,7 +210,8 @@ def plan_reverse(source: Path, dtype: torch.dtype | None, expected: ExpectedShap
     repeated = repeated_rows(tokenizer, {})
     table = task.table(getattr(config, "task_id", 0) if config.use_task_id else 0, repeated)
     specs = checkpoint.specs
-    plan = table.reverse(specs, WHOLE, _with_pooler(expected(task.architecture, config), specs, config, task), dtype)
+    shapes = with_pooler(expected(task.architecture, config), specs, config, task.prefix)
+    plan = table.reverse(specs, WHOLE, shapes, dtype)
     archive = PaddleArchive("model_state.pdparams", plan.tensors)
     main, notices = main_dtype(plan, specs.values())
     if task.prefix + "pooler.dense.weight" not in specs:
@@ -274,16 +322,22 @@ def _left_out(names: Mapping[str, str], task: Task, layers: int, is_asked: bool)
     return left_out
 
 
-def _with_pooler(
-    expected: Mapping[str, Shape], specs: Mapping[str, TensorSpec], config: ErnieConfig, task: Task
+def with_pooler(
+    expected: Mapping[str, Shape], specs: Mapping[str, TensorSpec], config: PreTrainedConfig, prefix: str
 ) -> dict[str, Shape]:
-    """What the class has, and the pooler, which PaddleNLP's files have for every class.
+    """What a class has, and the pooler, which PaddleNLP's files have for every class.
 
     transformers' masked-LM, token and question answering classes have none. It is kept: a model for sentences made
     from the same folder starts from it.
+
+    Args:
+        expected: Names and shapes of the class.
+        specs: What the checkpoint holds.
+        config: Of either.
+        prefix: Of the backbone's names in the class.
     """
     hidden = config.hidden_size
-    pooler = {f"{task.prefix}pooler.dense.weight": (hidden, hidden), f"{task.prefix}pooler.dense.bias": (hidden,)}
+    pooler = {f"{prefix}pooler.dense.weight": (hidden, hidden), f"{prefix}pooler.dense.bias": (hidden,)}
     return dict(expected) | {name: shape for name, shape in pooler.items() if name in specs}
 
 
@@ -312,4 +366,13 @@ def _equal(source: TensorFiles, one: str, other: str, spec: TensorSpec) -> bool:
     )
 
 
-__all__ = ["ForwardOptions", "choose_task", "plan_forward", "plan_reverse", "read_sizes"]
+__all__ = [
+    "Encoder",
+    "ForwardOptions",
+    "choose_task",
+    "plan_encoder",
+    "plan_forward",
+    "plan_reverse",
+    "read_sizes",
+    "with_pooler",
+]

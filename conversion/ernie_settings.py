@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import ErnieConfig
+from transformers import BertConfig, ErnieConfig
 
 from hf_glm_ernie.configuration_ernie_uie import ErnieUIEConfig
 from hf_glm_ernie.configuration_ernie_utc import ErnieUTCConfig
@@ -296,9 +296,14 @@ def _count_layers(settings: Settings, sizes: Sizes) -> int:
     return int(said)
 
 
-def held_sizes(specs: Mapping[str, TensorSpec]) -> dict[str, int]:
-    """The most that a configuration may claim of each size beside tensors under transformers' names."""
-    prefixes = ("", "ernie.")
+def held_sizes(specs: Mapping[str, TensorSpec], prefix: str = "ernie.") -> dict[str, int]:
+    """The most that a configuration may claim of each size beside tensors under transformers' names.
+
+    Args:
+        specs: The tensors.
+        prefix: Of the backbone's names in a class with a head.
+    """
+    prefixes = ("", prefix)
     held = {
         "num_hidden_layers": max(count_layers(specs, f"{prefix}encoder.layer.") for prefix in prefixes),
         "vocab_size": longest(specs, "embeddings.word_embeddings.weight"),
@@ -311,7 +316,7 @@ def held_sizes(specs: Mapping[str, TensorSpec]) -> dict[str, int]:
     return held
 
 
-def check_buildable(config: ErnieConfig, where: object) -> None:
+def check_buildable(config: ErnieConfig | BertConfig, where: object) -> None:
     """Makes sure that transformers can make a model of a configuration.
 
     Raises:
@@ -327,6 +332,26 @@ def check_buildable(config: ErnieConfig, where: object) -> None:
             f"{where}: pad_token_id is {config.pad_token_id}; the word embeddings have rows 0 to "
             f"{config.vocab_size - 1}"
         )
+
+
+def task_rows(config: ErnieConfig, is_native: bool) -> tuple[int, ...]:
+    """The row of each of the original's task types in the task embeddings; none where there are none.
+
+    Args:
+        config: ERNIE's.
+        is_native: Whether the class is transformers' own, for which the default task type's row was put first.
+    """
+    if not config.use_task_id:
+        return ()
+    rows = tuple(range(config.task_type_vocab_size))
+    default = getattr(config, "task_id", 0)
+    if not is_native or not default:
+        return rows
+    types = list(rows[:-1])
+    if default not in types:
+        raise SettingsError(f"task_id is {default}; the task types are 0 to {len(types) - 1}")
+    types[0], types[default] = rows[-1], 0
+    return tuple(types)
 
 
 def _check_against_tensors(settings: Settings, told: Mapping[str, Any], values: Mapping[str, Any], task: Task) -> None:
@@ -362,4 +387,5 @@ __all__ = [
     "check_buildable",
     "held_sizes",
     "read_settings",
+    "task_rows",
 ]

@@ -32,7 +32,7 @@ PIPELINES = {
 """Auto class -> `pipeline_tag` of a model card."""
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
     """Writes readable JSON. Half a surrogate pair, which UTF-8 cannot hold, is written as JSON spells it.
 
     Raises:

@@ -61,6 +61,10 @@ class TensorSpec:
     def __str__(self) -> str:
         return f"{list(self.shape)} {str(self.dtype).removeprefix('torch.')}"
 
+    def of_dtype(self, dtype: torch.dtype) -> "TensorSpec":
+        """The same shape in another dtype."""
+        return TensorSpec(self.shape, dtype)
+
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
@@ -416,6 +420,56 @@ class RepeatedRows(_MoreRows):
 
 
 @dataclass(frozen=True)
+class FoldedRow(Operation):
+    """Row `row` of the source tensor `of` is added to every row; the second whole tensor is the source as it was.
+
+    For two tables whose rows are always looked up together and added, one of them at the same row. Of one rank. The
+    sum is `with_row_added`'s; read backwards the second tensor is taken, so that no rounding stays behind.
+    """
+
+    of: str
+    row: int
+    targets: ClassVar[int] = 2
+    replicated: ClassVar[bool] = True
+
+    def whole_shapes(self, part: Shape, split: Split) -> tuple[Shape, ...]:
+        """Both have the source's."""
+        if len(part) != 2:
+            raise SplitError("only to the rows of a matrix can a row be added")
+        return (part, part)
+
+    def part_shape(self, wholes: Sequence[Shape], split: Split) -> Shape:
+        """That of both."""
+        if wholes[0] != wholes[1]:
+            raise SplitError(f"with the row added it is {wholes[0]}, without it {wholes[1]}")
+        return wholes[1]
+
+    def moves(self, part: Shape, split: Split, rank: int) -> Iterator[Move]:
+        """All of it, twice; what is to be added comes beside. Backwards the second one has the last word."""
+        yield Move((0, 0), 0, (0, 0), matrix_shape(part))
+        yield Move((0, 0), 1, (0, 0), matrix_shape(part))
+
+    def check(self, part: Shape, of: Shape | None) -> None:
+        """Raises `SplitError` if there is no such row to be added to rows of a shape."""
+        if of is None or len(of) != 2 or of[1] != part[1] or not 0 <= self.row < of[0]:
+            has = "is not there" if of is None else f"has the shape {list(of)}"
+            raise SplitError(f"row {self.row} of {self.of} is to be added to rows of {part[1]}, and {self.of} {has}")
+
+
+def with_row_added(beside: torch.Tensor) -> torch.Tensor:
+    """The sum that `FoldedRow` stands for.
+
+    Args:
+        beside: (rows, 2 * columns) fp32: in each row one of the table, and behind it the row to be added.
+
+    Returns:
+        (rows, columns) fp32, to be rounded once to whatever it is stored in.
+    """
+    columns = beside.shape[1] // 2
+    return beside[:, :columns] + beside[:, columns:]
+
+
+@dataclass(frozen=True)
 class SameAs(Operation):
     """A second copy, in the source format, of its tensor `of`. It is not carried over, and written again backwards."""
 
@@ -447,6 +501,7 @@ __all__ = [
     "ConversionError",
     "DefaultRow",
     "Drop",
+    "FoldedRow",
     "Move",
     "Operation",
     "RepeatedRows",
@@ -467,4 +522,5 @@ __all__ = [
     "Transposed",
     "divide",
     "matrix_shape",
+    "with_row_added",
 ]

@@ -184,7 +184,7 @@ def publish(publication: Publication, show_progress: bool = True) -> dict[str, s
     about = {"repo": publication.repo, "source": str(source.folder)}
     with (
         interruptible(),
-        _explained(publication.output),
+        explained(publication.output),
         Building(publication.output, list(source.weights), about) as building,
     ):
         folder = building.path
@@ -214,7 +214,7 @@ def publish(publication: Publication, show_progress: bool = True) -> dict[str, s
 
 
 @contextmanager
-def _explained(output: Path) -> Iterator[None]:
+def explained(output: Path) -> Iterator[None]:
     """What the system refuses, as an error that says what is left."""
     try:
         yield
@@ -353,4 +353,4 @@ def read_parity(path: Path) -> tuple[CheckRow, ...]:
         ) from error
 
 
-__all__ = ["CHECKS", "Publication", "default_output", "plan_publication", "publish", "read_parity"]
+__all__ = ["CHECKS", "Publication", "default_output", "explained", "plan_publication", "publish", "read_parity"]

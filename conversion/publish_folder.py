@@ -40,7 +40,7 @@ class Building:
 
     Args:
         output: The final name.
-        weights: Names of the weight files that will be there.
+        weights: Names of the weight files that will be there; for a Space, of all its files.
         about: What the note says: `repo`, `source`.
 
     Raises:

@@ -14,7 +14,7 @@ from .operations import ConversionError
 from .publish_config import PublishError
 from .regular_files import open_regular
 
-REPLACED = ["*.py", "*.safetensors", "*.safetensors.index.json"]
+REPLACED = ["*.py", "*.safetensors", "*.safetensors.index.json", "hf_glm_ernie-*.whl"]
 """Files of an earlier upload that go where the new one does not have them: stale shards and code would be opened."""
 
 IN_MEMORY_BYTES = 5 * 10**6
@@ -49,7 +49,7 @@ def require_token() -> str:
     return token
 
 
-def push(folder: Path, repo: str, private: bool, sha256: Mapping[str, str]) -> str:
+def push(folder: Path, repo: str, private: bool, sha256: Mapping[str, str], space_sdk: str | None = None) -> str:
     """Uploads the files that were checked, and no others; continues an upload that was cut off.
 
     Args:
@@ -57,6 +57,7 @@ def push(folder: Path, repo: str, private: bool, sha256: Mapping[str, str]) -> s
         repo: `OWNER/NAME`; made where it does not exist.
         private: Whether a repository that is made is private.
         sha256: File -> SHA-256, of every file to be sent: what `publish` returned.
+        space_sdk: What a Space runs on, such as `"gradio"`; None for a repository of a model.
 
     Returns:
         The commit's address.
@@ -67,24 +68,27 @@ def push(folder: Path, repo: str, private: bool, sha256: Mapping[str, str]) -> s
     """
     token = require_token()
     api = HfApi(token=token)
+    repo_type = "model" if space_sdk is None else "space"
+    again = f"hf upload {repo} {folder} ." + (" --repo-type space" if space_sdk else "")
     complete = f"The folder {folder} is complete"
     try:
         additions = [_addition(folder / name, digest) for name, digest in sorted(sha256.items())]
-        api.create_repo(repo, private=private or None, exist_ok=True)
+        api.create_repo(repo, private=private or None, exist_ok=True, repo_type=repo_type, space_sdk=space_sdk)
         stale = [
             CommitOperationDelete(path_in_repo=name)
-            for name in api.list_repo_files(repo)
+            for name in api.list_repo_files(repo, repo_type=repo_type)
             if name not in sha256 and any(fnmatch.fnmatch(name, pattern) for pattern in REPLACED)
         ]
-        done = api.create_commit(repo, [*stale, *additions], commit_message=f"Publish {folder.name}")
-        _compare(api, repo, additions)
+        message = f"Publish {folder.name}"
+        done = api.create_commit(repo, [*stale, *additions], commit_message=message, repo_type=repo_type)
+        _compare(api, repo, additions, repo_type)
     except KeyboardInterrupt as error:
-        raise PublishError(f"interrupted while sending. {complete}; `hf upload {repo} {folder} .` goes on.") from error
+        raise PublishError(f"interrupted while sending. {complete}; `{again}` goes on.") from error
     except (HTTPError, OfflineModeIsEnabled, ValueError) as error:
         if isinstance(error, ConversionError):
             raise
         raise PublishError(
-            f"{api.endpoint}/{repo}: {error}. {complete}; run `hf upload {repo} {folder} .` once the cause is gone. "
+            f"{api.endpoint}/{repo}: {error}. {complete}; run `{again}` once the cause is gone. "
             "The token needs write access to the owner's repositories."
         ) from error
     return str(done.commit_url)
@@ -103,9 +107,10 @@ def _addition(path: Path, digest: str) -> CommitOperationAdd:
     return addition
 
 
-def _compare(api: HfApi, repo: str, additions: Sequence[CommitOperationAdd]) -> None:
+def _compare(api: HfApi, repo: str, additions: Sequence[CommitOperationAdd], repo_type: str) -> None:
     """Holds what the Hub lists against what was sent."""
-    listed = {entry.path: entry for entry in api.list_repo_tree(repo, recursive=True) if isinstance(entry, RepoFile)}
+    entries = api.list_repo_tree(repo, recursive=True, repo_type=repo_type)
+    listed = {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
     for addition in additions:
         name, sent = addition.path_in_repo, addition.upload_info
         entry = listed.get(name)

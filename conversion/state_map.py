@@ -14,6 +14,7 @@ import torch
 from .operations import (
     ConversionError,
     Drop,
+    FoldedRow,
     Operation,
     SameAs,
     Shape,
@@ -21,6 +22,8 @@ from .operations import (
     SplitError,
     TensorSpec,
     Tied,
+    matrix_shape,
+    with_row_added,
 )
 
 LAYER = "{i}"
@@ -55,6 +58,7 @@ class Piece:
     """A rectangle to be copied: from `source` of file `part` into the tensor that owns the piece.
 
     `transposed`: the source is seen with rows and columns exchanged, and `source_start` counts in that view.
+    `repeated`: one row of the source, for every row of the size.
     """
 
     part: int
@@ -63,6 +67,25 @@ class Piece:
     target_start: tuple[int, int]
     size: tuple[int, int]
     transposed: bool = False
+    repeated: bool = False
+
+    def taken_from(self, tensor: "PlannedTensor") -> Iterator["Piece"]:
+        """This piece, where its source is itself planned: its parts of the pieces that make that one."""
+        top, left = self.source_start
+        bottom, right = top + (1 if self.repeated else self.size[0]), left + self.size[1]
+        for piece in tensor.pieces:
+            rows = max(top, piece.target_start[0]), min(bottom, piece.target_start[0] + piece.size[0])
+            columns = max(left, piece.target_start[1]), min(right, piece.target_start[1] + piece.size[1])
+            if rows[0] >= rows[1] or columns[0] >= columns[1]:
+                continue
+            skipped = rows[0] - piece.target_start[0], columns[0] - piece.target_start[1]
+            yield replace(
+                piece,
+                source_start=(piece.source_start[0] + skipped[0], piece.source_start[1] + skipped[1]),
+                target_start=(self.target_start[0] + rows[0] - top, self.target_start[1] + columns[0] - left),
+                size=(self.size[0] if self.repeated else rows[1] - rows[0], columns[1] - columns[0]),
+                repeated=self.repeated,
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +135,21 @@ class Plan:
             for tensor in self.tensors
         )
         return replace(self, tensors=tuple(tensors))
+
+    def behind(self, first: "Plan") -> "Plan":
+        """The same plan for the source of a plan that makes its source; what either leaves out is left out.
+
+        Args:
+            first: Its tensors are what this plan's pieces name; they are copied, not computed.
+        """
+        made = {tensor.name: tensor for tensor in first.tensors}
+        tensors = (
+            replace(
+                tensor, pieces=tuple(one for piece in tensor.pieces for one in piece.taken_from(made[piece.source]))
+            )
+            for tensor in self.tensors
+        )
+        return Plan(tuple(tensors), {**first.dropped, **self.dropped})
 
 
 @dataclass(frozen=True)
@@ -215,12 +253,18 @@ class StateMap:
             made |= dict.fromkeys(targets, name)
             try:
                 wholes, pieces = _merge(row, name, parts[name].shape, split)
+                if isinstance(row.operation, FoldedRow):
+                    of = parts.get(row.operation.of)
+                    row.operation.check(parts[name].shape, None if of is None else of.shape)
             except SplitError as error:
                 shapes.append(f"{name} of shape {_text(parts[name].shape)}, {split.ranks} rank(s): {error}")
                 continue
             for target, shape, of_target in zip(targets, wholes, pieces, strict=True):
                 spec = TensorSpec(shape, _target_dtype(row.operation, parts[name].dtype, dtype))
-                tensors.append(PlannedTensor(0, target, spec, tuple(of_target)))
+                planned = PlannedTensor(0, target, spec, tuple(of_target))
+                if isinstance(row.operation, FoldedRow) and target == targets[0]:
+                    planned = _with_row_beside(planned, row.operation)
+                tensors.append(planned)
         problems["target names made twice"] = duplicates
         problems["shapes that do not fit"] = shapes + _shape_differences(tensors, expected)
         problems["target names nothing is made for"] = self._missing(made, expected)
@@ -380,15 +424,24 @@ def _merge(row: Row, name: str, shape: Shape, split: Split) -> tuple[tuple[Shape
     return wholes, pieces
 
 
+def _with_row_beside(tensor: PlannedTensor, operation: FoldedRow) -> PlannedTensor:
+    """The first whole tensor of a `FoldedRow`: computed from its rows and, beside each, the row to be added."""
+    rows, columns = matrix_shape(tensor.spec.shape)
+    beside = Piece(0, operation.of, (operation.row, 0), (0, columns), (rows, columns), repeated=True)
+    gathered = TensorSpec((rows, 2 * columns), torch.float32)
+    computation = Computation(gathered, lambda start, gather: with_row_added(gather()))
+    return replace(tensor, pieces=(*tensor.pieces, beside), computation=computation)
+
+
 def _split(
     row: Row, source: str, wholes: Mapping[str, TensorSpec], split: Split, dtype: torch.dtype | None
 ) -> Iterator[PlannedTensor]:
     """The tensor of each rank, made from the whole ones of a row. Raises `SplitError`."""
-    names, dtypes = list(wholes), {spec.dtype for spec in wholes.values()}
-    if len(dtypes) > 1:
+    names, dtypes = list(wholes), list(dict.fromkeys(spec.dtype for spec in wholes.values()))
+    if len(dtypes) > 1 and not isinstance(row.operation, FoldedRow):  # there one of the two is read
         raise SplitError(f"{', '.join(names)} must have one dtype, they have {', '.join(sorted(map(str, dtypes)))}")
     shape = row.operation.part_shape([spec.shape for spec in wholes.values()], split)
-    spec = TensorSpec(shape, _target_dtype(row.operation, dtypes.pop(), dtype))
+    spec = TensorSpec(shape, _target_dtype(row.operation, dtypes[-1], dtype))
     for rank in range(split.ranks):
         pieces = tuple(
             Piece(

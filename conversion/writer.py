@@ -412,7 +412,7 @@ def fill_block(
         _gather(rows, tensor, start, source, scratch)
         return rows
 
-    block.copy_(computation.rows(start, gather))
+    _copy(block, computation.rows(start, gather), tensor.name)
 
 
 def _gather(block: torch.Tensor, tensor: PlannedTensor, start: int, source: TensorFiles, scratch: Scratch) -> None:
@@ -429,12 +429,15 @@ def _gather(block: torch.Tensor, tensor: PlannedTensor, start: int, source: Tens
             (piece.source_start[0] + first - piece.target_start[0], piece.source_start[1]),
             (len(target), width),
         )
+        if piece.repeated:
+            corner, size = piece.source_start, (1, width)
         if piece.transposed:
             corner, size = corner[::-1], size[::-1]
         for place, part in source.rectangles(piece.part, piece.source, corner, size, scratch):
             if piece.transposed:
                 place, part = place[::-1], part.t()
             rows, columns = (slice(begin, begin + length) for begin, length in zip(place, part.shape, strict=True))
+            rows = slice(None) if piece.repeated else rows
             _copy(target[rows, columns], part, tensor.name)
 
 

@@ -14,7 +14,7 @@ prompt, T all tokens.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn, overload
 
 import torch
@@ -266,11 +266,13 @@ class FilledText:
         text: The whole text, decoded.
         blanks: What was written into each blank, left to right, decoded.
         input_ids: The ids of the whole text, without the `</s>` that closed the context.
+        blank_ids: The ids that were written into each blank, without the token that ended them.
     """
 
     text: str
     blanks: list[str]
     input_ids: list[int]
+    blank_ids: list[list[int]] = field(default_factory=list)
 
 
 class _RowLimits(StoppingCriteria):
@@ -407,7 +409,8 @@ def _read_row(tokenizer: Any, text: str) -> _Row:
 
 def _finish_row(tokenizer: Any, row: _Row) -> FilledText:
     ids = row.ids[:-1] if row.ids[-1:] == [tokenizer.eos_token_id] else row.ids
-    return FilledText(str(tokenizer.decode(ids)), [str(tokenizer.decode(blank)) for blank in row.blanks], ids)
+    blanks = [str(tokenizer.decode(blank)) for blank in row.blanks]
+    return FilledText(str(tokenizer.decode(ids)), blanks, ids, row.blanks)
 
 
 def _answers(model: Any, tokenizer: Any, rows: list[_Row], generate_kwargs: dict[str, Any]) -> Iterator[list[int]]:

@@ -67,6 +67,11 @@ def test_second_command_pushes(outputs: list[str], hub: Hub) -> None:
     assert {"config.json", "README.md", "model.safetensors"} <= hub.repositories["me/ernie-base"].files.keys()
 
 
+def test_third_command_makes_a_space(outputs: list[str], hub: Hub) -> None:
+    assert outputs[2] == next(body for kind, body in BLOCKS if kind == "text" and body.startswith("the page -> Space"))
+    assert list(hub.repositories) == ["me/ernie-base", "me/glm-130b-int4"]
+
+
 def test_python_block_prints_what_stands_below_it(outputs: list[str], hub: Hub, tmp_path: Path) -> None:
     index = next(index for index, (kind, _) in enumerate(BLOCKS) if kind == "python")
     done = run_python(PREAMBLE + BLOCKS[index][1], tmp_path, environment(hub))

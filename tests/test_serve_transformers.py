@@ -1,7 +1,11 @@
 """`python -m hf_glm_ernie serve`: a real server answers as `generate` does; bad requests are told why."""
 
 import asyncio
+import contextlib
+import io
 import json
+import os
+import shlex
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +26,7 @@ from hf_glm_ernie.serving.requests import CheckedHandler
 from tests.support import tiny_ernie3
 from tests.support.evaluation_sample import CONTEXT, ROOT, converted_sample
 from tests.support.http_servers import Server, free_port, running
+from tests.support.pages import shown
 
 needs_extra = pytest.mark.skipif(
     not is_serve_available(), reason="needs FastAPI and uvicorn: pip install 'hf-glm-ernie[serve-transformers]'"
@@ -51,9 +56,13 @@ def opened(folder: Path) -> Any:
 @pytest.fixture(scope="module")
 def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     port = free_port()
-    words = ["serve", str(folder), "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--device", "cpu"]
+    words = ["serve", folder.name, "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--device", "cpu"]
     log = tmp_path_factory.mktemp("log") / "server.txt"
-    with running([sys.executable, "-m", "hf_glm_ernie", *words], port, log, cwd=ROOT) as server:
+    paths = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    variables = os.environ | {"PYTHONPATH": paths}
+    with running(
+        [sys.executable, "-m", "hf_glm_ernie", *words], port, log, cwd=folder.parent, env=variables
+    ) as server:
         yield server
 
 
@@ -148,7 +157,7 @@ def test_settings_of_a_request(server: Server, opened: Any) -> None:
     text = "Thunder is the sound"
     greedy = generated(opened, text)[0]
     assert asked(max_tokens=3) == (generated(opened, text, max_new_tokens=3)[0], "length")
-    assert asked(temperature=0) == asked(model=str(server_model(server))) == (greedy, "stop")
+    assert asked(temperature=0) == asked(model="glm-130b") == (greedy, "stop")
     stopped = generated(opened, text, stop_strings=["flash"], tokenizer=opened.tokenizer)[0]
     assert asked(stop="flash") == asked(stop=["flash"]) == (stopped, "stop")
     assert greedy.startswith(stopped)
@@ -156,10 +165,6 @@ def test_settings_of_a_request(server: Server, opened: Any) -> None:
     torch.manual_seed(7)
     sampled = generated(opened, text, do_sample=True, temperature=3.0)[0]
     assert asked(temperature=3.0, seed=7)[0] == sampled != greedy
-
-
-def server_model(server: Server) -> str:
-    return server.ask("/v1/completions", {"prompt": "a", "max_tokens": 1})[1]["model"].removesuffix("@main")
 
 
 @needs_extra
@@ -172,6 +177,22 @@ def test_an_answer_ends_where_the_context_does(server: Server, opened: Any) -> N
     expected, ids = generated(opened, text)
     assert answer["choices"][0]["text"] == expected
     assert answer["usage"]["completion_tokens"] == len(ids) <= CONTEXT - length
+
+
+@needs_extra
+def test_the_page_prints_what_stands_there(server: Server) -> None:
+    commands, python, printed = shown("serve.md", "transformers serve")
+    assert commands.splitlines()[-1] == "python -m hf_glm_ernie serve glm-130b --port 8000"
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        exec(compile(python.replace(":8000/", f":{server.port}/"), "serve.md", "exec"), {})
+    assert out.getvalue() == printed
+
+
+def test_the_page_s_plan_is_the_planner_s(capsys: pytest.CaptureFixture[str]) -> None:
+    commands, _, printed = shown("serve.md", "On GPUs")
+    assert main(shlex.split(commands)[3:]) == 0
+    found = capsys.readouterr().out
+    assert printed.strip().removeprefix("...").removesuffix("...").strip() in found
 
 
 # Refusals ------------------------------------------------------------------------------------------------------------

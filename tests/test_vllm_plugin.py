@@ -8,7 +8,7 @@ import torch
 
 from hf_glm_ernie import Glm130bConfig
 from hf_glm_ernie.prefix_glm130b import layout
-from hf_glm_ernie.vllm_plugin.checks import mixed_masks, unknown_ids
+from hf_glm_ernie.vllm_plugin.checks import mixed_masks, no_room, unknown_ids
 from hf_glm_ernie.vllm_plugin.positions import CHANNELS, KEPT, LONGEST_CONTEXT, decoded, request_positions
 from hf_glm_ernie.vllm_plugin.rows import split
 
@@ -119,6 +119,10 @@ class TestChecks:
         )
         assert "[-1]" in unknown_ids([-1], 150)
         assert unknown_ids([10**9], None) == "", "vLLM checks against the model's vocabulary"
+
+    def test_no_room(self) -> None:
+        assert no_room([7] * 15, 16) == ""
+        assert "has 16 tokens and the context of the model 16" in no_room([7] * 16, 16)
 
 
 def test_the_package_never_imports_vllm() -> None:

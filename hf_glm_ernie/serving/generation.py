@@ -49,7 +49,9 @@ def settle(model: Any, prompt_length: int, generation_config: Any) -> None:
 class CheckedGeneration(GenerateManager):
     """The host's generation of one model, one request after another, after [`settle`]."""
 
-    def generate_streaming(self, model: Any, processor: Any, inputs: Any, gen_config: Any, **others: Any) -> Any:
+    def generate_streaming(
+        self, model: Any, processor: Any, inputs: Any, gen_config: Any, *others: Any, **named: Any
+    ) -> Any:
         """As in the host.
 
         Args:
@@ -57,7 +59,8 @@ class CheckedGeneration(GenerateManager):
             processor: As in the host.
             inputs: As in the host.
             gen_config: As in the host; changed as [`settle`] says.
-            **others: As in the host.
+            *others: As in the host.
+            **named: As in the host.
 
         Returns:
             As in the host.
@@ -66,14 +69,14 @@ class CheckedGeneration(GenerateManager):
             ValueError: as [`settle`].
         """
         settle(model, inputs["input_ids"].shape[-1], gen_config)
-        return super().generate_streaming(model, processor, inputs, gen_config, **others)
+        return super().generate_streaming(model, processor, inputs, gen_config, *others, **named)
 
     async def generate_non_streaming(
-        self, model: Any, processor: Any, inputs: Any, gen_config: Any, **others: Any
+        self, model: Any, processor: Any, inputs: Any, gen_config: Any, *others: Any, **named: Any
     ) -> Any:
         """As in the host; arguments, result and errors as of the one above."""
         settle(model, inputs["input_ids"].shape[-1], gen_config)
-        return await super().generate_non_streaming(model, processor, inputs, gen_config, **others)
+        return await super().generate_non_streaming(model, processor, inputs, gen_config, *others, **named)
 
 
 class Generations:

@@ -11,5 +11,6 @@ GLM-130B is a causal decoder to vLLM, with three differences, each in a file of 
 - prompts that must be computed whole (`guards.py`): no chunked prefill, no prefix caching.
 
 `model.py` is the model, `requests.py` makes prompts of requests, `checks.py` says what they may hold, `tokenizer.py`
-is the tokenizer that decodes every id. `positions.py`, `rows.py` and `checks.py` are pure and need no vLLM.
+is the tokenizer that decodes every id, `quantization.py` opens INT4 and INT8 folders, `adapters.py` sees to adapters.
+`positions.py`, `rows.py`, `checks.py` and `repacking.py` are pure and need no vLLM.
 """

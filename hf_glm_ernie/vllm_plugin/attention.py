@@ -100,6 +100,8 @@ def split_prompts(context_lengths: torch.Tensor) -> None:
     if not isinstance(step.attn_metadata, dict):
         return  # a run that only measures memory
     made: dict[int, Any] = {}
+    builder: Any
+    common: Any
     for metadata in step.attn_metadata.values():
         builder, common = getattr(metadata, MADE_FROM, (None, None))
         if builder is None or common.max_query_len < 2:

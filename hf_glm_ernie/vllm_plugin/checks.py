@@ -25,3 +25,13 @@ def mixed_masks(token_ids: Sequence[int], config: Any) -> str:
         return ""
     named = " and ".join(f"{getattr(config, name)} ({name})" for name in kinds)
     return f"The context holds two kinds of mask, {named}: GLM-130B fills one kind at a time. Keep one kind."
+
+
+def no_room(token_ids: Sequence[int], context: int) -> str:
+    """What is wrong with the length of a prompt that is to be answered; empty where a token has room."""
+    if len(token_ids) < context:
+        return ""
+    return (
+        f"The prompt has {len(token_ids)} tokens and the context of the model {context}: no room is left to "
+        "generate. Shorten the prompt."
+    )

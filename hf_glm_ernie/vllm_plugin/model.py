@@ -33,6 +33,7 @@ from vllm.sequence import IntermediateTensors
 from hf_glm_ernie.configuration_glm130b import Glm130bConfig
 from hf_glm_ernie.rotary_glm130b import Glm130bRotaryEmbedding, rotated
 
+from .adapters import use_adapters
 from .attention import PrefixAttention, split_prompts
 from .positions import decoded, request_positions
 
@@ -166,6 +167,7 @@ class Glm130bForCausalLM(nn.Module, SupportsMRoPE, SupportsPP, SupportsLoRA, Sup
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
+        use_adapters(vllm_config)
         self.config: Any = vllm_config.model_config.hf_config
         self.model = Glm130bModel(vllm_config=vllm_config, prefix=maybe_prefix(prefix, "model"))
         self.lm_head = ParallelLMHead(

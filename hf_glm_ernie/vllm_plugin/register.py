@@ -13,6 +13,7 @@ from vllm.renderers.registry import RENDERER_REGISTRY
 from vllm.tokenizers.registry import TokenizerRegistry
 
 from .guards import TOKENIZER_MODE, Glm130bGuards
+from .quantization import register_quantization
 
 logger = init_logger("vllm.hf_glm_ernie")
 
@@ -22,7 +23,7 @@ OLDEST_TESTED, NEWEST_TESTED = "0.28.0", "0.32.0"
 
 
 def register() -> None:
-    """Registers GLM-130B. vLLM calls it in each of its processes, perhaps more than once."""
+    """Registers GLM-130B and our integers. vLLM calls it in each of its processes, perhaps more than once."""
     if MODELS_CONFIG_MAP.get(ARCHITECTURE) is Glm130bGuards:
         return
     minor = Version(vllm.__version__).release[:2]
@@ -36,3 +37,4 @@ def register() -> None:
     MODELS_CONFIG_MAP[ARCHITECTURE] = Glm130bGuards
     TokenizerRegistry.register(TOKENIZER_MODE, f"{__package__}.tokenizer", "ServingTokenizer")
     RENDERER_REGISTRY.register(TOKENIZER_MODE, f"{__package__}.requests", "Glm130bRenderer")
+    register_quantization()

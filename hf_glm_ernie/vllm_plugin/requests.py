@@ -12,7 +12,7 @@ from typing import Any
 from vllm.exceptions import VLLMValidationError
 from vllm.renderers.hf import HfRenderer
 
-from .checks import mixed_masks, unknown_ids
+from .checks import mixed_masks, no_room, unknown_ids
 
 
 class Glm130bRenderer(HfRenderer):
@@ -30,11 +30,12 @@ class Glm130bRenderer(HfRenderer):
         """Checks the ids of a request, whether they were sent or made of a text.
 
         Raises:
-            VLLMValidationError: an id that has no token, or more than one kind of mask in the context.
+            VLLMValidationError: an id that has no token, more than one kind of mask in the context, or a prompt
+                that fills the context.
         """
         config: Any = self.model_config.hf_config
         problem = unknown_ids(token_ids, None if self.tokenizer is None else len(self.tokenizer))
-        problem = problem or mixed_masks(token_ids, config)
+        problem = problem or mixed_masks(token_ids, config) or no_room(token_ids, self.model_config.max_model_len)
         if problem:
             raise VLLMValidationError(problem, parameter="prompt")
 

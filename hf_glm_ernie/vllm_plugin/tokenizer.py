@@ -17,7 +17,9 @@ class ServingTokenizer(Glm130bTokenizer):
     """`Glm130bTokenizer`, in which an id without a token is the empty token."""
 
     @classmethod
-    def from_pretrained(cls, path_or_repo_id: str | Path, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(  # type: ignore[override]  # the name that vLLM's registry has for the first argument
+        cls, path_or_repo_id: str | Path, *args: Any, **kwargs: Any
+    ) -> Any:
         """What vLLM's registry calls; the arguments are vLLM's.
 
         Raises:

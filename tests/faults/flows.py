@@ -49,6 +49,10 @@ def _ernie(folder: Path, *more: str) -> list[str]:
     return ["ernie", "--source=source", f"--output={OUTPUT}", *more]
 
 
+def _as_bert(folder: Path) -> list[str]:
+    return _ernie(folder, "--as-bert", "--task=features", "--pooling=mean", "--max-shard-size=200KB")
+
+
 def _ernie_static(folder: Path) -> list[str]:
     (folder / "source").mkdir()
     (folder / "source" / "ernie_config.json").write_text(json.dumps(small_settings("masked_lm")))
@@ -100,6 +104,8 @@ FLOWS = (
     Flow("ernie", _ernie),
     Flow("ernie-static", _ernie_static),
     Flow("ernie-reverse", _reverse(_ernie)),
+    Flow("ernie-as-bert", _as_bert),
+    Flow("ernie-as-bert-reverse", _reverse(_as_bert, "--as-bert")),
     Flow("ernie3", _ernie3),
     Flow("ernie3-reverse", _reverse(_ernie3)),
     Flow("publish", _published(_ernie), cost=5),  # it starts a process

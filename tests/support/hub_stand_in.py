@@ -1,4 +1,6 @@
-"""A Hub on this machine: what huggingface_hub asks for when it makes, fills, lists and reads a model repository.
+"""A Hub on this machine: what huggingface_hub asks for when it makes, fills, lists and reads a repository.
+
+A Space is one under `spaces/OWNER/NAME`, as in its address; everything else is a model.
 
 Written from the client's requests (huggingface_hub 1.33 and 2.4). LFS by its "basic" transfer; Xet, which the real Hub
 prefers, is another protocol, so clients of this one set HF_HUB_DISABLE_XET=1.
@@ -26,6 +28,7 @@ class Repository:
     """Its files, and which of them are LFS."""
 
     private: bool
+    sdk: str | None = None
     files: dict[str, bytes] = field(default_factory=dict)
     lfs: set[str] = field(default_factory=set)
     commits: list[str] = field(default_factory=list)
@@ -66,6 +69,11 @@ def serve() -> Iterator[Hub]:
         server.server_close()
 
 
+def _key(kind: str, name: str) -> str:
+    """Of a repository: the path of its address."""
+    return name if kind == "models" else f"{kind}/{name}"
+
+
 class _Handler(BaseHTTPRequestHandler):
     shared: Hub
     protocol_version = "HTTP/1.1"
@@ -81,12 +89,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({"error": "Invalid username or password."}, 401)
         elif path == "/api/repos/create":
             self._create(json.loads(body))
-        elif match := re.fullmatch(r"/api/models/(.+)/preupload/main", path):
+        elif match := re.fullmatch(r"/api/(models|spaces)/(.+)/preupload/main", path):
             self._preupload(json.loads(body))
         elif match := re.fullmatch(r"/(.+)\.git/info/lfs/objects/batch", path):
             self._batch(json.loads(body))
-        elif match := re.fullmatch(r"/api/models/(.+)/commit/main", path):
-            self._commit(match[1], [json.loads(line) for line in body.splitlines() if line])
+        elif match := re.fullmatch(r"/api/(models|spaces)/(.+)/commit/main", path):
+            self._commit(_key(match[1], match[2]), [json.loads(line) for line in body.splitlines() if line])
         else:
             self._json({"error": f"the stand-in knows no POST {path}"}, 404)
 
@@ -102,12 +110,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path, _ = self._begin()
-        if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        if match := re.fullmatch(r"/((?:spaces/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self._file(match[1], match[3])
-        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/[^/]+(/.*)?", path):
-            self._tree(match[1], match[2])
-        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+?)(/revision/[^/]+)?", path):
-            self._info(match[1])
+        elif match := re.fullmatch(r"/api/(models|spaces)/([^/]+/[^/]+)/tree/[^/]+(/.*)?", path):
+            self._tree(_key(match[1], match[2]), match[3])
+        elif match := re.fullmatch(r"/api/(models|spaces)/([^/]+/[^/]+?)(/revision/[^/]+)?", path):
+            self._info(_key(match[1], match[2]))
         else:
             self._json({"error": f"the stand-in knows no GET {path}"}, 404)
 
@@ -128,10 +136,11 @@ class _Handler(BaseHTTPRequestHandler):
         if asked["organization"] != OWNER:
             self._json({"error": f"You don't have the rights to create a model under {asked['organization']}"}, 403)
             return
+        name = _key("spaces" if asked.get("type") == "space" else "models", name)
         exists = name in self.shared.repositories
         if not exists:
             private = bool(asked.get("private")) or asked.get("visibility") == "private"
-            self.shared.repositories[name] = Repository(private)
+            self.shared.repositories[name] = Repository(private, asked.get("sdk"))
         self._json({"url": f"{self.shared.url}/{name}", "name": name, "id": name}, 409 if exists else 200)
 
     def _preupload(self, asked: dict[str, Any]) -> None:

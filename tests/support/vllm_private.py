@@ -9,7 +9,51 @@ _COMMON = "vllm.v1.attention.backend:CommonAttentionMetadata."
 _BUILDER = "vllm.v1.attention.backend:AttentionMetadataBuilder."
 _READ_OR_SET = ("query_start_loc", "query_start_loc_cpu", "seq_lens", "num_reqs", "max_query_len", "causal")
 
+_LINEAR = "vllm.model_executor.layers.linear:"
+_KERNELS = "vllm.model_executor.kernels.linear:"
+_QUANTIZATION = "vllm.model_executor.layers.quantization"
+_PARAMETER = "vllm.model_executor.parameter:"
+_OF_INTEGERS = (
+    HostName(_QUANTIZATION + ":register_quantization_config", "our method by its name", ("quantization",)),
+    HostName(_QUANTIZATION + ":QUANTIZATION_METHODS", "whether it is registered already"),
+    HostName(_QUANTIZATION + ".base_config:QuantizationConfig.from_config", "config.json", ("config",)),
+    HostName(_QUANTIZATION + ".base_config:QuantizationConfig.get_quant_method", "each layer", ("layer", "prefix")),
+    HostName("vllm.config:get_current_vllm_config", "whether weights are made up (load_format dummy)"),
+    HostName("vllm.config:LoadConfig.load_format", "likewise"),
+    HostName("vllm.scalar_type:scalar_types.uint4b8", "the integers that kernels know"),
+    HostName("vllm.scalar_type:scalar_types.uint8b128", "likewise"),
+    HostName(
+        _KERNELS + "choose_mp_linear_kernel", "the kernel for a shape, or a ValueError that says why", ("config",)
+    ),
+    HostName(
+        _KERNELS + "MPLinearLayerConfig",
+        "what it is asked for",
+        ("full_weight_shape", "partition_weight_shape", "weight_type", "act_type", "group_size", "zero_points"),
+    ),
+    HostName(_KERNELS + "MPLinearKernel", "packs", ("c", "w_q_param_name", "w_s_param_name", "w_zp_param_name")),
+    HostName(_KERNELS + "MPLinearKernel.process_weights_after_loading", "and packs once more", ("layer",)),
+    HostName(_KERNELS + "MPLinearKernel.apply_weights", "multiplies", ("layer", "x", "bias")),
+    HostName(_LINEAR + "LinearBase", "which layers are linears"),
+    HostName(_LINEAR + "LinearMethodBase.create_weights", "a layer's parameters", ("input_size_per_partition",)),
+    HostName(_LINEAR + "LinearMethodBase.apply", "the product", ("layer", "x", "bias")),
+    HostName(_LINEAR + "UnquantizedLinearMethod", "for what is no integer, or not any longer"),
+    HostName(_LINEAR + "register_weight_loader_v2_supported_method", "loaders that know parameters with two axes"),
+    HostName(_PARAMETER + "GroupQuantScaleParameter", "scales, cut as weights", ("output_dim",)),
+    HostName(_PARAMETER + "ModelWeightParameter", "stored integers, cut as weights", ("output_dim",)),
+    HostName(_PARAMETER + "PackedvLLMParameter", "what kernels take", ("packed_factor", "packed_dim")),
+)
+
+_PUNICA = "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU"
+_OF_ADAPTERS = (
+    HostName("vllm.platforms:current_platform.get_punica_wrapper", "the name of the class that adds adapters"),
+    HostName(_PUNICA, "the one for CPUs, which we extend"),
+    HostName(_PUNICA + ".add_shrink", "the first product", ("y", "x", "lora_a_stacked", "scale")),
+    HostName(_PUNICA + ".token_lora_indices", "-1 for tokens without an adapter"),
+)
+
 VLLM_PRIVATE: tuple[HostName, ...] = (
+    *_OF_INTEGERS,
+    *_OF_ADAPTERS,
     # what the engine is told
     HostName("vllm:ModelRegistry.register_model", "the model's class", ("model_arch", "model_cls")),
     HostName("vllm.model_executor.models.config:MODELS_CONFIG_MAP", "the only hook on an architecture's settings"),
