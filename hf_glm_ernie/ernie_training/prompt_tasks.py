@@ -50,7 +50,7 @@ class Extraction(ErnieTask):
         counts = span_counts(*prediction.predictions[:2], *prediction.label_ids)
         by_class = class_counts([prompts[number] for number in numbers], counts, self.settings.get("language", "zh"))
         mistakes = [
-            {"row": number, "prompt": prompts[number], **one._asdict()}
+            {"row": number, "prompt": prompts[number], "correct": one.correct, "found": one.found, "gold": one.gold}
             for number, one in zip(numbers, counts, strict=True)
             if not one.correct == one.found == one.gold
         ]

@@ -99,7 +99,7 @@ def encode_utc_rows(tokenizer: Any, rows: Iterable[UTCRow], max_length: int) -> 
             made = template_row(tokenizer, options, ids[row.text_a], ids[row.text_b], max_length)
         except ValueError as error:
             raise ValueError(f"Row {row.number} of the data: {error}") from None
-        for name, value in made._asdict().items():
+        for name, value in zip(TemplateRow._fields, made, strict=True):
             columns[name].append(value)
         columns["labels"].append([int(i in row.labels) for i in range(len(row.choices))])
     return columns
