@@ -117,6 +117,11 @@ def test_one_text_and_none(model, tokenizer):
     assert torch.equal(
         sentence_embeddings(model, tokenizer, "red flag"), sentence_embeddings(model, tokenizer, ["red flag"])
     )
+    records = sentence_embeddings(model, tokenizer, [{"text": "red flag"}])
+    assert torch.equal(records, sentence_embeddings(model, tokenizer, {"text": "red flag"}))
+    assert torch.equal(records, sentence_embeddings(model, tokenizer, "red flag"))
+    with pytest.raises(TypeError, match=r"texts\[0\] is a dict with \['red flag'\]; a dict holds one text"):
+        sentence_embeddings(model, tokenizer, {"red flag": 1})
     none = sentence_embeddings(model, tokenizer, [])
     assert (none.shape, none.dtype) == ((0, 32), torch.float32)
 

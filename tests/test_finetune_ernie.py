@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, ErnieForSequenceClassification, Trainer
 
 from conversion.__main__ import main as conversion_main
-from hf_glm_ernie import ErnieForUIE, uie
+from hf_glm_ernie import ErnieForUIE, ErnieForUTC, uie, utc
 
 datasets = pytest.importorskip("datasets", reason="the training scripts need datasets")
 pytest.importorskip("peft", reason="adapters need peft (the extra `peft`)")
@@ -159,8 +159,12 @@ def test_tags_of_tokens_are_learnt(folders, tmp_path) -> None:
     trainer = finetune(
         "tokens", folders["masked-lm"], train, tmp_path / "out", learning_rate=1e-3, method="full", **arguments
     )
-    accuracy = next(entry["eval_accuracy"] for entry in trainer.state.log_history if "eval_accuracy" in entry)
-    assert accuracy > 0.95
+    scores = next(entry for entry in trainer.state.log_history if "eval_accuracy" in entry)
+    assert scores["eval_accuracy"] > 0.95
+    assert scores["eval_f1"] > 0.95  # of the entities; 1.0 seen
+    report = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))
+    assert report["by_class"][""]["gold"] == 100
+    assert report["scores"]["eval_f1"] == scores["eval_f1"]
 
 
 def answers_in(text: str, prompt: str, *found: str) -> dict[str, Any]:
@@ -186,6 +190,124 @@ def test_uie_learns_a_new_name(folders, tmp_path, method: str) -> None:
     found = uie(model.eval(), tokenizer, ["话题"], [text for text, _ in held_out])
     right = sum([a["text"] for a in f.get("话题", [])] == [t] for f, (_, t) in zip(found, held_out, strict=True))
     assert right >= 0.9 * len(held_out)
+
+
+def uie_rows(count: int, seed: int) -> list[dict[str, Any]]:
+    """Rows as PaddleNLP's converter writes them, those among them that once stopped the script."""
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        opening, thing, end = rng.choice(OPENINGS), rng.choice(NEAR), rng.choice(GOOD + BAD)
+        text = f"{opening} {thing} {end}。"
+        rows.append(answers_in(text, "话题", thing))
+        place = -7 if end in GOOD else -4
+        option = {"text": "正向" if end in GOOD else "负向", "start": place, "end": place + 2}
+        rows.append({"content": text, "prompt": "情感倾向[正向,负向]", "result_list": [option]})
+        rows.append(answers_in(text, f"{thing}的评价", end))
+    blank = {"content": " 听说 北京 很好", "prompt": "话题", "result_list": [{"text": " 北京 ", "start": 3, "end": 7}]}
+    empty = {"content": "", "prompt": "话题", "result_list": []}
+    long = answers_in("昨天听说大家都很忙。" * 20 + "北京很好", "话题", "北京")
+    return [*rows, blank, empty, long]
+
+
+def test_uie_takes_the_rows_of_paddlenlp_and_keeps_the_best_model(folders, tmp_path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    write(data / "train.txt", uie_rows(60, seed=1))
+    write(data / "dev.txt", uie_rows(20, seed=2))
+    options = {
+        "method": "full",
+        "learning_rate": 2e-3,
+        "max_steps": 40,
+        "eval_strategy": "steps",
+        "eval_steps": 20,
+        "save_strategy": "steps",
+        "save_steps": 20,
+        "metric_for_best_model": "eval_f1",
+        "load_best_model_at_end": True,
+    }
+    trainer = finetune("uie", folders["uie"], data, tmp_path / "out", **options)
+    scores = [entry["eval_f1"] for entry in trainer.state.log_history if "eval_f1" in entry]
+    assert trainer.state.best_metric == max(scores)
+    assert max(scores) > 0.5  # 0.65 seen after these few steps, 0.8 after 60
+    assert len(trainer.eval_dataset) == 64  # 63 rows, of which one is cut in two (the model has 128 positions)
+    assert max(map(len, trainer.train_dataset["input_ids"])) <= 128
+    report = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))
+    assert report["scores"]["eval_f1"] == max(scores)
+    assert report["by_class"].keys() == {"话题", "情感倾向[正向,负向]", "X的评价"}
+    assert report["by_class"]["话题"]["gold"] == 22
+    assert {one["row"] for one in report["mistakes"]} <= set(range(63))
+
+
+def test_utc_learns_its_choices(folders, tmp_path) -> None:
+    """From an encoder without the head; every row offers its own choices in its own order."""
+
+    def rows(count: int, seed: int) -> list[dict[str, Any]]:
+        rng = random.Random(seed)
+        made = []
+        for row in sentences(count, seed):
+            choices = ["很好", "很坏"] + ["音乐"] * rng.randint(0, 1)
+            rng.shuffle(choices)
+            label = choices.index("很好" if row["label"] == "good" else "很坏")
+            made.append({"text_a": row["text"], "text_b": "", "question": "", "choices": choices, "labels": [label]})
+        return made
+
+    train, test = write(tmp_path / "train.jsonl", rows(320, 1)), write(tmp_path / "test.jsonl", rows(100, 2))
+    options = {"eval_data": test, "max_steps": 60, "learning_rate": 1e-3, "method": "full"}
+    trainer = finetune("utc", folders["masked-lm"], train, tmp_path / "out", **options)
+    report = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))
+    scores = {name: report["scores"][f"eval_{name}"] for name in ("micro_f1", "macro_f1", "accuracy")}
+    assert min(scores.values()) > 0.95, scores  # 1.0 seen
+    assert report["by_class"].keys() == {"很好", "很坏", "音乐"}
+    assert report["by_class"]["音乐"]["gold"] == 0
+    assert trainer.model.config.vocab_size == len(trainer.processing_class)
+    model, tokenizer = ErnieForUTC.from_pretrained(tmp_path / "out"), AutoTokenizer.from_pretrained(tmp_path / "out")
+    answers = utc(
+        model.eval(), tokenizer, ["很坏", "很好"], [row["text"] for row in sentences(20, seed=3)], single_label=True
+    )
+    right = [
+        row["label"] == {"很好": "good", "很坏": "bad"}[a["predictions"][0]["label"]]
+        for a, row in zip(answers, sentences(20, seed=3), strict=True)
+    ]
+    assert sum(right) >= 19
+    with pytest.raises(ValueError, match=r"has no embedding row for \[O-MASK\], and an adapter trains none"):
+        finetune("utc", folders["masked-lm"], train, tmp_path / "adapter", max_steps=1, method="lora")
+
+
+def test_several_classes_of_a_text(folders, tmp_path) -> None:
+    def rows(count: int, seed: int) -> list[dict[str, Any]]:
+        made = []
+        for row in sentences(count, seed):
+            labels = [row["label"]] + ["said"] * ("说" in row["text"])
+            made.append({"text": row["text"], "label": labels if row["label"] == "good" else labels[1:]})
+        return made
+
+    train, test = write(tmp_path / "train.jsonl", rows(320, 1)), write(tmp_path / "test.jsonl", rows(100, 2))
+    options = {"eval_data": test, "max_steps": 40, "learning_rate": 1e-3, "method": "full"}
+    trainer = finetune("classification", folders["masked-lm"], train, tmp_path / "out", **options)
+    assert trainer.model.config.problem_type == "multi_label_classification"
+    assert trainer.model.config.id2label == {0: "good", 1: "said"}
+    report = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))
+    assert report["scores"]["eval_micro_f1"] > 0.95  # 1.0 seen
+    assert report["by_class"]["said"]["f1"] > 0.95
+    wrong = write(tmp_path / "wrong.jsonl", [{"text": "北京", "label": ["new"]}])
+    with pytest.raises(ValueError, match=r"Row 0 of the data has 'new', which is none of \['good', 'said'\]"):
+        finetune("classification", folders["masked-lm"], train, tmp_path / "no", eval_data=wrong, max_steps=1)
+
+
+def test_numbers_with_a_fraction_are_predicted(folders, tmp_path) -> None:
+    def rows(count: int, seed: int) -> list[dict[str, Any]]:
+        return [
+            {"text": row["text"], "label": (1.0 if row["label"] == "good" else -1.0) + 0.5 * ("说" in row["text"])}
+            for row in sentences(count, seed)
+        ]
+
+    train, test = write(tmp_path / "train.jsonl", rows(320, 1)), write(tmp_path / "test.jsonl", rows(100, 2))
+    options = {"eval_data": test, "max_steps": 40, "learning_rate": 1e-3, "method": "full"}
+    trainer = finetune("classification", folders["masked-lm"], train, tmp_path / "out", **options)
+    assert (trainer.model.config.problem_type, trainer.model.config.num_labels) == ("regression", 1)
+    report = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))
+    assert report["scores"]["eval_pearson"] > 0.95  # 0.99 seen
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(folders, tmp_path) -> None:
@@ -245,7 +367,7 @@ def test_options_that_do_not_go_together(folders, tmp_path) -> None:
         ("uie", "uie", uie_data, {"method": "prefix"}, "no place for with task_type=None"),
         ("classification", "masked-lm", data, {"method": "p-tuning", "resume": True}, "cannot go on with p-tuning"),
         ("uie", "uie", uie_data, {"label_smoothing_factor": 0.1}, "no labels to smooth"),
-        ("regression", "masked-lm", data, {}, "task='regression' is not one of classification, tokens, uie"),
+        ("regression", "masked-lm", data, {}, "task='regression' is not one of classification, tokens, uie, utc"),
     ):
         with pytest.raises(ValueError, match=words):
             finetune(task, folders[folder], file, tmp_path / "out", max_steps=1, **options)

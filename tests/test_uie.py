@@ -342,6 +342,14 @@ class SlowTokenizer(SimpleNamespace):
     def __call__(self, *texts: str) -> None: ...
 
 
+def test_a_dict_is_the_record_of_one_text(model: ErnieForUIE, tokenizer: ErnieTokenizer) -> None:
+    plain = uie(model, tokenizer, ["时间", "选手"], TEXTS[0])
+    assert uie(model, tokenizer, ["时间", "选手"], {"text": TEXTS[0]}) == plain
+    assert uie(model, tokenizer, ["时间", "选手"], [{"content": TEXTS[0]}]) == plain
+    with pytest.raises(TypeError, match=r"texts\[0\] is a dict with \['title'\]; a dict holds one text"):
+        uie(model, tokenizer, "时间", {"title": TEXTS[0]})
+
+
 def test_texts_and_tokenizers_are_checked(tokenizer: ErnieTokenizer) -> None:
     with pytest.raises(TypeError, match=r"texts\[1\] is a NoneType"):
         uie(Scripted([]), tokenizer, "a", ["文", None])

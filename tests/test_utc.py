@@ -47,7 +47,8 @@ def test_inputs_are_the_originals(case: dict[str, Any], tokenizer: ErnieTokenize
     size = case["settings"].get("batch_size", 1)
     for i, expected in enumerate(case["inputs"]):
         max_length = case["settings"].get("max_seq_len", 128)
-        inputs = utc_inputs(tokenizer, options, pairs[i * size : (i + 1) * size], max_length)
+        batch = pairs[i * size : (i + 1) * size]
+        inputs = utc_inputs(tokenizer, [options] * len(batch), batch, max_length)
         mask = inputs.pop("attention_mask")
         assert sorted(inputs) == sorted(set(expected) - {"attended"})
         for name, tensor in inputs.items():
@@ -109,6 +110,47 @@ def test_refusals(
 ) -> None:
     with pytest.raises(error, match=message):
         utc(model, tokenizer, choices, texts, **settings)
+
+
+RECORD: dict[str, Any] = {"text_a": "文", "text_b": "", "question": "", "choices": ["好", "不"]}
+
+
+def test_a_dict_is_the_record_of_one_text(model: ErnieForUTC, tokenizer: ErnieTokenizer) -> None:
+    """Its keys are no texts, and its choices are its own, also beside rows with others."""
+    settings: dict[str, Any] = {"single_label": True}
+    plain = utc(model, tokenizer, ["好", "不"], "文", **settings)
+    assert utc(model, tokenizer, None, RECORD, **settings) == plain
+    assert utc(model, tokenizer, ["大", "小"], RECORD | {"labels": [0]}, **settings) == plain
+    assert utc(model, tokenizer, ["好", "不"], {"text_a": "文"}, **settings) == plain
+    mixed = [RECORD, ("文", "本"), RECORD | {"choices": ["大", "小", "文"], "text_b": "本"}]
+    together = utc(model, tokenizer, ["不", "好"], mixed, **settings, batch_size=3)
+    alone = [utc(model, tokenizer, ["不", "好"], [one], **settings)[0] for one in mixed]
+    for one, other in zip(together, alone, strict=True):
+        assert {**one, "predictions": None} == {**other, "predictions": None}
+        assert one["predictions"][0]["label"] == other["predictions"][0]["label"]
+        # fp32 sums over rows of another width: 1e-7 seen
+        assert one["predictions"][0]["score"] == pytest.approx(other["predictions"][0]["score"], abs=1e-5)
+    assert utc(model, tokenizer, None, []) == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "error", "message"),
+    [
+        ({"text": "文"}, TypeError, r"texts\[0\] is a dict with \['text'\]; a dict holds text_a and, .* nothing else"),
+        ([RECORD, RECORD | {"label": 1}], TypeError, r"texts\[1\] is a dict with"),
+        (RECORD | {"text_a": None}, TypeError, r"texts\[0\] is neither a string nor a pair of strings, nor a dict"),
+        (RECORD | {"text_a": ""}, ValueError, r"texts\[0\] is empty"),
+        (RECORD | {"choices": ["好"]}, ValueError, r"texts\[0\]\['choices'\] must be a list of at least two strings"),
+        (RECORD | {"choices": ["好", 3]}, TypeError, r"texts\[0\]\['choices'\]\[1\] is a int"),
+        ([RECORD, "文"], ValueError, r"choices=None, but texts\[1\] has no choices of its own"),
+        (3, TypeError, r"texts is a int \(3\); it must be a string, a dict {'text_a': "),
+    ],
+)
+def test_records_that_are_none(
+    texts: Any, error: type[Exception], message: str, model: ErnieForUTC, tokenizer: ErnieTokenizer
+) -> None:
+    with pytest.raises(error, match=message):
+        utc(model, tokenizer, None, texts)
 
 
 def test_progress_and_mode(model: ErnieForUTC, tokenizer: ErnieTokenizer, capsys: pytest.CaptureFixture[str]) -> None:

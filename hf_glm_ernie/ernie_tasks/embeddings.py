@@ -16,9 +16,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from hf_glm_ernie.host_arguments import check_model_and_tokenizer, checked_texts, flags, one_of, whole_number
+from hf_glm_ernie.host_arguments import check_model_and_tokenizer, flags, one_of, whole_number
 from hf_glm_ernie.inference.batches import in_batches
 
+from .records import text_records
 from .runners import call_model, checked_output, longest_row, name_of, output_of
 
 POOLINGS = ("mean", "cls", "pooler")
@@ -27,7 +28,7 @@ POOLINGS = ("mean", "cls", "pooler")
 def sentence_embeddings(
     model: Any,
     tokenizer: Any,
-    texts: str | list[str],
+    texts: str | dict[str, str] | list[str | dict[str, str]],
     *,
     pooling: str = "mean",
     normalize: bool = True,
@@ -45,7 +46,7 @@ def sentence_embeddings(
             that is called with what the tokenizer gives and returns `last_hidden_state` (B, T, H) or `pooler_output`
             (B, H) by name.
         tokenizer: Its tokenizer.
-        texts: One text or several.
+        texts: One text or several; a dict `{"text": ...}` is the record of one.
         pooling: `"mean"`: mean of the last hidden states of all tokens, `[CLS]` and `[SEP]` among them; `"cls"`: that
             of `[CLS]`, as PaddleNLP's RocketQA dual encoders take it (with `normalize=False`); `"pooler"`: that of
             `[CLS]` after the pooler (a linear layer and tanh), as PaddleNLP's in-batch-negatives semantic search
@@ -76,7 +77,7 @@ def sentence_embeddings(
     ```
     """
     check_model_and_tokenizer(model, tokenizer, any_callable=True)
-    texts = checked_texts(texts)
+    texts = text_records(texts)
     one_of("pooling", pooling, POOLINGS)
     batch_size = whole_number("batch_size", batch_size)
     flags(normalize=normalize)

@@ -33,7 +33,6 @@ from transformers.utils import logging
 
 from hf_glm_ernie.host_arguments import (
     check_model_and_tokenizer,
-    checked_texts,
     flags,
     one_of,
     threshold_below_one,
@@ -41,6 +40,7 @@ from hf_glm_ernie.host_arguments import (
 )
 from hf_glm_ernie.inference.batches import FEW_BATCHES, in_batches
 
+from .records import text_records
 from .runners import longest_row, run_model
 from .uie_schema import LANGUAGES, SchemaNode, read_schema
 from .uie_windows import (
@@ -75,7 +75,7 @@ def uie(
     model: Any,
     tokenizer: Any,
     schema: Any,
-    texts: str | list[str],
+    texts: str | dict[str, str] | list[str | dict[str, str]],
     *,
     threshold: float = 0.5,
     batch_size: int = 16,
@@ -93,7 +93,7 @@ def uie(
         tokenizer: Its tokenizer, one of the `tokenizers` library (it gives the offsets).
         schema: Names, relations, events and options, nested to any depth: `["时间", "选手"]`, `"情感倾向[正向,负向]"`,
             `{"歌曲名称": ["歌手", "专辑"]}`, `[{"评价维度": ["观点词", "情感倾向[正向,负向]"]}]`.
-        texts: One text or several.
+        texts: One text or several; a dict `{"text": ...}` is the record of one.
         threshold: An answer starts and ends where the probability is above this (`position_prob` in PaddleNLP).
         batch_size: Windows per forward.
         max_length: Tokens per window with its prompt, at most what the model has positions for.
@@ -123,7 +123,7 @@ def uie(
     """
     check_model_and_tokenizer(model, tokenizer, any_callable=True)
     nodes = read_schema(schema)
-    texts = checked_texts(texts)
+    texts = text_records(texts)
     threshold, batch_size = threshold_below_one("threshold", threshold), whole_number("batch_size", batch_size)
     max_length = longest_row(model, tokenizer, whole_number("max_length", max_length))
     one_of("language", language, LANGUAGES)

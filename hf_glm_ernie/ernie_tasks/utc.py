@@ -1,8 +1,7 @@
 """Zero-shot text classification with UTC: texts and choices in, the choices that hold out.
 
-A row spells the choices out: `[CLS] [O-MASK] choice [O-MASK] choice [SEP] text [SEP] second text [SEP]`. Every choice
-has positions of its own from 0 and does not see the other choices; the text begins at 0 again. So the order of the
-choices changes nothing.
+A row spells the choices out (`utc_template.py`). Choices do not see each other, so their order changes nothing; texts
+with different choices share a batch.
 
 Source: PaddleNLP 2.8.1, `paddlenlp/prompt/template.py` (`UTCTemplate`), `paddlenlp/prompt/prompt_tokenizer.py`
 (`MLMPromptTokenizer`), `paddlenlp/prompt/prompt_utils.py` (`PromptDataCollatorWithPadding`) and
@@ -16,26 +15,24 @@ import torch
 
 from hf_glm_ernie.host_arguments import (
     check_model_and_tokenizer,
-    checked_list,
     flags,
-    short,
     threshold_below_one,
     whole_number,
 )
 from hf_glm_ernie.inference.batches import in_batches
 
+from .records import choice_records, distinct
 from .runners import longest_row, run_model
+from .utc_template import OPTION_TOKEN, template_batch, template_row
 
-OPTION_TOKEN = "[O-MASK]"
-MASKED = -1e4  # added to the attention scores between choices, and of padding
 GIVER = "an ErnieForUTC, the OnnxEncoder of a folder exported from one, or what gives the same outputs"
 
 
 def utc(
     model: Any,
     tokenizer: Any,
-    choices: list[str] | dict[str, list[str]],
-    texts: str | Sequence[str | tuple[str, str]],
+    choices: list[str] | dict[str, list[str]] | None,
+    texts: str | dict[str, Any] | Sequence[str | tuple[str, str] | dict[str, Any]],
     *,
     threshold: float = 0.5,
     single_label: bool = False,
@@ -49,8 +46,10 @@ def utc(
         model: An [`ErnieForUTC`], the [`OnnxEncoder`] of a folder exported from one, or anything that is called with
             the same inputs (those of `utc_inputs`) and returns `logits` (B, O) by name.
         tokenizer: Its tokenizer. Where it does not know `[O-MASK]`, the token is added to it.
-        choices: At least two choices, or a dict with one entry that holds them.
-        texts: One text or several; a pair is a text and a second one.
+        choices: At least two choices, or a dict with one entry that holds them; `None` where every text has its own.
+        texts: One text or several; a pair is a text and a second one, a dict a record of PaddleNLP's form,
+            `{"text_a", "text_b", "question", "choices"}`, of which only `text_a` must be there. Its own choices take
+            the place of `choices`; nothing reads the question.
         threshold: A choice holds where its probability is above this, in [0, 1) (`pred_threshold` in PaddleNLP). Not
             read where a single choice is asked for.
         single_label: Whether exactly one choice holds: the likeliest, its score from a softmax over the choices.
@@ -64,11 +63,11 @@ def utc(
         `score`, in the order of the choices.
 
     Raises:
-        TypeError: texts or choices that are not strings, no model or no tokenizer where it belongs, a model without
-            this output, a setting of another type.
-        ValueError: fewer than two choices, an empty one, an empty text, choices that leave no room for the text, a
-            model without a row for `[O-MASK]` or whose rows are not known, a threshold outside [0, 1), a batch size
-            below 1, outputs of another shape or that are no numbers.
+        TypeError: texts or choices that are not strings, a dict with other keys, no model or no tokenizer where it
+            belongs, a model without this output, a setting of another type.
+        ValueError: fewer than two choices, an empty one, an empty text, a text without choices, choices that leave no
+            room for the text, a model without a row for `[O-MASK]` or whose rows are not known, a threshold outside
+            [0, 1), a batch size below 1, outputs of another shape or that are no numbers.
 
     ```python
     >>> from transformers import AutoModel, AutoTokenizer
@@ -80,100 +79,60 @@ def utc(
     ```
     """
     check_model_and_tokenizer(model, tokenizer, any_callable=True)
-    labels = _checked_choices(choices)
-    pairs = _checked_texts(texts)
+    records = choice_records(texts, choices)
     threshold, batch_size = threshold_below_one("threshold", threshold), whole_number("batch_size", batch_size)
     max_length = longest_row(model, tokenizer, whole_number("max_length", max_length))
     flags(single_label=single_label)
     omask = _option_id(model, tokenizer)
-    options = [[omask, *ids] for ids in _plain_ids(tokenizer, labels)]
+    names = distinct([choice for record in records for choice in record.choices])
+    option_ids = {name: [omask, *ids] for name, ids in zip(names, _plain_ids(tokenizer, names), strict=True)}
 
     def classify(batch: list[int]) -> Iterator[dict[str, Any]]:
-        chosen = [pairs[i] for i in batch]
-        inputs = utc_inputs(tokenizer, options, chosen, max_length)
-        wanted = {"logits": (len(chosen), len(labels))}
+        chosen = [records[i] for i in batch]
+        options = [[option_ids[choice] for choice in record.choices] for record in chosen]
+        inputs = utc_inputs(tokenizer, options, [record[:2] for record in chosen], max_length)
+        wanted = {"logits": (len(chosen), max(map(len, options)))}
         logits = run_model(model, inputs, wanted, GIVER)["logits"].detach().float().cpu()
         if logits.isnan().any():
             raise ValueError("The model gives logits with NaN: weights, or a dtype that is too narrow for them.")
-        for (first, second), row in zip(chosen, logits, strict=True):
+        for (first, second, labels), row in zip(chosen, logits, strict=True):
             texts_of_row = {"text_a": first} | ({"text_b": second} if second else {})
-            yield texts_of_row | {"predictions": _predictions(row, labels, threshold, single_label)}
+            yield texts_of_row | {"predictions": _predictions(row[: len(labels)], labels, threshold, single_label)}
 
-    lengths = [len(first) + len(second) for first, second in pairs]
+    lengths = [sum(map(len, (first, second, *labels))) for first, second, labels in records]
     return in_batches(model, classify, lengths, batch_size, what="Classifying", show_progress=show_progress)
 
 
 def utc_inputs(
-    tokenizer: Any, options: list[list[int]], pairs: list[tuple[str, str]], max_length: int
+    tokenizer: Any, options: Sequence[Sequence[Sequence[int]]], pairs: Sequence[tuple[str, str]], max_length: int
 ) -> dict[str, torch.Tensor]:
     """Builds the model's inputs.
 
     Args:
         tokenizer: Its `cls_token_id`, `sep_token_id`, `pad_token_id` and its encoding of plain text are used.
-        options: Ids of every choice, its `[O-MASK]` first.
+        options: Of every row the ids of its choices, each with its `[O-MASK]` first.
         pairs: (text, second text or "") of every row.
         max_length: Tokens per row.
 
     Returns:
-        `input_ids`, `token_type_ids`, `position_ids` (B, T); `attention_mask` (B, 1, T, T) fp32, 0 or -1e4;
-        `omask_positions` (B, O); `cls_positions` (B,), which is the first `[SEP]`.
+        See [`template_batch`].
 
     Raises:
         ValueError: choices that leave no room for the text.
     """
-    option_ids = [token for option in options for token in option]
-    room = max_length - len(option_ids) - 4  # [CLS] choices [SEP] text [SEP] second text [SEP]
-    if room < 1:
-        raise ValueError(
-            f"The {len(options)} choices take {len(option_ids)} tokens and leave no room for the text in {max_length} "
-            "(max_length, at most the model's positions). Use fewer or shorter choices, or raise max_length."
-        )
-    cls, sep, pad = tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.pad_token_id
-    rows, types, positions = [], [], []
-    before = len(option_ids) + 1
-    for first, second in zip(*(_plain_ids(tokenizer, [pair[i] for pair in pairs]) for i in (0, 1)), strict=True):
-        kept = _kept_lengths(len(first), len(second), room)
-        first, second = first[: kept[0]], second[: kept[1]]
-        rows.append([cls, *option_ids, sep, *first, sep, *second, sep])
-        types.append([0] + [1] * len(option_ids) + [0] * (1 + len(first)) + [1] * (1 + len(second)) + [0])
-        text_positions = range(len(first) + len(second) + 2)
-        positions.append([0, *(i for option in options for i in range(len(option))), *text_positions, 0])
-
-    width = max(map(len, rows))
-    mask = torch.full((len(rows), 1, width, width), MASKED)
-    starts = [1]
-    for option in options:
-        starts.append(starts[-1] + len(option))
-    seen = torch.ones(width, width)
-    seen[1:before, 1:before] = torch.block_diag(*(torch.ones(len(option), len(option)) for option in options))
-    for i, row in enumerate(rows):
-        mask[i, 0, : len(row), : len(row)] = (seen[: len(row), : len(row)] - 1) * -MASKED
-    return {
-        "input_ids": torch.tensor([row + [pad] * (width - len(row)) for row in rows]),
-        "token_type_ids": torch.tensor([row + [0] * (width - len(row)) for row in types]),
-        "position_ids": torch.tensor([row + [0] * (width - len(row)) for row in positions]),
-        "attention_mask": mask,
-        "omask_positions": torch.tensor([starts[:-1]] * len(rows)),
-        "cls_positions": torch.tensor([before] * len(rows)),
-    }
-
-
-def _kept_lengths(first: int, second: int, room: int) -> tuple[int, int]:
-    """How many tokens of two texts are kept: the shorter one whole, as long as it takes no more than half the room."""
-    if first + second <= room:
-        return first, second
-    half = room // 2
-    if second <= half:
-        return room - second, second
-    return (first, room - first) if first <= half else (half, half)
+    texts = [_plain_ids(tokenizer, [pair[i] for pair in pairs]) for i in (0, 1)]
+    rows = [template_row(tokenizer, *row, max_length) for row in zip(options, *texts, strict=True)]
+    return template_batch(rows, tokenizer.pad_token_id)
 
 
 def _plain_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    if not texts:
+        return []
     return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
 
 
 def _predictions(
-    logits: torch.Tensor, labels: list[str], threshold: float, single_label: bool
+    logits: torch.Tensor, labels: Sequence[str], threshold: float, single_label: bool
 ) -> list[dict[str, Any]]:
     if single_label:
         best = int(logits.argmax())
@@ -199,34 +158,6 @@ def _option_id(model: Any, tokenizer: Any) -> int:
             "models have a row for it; others need model.resize_token_embeddings and training."
         )
     return omask
-
-
-def _checked_choices(choices: Any) -> list[str]:
-    if isinstance(choices, dict) and len(choices) == 1:
-        choices = next(iter(choices.values()))
-    if not isinstance(choices, list | tuple) or len(choices) < 2:
-        raise ValueError(
-            f"choices must be a list of at least two strings, or a dict with one such list: {short(choices)}."
-        )
-    for i, choice in enumerate(choices):
-        if not isinstance(choice, str):
-            raise TypeError(f"choices[{i}] is a {type(choice).__name__}, not a string: {short(choice)}.")
-        if not choice:
-            raise ValueError(f"choices[{i}] is empty: say what may hold.")
-    return list(choices)
-
-
-def _checked_texts(texts: Any) -> list[tuple[str, str]]:
-    pairs = []
-    wanted = "a string, or a list of strings and pairs of strings"
-    for i, text in enumerate([texts] if isinstance(texts, str) else checked_list(texts, "texts", wanted)):
-        pair = (text, "") if isinstance(text, str) else tuple(text) if isinstance(text, list | tuple) else ()
-        if len(pair) != 2 or not all(isinstance(part, str) for part in pair):
-            raise TypeError(f"texts[{i}] is neither a string nor a pair of strings: {short(text)}.")
-        if not any(pair):
-            raise ValueError(f"texts[{i}] is empty.")
-        pairs.append(pair)
-    return pairs
 
 
 __all__ = ["utc", "utc_inputs"]

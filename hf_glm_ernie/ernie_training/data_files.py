@@ -1,0 +1,62 @@
+"""Files of training data: one by its name, or a folder as PaddleNLP's converters write them.
+
+A folder holds `train.txt` and `dev.txt` (one JSON row a line), or the same names with another ending.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+FORMATS = {".jsonl": "json", ".json": "json", ".txt": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+def find_files(data: str, eval_data: str | None) -> tuple[Path, Path | None]:
+    """Which files are meant.
+
+    Args:
+        data: The training file, or a folder with one named `train`, and `dev` to evaluate on.
+        eval_data: A file to evaluate on, in place of the folder's.
+
+    Raises:
+        ValueError: a folder without a training file, or with several.
+    """
+    folder = Path(data)
+    evaluation = None if eval_data is None else Path(eval_data)
+    if not folder.is_dir():
+        return folder, evaluation
+    train, dev = _named(folder, "train"), _named(folder, "dev")
+    if train is None:
+        raise ValueError(f"The folder {data} has no train file: train{', train'.join(FORMATS)}.")
+    return train, evaluation or dev
+
+
+def _named(folder: Path, name: str) -> Path | None:
+    found = [path for ending in FORMATS if (path := folder / f"{name}{ending}").is_file()]
+    if len(found) > 1:
+        raise ValueError(f"The folder {folder} has {' and '.join(path.name for path in found)}: name the file itself.")
+    return found[0] if found else None
+
+
+def read_data(file: Path, columns: Sequence[str]) -> Any:
+    """Reads a file: a `datasets.Dataset` with at least these columns.
+
+    Raises:
+        ValueError: a file of an unknown kind, or without a column.
+        FileNotFoundError: no such file.
+        ImportError: no `datasets`.
+    """
+    try:
+        from datasets import load_dataset
+    except ImportError as error:
+        raise ImportError("Reading data needs the package datasets: pip install datasets") from error
+    if file.suffix not in FORMATS:
+        raise ValueError(f"{file} is none of {', '.join(FORMATS)}.")
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no file {file}.")
+    dataset = load_dataset(FORMATS[file.suffix], data_files=str(file), split="train")
+    if missing := [name for name in columns if name not in dataset.column_names]:
+        raise ValueError(f"{file} has no column {', '.join(missing)}; it has {', '.join(dataset.column_names)}.")
+    return dataset
+
+
+__all__ = ["FORMATS", "find_files", "read_data"]

@@ -1,0 +1,109 @@
+"""What a task of fine-tuning is: rows in, a model's inputs and labels out, and how the answers are scored."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from transformers import AutoConfig
+
+from hf_glm_ernie.configuration_ernie_task import ErnieTaskConfig
+
+
+class ErnieTask:
+    """A task; subclasses say what is theirs.
+
+    Args:
+        tokenizer: Of the model.
+        max_length: Tokens of a row.
+        settings: The script's options, by name; a task reads those it knows.
+
+    Attributes:
+        columns: What a row has to have.
+        heads: Ends of the names of the head's linears: trained whole beside an adapter.
+        peft_type: PEFT's name for the task, or `None`.
+        label_names: What the `Trainer` takes for labels.
+        best: The metric that the task is judged by.
+    """
+
+    columns: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ("classifier",)
+    peft_type: str | None = None
+    label_names: tuple[str, ...] = ("labels",)
+    best: str = "accuracy"
+    keep: Callable[[Any, Any], Any] | None = None
+    """`preprocess_logits_for_metrics`: what of a batch's outputs is kept for the scores."""
+
+    def __init__(self, tokenizer: Any, max_length: int, settings: Mapping[str, Any] | None = None):
+        self.tokenizer, self.max_length, self.settings = tokenizer, max_length, dict(settings or {})
+
+    def learn(self, train: Any) -> None:
+        """Reads off the training rows what the model has to know, such as the names of classes."""
+
+    def open_model(self, folder: str, **options: Any) -> Any:
+        """Opens the model with a head for this task; options go to `from_pretrained`."""
+        raise NotImplementedError
+
+    def encode(self, batch: Mapping[str, Sequence[Any]], rows: Sequence[int]) -> dict[str, Any]:
+        """Makes rows of the model's inputs and labels, for `datasets.map(batched=True, with_indices=True)`."""
+        raise NotImplementedError
+
+    def collator(self) -> Any:
+        """Pads rows to a batch."""
+        raise NotImplementedError
+
+    def metrics(self, prediction: Any) -> dict[str, float]:
+        """The `compute_metrics` of a `Trainer`."""
+        raise NotImplementedError
+
+    def report(self, rows: Any, encoded: Any, prediction: Any) -> dict[str, Any]:
+        """Scores by class, label or option, and where the mistakes are.
+
+        Args:
+            rows: The data as it was read.
+            encoded: What `encode` made of it.
+            prediction: Of the `Trainer`, for the encoded rows.
+        """
+        raise NotImplementedError
+
+
+def with_names(folder: str, names: Sequence[Any], **settings: Any) -> Any:
+    """The config of a folder, with these classes."""
+    config = AutoConfig.from_pretrained(folder)
+    if names:
+        config.id2label = {number: str(name) for number, name in enumerate(names)}
+        config.label2id = {str(name): number for number, name in enumerate(names)}
+    for name, value in settings.items():
+        setattr(config, name, value)
+    return config
+
+
+def own_config(folder: str, config_class: type[ErnieTaskConfig]) -> Any:
+    """The config of a folder of UIE or UTC; of a plain encoder's, the same with a new head.
+
+    Raises:
+        ValueError: a folder of something else.
+    """
+    config = AutoConfig.from_pretrained(folder)
+    if isinstance(config, config_class):
+        return config
+    if config.model_type != "ernie":
+        raise ValueError(
+            f"{folder} holds a model of the type {config.model_type}; this task takes {config_class.model_type}, or "
+            "an ERNIE encoder (ernie), which gets a new head."
+        )
+    known = config_class.__dataclass_fields__
+    return config_class(**{name: value for name, value in config.to_dict().items() if name in known})
+
+
+def rows_in(batch: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """The rows of a batch of columns."""
+    return [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
+
+
+def check_texts(values: Sequence[Any], column: str, rows: Sequence[int]) -> None:
+    """Raises ValueError where a text is missing."""
+    for value, row in zip(values, rows, strict=True):
+        if not isinstance(value, str) or not value.strip():
+            raise ValueError(f"Row {row} of the data has no text in column {column!r}: found {value!r}.")
+
+
+__all__ = ["ErnieTask", "check_texts", "own_config", "rows_in", "with_names"]
