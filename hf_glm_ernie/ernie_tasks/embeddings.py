@@ -77,13 +77,13 @@ def sentence_embeddings(
     ```
     """
     check_model_and_tokenizer(model, tokenizer, any_callable=True)
-    texts = text_records(texts)
+    plain = text_records(texts)
     one_of("pooling", pooling, POOLINGS)
     batch_size = whole_number("batch_size", batch_size)
     flags(normalize=normalize)
     _check_length(tokenizer, max_length)
     longest = longest_row(model, tokenizer, None)
-    encoded = _encode(tokenizer, texts, min(max_length or longest, longest))
+    encoded = _encode(tokenizer, plain, min(max_length or longest, longest))
 
     def embed(batch: list[int]) -> torch.Tensor:
         # On the right, whatever the tokenizer prefers: [CLS] stays in front.

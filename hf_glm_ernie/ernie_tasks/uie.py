@@ -123,17 +123,17 @@ def uie(
     """
     check_model_and_tokenizer(model, tokenizer, any_callable=True)
     nodes = read_schema(schema)
-    texts = text_records(texts)
+    plain = text_records(texts)
     threshold, batch_size = threshold_below_one("threshold", threshold), whole_number("batch_size", batch_size)
     max_length = longest_row(model, tokenizer, whole_number("max_length", max_length))
     one_of("language", language, LANGUAGES)
     flags(split_sentences=split_sentences)
     _check_room(tokenizer, nodes, max_length)
-    results: list[dict[str, list[dict[str, Any]]]] = [{} for _ in texts]
-    level = [_Question(i, node, node.prompt(), None) for node in nodes for i in range(len(texts))]
+    results: list[dict[str, list[dict[str, Any]]]] = [{} for _ in plain]
+    level = [_Question(i, node, node.prompt(), None) for node in nodes for i in range(len(plain))]
     reader = _Reader(model, tokenizer, threshold, batch_size, max_length, split_sentences, show_progress)
     while level:
-        answers = reader.answer(level, texts)
+        answers = reader.answer(level, plain)
         below: list[_Question] = []
         for question, given in zip(level, answers, strict=True):
             if not given:

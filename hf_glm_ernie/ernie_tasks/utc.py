@@ -120,8 +120,11 @@ def utc_inputs(
     Raises:
         ValueError: choices that leave no room for the text.
     """
-    texts = [_plain_ids(tokenizer, [pair[i] for pair in pairs]) for i in (0, 1)]
-    rows = [template_row(tokenizer, *row, max_length) for row in zip(options, *texts, strict=True)]
+    firsts, seconds = (_plain_ids(tokenizer, [pair[i] for pair in pairs]) for i in (0, 1))
+    rows = [
+        template_row(tokenizer, of_row, first, second, max_length)
+        for of_row, first, second in zip(options, firsts, seconds, strict=True)
+    ]
     return template_batch(rows, tokenizer.pad_token_id)
 
 
