@@ -257,7 +257,7 @@ def test_utc_learns_its_choices(folders, tmp_path) -> None:
     trainer = finetune("utc", folders["masked-lm"], train, tmp_path / "out", **options)
     report = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))
     scores = {name: report["scores"][f"eval_{name}"] for name in ("micro_f1", "macro_f1", "accuracy")}
-    assert min(scores.values()) > 0.95, scores  # 1.0 seen
+    assert min(scores.values()) > 0.95, scores  # 0.98 seen
     assert report["by_class"].keys() == {"很好", "很坏", "音乐"}
     assert report["by_class"]["音乐"]["gold"] == 0
     assert trainer.model.config.vocab_size == len(trainer.processing_class)
@@ -307,7 +307,7 @@ def test_numbers_with_a_fraction_are_predicted(folders, tmp_path) -> None:
     trainer = finetune("classification", folders["masked-lm"], train, tmp_path / "out", **options)
     assert (trainer.model.config.problem_type, trainer.model.config.num_labels) == ("regression", 1)
     report = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))
-    assert report["scores"]["eval_pearson"] > 0.95  # 0.99 seen
+    assert report["scores"]["eval_pearson"] > 0.95  # 0.998 seen
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(folders, tmp_path) -> None:

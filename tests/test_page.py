@@ -132,6 +132,7 @@ def test_schemas_are_read(typed: str, schema: Any) -> None:
         (": founder", "Line 1 of the schema has nothing before its colon"),
         ("person\ncompany:", "Line 2 of the schema has nothing behind its colon"),
         ("[" * LONGEST_SCHEMA, "nests too deeply"),
+        ("[" * 450 + '"a"' + "]" * 450, "nests too deeply"),  # Python reads this, and the preview could not show it
         ("x" * (LONGEST_SCHEMA + 1), "4,001 characters"),
         ("\n".join(map(str, range(MOST_NAMES + 1))), "has 65 names"),
     ],

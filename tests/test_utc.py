@@ -128,7 +128,7 @@ def test_a_dict_is_the_record_of_one_text(model: ErnieForUTC, tokenizer: ErnieTo
     for one, other in zip(together, alone, strict=True):
         assert {**one, "predictions": None} == {**other, "predictions": None}
         assert one["predictions"][0]["label"] == other["predictions"][0]["label"]
-        # fp32 sums over rows of another width: 1e-7 seen
+        # fp32 sums over rows of another width: 1.5e-6 seen
         assert one["predictions"][0]["score"] == pytest.approx(other["predictions"][0]["score"], abs=1e-5)
     assert utc(model, tokenizer, None, []) == []
 

@@ -4,12 +4,14 @@ The bound of log probabilities in fp32 is 2e-5. Seen: 3.8e-6 on the sample and 1
 see each test for the others.
 """
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from hf_glm_ernie import Glm130bForCausalLM, Glm130bTokenizer
 from hf_glm_ernie.vllm_plugin import rows as rows_module
@@ -166,6 +168,18 @@ class TestSample:
         good = served_sample.generate(TEXTS[:1], SamplingParams(temperature=0), use_tqdm=False)
         assert good[0].outputs[0].text == " three hearts"
 
+    @pytest.mark.parametrize("prompt", [[20, 1400, 21, 1404], [20] * 9])
+    def test_ids_are_not_cut(self, served_sample: Any, prompt: list[int]) -> None:
+        from vllm import SamplingParams
+
+        with pytest.raises(Exception, match="truncate_prompt_tokens=3 would cut"):
+            served_sample.generate(
+                [{"prompt_token_ids": prompt}],
+                SamplingParams(max_tokens=1),
+                tokenization_kwargs={"truncate_prompt_tokens": 3},
+                use_tqdm=False,
+            )
+
     def test_ids_without_a_token_among_the_most_probable_end_nothing(self, served_sample: Any) -> None:
         """The model has 1,792 rows and the tokenizer fewer tokens; all are asked for."""
         from vllm import SamplingParams
@@ -217,8 +231,29 @@ def test_half_precision(
 
 
 @pytest.mark.parametrize(
+    "left_out", ["model.layers.0.self_attn.k_proj.weight", "model.layers.1.mlp.down_proj.weight", "model.norm.bias"]
+)
+def test_a_folder_that_lacks_a_tensor_is_refused(tmp_path: Path, folder: Path, left_out: str) -> None:
+    """vLLM alone would answer from memory that nothing was written to."""
+    shutil.copytree(folder, tmp_path / "part")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[left_out]
+    save_file(tensors, tmp_path / "part" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"lacks 1 of the model's tensors, {left_out}"), engine(tmp_path / "part"):
+        pass
+
+
+def test_without_a_tokenizer_ids_are_held_against_the_model(folder: Path) -> None:
+    with engine(folder, skip_tokenizer_init=True) as served:
+        with pytest.raises(Exception, match=r"\[5000\] have no token"):
+            answers(served, [[20, 5000]], [0], max_tokens=1, detokenize=False)
+        assert answers(served, [[20, 1404]], [0], max_tokens=1, detokenize=False)[0].ids
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"tokenizer_mode": "inkling"}, "would go round the checks"),
         ({"long_prefill_token_threshold": 16}, "long_prefill_token_threshold=16 cuts prompts"),
         ({"runner": "pooling"}, "GLM-130B generates"),
         ({"enable_prompt_embeds": True}, "Send ids or text"),

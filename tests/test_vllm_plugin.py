@@ -8,7 +8,7 @@ import torch
 
 from hf_glm_ernie import Glm130bConfig
 from hf_glm_ernie.prefix_glm130b import layout
-from hf_glm_ernie.vllm_plugin.checks import mixed_masks, no_room, unknown_ids
+from hf_glm_ernie.vllm_plugin.checks import cut_prompt, mixed_masks, no_room, unknown_ids
 from hf_glm_ernie.vllm_plugin.positions import CHANNELS, KEPT, LONGEST_CONTEXT, decoded, request_positions
 from hf_glm_ernie.vllm_plugin.rows import split
 
@@ -115,10 +115,13 @@ class TestChecks:
     def test_ids_without_a_token(self) -> None:
         assert unknown_ids([0, 149], 150) == ""
         assert unknown_ids([0, 150, 199, 150], 150) == (
-            "The ids [150, 199] have no token: the tokenizer knows the ids 0 .. 149."
+            "The ids [150, 199] have no token: there are the ids 0 .. 149."
         )
         assert "[-1]" in unknown_ids([-1], 150)
-        assert unknown_ids([10**9], None) == "", "vLLM checks against the model's vocabulary"
+
+    def test_ids_are_not_cut(self) -> None:
+        assert cut_prompt([1, MASK, SOP], None) == cut_prompt([1, MASK, SOP], 3) == ""
+        assert "a prompt of 3 ids" in cut_prompt([1, MASK, SOP], 2)
 
     def test_no_room(self) -> None:
         assert no_room([7] * 15, 16) == ""

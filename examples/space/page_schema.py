@@ -14,6 +14,7 @@ from typing import Any
 from page_refusals import Refusal
 
 LONGEST_SCHEMA = 4_000  # characters
+DEEPEST_SCHEMA = 32  # levels of lists and objects
 MOST_NAMES = 64  # every name is a question about the text, or about every answer above it
 
 _SEPARATORS = re.compile(r"[,，;；、](?![^\[［]*[\]］])")  # not inside the brackets of options
@@ -73,15 +74,21 @@ def _names(text: str) -> list[str]:
 
 
 def count_names(schema: Any) -> int:
-    """How many names a schema holds, on all levels."""
-    total, pending = 0, [schema]
+    """How many names a schema holds, on all levels.
+
+    Raises:
+        Refusal: more levels than the page can show.
+    """
+    total, pending = 0, [(schema, 1)]
     while pending:
-        part = pending.pop()
+        part, level = pending.pop()
+        if level > DEEPEST_SCHEMA:
+            raise Refusal("schema_deep")
         if isinstance(part, dict):
             total += len(part)
-            pending += part.values()
+            pending += [(below, level + 1) for below in part.values()]
         elif isinstance(part, list):
-            pending += part
+            pending += [(below, level + 1) for below in part]
         else:
             total += 1
     return total

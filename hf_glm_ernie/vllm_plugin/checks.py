@@ -6,12 +6,12 @@ from typing import Any
 MASKS = ("mask_token_id", "gmask_token_id", "smask_token_id")
 
 
-def unknown_ids(token_ids: Sequence[int], tokens: int | None) -> str:
+def unknown_ids(token_ids: Sequence[int], tokens: int) -> str:
     """What is wrong with ids that have no token; empty where every one has."""
-    wrong = sorted({index for index in token_ids if tokens is not None and not 0 <= index < tokens})
+    wrong = sorted({index for index in token_ids if not 0 <= index < tokens})
     if not wrong:
         return ""
-    return f"The ids {wrong[:5]} have no token: the tokenizer knows the ids 0 .. {(tokens or 0) - 1}."
+    return f"The ids {wrong[:5]} have no token: there are the ids 0 .. {tokens - 1}."
 
 
 def mixed_masks(token_ids: Sequence[int], config: Any) -> str:
@@ -25,6 +25,16 @@ def mixed_masks(token_ids: Sequence[int], config: Any) -> str:
         return ""
     named = " and ".join(f"{getattr(config, name)} ({name})" for name in kinds)
     return f"The context holds two kinds of mask, {named}: GLM-130B fills one kind at a time. Keep one kind."
+
+
+def cut_prompt(token_ids: Sequence[int], longest: int | None) -> str:
+    """What is wrong with cutting ids to `truncate_prompt_tokens`; empty where nothing is cut."""
+    if longest is None or longest < 0 or len(token_ids) <= longest:
+        return ""
+    return (
+        f"truncate_prompt_tokens={longest} would cut a chat or a prompt of {len(token_ids)} ids wherever the limit "
+        "falls, its mask or <sop> too. Send a shorter one, or a text: a text is cut where its mask stays."
+    )
 
 
 def no_room(token_ids: Sequence[int], context: int) -> str:

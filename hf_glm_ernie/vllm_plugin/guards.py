@@ -32,7 +32,8 @@ class Glm130bGuards(VerifyAndUpdateConfig):
         """Says that positions come from the model and prompts from our renderer.
 
         Raises:
-            ValueError: a task other than generating, prompts as embeddings, or a context too long for `positions.py`.
+            ValueError: a task other than generating, prompts as embeddings, a context too long for `positions.py`, or
+                another tokenizer mode.
         """
         if model_config.runner_type != "generate":
             raise ValueError(
@@ -59,6 +60,11 @@ class Glm130bGuards(VerifyAndUpdateConfig):
         }
         if model_config.tokenizer_mode in ("auto", "hf"):
             model_config.tokenizer_mode = TOKENIZER_MODE
+        elif model_config.tokenizer_mode != TOKENIZER_MODE:
+            raise ValueError(
+                f"tokenizer_mode={model_config.tokenizer_mode!r} would go round the checks of GLM-130B's prompts. "
+                "Leave it out."
+            )
         _keep_greedy(model_config)
 
     @staticmethod

@@ -5,7 +5,6 @@ process of a server.
 """
 
 import vllm
-from packaging.version import Version
 from vllm import ModelRegistry
 from vllm.logger import init_logger
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP
@@ -18,7 +17,7 @@ from .quantization import register_quantization
 logger = init_logger("vllm.hf_glm_ernie")
 
 ARCHITECTURE = "Glm130bForCausalLM"
-OLDEST_TESTED, NEWEST_TESTED = "0.28.0", "0.32.0"
+OLDEST_TESTED, NEWEST_TESTED = (0, 28), (0, 32)
 """vLLM promises plugins little: on another version its answers may be other ones without an error."""
 
 
@@ -26,12 +25,12 @@ def register() -> None:
     """Registers GLM-130B and our integers. vLLM calls it in each of its processes, perhaps more than once."""
     if MODELS_CONFIG_MAP.get(ARCHITECTURE) is Glm130bGuards:
         return
-    minor = Version(vllm.__version__).release[:2]
-    if not Version(OLDEST_TESTED).release[:2] <= minor <= Version(NEWEST_TESTED).release[:2]:
+    # as numbers: a source tree of vLLM calls its version "dev", and is (0, 0)
+    if not OLDEST_TESTED <= vllm.__version_tuple__[:2] <= NEWEST_TESTED:
         logger.warning(
-            "hf_glm_ernie was tested with vLLM %s to %s, and this is %s: compare answers with generate() before you "
-            "rely on them.",
-            *(OLDEST_TESTED, NEWEST_TESTED, vllm.__version__),
+            "hf_glm_ernie was tested with vLLM %d.%d to %d.%d, and this is %s: compare answers with generate() before "
+            "you rely on them.",
+            *(*OLDEST_TESTED, *NEWEST_TESTED, vllm.__version__),
         )
     ModelRegistry.register_model(ARCHITECTURE, f"{__package__}.model:{ARCHITECTURE}")
     MODELS_CONFIG_MAP[ARCHITECTURE] = Glm130bGuards

@@ -12,7 +12,7 @@ from typing import Any
 from vllm.exceptions import VLLMValidationError
 from vllm.renderers.hf import HfRenderer
 
-from .checks import mixed_masks, no_room, unknown_ids
+from .checks import cut_prompt, mixed_masks, no_room, unknown_ids
 
 
 class Glm130bRenderer(HfRenderer):
@@ -34,10 +34,19 @@ class Glm130bRenderer(HfRenderer):
                 that fills the context.
         """
         config: Any = self.model_config.hf_config
-        problem = unknown_ids(token_ids, None if self.tokenizer is None else len(self.tokenizer))
+        tokens = self.model_config.get_vocab_size() if self.tokenizer is None else len(self.tokenizer)
+        problem = unknown_ids(token_ids, tokens)
         problem = problem or mixed_masks(token_ids, config) or no_room(token_ids, self.model_config.max_model_len)
         if problem:
             raise VLLMValidationError(problem, parameter="prompt")
+
+    def _tokenize_singleton_prompt(self, prompt: Any, params: Any) -> Any:
+        _refuse_cut(prompt, params)
+        return super()._tokenize_singleton_prompt(prompt, params)
+
+    async def _tokenize_singleton_prompt_async(self, prompt: Any, params: Any) -> Any:
+        _refuse_cut(prompt, params)
+        return await super()._tokenize_singleton_prompt_async(prompt, params)
 
     def render_messages(self, messages: Any, params: Any) -> Any:
         """As in vLLM, with the ids that the chat template's text has here."""
@@ -52,6 +61,12 @@ class Glm130bRenderer(HfRenderer):
             return super()._tokenize_prompt(prompt, params)
         except ValueError as error:
             raise VLLMValidationError(str(error), parameter="prompt") from error
+
+
+def _refuse_cut(prompt: Any, params: Any) -> None:
+    problem = cut_prompt(prompt.get("prompt_token_ids") or (), params.truncate_prompt_tokens)
+    if problem:
+        raise VLLMValidationError(problem, parameter="truncate_prompt_tokens")
 
 
 def _as_ids(params: Any) -> Any:
