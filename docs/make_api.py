@@ -28,6 +28,10 @@ GROUPS = {
         *("ErnieTokenizer", "sentence_embeddings", "uie", "utc", "OnnxEncoder"),
         *("ErnieForUIE", "ErnieUIEConfig", "ErnieUIEOutput", "ErnieForUTC", "ErnieUTCConfig", "ErnieUTCOutput"),
     ),
+    "ERNIE's encoders: labels to rows": (
+        *("ernie_data.convert.label_data", "ernie_data.arguments.LabelDataArguments"),
+        *("ernie_data.uie_rows.extraction_rows", "ernie_data.utc_rows.utc_rows"),
+    ),
     "ERNIE 3.0's unified model": (
         *("Ernie3Config", "Ernie3Tokenizer", "split_sentences", "Ernie3Model", "Ernie3ModelOutput"),
         *("Ernie3PreTrainedModel", "Ernie3ForCausalLM", "Ernie3CausalLMOutput"),

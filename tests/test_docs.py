@@ -29,6 +29,7 @@ from conversion import __main__ as command
 from docs import make_api
 from examples import export_ernie
 from hf_glm_ernie import Ernie3Config, Ernie3ForPreTraining, Ernie3Tokenizer, fill_blanks
+from hf_glm_ernie import __main__ as package_main
 from hf_glm_ernie.planner import plan
 from tests.support.converting_ernie3 import SIZES, layout, random_arrays, write_static
 from tests.support.strangers import PREAMBLE, run_python
@@ -49,6 +50,7 @@ SOURCES = {
 PROGRAMS: dict[str, Callable[[list[str]], int]] = {
     "python -m conversion": command.main,
     "python examples/export_ernie.py": export_ernie.main,
+    "python -m hf_glm_ernie": package_main.main,
 }
 """What the `bash` blocks of the pages run."""
 
@@ -198,6 +200,11 @@ def messages_on(page: str) -> list[str]:
 def test_page_prints_what_stands_there(converted: list[Ran], page: str) -> None:
     torch.manual_seed(0)
     check_shown(run_page(page))
+
+
+def test_labels_become_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    check_shown(run_page("label-train-deploy.md"))
 
 
 def test_ernie3_runs(workplace: Path) -> None:
