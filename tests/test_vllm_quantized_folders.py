@@ -155,7 +155,7 @@ NAME = "model.layers.1.mlp.up_proj.weight_scale"
         ({"bits": 8}, "", r"torch\.int8 of shape \(128, 160\) in the folder, .* shape \(1, 128, 320\)"),
         ({"group_size": 32}, "", r"torch\.float16 of shape \(128, 1\) in the folder, .* shape \(128, 10\)"),
         ({"modules_to_not_convert": ["q_proj"]}, "", r"keeps model\.layers\.0\.self_attn\.q_proj in full precision"),
-        ({}, NAME, f"The folder has no {re.escape(NAME)}"),
+        ({}, NAME, f"lacks 1 of the model's tensors, {re.escape(NAME)}"),
     ],
 )
 def test_folders_that_contradict_themselves_do_not_start(
