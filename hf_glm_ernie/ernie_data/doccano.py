@@ -8,7 +8,7 @@
     {"text" or "data": ..., "label": ["positive", ...]}                    classification
 
 The form is told by the keys: `data` makes it an old one, else `label` makes it triples, else it is the first
-(../shared/design/paddlenlp-workflows.md, section 1). Entities of triples get the ids 0, 1, ... of their line.
+(PaddleNLP 2.8.1, `doccano.py`). Entities of triples get the ids 0, 1, ... of their line.
 """
 
 from collections.abc import Mapping, Sequence

@@ -5,7 +5,7 @@
 A result of type `labels` is an entity (of several labels the first), one of type `relation` a relation. Classification
 takes the choices of the first result. Annotations behind the first and cancelled ones are treated as the original
 does: not read, and read. Both are noted, so that the command can tell how many there were.
-(../shared/design/paddlenlp-workflows.md, section 1.)
+(PaddleNLP 2.8.1, `label_studio.py`.)
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,7 +1,7 @@
 """Negative sampling: which prompts of the corpus a text is asked besides its own, that it has no answer to.
 
 Pure functions on prompts. The rules and ratios are PaddleNLP's, and so is the order in which random numbers are drawn
-(../shared/design/paddlenlp-workflows.md, section 3): with Python's generator and the seed of the original the same
+(PaddleNLP 2.8.1, `DataConverter`): with Python's generator and the seed of the original the same
 rows come out, random ones too, but for those in which the original contradicts itself. It takes symmetric differences
 of sets and does not look at what has an answer:
 

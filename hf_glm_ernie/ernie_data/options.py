@@ -7,7 +7,7 @@ shuffled before every prompt, from the order of the prompt before it, as the ori
 Where PaddleNLP is wrong and this is not: it looks an option up with `rfind`, which finds 科技 inside 体育科技 (here
 whole options are matched), and a class that is not among the options gets an offset in front of the prompt (here an
 error).
-(../shared/design/paddlenlp-workflows.md, section 2.)
+(PaddleNLP 2.8.1, `DataConverter`.)
 """
 
 import random

@@ -2,7 +2,7 @@
 
 A row is one prompt asked of one text. Entities ask their label, relations (and arguments of events, and opinions on
 aspects) `subject的predicate`, classes of entities (`评价维度##正向`) `name的情感倾向[正向,负向]`. A document has one
-row a prompt, its results in annotation order. (../shared/design/paddlenlp-workflows.md, sections 2 and 3.)
+row a prompt, its results in annotation order. (PaddleNLP 2.8.1, `DataConverter`.)
 
 [`extraction_parts`] is a stream: it runs over the documents up to three times and holds none of them, only what the
 corpus has together (labels, names of entities, predicates). The original's order of rows is by part, and its random

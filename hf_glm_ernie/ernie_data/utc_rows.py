@@ -3,7 +3,7 @@
     {"text_a": str, "text_b": str, "question": "", "choices": [str, ...], "labels": [int, ...]}
 
 One text is cut at the separator: a single piece leaves `text_b` empty; of more than two the last is `text_b` and the
-others are joined without the separator, as the original does. (../shared/design/paddlenlp-workflows.md, section 6.)
+others are joined without the separator, as the original does. (PaddleNLP 2.8.1, UTC's `label_studio.py`.)
 """
 
 from collections.abc import Iterable, Iterator, Sequence

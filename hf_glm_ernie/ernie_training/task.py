@@ -1,5 +1,6 @@
 """What a task of fine-tuning is: rows in, a model's inputs and labels out, and how the answers are scored."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ from transformers import AutoConfig
 from hf_glm_ernie.configuration_ernie_task import ErnieTaskConfig
 
 
-class ErnieTask:
+class ErnieTask(ABC):
     """A task; subclasses say what is theirs.
 
     Args:
@@ -35,25 +36,26 @@ class ErnieTask:
     def __init__(self, tokenizer: Any, max_length: int, settings: Mapping[str, Any] | None = None):
         self.tokenizer, self.max_length, self.settings = tokenizer, max_length, dict(settings or {})
 
-    def learn(self, train: Any) -> None:
+    def learn(self, train: Any) -> None:  # noqa: B027  # most tasks learn nothing from the rows
         """Reads off the training rows what the model has to know, such as the names of classes."""
 
+    @abstractmethod
     def open_model(self, folder: str, **options: Any) -> Any:
         """Opens the model with a head for this task; options go to `from_pretrained`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode(self, batch: Mapping[str, Sequence[Any]], rows: Sequence[int]) -> dict[str, Any]:
         """Makes rows of the model's inputs and labels, for `datasets.map(batched=True, with_indices=True)`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def collator(self) -> Any:
         """Pads rows to a batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def metrics(self, prediction: Any) -> dict[str, float]:
         """The `compute_metrics` of a `Trainer`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def report(self, rows: Any, encoded: Any, prediction: Any) -> dict[str, Any]:
         """Scores by class, label or option, and where the mistakes are.
 
@@ -62,7 +64,6 @@ class ErnieTask:
             encoded: What `encode` made of it.
             prediction: Of the `Trainer`, for the encoded rows.
         """
-        raise NotImplementedError
 
 
 def with_names(folder: str, names: Sequence[Any], **settings: Any) -> Any:
