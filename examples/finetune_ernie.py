@@ -37,19 +37,10 @@ from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, Trainer, T
 import hf_glm_ernie  # noqa: F401  # registers UIE and UTC with the Auto classes
 from hf_glm_ernie.ernie_training.class_labels import KINDS
 from hf_glm_ernie.ernie_training.data_files import FORMATS, find_files, read_data
-from hf_glm_ernie.ernie_training.prompt_tasks import Choosing, Extraction
 from hf_glm_ernie.ernie_training.task import ErnieTask
-from hf_glm_ernie.ernie_training.text_tasks import Classification, Tagging
+from hf_glm_ernie.ernie_training.tasks import TASKS
 from hf_glm_ernie.ernie_training.uie_rows import CUTS
 from hf_glm_ernie.finetuning.methods import IN_FRONT, AdapterArguments, adapt
-
-TASKS: dict[str, type[ErnieTask]] = {
-    "classification": Classification,
-    "tokens": Tagging,
-    "uie": Extraction,
-    "utc": Choosing,
-}
-
 
 @dataclass
 class DataArguments:
