@@ -42,6 +42,7 @@ from hf_glm_ernie.ernie_training.tasks import TASKS
 from hf_glm_ernie.ernie_training.uie_rows import CUTS
 from hf_glm_ernie.finetuning.methods import IN_FRONT, AdapterArguments, adapt
 
+
 @dataclass
 class DataArguments:
     """What is trained on."""
