@@ -12,7 +12,7 @@ from hf_glm_ernie import modeling_ernie_uie, modeling_ernie_utc
 from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
 
 from .converted_folder import Record, check_plain, origin_of_paddle
-from .ernie_names import LABELLED_TASKS, Task
+from .ernie_names import GRAM, LABELLED_TASKS, Task
 from .ernie_settings import CARRIED
 from .folder_files import PIPELINES, dtype_name, write_json
 
@@ -56,7 +56,9 @@ def check_config(raw: Mapping[str, Any]) -> None:
     check_plain(raw)
 
 
-def original_config(config: ErnieConfig, task: Task, dtype: torch.dtype, record: Record | None) -> dict[str, Any]:
+def original_config(
+    config: ErnieConfig, task: Task, dtype: torch.dtype, record: Record | None, is_gram: bool = False
+) -> dict[str, Any]:
     """The `config.json` PaddleNLP 2.5 and later reads.
 
     Args:
@@ -64,6 +66,7 @@ def original_config(config: ErnieConfig, task: Task, dtype: torch.dtype, record:
         task: The head.
         dtype: Of the weights.
         record: The folder's, if it has one: settings transformers does not know are taken from it.
+        is_gram: Whether it is for ERNIE-Gram's class.
     """
     values: dict[str, Any] = dict(record.source["settings"]) if record is not None else {}
     values |= {key: getattr(config, key) for key in PADDLE_KEYS}
@@ -73,7 +76,8 @@ def original_config(config: ErnieConfig, task: Task, dtype: torch.dtype, record:
     # A default task type other than 0 has one more row on transformers' side.
     added_row = task.is_native and config.use_task_id and values["task_id"] != 0
     values["task_type_vocab_size"] = config.task_type_vocab_size - int(added_row)
-    values |= {"architectures": [task.original], "model_type": "ernie", "dtype": dtype_name(dtype)}
+    model_type = GRAM if is_gram else "ernie"
+    values |= {"architectures": [task.original_of(is_gram)], "model_type": model_type, "dtype": dtype_name(dtype)}
     values.setdefault("pool_act", "tanh")
     values.setdefault("fuse", False)
     for key in ("num_labels", "init_class"):
