@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import ErnieConfig, PreTrainedConfig
+from transformers import ErnieConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
 from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
 
@@ -48,6 +48,7 @@ from .ernie_settings import (
     task_rows,
 )
 from .ernie_source import Source, read_source
+from .ernie_tokenizer import read_tokenizer
 from .ernie_vocabulary import (
     check_highest_id,
     check_vocabulary,
@@ -56,6 +57,7 @@ from .ernie_vocabulary import (
     repeated_rows,
     shared_rows,
     stated_ids,
+    with_padding,
 )
 from .folder_files import RECORD, main_dtype, notices_on_left_out
 from .job import ExpectedShapes, Job
@@ -119,7 +121,7 @@ class Encoder:
     dtypes: tuple[TensorSpec, ...]
     config: ErnieConfig
     task: Task
-    tokenizer: ErnieTokenizer | None
+    tokenizer: ErnieTokenizer | PreTrainedTokenizerFast | None
     record: Record
     beside: SideFiles
     notices: tuple[str, ...]
@@ -145,13 +147,16 @@ def plan_encoder(source: Path, options: ForwardOptions, expected: ExpectedShapes
     if gram and task.name not in GRAM_TASKS:
         raise SettingsError(f"{source}: an ERNIE-Gram, which PaddleNLP has {', '.join(GRAM_TASKS)} of, no {task.name}")
     eps = layer_norm_eps_of(gram) if options.layer_norm_eps is None else options.layer_norm_eps
-    tokenizer = load_tokenizer(read.tokenizer_folder, options.vocab)
+    tokenizer, of_tokenizer = read_tokenizer(read.tokenizer_folder, options.vocab, sizes.type_vocab_size)
+    settings, of_padding = with_padding(settings, tokenizer)
     repeated = repeated_rows(tokenizer, stated_ids(read.tokenizer_folder))
     config, config_notices = build_config(settings, sizes, task, eps, repeated.count if repeated else 0)
     left_out = _left_out(names, task, config.num_hidden_layers, options.task is not None)
     names = {name: in_file for name, in_file in names.items() if name not in left_out}
     plan, pooler_notices = _plan_weights(read, names, task, config, repeated, options, expected)
-    notices += [*read.notices, *config_notices, *pooler_notices, *check_vocabulary(tokenizer, config)]
+    notices += [*read.notices, *config_notices, *pooler_notices, *of_tokenizer, *of_padding]
+    if tokenizer is not None or not of_tokenizer:
+        notices += check_vocabulary(tokenizer, config)
     if tokenizer is not None and repeated is not None:
         notices.append(
             f"PaddleNLP gives one id to {shared_rows(tokenizer, repeated)}: each got its own, with a copy of the row, "
@@ -285,7 +290,7 @@ def plan_reverse(source: Path, dtype: torch.dtype | None, expected: ExpectedShap
             "which this head does not use"
         )
     paddle_config = original_config(config, task, main, record, gram)
-    if tokenizer is not None and tokenizer.paddlenlp_ids():
+    if isinstance(tokenizer, ErnieTokenizer) and tokenizer.paddlenlp_ids():
         check_highest_id(tokenizer, config)
     if tokenizer is not None and repeated is not None:
         paddle_config["vocab_size"] -= repeated.count

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import ErnieConfig
+from transformers import ErnieConfig, PreTrainedTokenizerBase
 
 from hf_glm_ernie import modeling_ernie_uie, modeling_ernie_utc
 from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
 
 from .converted_folder import Record, check_plain, origin_of_paddle
+from .ernie_bpe import write_byte_pairs
 from .ernie_names import GRAM, LABELLED_TASKS, Task
 from .ernie_settings import CARRIED
 from .folder_files import PIPELINES, dtype_name, write_json
@@ -86,24 +87,32 @@ def original_config(
 
 
 def write_original_files(
-    folder: Path, config: Mapping[str, Any], source: Path, tokenizer: ErnieTokenizer | None
+    folder: Path, config: Mapping[str, Any], source: Path, tokenizer: PreTrainedTokenizerBase | None
 ) -> None:
     """Writes PaddleNLP's config.json and its tokenizer's files, with the ids that it gives to added tokens."""
     write_json(folder / "config.json", config)
     if tokenizer is None:
         return
-    if (source / "vocab.txt").is_file():
+    if not isinstance(tokenizer, ErnieTokenizer):
+        write_byte_pairs(folder, tokenizer)
+    elif (source / "vocab.txt").is_file():
         shutil.copyfile(source / "vocab.txt", folder / "vocab.txt")
     else:
         tokenizer.save_vocabulary(str(folder))
-    if added := tokenizer.paddlenlp_ids():
+    if isinstance(tokenizer, ErnieTokenizer) and (added := tokenizer.paddlenlp_ids()):
         write_json(folder / "added_tokens.json", added)
     special: dict[str, Any] = {name: str(getattr(tokenizer, name)) for name in tokenizer.special_tokens_map}
     if tokenizer.extra_special_tokens:
         special["additional_special_tokens"] = [str(token) for token in tokenizer.extra_special_tokens]
     write_json(folder / "special_tokens_map.json", special)
-    settings = {"tokenizer_class": "ErnieTokenizer", "do_lower_case": tokenizer.do_lower_case} | special
+    settings = {"tokenizer_class": "ErnieTokenizer", "do_lower_case": _lowercases(tokenizer)} | special
     write_json(folder / "tokenizer_config.json", settings | {"model_max_length": config["max_position_embeddings"]})
+
+
+def _lowercases(tokenizer: PreTrainedTokenizerBase) -> bool:
+    if isinstance(tokenizer, ErnieTokenizer):
+        return tokenizer.do_lower_case
+    return bool(tokenizer.init_kwargs.get("do_lower_case"))
 
 
 def model_card(config: ErnieConfig, task: Task, has_tokenizer: bool, record: Record) -> str:

@@ -9,7 +9,7 @@ A folder holds `<linear>.lora_A`, `<linear>.lora_B` and, as they are, the tensor
 Nothing is loaded whole: rows of W' and B' are gathered a block at a time; A, of r columns, is read once for each.
 
 Refused, because the files do not tell the merged weights: PiSSA, which takes its first matrices out of the base
-when it begins; the ranks of tensor parallelism apart; `LoRAMergedLinear` (`enable_lora_list`), of which ERNIE has none;
+when it begins; the ranks of tensor parallelism apart; `LoRAMergedLinear` (`enable_lora_list`), which ERNIE lacks;
 quantization-aware training.
 
 Sources: PaddleNLP 2.8.1 `peft/lora/lora_layers.py`, `lora_config.py`, `lora_model.py` (2.8.0 is the same, 2.7.2 has
@@ -188,8 +188,8 @@ def open_adapter(path: Path) -> Adapter:
 def _read_lora_settings(path: Path) -> dict[str, object]:
     if not path.is_file():
         raise SettingsError(
-            f"{path}: not there. It tells lora_alpha, which the weights do not; without it they cannot be merged. Copy "
-            "it from where the adapter was saved."
+            f"{path}: not there. It tells lora_alpha, which the weights do not; without it they cannot be merged. "
+            "Copy it from where the adapter was saved."
         )
     settings = read_settings_object(path, str(path))
     check_kinds(settings, LORA_KINDS, path)

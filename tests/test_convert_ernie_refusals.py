@@ -280,7 +280,7 @@ def test_padding_of_another_model(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 def test_vocabulary_of_another_kind(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     vocab = tmp_path / "vocab.txt"
-    vocab.write_text("<s>\n<pad>\n</s>\n<unk>\n<mask>\n" + "\n".join(f"w{n}" for n in range(91)), encoding="utf-8")
+    vocab.write_text("<s>\n<pad>\n</s>\n<unk>\n" + "\n".join(f"w{n}" for n in range(92)), encoding="utf-8")
     message = refused(SMALL / "features", tmp_path, capsys, f"--vocab={vocab}")
     assert "[CLS]" in message
     assert "ernie-3.0-tiny-mini-v2-en" in message
