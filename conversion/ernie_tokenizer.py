@@ -97,8 +97,8 @@ def _byte_pairs(
     return tokenizer, [
         f"{path.name} has byte pairs (Ġ), which PaddleNLP would read as WordPiece and not find; the tokenizer is a "
         f"byte-level one with {origin}, {'lowercases' if lowercase else 'keeps capital letters'}, and puts "
-        f"{special['cls_token']} A {special['sep_token']} B {special['sep_token']} around texts, all of token type 0. The "
-        "released file was not seen: compare a few ids with those the model was trained on"
+        f"{special['cls_token']} A {special['sep_token']} B {special['sep_token']} around texts, of token type 0. "
+        "The released file was not seen: compare a few ids with those the model was trained on"
     ]
 
 

@@ -96,8 +96,8 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase | None, config: ErnieCon
     pad = tokenizer.pad_token_id
     if pad != config.pad_token_id:
         raise SettingsError(
-            f"{tokenizer.pad_token} is id {pad} of the vocabulary, the settings say pad_token_id {config.pad_token_id}. "
-            "They belong to different models."
+            f"{tokenizer.pad_token} is id {pad} of the vocabulary, the settings say pad_token_id "
+            f"{config.pad_token_id}. They belong to different models."
         )
     return []
 
