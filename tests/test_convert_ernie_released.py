@@ -1,4 +1,4 @@
-"""Every encoder that PaddleNLP has a name for: its layout, scaled down, converted and opened, against a slow reference."""
+"""Every encoder that PaddleNLP has a name for: its layout, scaled down, is opened and held against a slow reference."""
 
 import json
 from pathlib import Path
