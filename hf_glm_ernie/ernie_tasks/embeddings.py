@@ -2,7 +2,8 @@
 
 What PaddleNLP takes as a text's vector depends on the program, so the pooling is an argument. Its RocketQA dual
 encoders (`ErnieDualEncoder`, also behind `Taskflow("feature_extraction")`) take `"cls"` and compare by plain dot
-product, its semantic search with in-batch negatives takes `"pooler"` and scales to length 1.
+product, its semantic search with in-batch negatives takes `"pooler"` and scales to length 1. `"mean"`, `"max"` and
+`"mean_sqrt"` are sentence-transformers' as well (`mean`, `max`, `mean_sqrt_len_tokens` of its `Pooling`).
 
 Source: PaddleNLP 2.8.1, `paddlenlp/transformers/semantic_search/modeling.py` (`get_pooled_embedding`),
 `paddlenlp/taskflow/text_feature_extraction.py` (`mean_tokens`, `cls_token`); of the PaddleNLP repository,
@@ -22,7 +23,7 @@ from hf_glm_ernie.inference.batches import in_batches
 from .records import text_records
 from .runners import call_model, checked_output, longest_row, name_of, output_of
 
-POOLINGS = ("mean", "cls", "pooler")
+POOLINGS = ("mean", "max", "mean_sqrt", "cls", "pooler")
 
 
 def sentence_embeddings(
@@ -47,10 +48,11 @@ def sentence_embeddings(
             (B, H) by name.
         tokenizer: Its tokenizer.
         texts: One text or several; a dict `{"text": ...}` is the record of one.
-        pooling: `"mean"`: mean of the last hidden states of all tokens, `[CLS]` and `[SEP]` among them; `"cls"`: that
-            of `[CLS]`, as PaddleNLP's RocketQA dual encoders take it (with `normalize=False`); `"pooler"`: that of
-            `[CLS]` after the pooler (a linear layer and tanh), as PaddleNLP's in-batch-negatives semantic search
-            takes it.
+        pooling: `"mean"`: mean of the last hidden states of all tokens, `[CLS]` and `[SEP]` among them; `"max"`: the
+            largest value among them of every component; `"mean_sqrt"`: their sum divided by the square root of how
+            many there are; `"cls"`: the state of `[CLS]`, as PaddleNLP's RocketQA dual encoders take it (with
+            `normalize=False`); `"pooler"`: that of `[CLS]` after the pooler (a linear layer and tanh), as PaddleNLP's
+            in-batch-negatives semantic search takes it.
         normalize: Whether vectors are scaled to length 1, so that their dot product is the cosine.
         batch_size: Texts per forward.
         max_length: Tokens per text, at most what the model has positions for; longer texts are cut at their end.
@@ -108,9 +110,25 @@ def mean_of_tokens(states: torch.Tensor, attention_mask: torch.Tensor) -> torch.
     Returns:
         (B, H) fp32.
     """
+    return _sum_of_tokens(states, attention_mask) / attention_mask.sum(1, keepdim=True)
+
+
+def mean_sqrt_of_tokens(states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """The sum over the tokens that are no padding, by the square root of their number. Shapes: `mean_of_tokens`."""
+    return _sum_of_tokens(states, attention_mask) / attention_mask.sum(1, keepdim=True).sqrt()
+
+
+def max_of_tokens(states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """The largest value of every component over the tokens that are no padding. Shapes: `mean_of_tokens`."""
+    return states.float().masked_fill(attention_mask[..., None] == 0, -torch.inf).amax(1)
+
+
+def _sum_of_tokens(states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     # Padded states are left out, not multiplied by 0: they may be anything, NaN as well.
-    kept = states.float().masked_fill(attention_mask[..., None] == 0, 0.0)
-    return kept.sum(1) / attention_mask.sum(1, keepdim=True)
+    return states.float().masked_fill(attention_mask[..., None] == 0, 0.0).sum(1)
+
+
+OVER_TOKENS = {"mean": mean_of_tokens, "max": max_of_tokens, "mean_sqrt": mean_sqrt_of_tokens}
 
 
 def _pool(model: Any, inputs: Mapping[str, torch.Tensor], pooling: str) -> torch.Tensor:
@@ -120,8 +138,8 @@ def _pool(model: Any, inputs: Mapping[str, torch.Tensor], pooling: str) -> torch
         if output_of(outputs, "pooler_output") is None:
             raise ValueError(
                 f"pooling='pooler', but this {name_of(model)} has no pooler. Open it with "
-                "AutoModel.from_pretrained(folder, add_pooling_layer=True) where the folder holds one, or take 'mean' "
-                "or 'cls'."
+                "AutoModel.from_pretrained(folder, add_pooling_layer=True) where the folder holds one, or take another "
+                "pooling."
             )
         return checked_output(model, outputs, "pooler_output", (rows, None)).float()
     if output_of(outputs, "last_hidden_state") is None:
@@ -130,8 +148,8 @@ def _pool(model: Any, inputs: Mapping[str, torch.Tensor], pooling: str) -> torch
             "or what AutoModel.from_pretrained opens; examples/export_ernie.py exports it with --encoder."
         )
     states = checked_output(model, outputs, "last_hidden_state", (rows, tokens, None))
-    if pooling == "mean":
-        return mean_of_tokens(states, inputs["attention_mask"].to(states.device))
+    if pooling in OVER_TOKENS:
+        return OVER_TOKENS[pooling](states, inputs["attention_mask"].to(states.device))
     return states[:, 0].float()
 
 
@@ -155,4 +173,4 @@ def _check_length(tokenizer: Any, max_length: int | None) -> None:
         )
 
 
-__all__ = ["mean_of_tokens", "sentence_embeddings"]
+__all__ = ["max_of_tokens", "mean_of_tokens", "mean_sqrt_of_tokens", "sentence_embeddings"]
