@@ -89,7 +89,10 @@ POOLINGS = [
 
 @pytest.mark.parametrize(("pooling", "normalize"), POOLINGS)
 def test_sentence_transformers(made: Made, pooling: str, normalize: str) -> None:
-    """Seen: 2.4e-6 of vectors that are not scaled, 6.2e-6 of `mean_sqrt`, whose values reach 19. Texts are cut where `sentence_embeddings` cuts them."""
+    """Seen: 2.4e-6 of vectors that are not scaled, 6.2e-6 of `mean_sqrt`, whose values reach 19.
+
+    Texts are cut where `sentence_embeddings` cuts them.
+    """
     reason = "needs sentence-transformers: the environment of `make test-serve` has it"
     engines = pytest.importorskip("sentence_transformers", reason=reason)
     ernie, bert = made(AutoModel, f"--pooling={pooling}", normalize)

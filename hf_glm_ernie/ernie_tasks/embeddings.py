@@ -138,8 +138,8 @@ def _pool(model: Any, inputs: Mapping[str, torch.Tensor], pooling: str) -> torch
         if output_of(outputs, "pooler_output") is None:
             raise ValueError(
                 f"pooling='pooler', but this {name_of(model)} has no pooler. Open it with "
-                "AutoModel.from_pretrained(folder, add_pooling_layer=True) where the folder holds one, or take another "
-                "pooling."
+                "AutoModel.from_pretrained(folder, add_pooling_layer=True) where the folder holds one, or take "
+                "another pooling."
             )
         return checked_output(model, outputs, "pooler_output", (rows, None)).float()
     if output_of(outputs, "last_hidden_state") is None:
