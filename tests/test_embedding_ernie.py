@@ -131,6 +131,26 @@ def test_one_text_and_none(model, tokenizer):
     assert (none.shape, none.dtype) == ((0, 32), torch.float32)
 
 
+def test_a_pair_is_a_title_and_a_text(model, tokenizer):
+    """Token types 0 and 1; an empty title keeps its [SEP], as in RocketQA's files without titles."""
+    texts = ["猫", ("面包师", "凌晨四点生火"), ["", "猫"], {"text": "red flag"}]
+    found = sentence_embeddings(model, tokenizer, texts, pooling="cls", normalize=False, batch_size=3)
+    assert tokenizer("", "猫")["token_type_ids"] == [0, 0, 1, 1]
+    inputs = [("猫",), ("面包师", "凌晨四点生火"), ("", "猫"), ("red flag",)]
+    with torch.no_grad():
+        rows = [model(**tokenizer(*one, return_tensors="pt")).last_hidden_state[0, 0] for one in inputs]
+    torch.testing.assert_close(found, torch.stack(rows), rtol=0, atol=TOLERANCE)
+    assert torch.equal(
+        sentence_embeddings(model, tokenizer, iter(texts)), sentence_embeddings(model, tokenizer, texts)
+    )
+    with pytest.raises(
+        TypeError, match=r"texts\[1\] is neither a string nor a pair of them, title and text: \('a',\)"
+    ):
+        sentence_embeddings(model, tokenizer, ["b", ("a",)])
+    with pytest.raises(ValueError, match="max_length=3 leaves no room for text beside the 3 special tokens"):
+        sentence_embeddings(model, tokenizer, [("猫", "red")], max_length=3)
+
+
 @pytest.mark.parametrize("max_length", [3, 8, 128, 1000])
 def test_long_texts_are_cut(model, tokenizer, max_length):
     texts = ["猫" * 500, "red flag is up"]

@@ -99,7 +99,9 @@ def _rows(
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
     expected: int | None = None
+    found = False
     for line in _lines(path):
+        found = True
         if path.suffix == ".jsonl":
             try:
                 record = json.loads(line.text)
@@ -114,7 +116,7 @@ def _rows(
             before = f" The lines before have {expected}." if len(cells) != expected else ""
             raise line.wrong(f"{len(cells)} columns, where one of these is wanted: {allowed}.{before}")
         yield line, of_columns(line, cells)
-    if expected is None and path.suffix == ".tsv":
+    if not found:
         raise ValueError(f"{path} has no lines.")
 
 
@@ -166,8 +168,9 @@ def _passage_of_record(line: _Line, record: Any) -> Passage:
 
 def _check_passage(line: _Line, passage: Passage) -> None:
     title, text = ("", passage) if isinstance(passage, str) else passage
-    if not isinstance(title, str):
-        raise line.wrong(f"the title {_short(title)} is no string.")
+    for what, value in (("title", title), ("text", text)):
+        if not isinstance(passage, str) and not isinstance(value, str):
+            raise line.wrong(f"the {what} {_short(value)} is no string.")
     if not title.strip():
         _check_text(line, "passage", text)
 

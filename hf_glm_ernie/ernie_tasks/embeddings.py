@@ -11,13 +11,13 @@ Source: PaddleNLP 2.8.1, `paddlenlp/transformers/semantic_search/modeling.py` (`
 comments: N texts, B batch, T tokens, H hidden size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from hf_glm_ernie.host_arguments import check_model_and_tokenizer, flags, one_of, whole_number
+from hf_glm_ernie.host_arguments import check_model_and_tokenizer, checked_list, flags, one_of, short, whole_number
 from hf_glm_ernie.inference.batches import in_batches
 
 from .records import text_records
@@ -29,7 +29,7 @@ POOLINGS = ("mean", "max", "mean_sqrt", "cls", "pooler")
 def sentence_embeddings(
     model: Any,
     tokenizer: Any,
-    texts: str | dict[str, str] | list[str | dict[str, str]],
+    texts: str | dict[str, str] | Sequence[str | dict[str, str] | Sequence[str]],
     *,
     pooling: str = "mean",
     normalize: bool = True,
@@ -47,7 +47,9 @@ def sentence_embeddings(
             that is called with what the tokenizer gives and returns `last_hidden_state` (B, T, H) or `pooler_output`
             (B, H) by name.
         tokenizer: Its tokenizer.
-        texts: One text or several; a dict `{"text": ...}` is the record of one.
+        texts: One text or several; a dict `{"text": ...}` is the record of one. In a list, a pair of strings is a
+            title (it may be empty) and a text, `[CLS] title [SEP] text [SEP]` with token types 0 and 1, as RocketQA's
+            encoders of passages are trained on them.
         pooling: `"mean"`: mean of the last hidden states of all tokens, `[CLS]` and `[SEP]` among them; `"max"`: the
             largest value among them of every component; `"mean_sqrt"`: their sum divided by the square root of how
             many there are; `"cls"`: the state of `[CLS]`, as PaddleNLP's RocketQA dual encoders take it (with
@@ -79,13 +81,13 @@ def sentence_embeddings(
     ```
     """
     check_model_and_tokenizer(model, tokenizer, any_callable=True)
-    plain = text_records(texts)
+    rows = _rows_of(texts)
     one_of("pooling", pooling, POOLINGS)
     batch_size = whole_number("batch_size", batch_size)
     flags(normalize=normalize)
-    _check_length(tokenizer, max_length)
+    _check_length(tokenizer, max_length, any(len(row) == 2 for row in rows))
     longest = longest_row(model, tokenizer, None)
-    encoded = _encode(tokenizer, plain, min(max_length or longest, longest))
+    encoded = _encode(tokenizer, rows, min(max_length or longest, longest))
 
     def embed(batch: list[int]) -> torch.Tensor:
         # On the right, whatever the tokenizer prefers: [CLS] stays in front.
@@ -94,9 +96,9 @@ def sentence_embeddings(
 
     lengths = [len(row["input_ids"]) for row in encoded]
     settings: dict[str, Any] = {"what": "Embedding", "show_progress": show_progress}
-    rows = in_batches(model, embed, lengths, batch_size, **settings)
+    vectors = in_batches(model, embed, lengths, batch_size, **settings)
     width = getattr(getattr(model, "config", None), "hidden_size", 0)
-    embeddings = torch.stack(rows) if rows else torch.zeros(0, width)  # (N, H)
+    embeddings = torch.stack(vectors) if vectors else torch.zeros(0, width)  # (N, H)
     return F.normalize(embeddings, dim=-1) if normalize else embeddings
 
 
@@ -153,19 +155,36 @@ def _pool(model: Any, inputs: Mapping[str, torch.Tensor], pooling: str) -> torch
     return states[:, 0].float()
 
 
-def _encode(tokenizer: Any, texts: list[str], max_length: int) -> list[dict[str, list[int]]]:
+def _rows_of(texts: Any) -> list[tuple[str, ...]]:
+    """Every text alone in a tuple, or behind its title."""
+    pairs: dict[int, tuple[str, ...]] = {}
+    if not isinstance(texts, str | Mapping):
+        texts = checked_list(texts, "texts", "a string, a dict {'text': ...}, or a list of them and of pairs")
+        pairs = {place: tuple(one) for place, one in enumerate(texts) if isinstance(one, list | tuple)}
+        texts = ["" if place in pairs else one for place, one in enumerate(texts)]
+    for place, pair in pairs.items():
+        if len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+            raise TypeError(f"texts[{place}] is neither a string nor a pair of them, title and text: {short(pair)}.")
+    return [pairs.get(place, (text,)) for place, text in enumerate(text_records(texts))]
+
+
+def _encode(tokenizer: Any, rows: Sequence[tuple[str, ...]], max_length: int) -> list[dict[str, list[int]]]:
     """The model's inputs for every text, without padding."""
-    if not texts:
-        return []
-    rows = tokenizer(texts, truncation=True, max_length=max_length, return_attention_mask=True, verbose=False)
-    return [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
+    encoded: list[dict[str, list[int]]] = [{} for _ in rows]
+    options = {"truncation": True, "max_length": max_length, "return_attention_mask": True, "verbose": False}
+    for size in {len(row) for row in rows}:
+        places = [place for place, row in enumerate(rows) if len(row) == size]
+        columns = tokenizer(*([rows[place][k] for place in places] for k in range(size)), **options)
+        for place, values in zip(places, zip(*columns.values(), strict=True), strict=True):
+            encoded[place] = dict(zip(columns, values, strict=True))
+    return encoded
 
 
-def _check_length(tokenizer: Any, max_length: int | None) -> None:
+def _check_length(tokenizer: Any, max_length: int | None, pairs: bool) -> None:
     if max_length is None:
         return
     max_length = whole_number("max_length", max_length)
-    special = tokenizer.num_special_tokens_to_add()
+    special = tokenizer.num_special_tokens_to_add(pair=pairs)
     if max_length <= special:
         raise ValueError(
             f"max_length={max_length} leaves no room for text beside the {special} special tokens; it must be at "
