@@ -143,11 +143,14 @@ def read_arguments(arguments: list[str]) -> tuple[RetrievalArguments, Any]:
         from sentence_transformers.sentence_transformer import SentenceTransformerTrainingArguments
     except ImportError as error:
         raise ImportError(INSTALL) from error
+    # The kind first: it decides on the other arguments and their defaults. One that is not known is refused below.
     own = HfArgumentParser(RetrievalArguments, add_help=False)  # type: ignore[arg-type]  # the host takes dataclasses
     kind = own.parse_known_args([one for one in arguments if one not in ("-h", "--help")])[0].kind
-    classes = {"dual": SentenceTransformerTrainingArguments, "cross": CrossEncoderTrainingArguments}
-    parser = HfArgumentParser((RetrievalArguments, classes[kind]), description=__doc__.split("\n")[0])  # type: ignore[arg-type]
-    parser.set_defaults(**DEFAULTS[kind], report_to=["none"])
+    cross = kind == "cross"
+    arguments_class = CrossEncoderTrainingArguments if cross else SentenceTransformerTrainingArguments
+    both: Any = (RetrievalArguments, arguments_class)
+    parser = HfArgumentParser(both, description=__doc__.split("\n")[0])
+    parser.set_defaults(**DEFAULTS["cross" if cross else "dual"], report_to=["none"])
     options, training = parser.parse_args_into_dataclasses(arguments)
     return options, training
 
