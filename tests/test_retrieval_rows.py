@@ -1,11 +1,14 @@
 """Files of judged queries, and the rows that dual encoders and cross-encoders are trained on."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from hf_glm_ernie.ernie_retrieval.encoders import cross_encoder, dual_encoder
+from hf_glm_ernie.ernie_retrieval.evaluators import cross_evaluator, dual_evaluator
 from hf_glm_ernie.ernie_retrieval.judged_files import JudgedQuery, read_passages, read_queries
 from hf_glm_ernie.ernie_retrieval.training_rows import all_passages, cross_columns, cross_row, dual_columns
 
@@ -139,3 +142,20 @@ def test_rows_of_a_cross_encoder() -> None:
     assert all_passages([titled, titled]) == [("标题", "雨"), ("", "风"), "雪"]
     with pytest.raises(ValueError, match="the data has one kind only"):
         cross_columns([judged(2, 0)])
+
+
+def test_without_sentence_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    for part in ("sentence_transformer.evaluation", "sentence_transformer.modules", "cross_encoder.evaluation"):
+        monkeypatch.setitem(sys.modules, f"sentence_transformers.{part}", None)
+    message = r"pip install 'hf-glm-ernie\[retrieval\]'"
+    for call in (dual_encoder, cross_encoder):
+        with pytest.raises(ImportError, match=message):
+            call(str(tmp_path))
+    for evaluator in (dual_evaluator, cross_evaluator):
+        with pytest.raises(ImportError, match=message):
+            evaluator([judged(1, 1)])
+    with pytest.raises(ValueError, match="pooling='pooler' is not one of"):
+        dual_encoder(str(tmp_path), pooling="pooler")
+    with pytest.raises(ValueError, match="num_labels=3: a cross-encoder has 2 classes"):
+        cross_encoder(str(tmp_path), num_labels=3)
