@@ -16,7 +16,7 @@ from tests.reference.retrieval_naive import in_batch_loss
 from tests.support.rank_processes import ROOT, end
 
 sys.path.insert(0, str(ROOT / "examples"))  # as pytest has it
-import train_retrieval  # noqa: E402
+import train_retrieval
 
 BOUND = 2e-6  # softmax of products up to 9 in fp32, where a step is 1e-6; measured 4.2e-7
 
