@@ -139,6 +139,7 @@ def plan_as_bert(source: Path, options: BertOptions, expected: ExpectedShapes) -
             *_on_the_fold(task_type, rows, dtype, options.dtype is not None),
             *dtype_notices,
             *notices_on_left_out(left_out),
+            *(options.pooling.notices() if options.pooling else ()),
         ],
     )
 

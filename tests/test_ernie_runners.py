@@ -176,7 +176,7 @@ def test_golden_classification_is_the_models(case, golden_utc):
 
 
 @needs_onnx
-@pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
+@pytest.mark.parametrize("pooling", ["mean", "max", "mean_sqrt", "cls", "pooler"])
 def test_embeddings_are_the_models(pooling, tiny_encoder):
     model, tokenizer, encoder = tiny_encoder
     texts = ["明天", "".join(UIE["vocab"][10:30]), "", "上午的时间"]
