@@ -36,7 +36,7 @@ from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, Trainer, T
 
 import hf_glm_ernie  # noqa: F401  # registers UIE and UTC with the Auto classes
 from hf_glm_ernie.ernie_training.class_labels import KINDS
-from hf_glm_ernie.ernie_training.data_files import FORMATS, find_files, read_data
+from hf_glm_ernie.ernie_training.data_files import FORMATS, find_files
 from hf_glm_ernie.ernie_training.task import ErnieTask
 from hf_glm_ernie.ernie_training.tasks import TASKS
 from hf_glm_ernie.ernie_training.uie_rows import CUTS
@@ -90,11 +90,11 @@ def main(arguments: list[str] | None = None) -> Trainer:
     task = TASKS[data.task](tokenizer, longest_row(data, adapter), {**vars(data), "method": adapter.method})
     training.label_names = list(task.label_names)
     with training.main_process_first():
-        files = [
-            None if file is None else read_data(file, task.columns) for file in find_files(data.data, data.eval_data)
-        ]
+        files = [None if file is None else task.read(file) for file in find_files(data.data, data.eval_data)]
         task.learn(files[0])
         train, evaluation = (None if rows is None else encoded(task, rows) for rows in files)
+    if evaluation is not None:
+        task.measure_on(files[1], evaluation)
     trainer = Trainer(
         model=adapt(load_model(data, adapter, task), adapter, task.peft_type, heads_of(task, adapter)),
         args=training,
@@ -104,6 +104,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
         data_collator=task.collator(),
         compute_metrics=task.metrics,
         preprocess_logits_for_metrics=task.keep,
+        compute_loss_func=task.loss,
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()

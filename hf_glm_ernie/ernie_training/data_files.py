@@ -3,7 +3,7 @@
 A folder holds `train.txt` and `dev.txt` (one JSON row a line), or the same names with another ending.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,18 +45,37 @@ def read_data(file: Path, columns: Sequence[str]) -> Any:
         FileNotFoundError: no such file.
         ImportError: no `datasets`.
     """
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise ImportError("Reading data needs the package datasets: pip install datasets") from error
+    load_dataset = _datasets().load_dataset
     if file.suffix not in FORMATS:
         raise ValueError(f"{file} is none of {', '.join(FORMATS)}.")
-    if not file.is_file():
-        raise FileNotFoundError(f"There is no file {file}.")
+    check_file(file)
     dataset = load_dataset(FORMATS[file.suffix], data_files=str(file), split="train")
     if missing := [name for name in columns if name not in dataset.column_names]:
         raise ValueError(f"{file} has no column {', '.join(missing)}; it has {', '.join(dataset.column_names)}.")
     return dataset
 
 
-__all__ = ["FORMATS", "find_files", "read_data"]
+def rows_dataset(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Rows as a `datasets.Dataset`.
+
+    Raises:
+        ImportError: no `datasets`.
+    """
+    return _datasets().Dataset.from_list(list(rows))
+
+
+def check_file(file: Path) -> None:
+    """Raises FileNotFoundError where a file is not there."""
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no file {file}.")
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError("Reading data needs the package datasets: pip install datasets") from error
+    return datasets
+
+
+__all__ = ["FORMATS", "check_file", "find_files", "read_data", "rows_dataset"]

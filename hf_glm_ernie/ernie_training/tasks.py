@@ -1,12 +1,14 @@
 """The tasks of fine-tuning and evaluation, by the names that command lines give them."""
 
 from .prompt_tasks import Choosing, Extraction
+from .qa_task import Reading
 from .task import ErnieTask
 from .text_tasks import Classification, Tagging
 
 TASKS: dict[str, type[ErnieTask]] = {
     "classification": Classification,
     "tokens": Tagging,
+    "qa": Reading,
     "uie": Extraction,
     "utc": Choosing,
 }
