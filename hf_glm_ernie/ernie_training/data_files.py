@@ -1,13 +1,16 @@
 """Files of training data: one by its name, or a folder as PaddleNLP's converters write them.
 
-A folder holds `train.txt` and `dev.txt` (one JSON row a line), or the same names with another ending.
+A folder holds `train.txt` and `dev.txt` (one JSON row a line), or the same names with another ending; or it is one of
+CLUE's as it was downloaded.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-FORMATS = {".jsonl": "json", ".json": "json", ".txt": "json", ".csv": "csv", ".parquet": "parquet"}
+FORMATS = {".jsonl": "json", ".json": "json", ".txt": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+RELEASED = {"train": ("train.50k.json", "[dm]-train.json"), "dev": ("[dm]-dev.json", "test.tsv")}
+"""Names in the folders of OCNLI and C3 (two files each), and of MSRA, which is evaluated on its test set."""
 
 
 def find_files(data: str, eval_data: str | None) -> tuple[Path, Path | None]:
@@ -34,7 +37,8 @@ def _named(folder: Path, name: str) -> Path | None:
     found = [path for ending in FORMATS if (path := folder / f"{name}{ending}").is_file()]
     if len(found) > 1:
         raise ValueError(f"The folder {folder} has {' and '.join(path.name for path in found)}: name the file itself.")
-    return found[0] if found else None
+    released = [folder / name for name in RELEASED.get(name, ()) if any(folder.glob(name))]
+    return next(iter([*found, *released]), None)
 
 
 def read_data(file: Path, columns: Sequence[str]) -> Any:
@@ -49,7 +53,8 @@ def read_data(file: Path, columns: Sequence[str]) -> Any:
     if file.suffix not in FORMATS:
         raise ValueError(f"{file} is none of {', '.join(FORMATS)}.")
     check_file(file)
-    dataset = load_dataset(FORMATS[file.suffix], data_files=str(file), split="train")
+    more = {"sep": "\t"} if file.suffix == ".tsv" else {}
+    dataset = load_dataset(FORMATS[file.suffix], data_files=str(file), split="train", **more)
     if missing := [name for name in columns if name not in dataset.column_names]:
         raise ValueError(f"{file} has no column {', '.join(missing)}; it has {', '.join(dataset.column_names)}.")
     return dataset

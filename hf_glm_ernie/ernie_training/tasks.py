@@ -1,11 +1,13 @@
 """The tasks of fine-tuning and evaluation, by the names that command lines give them."""
 
+from .choice_task import MultipleChoice
 from .prompt_tasks import Choosing, Extraction
 from .qa_task import Reading
 from .task import ErnieTask
 from .text_tasks import Classification, Tagging
 
 TASKS: dict[str, type[ErnieTask]] = {
+    "choice": MultipleChoice,
     "classification": Classification,
     "tokens": Tagging,
     "qa": Reading,
