@@ -126,7 +126,10 @@ def main(arguments: list[str] | None = None) -> Trainer:
         )
     trainer = run(data, adapter, training) if data.seeds is None else run_seeds(given, data, training)
     if recipe is not None and training.process_index == 0:
-        print(recipe.beside(scores_in(Path(str(training.output_dir)))))
+        changed = recipe.changed({**vars(training), **vars(adapter), **vars(data)})
+        rows, published = rows_a_step(training), recipe.settings["per_device_train_batch_size"]
+        changed += [f"rows a step={rows} ({published})"] if rows != published else []
+        print(recipe.beside(scores_in(Path(str(training.output_dir))), changed))
     return trainer
 
 
@@ -228,6 +231,12 @@ def read_arguments(given: list[str]) -> tuple[DataArguments, AdapterArguments, T
             )
         training.per_device_train_batch_size = share
     return data, adapter, training
+
+
+def rows_a_step(training: TrainingArguments) -> int:
+    """Rows that one step of the optimizer sees, over all devices."""
+    devices = training.world_size * max(training.n_gpu, 1)
+    return training.per_device_train_batch_size * devices * training.gradient_accumulation_steps
 
 
 def recipe_in(given: list[str]) -> Recipe | None:

@@ -14,7 +14,7 @@ xbase, 78.39 on average in place of 78.71), `classification/run_clue_classifier.
 `model_zoo/ernie-3.0/configs/default.yml`, `README.md` (MSRA); at 09b1ced, `model_zoo/ernie-tiny/README.md`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -66,6 +66,10 @@ TASKS_OF_CLUE = {
 
 IN_GRID = ("afqmc", "tnews", "iflytek", "cmnli", "ocnli", "cluewsc2020", "csl", "cmrc2018", "chid", "c3")
 BY_EPOCH = ("cmrc2018", "chid", "c3")
+DECISIVE = (
+    *("task", "method", "learning_rate", "num_train_epochs", "max_length", "warmup_steps", "weight_decay", "dropout"),
+    *("doc_stride", "n_best", "max_answer_length"),
+)
 EVALUATE_EVERY = 100  # steps, for the others
 
 GRID = {
@@ -136,13 +140,28 @@ class Recipe:
     published: dict[str, float]
     note: str
 
-    def beside(self, scores: Mapping[str, float]) -> str:
+    def changed(self, used: Mapping[str, Any]) -> list[str]:
+        """What a run did otherwise, as `name=value (published)`, of the options that the score depends on.
+
+        Args:
+            used: Options of the run, by name.
+        """
+        return [
+            f"{name}={used[name]} ({self.settings[name]})"
+            for name in DECISIVE
+            if name in used and name in self.settings and used[name] != self.settings[name]
+        ]
+
+    def beside(self, scores: Mapping[str, float], changed: Sequence[str] = ()) -> str:
         """The scores of a run beside the published ones, a line each.
 
         Args:
             scores: Metric, with or without `eval_` in front -> score; a share counts as percent.
+            changed: Of [`changed`].
         """
         lines = [f"{self.name}: {self.note}"]
+        if changed:
+            lines.append(f"  here otherwise: {', '.join(changed)}")
         for metric in TASKS_OF_CLUE[self.name.split("/")[1]].scores:
             found = scores.get(metric, scores.get(f"eval_{metric}"))
             if found is not None:

@@ -41,12 +41,12 @@ def seeds_table(scores: Mapping[int, Mapping[str, float]], leave_out: tuple[str,
         leave_out: Ends of names of metrics that are no scores, such as times.
     """
     summary = {name: one for name, one in summarise(scores).items() if not name.endswith(leave_out)}
+    columns = [*(f"seed {seed}" for seed in scores), "mean", "std", "min", "max"]
     width = max(map(len, [*summary, "metric"]))
-    seeds = list(scores)
-    lines = [f"{'metric':<{width}}  " + "".join(f"{f'seed {seed}':>10}" for seed in seeds) + "      mean       std"]
+    lines = [f"{'metric':<{width}}" + "".join(f"{name:>10}" for name in columns)]
     for name, one in summary.items():
-        of_seeds = "".join(f"{scores[seed][name]:>10.4f}" for seed in seeds)
-        lines.append(f"{name:<{width}}  {of_seeds}{one['mean']:>10.4f}{one['std']:>10.4f}")
+        numbers = [*(of_seed[name] for of_seed in scores.values()), *one.values()]
+        lines.append(f"{name:<{width}}" + "".join(f"{number:>10.4f}" for number in numbers))
     return "\n".join(lines)
 
 
