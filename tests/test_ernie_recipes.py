@@ -36,14 +36,17 @@ AVERAGES = {
     "ernie-3.0-tiny-pico-v2-zh": 49.02,
 }
 
+OFF = {"ernie-3.0-micro-zh": 0.0291}
+"""Published in two places with these ten scores and this average, which is not theirs (64.239)."""
+
 
 def test_the_scores_have_the_published_averages() -> None:
     assert CLUE.keys() == AVERAGES.keys()
     for model, average in AVERAGES.items():
         scores = [find_recipe(f"clue/{task}/{model}").published for task in IN_GRID]
         mean = sum(next(iter(one.values())) for one in scores) / len(scores)
-        # Two digits each: half a unit for the scores, and half for their mean. 0.006 seen.
-        assert mean == pytest.approx(average, abs=0.0101), model
+        # Two digits each: half a unit for the scores, and half for their mean.
+        assert mean == pytest.approx(average, abs=OFF.get(model, 0.0101)), model
         assert scores[IN_GRID.index("cmrc2018")].keys() == {"exact_match", "f1"}
 
 
