@@ -145,7 +145,7 @@ def test_accumulated_rows_are_one_step(encoder, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("more", "options", "words"),
     [
-        ((), {}, r"task=None is not one of .*, qa, uie, utc\. Or give a --recipe"),
+        ((), {}, r"task=None is not one of .*, utc, qa, choice\. Or give a --recipe"),
         ((), {"task": "qa", "n_best": 0}, r"n_best=0 must be at least 1"),
         ((), {"task": "choice", "label_smoothing_factor": 0.1}, r"The loss of choice has no labels to smooth"),
         ((), {"task": "qa", "dropout": 1.0}, r"dropout=1.0 must be at least 0 and below 1"),

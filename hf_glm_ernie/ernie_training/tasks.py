@@ -7,12 +7,12 @@ from .task import ErnieTask
 from .text_tasks import Classification, Tagging
 
 TASKS: dict[str, type[ErnieTask]] = {
-    "choice": MultipleChoice,
     "classification": Classification,
     "tokens": Tagging,
-    "qa": Reading,
     "uie": Extraction,
     "utc": Choosing,
+    "qa": Reading,
+    "choice": MultipleChoice,
 }
 
 __all__ = ["TASKS"]
