@@ -98,7 +98,7 @@ def answer_questions(
     stride = max(max_length // 4, 1) if stride is None else whole_number("stride", stride)
     flags(may_be_unanswerable=may_be_unanswerable)
     _check_offsets(tokenizer)
-    settings = {
+    settings: dict[str, Any] = {
         "n_best": max(n_best, 20),
         "max_answer_length": whole_number("max_answer_length", max_answer_length),
         "may_be_unanswerable": may_be_unanswerable,
