@@ -9,8 +9,11 @@ import torch
 from transformers import ErnieConfig, ErnieForQuestionAnswering
 
 from hf_glm_ernie import ErnieTokenizer, answer_questions
+from hf_glm_ernie.ernie_tasks.qa_answers import qa_answers
 from hf_glm_ernie.ernie_tasks.qa_features import qa_features
 from hf_glm_ernie.ernie_tasks.questions import question_records
+from hf_glm_ernie.ernie_training.qa_scores import exact_match, qa_scores
+from hf_glm_ernie.ernie_training.qa_task import Reading
 from tests.support.ernie_training_goldens import golden, tokenizer_of
 
 QA = golden("qa")
@@ -163,6 +166,45 @@ def test_models_that_do_not_fit(tokenizer) -> None:
     slow = SimpleNamespace(is_fast=False, pad_token_id=0, model_max_length=512)
     with pytest.raises(TypeError, match=r"tokenizer is a SimpleNamespace"):
         answer_questions(nan, slow, "谁？", "甲")
+
+
+def test_the_task_scores_and_tells_its_mistakes(tokenizer) -> None:
+    """On the original's logits, padded as a `Trainer` pads them; unanswerable questions among them."""
+    datasets = pytest.importorskip("datasets", reason="tasks read rows as datasets")
+    rows = datasets.Dataset.from_list(
+        [{name: example[name] for name in ("id", "question", "context", "answers")} for example in EXAMPLES]
+    )
+    task = Reading(tokenizer, QA["max_seq_length"], {"doc_stride": QA["doc_stride"]})
+    encoded = rows.map(task.encode, batched=True, with_indices=True, remove_columns=rows.column_names)
+    assert len(encoded) == len(QA["features"])
+    longest = max(map(len, encoded["input_ids"])) + 3
+    logits = np.full((2, len(encoded), longest), -100.0)
+    for i, one in enumerate(QA["features"]):
+        logits[:, i, : len(one["logits"][0])] = one["logits"]
+    prediction = SimpleNamespace(predictions=tuple(logits), label_ids=None)
+    with pytest.raises(ValueError, match=r"call measure_on"):
+        task.metrics(prediction)
+    task.measure_on(rows, encoded)
+    features = qa_features(tokenizer, EXAMPLES, QA["max_seq_length"], QA["doc_stride"])
+    starts, ends = ([one["logits"][i] for one in QA["features"]] for i in (0, 1))
+    expected = [one.text for one in qa_answers(EXAMPLES, features, starts, ends)]
+    gold = [example["answers"]["text"] for example in EXAMPLES]
+    scores = task.metrics(prediction)
+    assert scores == qa_scores(expected, gold)
+    assert "unanswerable_f1" in scores
+    report = task.report(rows, encoded, prediction)
+    wrong = [i for i, (one, right) in enumerate(zip(expected, gold, strict=True)) if not is_right(one, right)]
+    assert [one["row"] for one in report["mistakes"]] == wrong
+    assert wrong
+    for one in report["mistakes"]:
+        assert [mark["text"] for mark in one["found"]] == [expected[one["row"]]]
+        assert [mark["text"] for mark in one["gold"]] == list(dict.fromkeys(gold[one["row"]]))
+        assert all(one["text"][mark["start"] : mark["end"]] == mark["text"] for mark in one["found"] + one["gold"])
+    assert sum(one["gold"] for one in report["by_class"].values()) == len(EXAMPLES)
+
+
+def is_right(found: str, gold: list[str]) -> bool:
+    return any(exact_match(found, one) for one in gold or [""])
 
 
 def test_records_are_those_of_training_rows() -> None:

@@ -20,6 +20,7 @@ class MultipleChoice(ErnieTask):
     """
 
     columns = COLUMNS
+    reads: tuple[str, ...] | None = ()
     loss: Callable[..., Any] | None = staticmethod(choice_loss)
     _groups: Sequence[Any] | None = None
 
@@ -75,15 +76,8 @@ class MultipleChoice(ErnieTask):
         for number in (chosen != right).nonzero()[0].tolist():
             row = rows[number]
             found, gold = (row["choices"][int(place)] for place in (chosen[number], right[number]))
-            mistakes.append(
-                {
-                    "row": number,
-                    "question": row["question"],
-                    "found": found,
-                    "gold": gold,
-                    "context": row["context"][:80],
-                }
-            )
+            told = {"gold": [{"text": gold}], "found": [{"text": found}], "choices": row["choices"]}
+            mistakes.append({"row": number, "question": row["question"], "text": row["context"], **told})
         return {"by_class": by_class, "mistakes": mistakes}
 
 

@@ -36,10 +36,13 @@ class Reading(ErnieTask):
     heads = ("qa_outputs",)
     label_names = POSITIONS
     best = "exact_match"
+    reads: tuple[str, ...] | None = (
+        *("doc_stride", "n_best", "max_answer_length", "version_2_with_negative", "null_score_diff_threshold"),
+        "language",
+    )
 
     def __init__(self, tokenizer: Any, max_length: int, settings: Mapping[str, Any] | None = None):
         super().__init__(tokenizer, max_length, settings)
-        self.stride = self.settings.get("doc_stride") or max(max_length // 4, 1)
         self.unit = "words" if self.settings.get("language") == "en" else "characters"
         self._measured: tuple[Any, Any] | None = None
 
@@ -53,7 +56,8 @@ class Reading(ErnieTask):
 
     def encode(self, batch: Mapping[str, Sequence[Any]], rows: Sequence[int]) -> dict[str, Any]:
         """Encodes questions and windows of their texts; a long text becomes several rows."""
-        features = qa_features(self.tokenizer, rows_in(batch), self.max_length, self.stride, rows)
+        stride = self.settings.get("doc_stride") or max(self.max_length // 4, 1)
+        features = qa_features(self.tokenizer, rows_in(batch), self.max_length, stride, rows)
         return {
             "input_ids": [one.input_ids for one in features],
             "token_type_ids": [one.token_type_ids for one in features],
@@ -117,23 +121,25 @@ class Reading(ErnieTask):
             kind = question_kind(row["question"])
             groups.setdefault(kind, []).append((answer.text, gold))
             if not max(exact_match(answer.text, one) for one in gold or [""]):
-                mistakes.append(self._mistake(number, row, answer, gold or [""]) | {"kind": kind})
+                mistakes.append(self._mistake(number, row, answer) | {"kind": kind})
         by_class = {
             kind: qa_scores([text for text, _ in pairs], [gold for _, gold in pairs], self.unit) | {"gold": len(pairs)}
             for kind, pairs in sorted(groups.items())
         }
         return {"by_class": by_class, "mistakes": mistakes}
 
-    def _mistake(self, number: int, row: Mapping[str, Any], answer: QAAnswer, gold: Sequence[str]) -> dict[str, Any]:
-        begin = answer.candidates[0].start
+    def _mistake(self, number: int, row: Mapping[str, Any], answer: QAAnswer) -> dict[str, Any]:
+        texts, starts = (row["answers"][name] or [] for name in ("text", "answer_start"))
+        gold = dict.fromkeys(zip(texts, starts, strict=True))
+        found = [one for one in answer.candidates if one.text == answer.text and one.end > one.start][:1]
         return {
             "row": number,
             "id": row.get("id", str(number)),
             "question": row["question"],
-            "found": answer.text,
-            "gold": list(dict.fromkeys(gold)),
-            "f1": 100 * max(answer_f1(answer.text, one, self.unit) for one in gold),
-            "around": row["context"][max(begin - 20, 0) : begin + 40],
+            "text": row["context"],
+            "gold": [{"text": text, "start": start, "end": start + len(text)} for text, start in gold],
+            "found": [{"text": one.text, "start": one.start, "end": one.end} for one in found],
+            "f1": 100 * max(answer_f1(answer.text, text, self.unit) for text in texts or [""]),
             "candidates": [{"text": one.text, "probability": one.probability} for one in answer.candidates[:3]],
         }
 

@@ -26,6 +26,7 @@ class ErnieTask(ABC):
         peft_type: PEFT's name for the task, or `None`.
         label_names: What the `Trainer` takes for labels.
         best: The metric that the task is judged by.
+        reads: Settings that an evaluation may be given; `None`: the task does not say.
     """
 
     columns: tuple[str, ...] = ()
@@ -33,6 +34,7 @@ class ErnieTask(ABC):
     peft_type: str | None = None
     label_names: tuple[str, ...] = ("labels",)
     best: str = "accuracy"
+    reads: tuple[str, ...] | None = None
     keep: Callable[[Any, Any], Any] | None = None
     """`preprocess_logits_for_metrics`: what of a batch's outputs is kept for the scores."""
     loss: Callable[..., Any] | None = None
