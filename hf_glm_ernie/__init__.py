@@ -26,6 +26,7 @@ from .configuration_ernie_uie import ErnieUIEConfig
 from .configuration_ernie_utc import ErnieUTCConfig
 from .configuration_glm130b import Glm130bConfig
 from .ernie_tasks.embeddings import sentence_embeddings
+from .ernie_tasks.questions import answer_questions
 from .ernie_tasks.uie import uie
 from .ernie_tasks.utc import utc
 from .finetuning.targets import register_default_targets
@@ -234,6 +235,7 @@ __all__ = [
     "ZeroShotAnswer",
     "adapt",
     "add_auxiliary_layer",
+    "answer_questions",
     "build_control_prompt",
     "cond_log_probs",
     "drop_auxiliary_layer",

@@ -1,6 +1,6 @@
 """What the tasks ask of a model, so that anything that runs one will do.
 
-`uie`, `utc` and `sentence_embeddings` call a model in one way only:
+`uie`, `utc`, `answer_questions` and `sentence_embeddings` call a model in one way only:
 
 - It is called with tensors by name, (B, T) int64 on the CPU or on `model.device` where it has one; UTC's mask is
   (B, 1, T, T) fp32. Batch and length change from call to call.

@@ -1,6 +1,8 @@
 """The tasks of fine-tuning and evaluation, by the names that command lines give them."""
 
+from .choice_task import MultipleChoice
 from .prompt_tasks import Choosing, Extraction
+from .qa_task import Reading
 from .task import ErnieTask
 from .text_tasks import Classification, Tagging
 
@@ -9,6 +11,8 @@ TASKS: dict[str, type[ErnieTask]] = {
     "tokens": Tagging,
     "uie": Extraction,
     "utc": Choosing,
+    "qa": Reading,
+    "choice": MultipleChoice,
 }
 
 __all__ = ["TASKS"]

@@ -1,6 +1,7 @@
 """Tasks with the host's own heads: classes (or a number) of whole texts, and tags of words."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from transformers import (
     DataCollatorWithPadding,
 )
 
-from .class_labels import REGRESSION, SINGLE, ClassLabels
+from .class_labels import MULTI, REGRESSION, SINGLE, ClassLabels
+from .clue_rows import read_class_rows, read_tag_rows
 from .entity_scores import entity_counts, entity_metrics, marks_entities, named_tags
 from .task import ErnieTask, check_texts, with_names
 from .token_labels import encode_tagged_words
@@ -24,9 +26,14 @@ class Classification(ErnieTask):
     peft_type = "SEQ_CLS"
     labels: ClassLabels
 
+    def read(self, file: Path) -> Any:
+        """Reads rows, or one of CLUE's files as it was downloaded, see [`read_class_rows`]."""
+        return read_class_rows(file)
+
     def learn(self, train: Any) -> None:
         """Finds the classes, or that numbers are to be predicted."""
         self.labels = ClassLabels(train["label"], self.settings.get("problem_type"))
+        self.best = {SINGLE: "accuracy", MULTI: "micro_f1", REGRESSION: "pearson"}[self.labels.kind]
 
     def open_model(self, folder: str, **options: Any) -> Any:
         """Opens the encoder with an output for every class; one, without a name, for regression."""
@@ -68,12 +75,17 @@ class Tagging(ErnieTask):
     peft_type = "TOKEN_CLS"
     names: list[Any]
 
+    def read(self, file: Path) -> Any:
+        """Reads rows, or one of MSRA's files, see [`read_tag_rows`]."""
+        return read_tag_rows(file)
+
     def learn(self, train: Any) -> None:
         """Finds the tags."""
         for row, tags in enumerate(train["tags"]):
             if not tags:
                 raise ValueError(f"Row {row} of the data has no tags: found {tags!r}.")
         self.names = sorted({tag for tags in train["tags"] for tag in tags}, key=str)
+        self.best = "f1" if marks_entities(self._tags) else "accuracy"
 
     def open_model(self, folder: str, **options: Any) -> Any:
         """Opens the encoder with an output for every tag."""
