@@ -322,7 +322,9 @@ def test_prompts() -> None:
         ("]正向,负向[", {}, ValueError, "brackets"),
         ("情感[正向", {}, ValueError, "brackets"),
         ("a" * 200, {}, ValueError, "leaves no room"),
-        ("a", {"threshold": 1.0}, ValueError, r"threshold=1\.0 is no probability .* in \[0, 1\)"),
+        ("a", {"threshold": 1.01}, ValueError, r"threshold=1\.01 is no probability: give a number in \[0, 1\]"),
+        ("a", {"threshold": -1e-9}, ValueError, r"threshold=-1e-09 is no probability"),
+        ("a", {"threshold": float("nan")}, ValueError, r"threshold=nan is no probability"),
         ("a", {"threshold": "0.5"}, ValueError, r"threshold='0\.5' is no probability"),
         ("a", {"batch_size": 0}, ValueError, "batch_size=0"),
         ("a", {"language": "ch"}, ValueError, "language='ch'"),
@@ -334,6 +336,32 @@ def test_refusals(
 ) -> None:
     with pytest.raises(error, match=message):
         uie(Scripted([]), tokenizer, schema, "文", **settings)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "expected"),
+    [
+        (0, ["明", "天", "午"]),  # whatever has a probability at all
+        (0.5, ["明", "天"]),
+        (0.75, ["天"]),  # 0.75 is not above it
+        (1, ["天"]),  # what is certain
+        (1.0, ["天"]),
+    ],
+)
+def test_thresholds_from_0_to_1(threshold: float, expected: list[str], tokenizer: ErnieTokenizer) -> None:
+    model = Scripted([(4, 4, 0.75), (5, 5, 1.0), (7, 7, 1e-6)])
+    [answers] = uie(model, tokenizer, "时间", "明天上午", threshold=threshold)
+    assert [answer["text"] for answer in answers["时间"]] == expected
+
+
+def test_a_row_is_never_longer_than_the_model_reads(tokenizer: ErnieTokenizer, caplog: Any) -> None:
+    text = "明" * 30
+    for max_length, said in ((None, 0), (24, 0), (25, 1), (np.int64(4000), 2)):
+        model = Scripted([], positions=24)
+        uie(model, tokenizer, "时间", text, max_length=max_length)
+        assert max(map(len, model.rows)) == 24
+        assert len(caplog.records) == said
+    assert "max_length=4000, but Scripted reads at most 24 tokens at once" in caplog.text
 
 
 class SlowTokenizer(SimpleNamespace):

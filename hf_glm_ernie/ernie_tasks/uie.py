@@ -35,13 +35,13 @@ from hf_glm_ernie.host_arguments import (
     check_model_and_tokenizer,
     flags,
     one_of,
-    threshold_below_one,
+    probability_threshold,
     whole_number,
 )
 from hf_glm_ernie.inference.batches import FEW_BATCHES, in_batches
 
 from .records import text_records
-from .runners import longest_row, run_model
+from .runners import read_length, run_model
 from .uie_schema import LANGUAGES, SchemaNode, read_schema
 from .uie_windows import (
     SPECIAL_TOKENS,
@@ -79,7 +79,7 @@ def uie(
     *,
     threshold: float = 0.5,
     batch_size: int = 16,
-    max_length: int = 512,
+    max_length: int | None = None,
     split_sentences: bool = False,
     language: str = "zh",
     show_progress: bool | None = None,
@@ -124,8 +124,8 @@ def uie(
     check_model_and_tokenizer(model, tokenizer, any_callable=True)
     nodes = read_schema(schema)
     plain = text_records(texts)
-    threshold, batch_size = threshold_below_one("threshold", threshold), whole_number("batch_size", batch_size)
-    max_length = longest_row(model, tokenizer, whole_number("max_length", max_length))
+    threshold, batch_size = probability_threshold("threshold", threshold), whole_number("batch_size", batch_size)
+    max_length = read_length(model, tokenizer, max_length)
     one_of("language", language, LANGUAGES)
     flags(split_sentences=split_sentences)
     _check_room(tokenizer, nodes, max_length)
