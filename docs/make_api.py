@@ -25,7 +25,7 @@ GROUPS = {
         "Glm130bTextGenerationPipeline",
     ),
     "ERNIE's encoders": (
-        *("ErnieTokenizer", "sentence_embeddings", "uie", "utc", "OnnxEncoder"),
+        *("ErnieTokenizer", "sentence_embeddings", "uie", "utc", "OnnxEncoder", "evaluate_ernie", "Evaluation"),
         *("ErnieForUIE", "ErnieUIEConfig", "ErnieUIEOutput", "ErnieForUTC", "ErnieUTCConfig", "ErnieUTCOutput"),
     ),
     "ERNIE's encoders: labels to rows": (

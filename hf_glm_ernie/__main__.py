@@ -4,9 +4,11 @@
     python -m hf_glm_ernie lm-eval --model glm130b --model_args pretrained=FOLDER --tasks NAME
     python -m hf_glm_ernie serve FOLDER --port 8000
     python -m hf_glm_ernie label-data EXPORT --output FOLDER
+    python -m hf_glm_ernie evaluate --task uie --model FOLDER --data dev.txt
 
 The second is lm-evaluation-harness's own command with this package's model class registered, the third `transformers
-serve`, which then opens this package's folders. The last makes rows for UIE and UTC of what label tools export.
+serve`, which then opens this package's folders. `label-data` makes rows for UIE and UTC of what label tools export, and
+`evaluate` measures a fine-tuned ERNIE on rows.
 
 A command is a row of [`COMMANDS`]: its module has a `main(arguments)` that returns the exit status, and is imported
 when the command is asked for.
@@ -38,6 +40,7 @@ COMMANDS = {
     ),
     "serve": Command("serving.command", "an OpenAI-compatible server: `transformers serve`; all options are its own"),
     "label-data": Command("ernie_data.command", "exports of doccano and Label Studio as rows for UIE and UTC"),
+    "evaluate": Command("ernie_training.evaluate_command", "scores of a fine-tuned ERNIE by class, and its mistakes"),
 }
 
 

@@ -2,11 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
 
 from hf_glm_ernie.configuration_ernie_task import ErnieTaskConfig
+
+from .data_files import read_data
 
 
 class ErnieTask(ABC):
@@ -23,6 +26,7 @@ class ErnieTask(ABC):
         peft_type: PEFT's name for the task, or `None`.
         label_names: What the `Trainer` takes for labels.
         best: The metric that the task is judged by.
+        reads: Settings that an evaluation may be given; `None`: the task does not say.
     """
 
     columns: tuple[str, ...] = ()
@@ -30,14 +34,43 @@ class ErnieTask(ABC):
     peft_type: str | None = None
     label_names: tuple[str, ...] = ("labels",)
     best: str = "accuracy"
+    reads: tuple[str, ...] | None = None
     keep: Callable[[Any, Any], Any] | None = None
     """`preprocess_logits_for_metrics`: what of a batch's outputs is kept for the scores."""
 
     def __init__(self, tokenizer: Any, max_length: int, settings: Mapping[str, Any] | None = None):
         self.tokenizer, self.max_length, self.settings = tokenizer, max_length, dict(settings or {})
 
+    def read(self, file: Path) -> Any:
+        """Reads a file of rows: a `datasets.Dataset`, see [`read_data`]."""
+        return read_data(file, self.columns)
+
+    def measure_on(self, rows: Any, encoded: Any) -> None:  # noqa: B027  # most tasks score row by row
+        """Says what predictions will belong to, for scores that need more than logits and labels.
+
+        Args:
+            rows: The data as it was read.
+            encoded: What `encode` made of it.
+        """
+
     def learn(self, train: Any) -> None:  # noqa: B027  # most tasks learn nothing from the rows
         """Reads off the training rows what the model has to know, such as the names of classes."""
+
+    def learn_of_model(self, config: Any, rows: Any) -> None:  # noqa: B027  # likewise
+        """Reads off a finished model what `learn` reads off training rows.
+
+        Args:
+            config: Of the model.
+            rows: What it is measured on.
+        """
+
+    def labels_of(self, rows: Any) -> list[list[str]]:
+        """What the rows are examples of, for drawing a few of each: classes, options, types of entities.
+
+        Raises:
+            ValueError: the task has no such labels.
+        """
+        raise ValueError(f"{type(self).__name__} has no labels of which a few examples could be drawn.")
 
     @abstractmethod
     def open_model(self, folder: str, **options: Any) -> Any:
@@ -63,6 +96,9 @@ class ErnieTask(ABC):
             rows: The data as it was read.
             encoded: What `encode` made of it.
             prediction: Of the `Trainer`, for the encoded rows.
+
+        Returns:
+            `by_class`: a class -> its scores; `mistakes`: the rows that have any, each a dict with its number, `row`.
         """
 
 
