@@ -26,6 +26,7 @@ GROUPS = {
     ),
     "ERNIE's encoders": (
         *("ErnieTokenizer", "sentence_embeddings", "uie", "utc", "answer_questions", "OnnxEncoder"),
+        *("evaluate_ernie", "Evaluation"),
         *("ErnieForUIE", "ErnieUIEConfig", "ErnieUIEOutput", "ErnieForUTC", "ErnieUTCConfig", "ErnieUTCOutput"),
     ),
     "ERNIE's encoders: labels to rows": (

@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from .ernie_tasks.onnx_encoder import OnnxEncoder
     from .ernie_tasks.prompts import GENRES, SENTIMENTS, build_control_prompt
     from .ernie_tasks.scoring import RankedText, ZeroShotAnswer, pair_scores, rerank, zero_shot
+    from .ernie_training.evaluation import Evaluation, evaluate_ernie
     from .finetuning.collator import Glm130bCollator
     from .finetuning.methods import AdapterArguments, adapt
     from .finetuning.objectives import BlankInfilling, InstructionPairs, Packing, mix_instructions, published_arguments
@@ -124,6 +125,7 @@ _LATER = {
         "permutation_label",
     ],
     "ernie_tasks.onnx_encoder": ["OnnxEncoder"],
+    "ernie_training.evaluation": ["Evaluation", "evaluate_ernie"],
     "ernie_tasks.prompts": ["GENRES", "SENTIMENTS", "build_control_prompt"],
     "ernie_tasks.scoring": ["RankedText", "ZeroShotAnswer", "pair_scores", "rerank", "zero_shot"],
     "glm130b_evaluation.scoring": ["cond_log_probs", "lm_loss"],
@@ -209,6 +211,7 @@ __all__ = [
     "ErnieUIEOutput",
     "ErnieUTCConfig",
     "ErnieUTCOutput",
+    "Evaluation",
     "FilledText",
     "Glm130bCollator",
     "Glm130bConfig",
@@ -239,6 +242,7 @@ __all__ = [
     "build_control_prompt",
     "cond_log_probs",
     "drop_auxiliary_layer",
+    "evaluate_ernie",
     "evaluate_task",
     "fill_blanks",
     "generate_answers",

@@ -58,6 +58,22 @@ class ErnieTask(ABC):
     def learn(self, train: Any) -> None:  # noqa: B027  # most tasks learn nothing from the rows
         """Reads off the training rows what the model has to know, such as the names of classes."""
 
+    def learn_of_model(self, config: Any, rows: Any) -> None:  # noqa: B027  # likewise
+        """Reads off a finished model what `learn` reads off training rows.
+
+        Args:
+            config: Of the model.
+            rows: What it is measured on.
+        """
+
+    def labels_of(self, rows: Any) -> list[list[str]]:
+        """What the rows are examples of, for drawing a few of each: classes, options, types of entities.
+
+        Raises:
+            ValueError: the task has no such labels.
+        """
+        raise ValueError(f"{type(self).__name__} has no labels of which a few examples could be drawn.")
+
     @abstractmethod
     def open_model(self, folder: str, **options: Any) -> Any:
         """Opens the model with a head for this task; options go to `from_pretrained`."""
@@ -82,6 +98,9 @@ class ErnieTask(ABC):
             rows: The data as it was read.
             encoded: What `encode` made of it.
             prediction: Of the `Trainer`, for the encoded rows.
+
+        Returns:
+            `by_class`: a class -> its scores; `mistakes`: the rows that have any, each a dict with its number, `row`.
         """
 
 
