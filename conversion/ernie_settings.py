@@ -74,6 +74,8 @@ KINDS: Mapping[str, Kind] = {
     "pad_token_id": TOKEN_ID,
     "task_id": COUNT,
     "use_task_id": TRUTH,
+    "kept_attention_heads": SIZE,
+    "embedding_bits": SIZE,
 }
 """Setting -> what it may be, under the names of `ErnieConfig`, which are PaddleNLP's since 2.5."""
 

@@ -30,6 +30,11 @@ OUTPUTS = {
     "ErnieForTokenClassification": ("logits",),
     "ErnieForQuestionAnswering": ("start_logits", "end_logits"),
     "ErnieForMultipleChoice": ("logits",),
+    "ErnieCompactModel": ("last_hidden_state",),
+    "ErnieCompactForSequenceClassification": ("logits",),
+    "ErnieCompactForTokenClassification": ("logits",),
+    "ErnieCompactForQuestionAnswering": ("start_logits", "end_logits"),
+    "ErnieCompactForMultipleChoice": ("logits",),
     "ErnieForUIE": ("start_prob", "end_prob"),
     "ErnieForUTC": ("logits",),
 }
@@ -38,7 +43,9 @@ OUTPUTS = {
 
 def axes_of_class(name: str) -> Axes:
     """The inputs of a class by its name, and their axes."""
-    return {"ErnieForUTC": UTC_AXES, "ErnieForMultipleChoice": CHOICE_AXES}.get(name, AXES)
+    if name == "ErnieForUTC":
+        return UTC_AXES
+    return CHOICE_AXES if name.endswith("ForMultipleChoice") else AXES
 
 
 __all__ = [
