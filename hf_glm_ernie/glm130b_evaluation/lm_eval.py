@@ -12,6 +12,7 @@ itself, and what is one token in running text may be two. A context with a `[MAS
 blank. Requests about one context share a row where they fit into it.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -379,11 +380,21 @@ def _load(
     return model
 
 
-def main() -> None:
-    """The harness's command, with `glm130b` among its models."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The harness's command, with `glm130b` among its models.
+
+    Args:
+        arguments: Of its command line; `None`: those of the process.
+
+    Returns:
+        The exit status.
+    """
     from lm_eval.__main__ import cli_evaluate
 
+    if arguments is not None:
+        sys.argv = ["lm-eval", *arguments]  # all that the harness reads
     cli_evaluate()
+    return 0
 
 
 # By name and not by decorator: `python -m` runs this file under another name than the class is found by.

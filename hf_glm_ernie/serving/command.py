@@ -11,6 +11,7 @@ Three things are done before the arguments go to the host's command as they are:
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
@@ -29,6 +30,18 @@ from .requests import CheckedHandler
 SERVED = (Glm130bForCausalLM, Ernie3ForCausalLM)
 # The parameters of the host's `build_server` that answer with generated text -> where their requests ask.
 HANDLERS = {"chat_handler": "messages", "completion_handler": "prompt", "response_handler": "input"}
+
+REFUSED = 1  # 2 is argparse's
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command, see [`serve`]. Returns the exit status: 1 if it was refused (the reason is on stderr)."""
+    try:
+        serve(arguments)
+    except (ImportError, ValueError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return REFUSED
+    return 0
 
 
 def serve(arguments: Sequence[str]) -> None:
@@ -118,4 +131,4 @@ def with_checks(build_server: Callable[..., Any]) -> Callable[..., Any]:
     return build
 
 
-__all__ = ["check_folder", "checked_server", "serve", "with_checks"]
+__all__ = ["check_folder", "checked_server", "main", "serve", "with_checks"]
