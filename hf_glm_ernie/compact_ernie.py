@@ -52,7 +52,8 @@ class Int8Embedding(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Looks rows up: ids of any shape -> that shape and columns."""
-        integers, scale = (nn.functional.embedding(ids, table) for table in (self.weight[0], self.weight_scale))
+        tables = (self.weight.flatten(0, 1), self.weight_scale)
+        integers, scale = (nn.functional.embedding(ids, table) for table in tables)
         return integers.to(scale.dtype) * scale
 
     def extra_repr(self) -> str:

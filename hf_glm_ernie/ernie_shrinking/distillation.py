@@ -90,7 +90,9 @@ def distillation_loss(
         if "omask_positions" in inputs:
             there = inputs["omask_positions"] > 0  # (B, options)
         elif mine.shape[: read.ndim] != read.shape:  # an answer for each row, not each token
-            there = torch.ones(mine.shape[:-1] if kind == CLASSES else mine.shape, dtype=torch.bool, device=mine.device)
+            there = torch.ones(
+                mine.shape[:-1] if kind == CLASSES else mine.shape, dtype=torch.bool, device=mine.device
+            )
         answers.append(answer_loss(mine, its, there, kind))
     return HIDDEN_WEIGHT * hidden + torch.stack(answers).mean()
 

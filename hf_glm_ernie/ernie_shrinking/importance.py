@@ -1,8 +1,8 @@
 """How much a task needs each attention head and each neuron: by the gradients of its loss, before anything is removed.
 
-As in DynaBERT, with a mask of ones on every head: a head's importance is the absolute gradient of the loss by its mask,
-a neuron's the absolute sum of weight times gradient over the weights that lead to it and, added, over those that lead
-away. Both are first-order estimates of how the loss changes when the part is set to zero. Absolute values are taken
+As in DynaBERT, with a mask of ones on every head: a head's importance is the absolute gradient of the loss by its
+mask, a neuron's the absolute sum of weight times gradient over the weights that lead to it and, added, over those that
+lead away. Both are first-order estimates of how the loss changes when the part is set to zero. Absolute values are taken
 for each batch and added up.
 
 PaddleNLP hands the model ids and token types alone, so that UIE and UTC are measured on inputs that they never see;
@@ -75,7 +75,7 @@ def measure_importance(model: Any, batches: Iterable[Mapping[str, torch.Tensor]]
 
 
 def neuron_importance(layer: Any) -> torch.Tensor:
-    """(intermediate size,) of a layer whose weights have gradients: |w * grad + b * grad| before, |w * grad| behind."""
+    """(intermediate size,) of a layer whose weights have gradients: those before a neuron, and those behind it."""
     into, out = layer.intermediate.dense, layer.output.dense
     before = (into.weight.detach() * _gradient(into.weight)).sum(1) + into.bias.detach() * _gradient(into.bias)
     behind = (out.weight.detach() * _gradient(out.weight)).sum(0)

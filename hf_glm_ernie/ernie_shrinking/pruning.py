@@ -5,6 +5,7 @@ the hidden size stays, so that a student's hidden states can be held against its
 order. Setting the parts that are removed to zero in the teacher gives the same numbers.
 """
 
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -14,8 +15,8 @@ from hf_glm_ernie.modeling_ernie_compact import COMPACT_CLASSES
 
 from .importance import Importance
 
-NOT_OF_A_CONFIG = ("model_type", "architectures", "auto_map")
-"""What a folder's config says about the class it was written by."""
+NOT_OF_THE_NEW = {"architectures"}
+"""What a config says about the class it was written by."""
 
 
 def prune(model: Any, importance: Importance, width: float) -> Any:
@@ -65,11 +66,12 @@ def compact_copy(model: Any, **changes: Any) -> Any:
     model_class = type(model) if own else COMPACT_CLASSES.get(type(model).__name__)
     if model_class is None:
         raise ValueError(
-            f"{type(model).__name__} cannot be made smaller; {', '.join(COMPACT_CLASSES)}, ErnieForUIE and ErnieForUTC "
-            "can."
+            f"{type(model).__name__} cannot be made smaller; {', '.join(COMPACT_CLASSES)}, ErnieForUIE and "
+            "ErnieForUTC can."
         )
-    settings = {name: value for name, value in model.config.to_dict().items() if name not in NOT_OF_A_CONFIG}
-    config = model_class.config_class.from_dict(settings | changes)
+    known = {field.name for field in fields(model_class.config_class)} - NOT_OF_THE_NEW
+    settings = {name: value for name, value in model.config.to_dict().items() if name in known}
+    config = model_class.config_class(**settings | changes)
     config._attn_implementation = model.config._attn_implementation
     new = model_class(config).to(model.device, model.dtype).eval()
     state = new.state_dict()

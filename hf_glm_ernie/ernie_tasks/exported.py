@@ -10,6 +10,7 @@ Axes = Mapping[str, tuple[str | None, ...]]
 """Input -> its axes."""
 
 ONNX_FILE, INT8_FILE, TORCH_FILE = "model.onnx", "model_int8.onnx", "model.pt2"
+STATIC_FILE = "model_int8_static.onnx"
 
 AXES: Axes = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), ("batch", "tokens"))
 CHOICE_AXES: Axes = dict.fromkeys(AXES, ("batch", "choices", "tokens"))
@@ -54,6 +55,7 @@ __all__ = [
     "INT8_FILE",
     "ONNX_FILE",
     "OUTPUTS",
+    "STATIC_FILE",
     "TORCH_FILE",
     "UTC_AXES",
     "Axes",

@@ -3,18 +3,17 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from conversion.__main__ import main
 from hf_glm_ernie import (
     Ernie3ForCausalLM,
     Ernie3Tokenizer,
-    ErnieCompactConfig,
-    ErnieCompactForSequenceClassification,
     ErnieForUTC,
     ErnieUTCConfig,
     WeightOnlyConfig,
 )
+from hf_glm_ernie.ernie_shrinking.pruning import compact_copy
 from hf_glm_ernie.modeling_ernie_uie import ErnieForUIE
 from tests.support.tiny_ernie3 import tiny_model
 
@@ -115,10 +114,9 @@ def make_source(name: str, folder: Path) -> Path:
         model = AutoModelForMaskedLM.from_pretrained(parts, quantization_config=WeightOnlyConfig(bits=4))
     elif name == "compact":
         make_source("encoder", parts)
-        settings = AutoConfig.from_pretrained(parts).to_dict() | {"kept_attention_heads": 1, "embedding_bits": 8}
-        config = ErnieCompactConfig(**{key: settings[key] for key in ErnieCompactConfig.__dataclass_fields__})
-        torch.manual_seed(1)
-        model = ErnieCompactForSequenceClassification(config)
+        torch.manual_seed(1)  # of the head
+        encoder = AutoModelForSequenceClassification.from_pretrained(parts)
+        model = compact_copy(encoder, kept_attention_heads=1, embedding_bits=8)
     elif name == "uie_int8":
         make_source("uie", parts)
         model = ErnieForUIE.from_pretrained(parts, quantization_config=WeightOnlyConfig(bits=8))
