@@ -7,8 +7,8 @@
     python -m hf_glm_ernie shrink --task TASK --model FOLDER --data FOLDER --output FOLDER
 
 The second is lm-evaluation-harness's own command with this package's model class registered, the third `transformers
-serve`, which then opens this package's folders. The fourth makes rows for UIE and UTC of what label
-tools export, the last a trained encoder smaller.
+serve`, which then opens this package's folders. The fourth makes rows for UIE and UTC of what label tools export, the
+last a trained encoder smaller.
 
 A command is a row of [`COMMANDS`]: its module has a `main(arguments)` that returns the exit status, and is imported
 when the command is asked for.

@@ -1,4 +1,4 @@
-"""`python -m hf_glm_ernie shrink --task T --model FOLDER --data FOLDER --output FOLDER`: a smaller encoder for a task."""
+"""`python -m hf_glm_ernie shrink --task T --model FOLDER --data FOLDER --output FOLDER`: a smaller encoder."""
 
 import argparse
 import dataclasses

@@ -1,7 +1,7 @@
-"""Training a pruned student on its teacher: hidden states of every layer, and the teacher's answers in place of labels.
+"""Training a pruned student on its teacher: hidden states of every layer, the teacher's answers in place of labels.
 
-`loss = 0.1 * (sum of the mean squared differences of the embedding's output and of every layer's) + soft cross entropy
-to the teacher's answers`, as in PaddleNLP's DynaBERT; labels are not used. Where it and this differ:
+`loss = 0.1 * (sum of the mean squared differences of the embedding's output and of every layer's) + soft cross
+entropy to the teacher's answers`, as in PaddleNLP's DynaBERT; labels are not used. Where it and this differ:
 
 - PaddleNLP takes a softmax over whatever a model returns first, for UIE over the tokens' probabilities. Here an answer
   is read as the task reads it: classes and tags by softmax, UIE's tokens, UTC's options and several labels of a text

@@ -2,8 +2,8 @@
 
 As in DynaBERT, with a mask of ones on every head: a head's importance is the absolute gradient of the loss by its
 mask, a neuron's the absolute sum of weight times gradient over the weights that lead to it and, added, over those that
-lead away. Both are first-order estimates of how the loss changes when the part is set to zero. Absolute values are taken
-for each batch and added up.
+lead away. Both are first-order estimates of how the loss changes when the part is set to zero. Absolute values are
+taken for each batch and added up.
 
 PaddleNLP hands the model ids and token types alone, so that UIE and UTC are measured on inputs that they never see;
 here a batch is what the task makes of its rows, masks and positions included.

@@ -65,6 +65,9 @@ class AsModule(nn.Module):
         return self.run(**{name: value for name, value in inputs.items() if name in self.names})
 
 
+NOT_SCORED = ("loss", "hidden_states", "attentions")
+
+
 class _Scoring(Trainer):
     """A `Trainer` that predicts with whatever gives outputs: there need be no loss."""
 
@@ -75,9 +78,6 @@ class _Scoring(Trainer):
         outputs = {name: value for name, value in model(**inputs).items() if name not in NOT_SCORED}
         loss = torch.zeros(())
         return (loss, outputs) if return_outputs else loss
-
-
-NOT_SCORED = ("loss", "hidden_states", "attentions")
 
 
 def score_of(model: nn.Module, task: ErnieTask, rows: Any, batch_size: int, folder: Path) -> dict[str, float]:
@@ -97,6 +97,7 @@ def score_of(model: nn.Module, task: ErnieTask, rows: Any, batch_size: int, fold
         remove_unused_columns=False,
         report_to=[],
         disable_tqdm=True,
+        dataloader_pin_memory=False,
         use_cpu=isinstance(model, AsModule),
     )
     trainer = _Scoring(
@@ -153,7 +154,8 @@ def table_of(stages: Iterable[Stage], metric: str) -> str:
         of_first = one.score / first.score if first.score else float("nan")
         lines.append(
             f"{one.name:<28}{one.runtime:<13}{one.size / 2**20:>8.2f}{one.size / first.size:>7.1%}"
-            f"{one.rows_a_second:>9.1f}{one.rows_a_second / first.rows_a_second:>7.2f}x{one.score:>11.4f}{of_first:>8.1%}"
+            f"{one.rows_a_second:>9.1f}{one.rows_a_second / first.rows_a_second:>7.2f}x"
+            f"{one.score:>11.4f}{of_first:>8.1%}"
         )
     return "\n".join(lines)
 

@@ -25,7 +25,14 @@ from transformers import PreTrainedModel, TrainingArguments, set_seed
 from hf_glm_ernie.compact_ernie import quantize_embeddings
 from hf_glm_ernie.ernie_tasks.exported import INT8_FILE, ONNX_FILE, STATIC_FILE, axes_of_class
 from hf_glm_ernie.ernie_tasks.onnx_encoder import OnnxEncoder
-from hf_glm_ernie.ernie_tasks.onnx_export import save_int8, save_onnx, trace, write_config
+from hf_glm_ernie.ernie_tasks.onnx_export import (
+    graph_to_quantize,
+    save_int8,
+    save_onnx,
+    trace,
+    write_config,
+    write_graph,
+)
 
 from .arguments import DYNAMIC, EMBEDDINGS, STATIC, ShrinkArguments
 from .distillation import DistillationTrainer
@@ -134,6 +141,8 @@ class _Run:
     def add(self, name: str, runtime: str, path: str | None, size: int, model: Any, run: Callable[..., Any]) -> None:
         """Adds a stage with its score; speeds are measured at the end, in turns."""
         rows = self.rows
+        if self.shown:
+            tqdm.write(f"{name} ({runtime}): scoring")
         scores = score_of(model, rows.task, rows.evaluation, self.arguments.batch_size, self.scratch)
         best = rows.task.best if rows.task.best in scores else list(scores)[-1]
         self.beside["metric"] = best
@@ -165,6 +174,7 @@ class _Run:
             report_to=[],
             logging_strategy="epoch",
             disable_tqdm=not self.shown,
+            dataloader_pin_memory=torch.cuda.is_available(),
             seed=arguments.seed,
         )
         trainer = DistillationTrainer(
@@ -213,6 +223,7 @@ class _Run:
             file = {None: ONNX_FILE, DYNAMIC: INT8_FILE, STATIC: STATIC_FILE}[step]
             if step is None:
                 save_onnx(trace(model), model, folder / file)
+                write_graph(graph_to_quantize(folder / file), folder / file)
             elif step == DYNAMIC:
                 save_int8(folder / ONNX_FILE, folder / file)
             else:

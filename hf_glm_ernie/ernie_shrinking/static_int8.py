@@ -1,9 +1,9 @@
 """Post-training static INT8 of an exported encoder: ranges are measured once, on rows of the task.
 
-Dynamic quantization (`onnx_export.save_int8`) takes the range of every activation while it runs; here onnxruntime's own
-calibration runs the fp32 graph on some rows and writes the ranges into the file, as QDQ nodes around the products with
-weights. Weights have a scale for each column, activations one for each tensor, unsigned. Products of two activations
-(scores and contexts of the attention) stay in fp32, and so do embeddings, which may be integers already.
+Dynamic quantization (`onnx_export.save_int8`) takes the range of every activation while it runs; here onnxruntime's
+own calibration runs the fp32 graph on some rows and writes the ranges into the file, as QDQ nodes around the products
+with weights. Weights have a scale for each column, activations one for each tensor, unsigned. Products of two
+activations (scores and contexts of the attention) stay in fp32, and so do embeddings, which may be integers already.
 """
 
 from collections.abc import Iterable, Iterator, Mapping

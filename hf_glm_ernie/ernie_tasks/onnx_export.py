@@ -171,6 +171,13 @@ def graph_to_quantize(path: Path) -> Any:
     return model
 
 
+def write_graph(graph: Any, path: Path) -> None:
+    """Writes what [`graph_to_quantize`] gave as an ONNX file."""
+    import onnx
+
+    onnx.save(graph, path)
+
+
 @contextmanager
 def without_preprocessing_advice() -> Iterator[None]:
     """Inside, onnxruntime does not advise to fold what the exporter has folded already."""
@@ -220,4 +227,5 @@ __all__ = [
     "trace",
     "without_preprocessing_advice",
     "write_config",
+    "write_graph",
 ]
