@@ -54,6 +54,11 @@ def check_config(raw: Mapping[str, Any]) -> None:
     for key in ("is_decoder", "add_cross_attention"):
         if raw.get(key):
             raise ValueError(f"{key} is true, and PaddleNLP's encoder attends in both directions, to itself alone")
+    for key in ("kept_attention_heads", "embedding_bits"):
+        if raw.get(key) is not None:
+            raise ValueError(
+                f"{key} is {raw[key]!r}: the encoder was made smaller in a way that PaddleNLP cannot read"
+            )
     check_plain(raw)
 
 

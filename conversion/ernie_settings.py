@@ -73,6 +73,8 @@ KINDS: Mapping[str, Kind] = {
     "task_id": COUNT,
     "use_task_id": TRUTH,
     "embedding_size": SIZE,
+    "kept_attention_heads": SIZE,
+    "embedding_bits": SIZE,
 }
 """Setting -> what it may be, under the names of `ErnieConfig`, which are PaddleNLP's since 2.5."""
 

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from hf_glm_ernie.configuration_ernie3 import HUB_CLASSES as ERNIE3_CLASSES
+from hf_glm_ernie.modeling_ernie_compact import HUB_CLASSES as COMPACT_CLASSES
 from hf_glm_ernie.modeling_ernie_uie import HUB_CLASSES as UIE_CLASSES
 from hf_glm_ernie.modeling_ernie_utc import HUB_CLASSES as UTC_CLASSES
 from hf_glm_ernie.modeling_glm130b import HUB_CLASSES as GLM130B_CLASSES
@@ -116,6 +117,14 @@ ROWS = (
         tokenizer=_ERNIE_TOKENIZER,
         pipeline="zero-shot-classification",
         extra_inputs={"omask_positions": [[1, 3]], "cls_positions": [0]},
+    ),
+    Published(
+        model_type="ernie_compact",
+        title="ERNIE 3.0, made smaller",
+        classes=COMPACT_CLASSES,
+        license=APACHE,
+        tags=("ernie",),
+        tokenizer=_ERNIE_TOKENIZER,
     ),
     Published(
         model_type="ernie",

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from .configuration_ernie3 import Ernie3Config
+from .configuration_ernie_compact import ErnieCompactConfig
 from .configuration_ernie_uie import ErnieUIEConfig
 from .configuration_ernie_utc import ErnieUTCConfig
 from .configuration_glm130b import Glm130bConfig
@@ -44,6 +45,13 @@ from .modeling_ernie3_heads import (
     Ernie3ForTokenClassification,
 )
 from .modeling_ernie3_pretraining import Ernie3ForPreTraining, Ernie3ForPreTrainingOutput
+from .modeling_ernie_compact import (
+    ErnieCompactForMultipleChoice,
+    ErnieCompactForQuestionAnswering,
+    ErnieCompactForSequenceClassification,
+    ErnieCompactForTokenClassification,
+    ErnieCompactModel,
+)
 from .modeling_ernie_uie import ErnieForUIE, ErnieUIEOutput
 from .modeling_ernie_utc import ErnieForUTC, ErnieUTCOutput
 from .modeling_glm130b import Glm130bForCausalLM, Glm130bModel, Glm130bPreTrainedModel
@@ -148,6 +156,14 @@ AutoModel.register(ErnieUTCConfig, ErnieForUTC, exist_ok=True)
 AutoTokenizer.register(ErnieUIEConfig, tokenizer_class=ErnieTokenizer, exist_ok=True)
 AutoTokenizer.register(ErnieUTCConfig, tokenizer_class=ErnieTokenizer, exist_ok=True)
 
+AutoConfig.register(ErnieCompactConfig.model_type, ErnieCompactConfig, exist_ok=True)
+AutoModel.register(ErnieCompactConfig, ErnieCompactModel, exist_ok=True)
+AutoModelForSequenceClassification.register(ErnieCompactConfig, ErnieCompactForSequenceClassification, exist_ok=True)
+AutoModelForTokenClassification.register(ErnieCompactConfig, ErnieCompactForTokenClassification, exist_ok=True)
+AutoModelForQuestionAnswering.register(ErnieCompactConfig, ErnieCompactForQuestionAnswering, exist_ok=True)
+AutoModelForMultipleChoice.register(ErnieCompactConfig, ErnieCompactForMultipleChoice, exist_ok=True)
+AutoTokenizer.register(ErnieCompactConfig, tokenizer_class=ErnieTokenizer, exist_ok=True)
+
 AutoConfig.register(Ernie3Config.model_type, Ernie3Config, exist_ok=True)
 AutoModel.register(Ernie3Config, Ernie3Model, exist_ok=True)
 AutoModelForPreTraining.register(Ernie3Config, Ernie3ForPreTraining, exist_ok=True)
@@ -204,6 +220,12 @@ __all__ = [
     "Ernie3PretrainingMixture",
     "Ernie3PretrainingTrainer",
     "Ernie3Tokenizer",
+    "ErnieCompactConfig",
+    "ErnieCompactForMultipleChoice",
+    "ErnieCompactForQuestionAnswering",
+    "ErnieCompactForSequenceClassification",
+    "ErnieCompactForTokenClassification",
+    "ErnieCompactModel",
     "ErnieForUIE",
     "ErnieForUTC",
     "ErnieTokenizer",

@@ -5,45 +5,14 @@
 Source: PaddleNLP 2.8.1, `paddlenlp/transformers/ernie/configuration.py`.
 """
 
-from typing import Any
-
 from huggingface_hub.dataclasses import strict
-from transformers import ErnieConfig
 
-from .configuration_arguments import (
-    DEVIATION,
-    EPSILON,
-    LAYERS,
-    MAX_SIZE,
-    PROBABILITY,
-    SIZE,
-    Range,
-    check_activations,
-    check_arguments,
-    check_ranges,
-)
-
-# What the numbers may be; of what may be left out, 0 says so.
-RANGES = {
-    "vocab_size": SIZE,
-    "hidden_size": SIZE,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": SIZE,
-    "intermediate_size": SIZE,
-    "max_position_embeddings": SIZE,
-    "type_vocab_size": Range(0, MAX_SIZE),
-    "task_type_vocab_size": Range(0, MAX_SIZE),
-    "hidden_dropout_prob": PROBABILITY,
-    "attention_probs_dropout_prob": PROBABILITY,
-    "classifier_dropout": PROBABILITY,
-    "initializer_range": DEVIATION,
-    "layer_norm_eps": EPSILON,
-}
+from .configuration_ernie_compact import ErnieCompactConfig
 
 
 @strict
-class ErnieTaskConfig(ErnieConfig):
-    """The settings of `transformers.ErnieConfig`, and `task_id`.
+class ErnieTaskConfig(ErnieCompactConfig):
+    """The settings of [`ErnieCompactConfig`], and `task_id`.
 
     Raises:
         ValueError: an argument that is no setting.
@@ -52,23 +21,6 @@ class ErnieTaskConfig(ErnieConfig):
     """
 
     task_id: int = 0
-
-    def __post_init__(self, **kwargs: Any) -> None:
-        check_arguments(self, kwargs)
-        super().__post_init__(**kwargs)
-
-    def validate_ranges(self) -> None:
-        """Checks every number and the activation (called by the host's `@strict` validation)."""
-        check_ranges(self, RANGES)
-        check_activations(self, ("hidden_act",))
-        if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"num_attention_heads={self.num_attention_heads} must divide hidden_size={self.hidden_size}."
-            )
-        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
-            raise ValueError(
-                f"pad_token_id={self.pad_token_id} has no row in the word embedding of {self.vocab_size} (vocab_size)."
-            )
 
     def validate_task_id(self) -> None:
         """Checks `task_id` against the task types there are (called by the host's `@strict` validation)."""

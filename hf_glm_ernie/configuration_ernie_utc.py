@@ -7,7 +7,7 @@ from .configuration_ernie_task import ErnieTaskConfig
 
 @strict
 class ErnieUTCConfig(ErnieTaskConfig):
-    r"""Settings of an [`ErnieForUTC`]: those of `transformers.ErnieConfig`, and `task_id`.
+    r"""Settings of an [`ErnieForUTC`]: those of [`ErnieCompactConfig`], and `task_id`.
 
     Args:
         task_id: Task type of every token where `task_type_ids` are not given; read where `use_task_id` is set.

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from transformers import ErnieModel, ErniePreTrainedModel
 
+from .compact_ernie import make_compact
 from .host_inputs import check_columns, check_mask, check_tokens
 from .host_interface import CarriesItsCode, check_arguments
 
@@ -128,6 +129,7 @@ class ErnieTaskModel(CarriesItsCode, ErniePreTrainedModel):
     def __init__(self, config: Any):
         super().__init__(config)
         self.ernie = ErnieModel(config)
+        make_compact(self.ernie, config)
 
     def _encode(
         self,

@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoTokenizer, ErnieConfig, ErnieModel
 from conversion.__main__ import main as convert
 from examples import ernie_tasks, export_ernie
 from hf_glm_ernie import OnnxEncoder, sentence_embeddings, uie, utc
+from hf_glm_ernie.ernie_tasks import onnx_export
 from hf_glm_ernie.ernie_tasks.exported import CHOICE_AXES, INT8_FILE, TORCH_FILE, axes_of_class
 from tests.support.ernie_task_goldens import (
     UIE,
@@ -403,7 +404,7 @@ def test_rows_and_places_outside(sample, golden_utc):
         OnnxEncoder(sample.folder)(input_ids=ids, attention_mask=ids, token_type_ids=ids)
     model, _, encoder = golden_utc
     inputs = export_ernie.random_inputs(model, 2, 9)
-    assert encoder(**inputs).logits.shape == (2, export_ernie.CHOICES)
+    assert encoder(**inputs).logits.shape == (2, onnx_export.CHOICES)
     for name, value in (("omask_positions", 9), ("cls_positions", -1), ("position_ids", 4000)):
         with pytest.raises(ValueError, match=rf"{name} holds {value}; they go from 0 to"):
             encoder(**inputs | {name: torch.full_like(inputs[name], value)})

@@ -44,6 +44,7 @@ def repositories(sources: dict[str, Path], tmp_path_factory: pytest.TempPathFact
 OPEN = """
 import torch, transformers
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 def look(folder, auto, trust, text, **extra):
     trust = {"trust_remote_code": True} if trust else {}
@@ -72,6 +73,7 @@ CALLS = {
     "uie": f"AutoModel, 1, {SENTENCE!r}",
     "uie_int8": f"AutoModel, 1, {SENTENCE!r}",
     "utc": f"AutoModel, 1, {SENTENCE!r}, omask_positions=[[1, 3]], cls_positions=[0]",
+    "compact": f"AutoModelForSequenceClassification, 1, {SENTENCE!r}",
     "ernie3_int4": f"AutoModelForCausalLM, 1, {SENTENCE!r}",
     "encoder": f"AutoModelForMaskedLM, 0, {SENTENCE!r}",
     "encoder_int4": f"AutoModelForMaskedLM, 1, {SENTENCE!r}",

@@ -30,7 +30,8 @@ HUB_IMPORTS = {
 BELOW: dict[str, set[str]] = {
     "host": {"host"},
     "configuration": {"configuration"},
-    "inputs": {"host", "configuration", "prefix", "attention"},
+    "inputs": {"host", "configuration", "prefix", "attention", "compact"},
+    "compact": {"weight"},
     "prefix": {"host", "configuration"},
     "rotary": {"host", "configuration"},
     "attention": {"configuration"},
@@ -38,7 +39,7 @@ BELOW: dict[str, set[str]] = {
     "generation": {"host", "configuration", "prefix", "memory"},
     "modeling": {
         *("host", "configuration", "inputs", "prefix", "rotary", "attention", "memory", "generation", "modeling"),
-        "quantization",
+        *("compact", "quantization"),
     },
     "tokenization": {"host", "tokenization"},
     "weight": {"weight"},

@@ -24,7 +24,7 @@ from conversion.tokenizer_files import TOKENIZER_KINDS
 from hf_glm_ernie import Ernie3Config, ErnieUIEConfig, ErnieUTCConfig, Glm130bConfig
 from hf_glm_ernie.configuration_arguments import MAX_LABELS, MAX_LAYERS
 from hf_glm_ernie.configuration_ernie3 import RANGES as RANGES_ERNIE3
-from hf_glm_ernie.configuration_ernie_task import RANGES as RANGES_ERNIE
+from hf_glm_ernie.configuration_ernie_compact import RANGES as RANGES_ERNIE
 from hf_glm_ernie.configuration_glm130b import RANGES as RANGES_GLM
 from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
 from tests.conftest import GOLDEN

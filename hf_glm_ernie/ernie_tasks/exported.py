@@ -10,6 +10,7 @@ Axes = Mapping[str, tuple[str | None, ...]]
 """Input -> its axes."""
 
 ONNX_FILE, INT8_FILE, TORCH_FILE = "model.onnx", "model_int8.onnx", "model.pt2"
+STATIC_FILE = "model_int8_static.onnx"
 
 AXES: Axes = dict.fromkeys(("input_ids", "attention_mask", "token_type_ids"), ("batch", "tokens"))
 CHOICE_AXES: Axes = dict.fromkeys(AXES, ("batch", "choices", "tokens"))
@@ -30,6 +31,11 @@ OUTPUTS = {
     "ErnieForTokenClassification": ("logits",),
     "ErnieForQuestionAnswering": ("start_logits", "end_logits"),
     "ErnieForMultipleChoice": ("logits",),
+    "ErnieCompactModel": ("last_hidden_state",),
+    "ErnieCompactForSequenceClassification": ("logits",),
+    "ErnieCompactForTokenClassification": ("logits",),
+    "ErnieCompactForQuestionAnswering": ("start_logits", "end_logits"),
+    "ErnieCompactForMultipleChoice": ("logits",),
     "ErnieForUIE": ("start_prob", "end_prob"),
     "ErnieForUTC": ("logits",),
 }
@@ -38,7 +44,9 @@ OUTPUTS = {
 
 def axes_of_class(name: str) -> Axes:
     """The inputs of a class by its name, and their axes."""
-    return {"ErnieForUTC": UTC_AXES, "ErnieForMultipleChoice": CHOICE_AXES}.get(name, AXES)
+    if name == "ErnieForUTC":
+        return UTC_AXES
+    return CHOICE_AXES if name.endswith("ForMultipleChoice") else AXES
 
 
 __all__ = [
@@ -47,6 +55,7 @@ __all__ = [
     "INT8_FILE",
     "ONNX_FILE",
     "OUTPUTS",
+    "STATIC_FILE",
     "TORCH_FILE",
     "UTC_AXES",
     "Axes",

@@ -124,7 +124,7 @@ def own_config(folder: str, config_class: type[ErnieTaskConfig]) -> Any:
     config = AutoConfig.from_pretrained(folder)
     if isinstance(config, config_class):
         return config
-    if config.model_type != "ernie":
+    if config.model_type not in ("ernie", "ernie_compact"):
         raise ValueError(
             f"{folder} holds a model of the type {config.model_type}; this task takes {config_class.model_type}, or "
             "an ERNIE encoder (ernie), which gets a new head."

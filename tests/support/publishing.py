@@ -3,10 +3,17 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from conversion.__main__ import main
-from hf_glm_ernie import Ernie3ForCausalLM, Ernie3Tokenizer, ErnieForUTC, ErnieUTCConfig, WeightOnlyConfig
+from hf_glm_ernie import (
+    Ernie3ForCausalLM,
+    Ernie3Tokenizer,
+    ErnieForUTC,
+    ErnieUTCConfig,
+    WeightOnlyConfig,
+)
+from hf_glm_ernie.ernie_shrinking.pruning import compact_copy
 from hf_glm_ernie.modeling_ernie_uie import ErnieForUIE
 from tests.support.tiny_ernie3 import tiny_model
 
@@ -65,23 +72,10 @@ ERNIE3_CODE = {
     "modeling_ernie3_heads.py",
     "modeling_ernie3_pretraining.py",
 }
-ERNIE_TASK_CODE = {"configuration_arguments.py", "configuration_ernie_task.py", "inputs_ernie.py"}
+COMPACT_CODE = {"compact_ernie.py", "configuration_arguments.py", "configuration_ernie_compact.py"}
+ERNIE_TASK_CODE = COMPACT_CODE | {"configuration_ernie_task.py", "inputs_ernie.py"}
 UIE_CODE = ERNIE_TASK_CODE | {"configuration_ernie_uie.py", "modeling_ernie_uie.py"}
 UTC_CODE = ERNIE_TASK_CODE | {"configuration_ernie_utc.py", "modeling_ernie_utc.py"}
-CODE = {
-    "configuration_arguments.py",
-    "configuration_ernie_task.py",
-    "configuration_ernie_uie.py",
-    "modeling_ernie_uie.py",
-    "inputs_ernie.py",
-}
-UTC_CODE = {
-    "configuration_arguments.py",
-    "configuration_ernie_task.py",
-    "configuration_ernie_utc.py",
-    "modeling_ernie_utc.py",
-    "inputs_ernie.py",
-}
 CODE = {
     "glm": GLM_CODE | HOST_CODE | QUANTIZER_CODE,
     "glm_int4": GLM_CODE | HOST_CODE | QUANTIZER_CODE,
@@ -91,6 +85,10 @@ CODE = {
     "ernie3_int4": ERNIE3_CODE | HOST_CODE | QUANTIZER_CODE,
     "encoder": set(),
     "encoder_int4": {"modeling_ernie_quantized.py", "host_versions.py"} | QUANTIZER_CODE,
+    "compact": COMPACT_CODE
+    | {"modeling_ernie_compact.py", "host_interface.py", "host_versions.py"}
+    | ERNIE_TOKENIZER_CODE
+    | QUANTIZER_CODE,
     "uie_int8": UIE_CODE | HOST_CODE | ERNIE_TOKENIZER_CODE | QUANTIZER_CODE,
 }
 """Repository -> the exact set of code files it carries."""
@@ -114,6 +112,11 @@ def make_source(name: str, folder: Path) -> Path:
     if name == "encoder_int4":
         make_source("encoder", parts)
         model = AutoModelForMaskedLM.from_pretrained(parts, quantization_config=WeightOnlyConfig(bits=4))
+    elif name == "compact":
+        make_source("encoder", parts)
+        torch.manual_seed(1)  # of the head
+        encoder = AutoModelForSequenceClassification.from_pretrained(parts)
+        model = compact_copy(encoder, kept_attention_heads=1, embedding_bits=8)
     elif name == "uie_int8":
         make_source("uie", parts)
         model = ErnieForUIE.from_pretrained(parts, quantization_config=WeightOnlyConfig(bits=8))
