@@ -43,6 +43,11 @@ def score_of(threshold: float) -> float:
     return math.log(threshold) - math.log1p(-threshold) if threshold > 0 else -math.inf
 
 
+def probability_of(score: float) -> float:
+    """The sigmoid of a score."""
+    return 1 / (1 + math.exp(-score)) if score >= 0 else (small := math.exp(score)) / (1 + small)
+
+
 def decode_entities(logits: torch.Tensor, is_text: torch.Tensor, above: float = 0.0) -> list[list[FoundEntity]]:
     """Reads the entities off the scores.
 
@@ -102,4 +107,4 @@ def decode_relations(
     return found
 
 
-__all__ = ["FoundEntity", "FoundRelation", "decode_entities", "decode_relations", "score_of"]
+__all__ = ["FoundEntity", "FoundRelation", "decode_entities", "decode_relations", "probability_of", "score_of"]
