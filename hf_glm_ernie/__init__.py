@@ -27,6 +27,7 @@ from .configuration_ernie_uie import ErnieUIEConfig
 from .configuration_ernie_utc import ErnieUTCConfig
 from .configuration_glm130b import Glm130bConfig
 from .ernie_tasks.embeddings import sentence_embeddings
+from .ernie_tasks.gplinker import extract
 from .ernie_tasks.uie import uie
 from .ernie_tasks.utc import utc
 from .finetuning.targets import register_default_targets
@@ -246,6 +247,7 @@ __all__ = [
     "cond_log_probs",
     "drop_auxiliary_layer",
     "evaluate_task",
+    "extract",
     "fill_blanks",
     "generate_answers",
     "label_permutation",

@@ -4,6 +4,7 @@
     python -m hf_glm_ernie lm-eval --model glm130b --model_args pretrained=FOLDER --tasks NAME
     python -m hf_glm_ernie serve FOLDER --port 8000
     python -m hf_glm_ernie label-data EXPORT --output FOLDER
+    python -m hf_glm_ernie distil-uie --teacher FOLDER --texts FILE --schema SCHEMA --output FOLDER
 
 The second is lm-evaluation-harness's own command with this package's model class registered, the third `transformers
 serve`, which then opens this package's folders. The last makes rows for UIE and UTC of what label tools export.
@@ -15,6 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from .ernie_data import command as label_data
+from .ernie_distillation import command as distil_uie
 from .inference.offload import WAYS
 from .planner.devices import DTYPES, RESERVE, plan
 from .planner.models import IN_SHORT
@@ -34,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return run_serve(arguments[1:])
     if arguments[:1] == ["label-data"]:
         return label_data.main(arguments[1:])
+    if arguments[:1] == ["distil-uie"]:
+        return distil_uie.main(arguments[1:])
     options = build_parser().parse_args(arguments)
     try:
         planned = plan(
@@ -88,6 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands.add_parser("lm-eval", help="lm-evaluation-harness with the model class glm130b; all options are its own")
     commands.add_parser("serve", help="an OpenAI-compatible server: `transformers serve`; all options are its own")
+    commands.add_parser("distil-uie", help="a student of one forward for one schema, from a UIE teacher and texts")
     commands.add_parser("label-data", help="exports of doccano and Label Studio as rows for UIE and UTC")
     model = planner.add_mutually_exclusive_group(required=True)
     model.add_argument("--model", help=f"{IN_SHORT}; or a folder with config.json")

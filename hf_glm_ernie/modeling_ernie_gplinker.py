@@ -61,9 +61,7 @@ def rotated(vectors: torch.Tensor) -> torch.Tensor:
     return torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1).flatten(-2)
 
 
-def pointer_scores(
-    pointers: torch.Tensor, biases: torch.Tensor, mask: torch.Tensor, ordered: bool
-) -> torch.Tensor:
+def pointer_scores(pointers: torch.Tensor, biases: torch.Tensor, mask: torch.Tensor, ordered: bool) -> torch.Tensor:
     """Scores every label for every pair of tokens: one product for all labels, and a bias of each at both ends.
 
     Args:
@@ -242,8 +240,8 @@ def _tokens_of(
     if attention_mask is not None:
         if attention_mask.ndim != 2:
             raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}; the pairs of tokens that are scored need one "
-                "of (batch, tokens), 1 = token, 0 = padding."
+                f"attention_mask has shape {tuple(attention_mask.shape)}; the pairs of tokens that are scored need "
+                "one of (batch, tokens), 1 = token, 0 = padding."
             )
         return attention_mask.to(torch.bool).expand(hidden.shape[:2])
     if input_ids is None or pad is None:

@@ -30,6 +30,7 @@ OUTPUTS = {
     "ErnieForTokenClassification": ("logits",),
     "ErnieForQuestionAnswering": ("start_logits", "end_logits"),
     "ErnieForMultipleChoice": ("logits",),
+    "ErnieForGPLinker": ("entity_logits",),  # and head_logits, tail_logits, where there are relations
     "ErnieForUIE": ("start_prob", "end_prob"),
     "ErnieForUTC": ("logits",),
 }

@@ -1,7 +1,7 @@
 """Extraction for one schema: texts in, answers of the same form as [`uie`]'s out, one forward a text.
 
-The schema belongs to the model (`config.schema`), as in PaddleNLP's `Taskflow(model="uie-data-distill-gp")`, so none is
-given. An answer's probability is the sigmoid of its score; that of what stands below another is the product of both
+The schema belongs to the model (`config.schema`), as in PaddleNLP's `Taskflow(model="uie-data-distill-gp")`, so none
+is given. An answer's probability is the sigmoid of its score; that of what stands below another is the product of both
 links, of the first and of the last tokens.
 
 Source: PaddleNLP 2.8.1, `paddlenlp/taskflow/information_extraction.py` (`GPTask`).
@@ -44,8 +44,8 @@ def labels_of_model(model: Any) -> LabelMaps:
     config = getattr(model, "config", None)
     if getattr(config, "model_type", None) != "ernie_gplinker":
         raise TypeError(
-            f"model is a {type(model).__name__}, which has no schema of its own; extract takes {GIVER}. An ErnieForUIE "
-            "is asked with uie(model, tokenizer, schema, texts)."
+            f"model is a {type(model).__name__}, which has no schema of its own; extract takes {GIVER}. An "
+            "ErnieForUIE is asked with uie(model, tokenizer, schema, texts)."
         )
     return with_labels(config.entity_labels, config.relation_labels, config.schema, "The model's config")
 

@@ -4,9 +4,9 @@
 - Names with names below, `{"公司": ["创始人", {"子公司": ["成立时间"]}]}` (events likewise): an entity type for every
   name at the top and every name that has others below; a relation for every name below another; and the type `object`
   for what is found as nothing but the object of a relation.
-- Opinions, `["观点词", {"评价维度": ["观点词", "情感倾向[正向,负向]"]}]`: the aspect's and the opinion's type; a relation
-  from aspect to opinion for every option. An aspect has the sentiment that its likeliest opinion has; without an opinion
-  it has none.
+- Opinions, `["观点词", {"评价维度": ["观点词", "情感倾向[正向,负向]"]}]`: the aspect's and the opinion's type;
+  a relation from aspect to opinion for every option. An aspect has the sentiment of its likeliest opinion; without an
+  opinion it has none.
 
 Options anywhere else ask about whole texts, which pairs of tokens cannot answer.
 
@@ -178,7 +178,9 @@ def _numbered(numbers: Any, where: str) -> list[str]:
     return sorted(numbers, key=lambda name: numbers[name])
 
 
-def answers_of(maps: LabelMaps, text: str, entities: Entities, relations: Relations) -> dict[str, list[dict[str, Any]]]:
+def answers_of(
+    maps: LabelMaps, text: str, entities: Entities, relations: Relations
+) -> dict[str, list[dict[str, Any]]]:
     """What was found, in the form of [`uie`]'s answers: under the schema's names, in the order of the text.
 
     Args:

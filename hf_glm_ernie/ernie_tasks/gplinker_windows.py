@@ -1,7 +1,8 @@
 """Texts as an [`ErnieForGPLinker`] reads them: alone, and where they are long in windows that overlap.
 
-A window is `[CLS] piece [SEP]`. What is found in several windows is one answer. What touches the inner edge of a window
-may be cut by it; where a neighbour has the same place with a token more on both sides, only the neighbour is asked.
+A window is `[CLS] piece [SEP]`. What is found in several windows is one answer. What touches the inner edge of a
+window may be cut by it; where a neighbour has the same place with a token more on both sides, only the neighbour is
+asked.
 
 Letters in shape comments: T tokens.
 """

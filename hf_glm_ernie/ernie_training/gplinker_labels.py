@@ -1,8 +1,8 @@
 """Rows of closed-domain training as the inputs and labels of an [`ErnieForGPLinker`].
 
-Long texts are read in overlapping windows, as in extraction; a window has what is wholly inside it. (PaddleNLP's reader
-cuts the rest of a text off.) What begins or ends with a character that no token holds, such as a blank, counts from its
-first token to its last; what no token holds is left out, with a notice.
+Long texts are read in overlapping windows, as in extraction; a window has what is wholly inside it. (PaddleNLP's
+reader cuts the rest of a text off.) What begins or ends with a character that no token holds, such as a blank, counts
+from its first token to its last; what no token holds is left out, with a notice.
 
 Source: PaddleNLP, `applications/information_extraction/text/data_distill/utils.py` (`create_dataloader`).
 """

@@ -60,7 +60,7 @@ def read_marked(row: Mapping[str, Any], number: int, maps: LabelMaps | None = No
         kind = one.get("type")
         entities.add((kind, _place(text, one, "text", "start_index", where)))
         if not isinstance(kind, str) or (maps and kind not in maps.entities):
-            raise ValueError(f"{where} has an entity of the type {kind!r}; there are {_known(maps and maps.entities)}.")
+            raise ValueError(f"{where} has an entity of type {kind!r}; there are {_known(maps and maps.entities)}.")
     relations = set()
     for key, (subject, relation, obj) in KEYS.items():
         for one in _list(row, key, where):
@@ -91,8 +91,8 @@ def _place(text: str, one: Mapping[str, Any], key: str, start_key: str, where: s
         raise ValueError(f"{where} has {short(dict(one))}: {key!r} must be a text and {start_key!r} a whole number.")
     if start < 0 or text[start : start + len(span)] != span:
         raise ValueError(
-            f"{where} has {span!r} at {start}, where the text has {text[max(start, 0) : start + len(span)]!r}: offsets "
-            "are characters of the text as it stands in the row."
+            f"{where} has {span!r} at {start}, where the text has {text[max(start, 0) : start + len(span)]!r}: "
+            "offsets are characters of the text as it stands in the row."
         )
     return start, start + len(span)
 
@@ -105,7 +105,9 @@ def as_row(marked: MarkedText, is_opinion: bool = False) -> dict[str, Any]:
     subject, relation, obj = KEYS[key]
     return {
         "text": text,
-        "entity_list": [{"text": text[slice(*place)], "type": kind, "start_index": place[0]} for kind, place in entities],
+        "entity_list": [
+            {"text": text[slice(*place)], "type": kind, "start_index": place[0]} for kind, place in entities
+        ],
         key: [
             {
                 subject: text[slice(*first)],

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_glm_ernie.ernie_tasks.gplinker_decoding import decode_entities, decode_relations
+from hf_glm_ernie.ernie_tasks.gplinker_decoding import FoundRelation, decode_entities, decode_relations
+from hf_glm_ernie.modeling_ernie_gplinker import ABSENT
 
 from .counts import Counts, matches, total
 from .gplinker_labels import IGNORED, LABELS
@@ -27,17 +28,16 @@ def keep_found(outputs: Any, labels: Any) -> tuple[torch.Tensor, torch.Tensor]:
 
     Returns:
         (B, K, 3) and (B, K, 5) int64, as labels are given; -100 where a row has fewer. The first and the last token of
-        a row are [CLS] and [SEP]: what begins or ends there is left out when it is counted.
+        a row are [CLS] and [SEP]: nothing begins or ends there.
     """
     logits = list(outputs) if isinstance(outputs, tuple | list) else [outputs]
     entity = logits[0]
-    is_token = torch.ones(entity.shape[0], entity.shape[-1], dtype=torch.bool, device=entity.device)
-    is_token[:, 0] = False
-    entities = decode_entities(entity, is_token)
-    if len(logits) > 2:
-        relations = decode_relations(entities, *logits[1:3])
-    else:
-        relations = [[] for _ in entities]
+    absent = max(ABSENT, torch.finfo(entity.dtype).min)
+    lengths = (entity[:, 0, 0] > absent / 4).sum(-1, keepdim=True)  # (B, 1): [CLS] makes a pair with every token
+    places = torch.arange(entity.shape[-1], device=entity.device)
+    entities = decode_entities(entity, (places > 0) & (places < lengths - 1))
+    nothing: list[list[FoundRelation]] = [[] for _ in entities]
+    relations = decode_relations(entities, *logits[1:3]) if len(logits) > 2 else nothing
     rows = (
         [[one[:3] for one in row] for row in entities],
         [[(one.label, *one.subject, *one.object) for one in row] for row in relations],

@@ -62,11 +62,7 @@ def loss(logits: torch.Tensor, marked: Sequence[Sequence[tuple[int, int, int]]])
 def entities(logits: torch.Tensor, mask: torch.Tensor) -> list[set[tuple[int, int, int]]]:
     """(B, C, T, T), (B, T) -> of every row the (label, first, last) above zero that begin and end where mask is."""
     return [
-        {
-            (c, m, n)
-            for c, m, n in (row > 0).nonzero().tolist()
-            if m <= n and is_text[m] and is_text[n]
-        }
+        {(c, m, n) for c, m, n in (row > 0).nonzero().tolist() if m <= n and is_text[m] and is_text[n]}
         for row, is_text in zip(logits, mask, strict=True)
     ]
 
@@ -74,7 +70,7 @@ def entities(logits: torch.Tensor, mask: torch.Tensor) -> list[set[tuple[int, in
 def triples(
     found: list[set[tuple[int, int, int]]], heads: torch.Tensor, tails: torch.Tensor
 ) -> list[set[tuple[int, int, int, int, int]]]:
-    """Entities of every row, (B, R, T, T) twice -> of every row the (relation, subject, object) linked at both ends."""
+    """Entities of every row, (B, R, T, T) twice -> of every row what is linked at both ends."""
     result = []
     for row, head, tail in zip(found, heads, tails, strict=True):
         spans = {(m, n) for _, m, n in row}
