@@ -71,6 +71,7 @@ CALLS = {
     "glm_int8": f"AutoModelForCausalLM, 1, {BLANK!r}",
     "uie": f"AutoModel, 1, {SENTENCE!r}",
     "uie_int8": f"AutoModel, 1, {SENTENCE!r}",
+    "gplinker": f"AutoModel, 1, {SENTENCE!r}",
     "utc": f"AutoModel, 1, {SENTENCE!r}, omask_positions=[[1, 3]], cls_positions=[0]",
     "ernie3_int4": f"AutoModelForCausalLM, 1, {SENTENCE!r}",
     "encoder": f"AutoModelForMaskedLM, 0, {SENTENCE!r}",

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig, Trainer, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
+from hf_glm_ernie.ernie_training.data_files import read_data
 from hf_glm_ernie.ernie_training.gplinker_task import Linking
 
 from .data import ROW_FILES
@@ -53,7 +54,7 @@ def train_student(
     length = min(settings["max_length"], AutoConfig.from_pretrained(encoder).max_position_embeddings)
     task = Linking(tokenizer, length, {"data": str(data)})
     files = {split: data / ROW_FILES[split] for split in ("train", "dev")}
-    rows = {split: task.read(file) for split, file in files.items() if file.stat().st_size}
+    rows = {split: read_data(file, task.columns) for split, file in files.items() if file.stat().st_size}
     task.learn(rows["train"])
     encoded = {
         split: own.map(task.encode, batched=True, with_indices=True, remove_columns=own.column_names)

@@ -96,7 +96,7 @@ def own_config(folder: str, config_class: type[ErnieTaskConfig], and_from: Seque
             f"{folder} holds a model of the type {config.model_type}; this task takes {config_class.model_type}, or "
             "an ERNIE encoder (ernie), which gets a new head."
         )
-    known = config_class.__dataclass_fields__
+    known = config_class.__dataclass_fields__.keys() - {"model_type"}
     return config_class(**{name: value for name, value in config.to_dict().items() if name in known})
 
 
