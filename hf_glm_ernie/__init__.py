@@ -23,10 +23,12 @@ from transformers import (
 
 from .configuration_ernie3 import Ernie3Config
 from .configuration_ernie_compact import ErnieCompactConfig
+from .configuration_ernie_gplinker import ErnieGPLinkerConfig
 from .configuration_ernie_uie import ErnieUIEConfig
 from .configuration_ernie_utc import ErnieUTCConfig
 from .configuration_glm130b import Glm130bConfig
 from .ernie_tasks.embeddings import sentence_embeddings
+from .ernie_tasks.gplinker import extract
 from .ernie_tasks.questions import answer_questions
 from .ernie_tasks.uie import uie
 from .ernie_tasks.utc import utc
@@ -52,6 +54,7 @@ from .modeling_ernie_compact import (
     ErnieCompactForTokenClassification,
     ErnieCompactModel,
 )
+from .modeling_ernie_gplinker import ErnieForGPLinker, ErnieGPLinkerOutput
 from .modeling_ernie_uie import ErnieForUIE, ErnieUIEOutput
 from .modeling_ernie_utc import ErnieForUTC, ErnieUTCOutput
 from .modeling_glm130b import Glm130bForCausalLM, Glm130bModel, Glm130bPreTrainedModel
@@ -147,12 +150,15 @@ AutoModel.register(Glm130bConfig, Glm130bModel, exist_ok=True)
 AutoModelForCausalLM.register(Glm130bConfig, Glm130bForCausalLM, exist_ok=True)
 AutoTokenizer.register(Glm130bConfig, tokenizer_class=Glm130bTokenizer, exist_ok=True)
 
+AutoConfig.register(ErnieGPLinkerConfig.model_type, ErnieGPLinkerConfig, exist_ok=True)
 AutoConfig.register(ErnieUIEConfig.model_type, ErnieUIEConfig, exist_ok=True)
 AutoConfig.register(ErnieUTCConfig.model_type, ErnieUTCConfig, exist_ok=True)
+AutoModel.register(ErnieGPLinkerConfig, ErnieForGPLinker, exist_ok=True)
 AutoModel.register(ErnieUIEConfig, ErnieForUIE, exist_ok=True)
 AutoModel.register(ErnieUTCConfig, ErnieForUTC, exist_ok=True)
 # This also makes the class known by its name, which is how the Hub's `PaddlePaddle/*` folders ask for it; the host's
 # own choice for its `ernie` configuration stays.
+AutoTokenizer.register(ErnieGPLinkerConfig, tokenizer_class=ErnieTokenizer, exist_ok=True)
 AutoTokenizer.register(ErnieUIEConfig, tokenizer_class=ErnieTokenizer, exist_ok=True)
 AutoTokenizer.register(ErnieUTCConfig, tokenizer_class=ErnieTokenizer, exist_ok=True)
 
@@ -226,8 +232,11 @@ __all__ = [
     "ErnieCompactForSequenceClassification",
     "ErnieCompactForTokenClassification",
     "ErnieCompactModel",
+    "ErnieForGPLinker",
     "ErnieForUIE",
     "ErnieForUTC",
+    "ErnieGPLinkerConfig",
+    "ErnieGPLinkerOutput",
     "ErnieTokenizer",
     "ErnieUIEConfig",
     "ErnieUIEOutput",
@@ -266,6 +275,7 @@ __all__ = [
     "drop_auxiliary_layer",
     "evaluate_ernie",
     "evaluate_task",
+    "extract",
     "fill_blanks",
     "generate_answers",
     "label_permutation",

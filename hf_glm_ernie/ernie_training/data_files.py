@@ -1,7 +1,7 @@
 """Files of training data: one by its name, or a folder as PaddleNLP's converters write them.
 
-A folder holds `train.txt` and `dev.txt` (one JSON row a line), or the same names with another ending; or it is one of
-CLUE's as it was downloaded.
+A folder holds `train.txt` and `dev.txt` (one JSON row a line), or the same names with another ending; `train_data` and
+`dev_data` in those of closed-domain training; or it is one of CLUE's as it was downloaded.
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ def find_files(data: str, eval_data: str | None) -> tuple[Path, Path | None]:
     evaluation = None if eval_data is None else Path(eval_data)
     if not folder.is_dir():
         return folder, evaluation
-    train, dev = _named(folder, "train"), _named(folder, "dev")
+    train, dev = (_named(folder, name) or _named(folder, f"{name}_data") for name in ("train", "dev"))
     if train is None:
         raise ValueError(f"The folder {data} has no train file: train{', train'.join(FORMATS)}.")
     return train, evaluation or dev

@@ -115,8 +115,13 @@ def with_names(folder: str, names: Sequence[Any], **settings: Any) -> Any:
     return config
 
 
-def own_config(folder: str, config_class: type[ErnieTaskConfig]) -> Any:
-    """The config of a folder of UIE or UTC; of a plain encoder's, the same with a new head.
+def own_config(folder: str, config_class: type[ErnieTaskConfig], and_from: Sequence[str] = ()) -> Any:
+    """The config of a folder of one of our models; of a plain encoder's, the same with a new head.
+
+    Args:
+        folder: Of the model.
+        config_class: What the task takes.
+        and_from: Types of models whose encoder may be taken as well.
 
     Raises:
         ValueError: a folder of something else.
@@ -124,12 +129,12 @@ def own_config(folder: str, config_class: type[ErnieTaskConfig]) -> Any:
     config = AutoConfig.from_pretrained(folder)
     if isinstance(config, config_class):
         return config
-    if config.model_type not in ("ernie", "ernie_compact"):
+    if config.model_type not in ("ernie", "ernie_compact", *and_from):
         raise ValueError(
             f"{folder} holds a model of the type {config.model_type}; this task takes {config_class.model_type}, or "
             "an ERNIE encoder (ernie), which gets a new head."
         )
-    known = config_class.__dataclass_fields__
+    known = config_class.__dataclass_fields__.keys() - {"model_type"}
     return config_class(**{name: value for name, value in config.to_dict().items() if name in known})
 
 

@@ -1,6 +1,7 @@
 """The tasks of fine-tuning and evaluation, by the names that command lines give them."""
 
 from .choice_task import MultipleChoice
+from .gplinker_task import Linking
 from .prompt_tasks import Choosing, Extraction
 from .qa_task import Reading
 from .task import ErnieTask
@@ -9,6 +10,7 @@ from .text_tasks import Classification, Tagging
 TASKS: dict[str, type[ErnieTask]] = {
     "classification": Classification,
     "tokens": Tagging,
+    "gplinker": Linking,
     "uie": Extraction,
     "utc": Choosing,
     "qa": Reading,
