@@ -19,7 +19,7 @@ from hf_glm_ernie.ernie_tasks.gplinker import extract
 from hf_glm_ernie.ernie_tasks.gplinker_schema import LabelMaps, label_maps_of
 from hf_glm_ernie.ernie_tasks.uie import uie
 from hf_glm_ernie.ernie_training.gplinker_task import LABEL_MAPS
-from hf_glm_ernie.host_arguments import flags, threshold_below_one, whole_number
+from hf_glm_ernie.host_arguments import flags, probability_threshold, whole_number
 
 from .comparing import Measured, as_json, compare, read_rows
 from .data import ROW_FILES, labelled_splits, write_rows
@@ -87,7 +87,7 @@ class DistilArguments:
             whole_number(name, getattr(self, name))
         whole_number("max_length", self.max_length, least=8)
         whole_number("seed", self.seed, least=0, most=2**32 - 1)
-        threshold_below_one("threshold", self.threshold)
+        probability_threshold("threshold", self.threshold)
         flags(overwrite=self.overwrite, resume=self.resume, progress=self.progress)
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate={self.learning_rate} must be above 0.")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from hf_glm_ernie.host_arguments import check_model_and_tokenizer, threshold_below_one, whole_number
+from hf_glm_ernie.host_arguments import check_model_and_tokenizer, probability_threshold, whole_number
 from hf_glm_ernie.inference.batches import FEW_BATCHES, in_batches
 
 from .gplinker_decoding import (
@@ -90,7 +90,7 @@ def extract(
     """
     check_model_and_tokenizer(model, tokenizer)
     maps, plain = labels_of_model(model), text_records(texts)
-    threshold, batch_size = threshold_below_one("threshold", threshold), whole_number("batch_size", batch_size)
+    threshold, batch_size = probability_threshold("threshold", threshold), whole_number("batch_size", batch_size)
     max_length = longest_row(model, tokenizer, whole_number("max_length", max_length, least=4))
     overlap = min(whole_number("overlap", overlap, least=0), max_length // 2)
     reader = _Reader(model, tokenizer, score_of(threshold), batch_size, max_length, overlap)

@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 from hf_glm_ernie.ernie_tasks.onnx_encoder import OnnxEncoder
 from hf_glm_ernie.ernie_tasks.runners import call_model, longest_row
-from hf_glm_ernie.host_arguments import one_of, threshold_below_one, whole_number
+from hf_glm_ernie.host_arguments import one_of, probability_threshold, whole_number
 from hf_glm_ernie.inference.batches import in_batches
 
 from .end_to_end import score_schema
@@ -154,7 +154,7 @@ def check_settings(task: str, settings: Mapping[str, Any]) -> None:
             known = ", ".join(reads) or "none"
             raise ValueError(f"{name} is not read by the task {task}, whose settings are: {known}.")
     if settings.get("threshold") is not None:
-        threshold_below_one("threshold", settings["threshold"])
+        probability_threshold("threshold", settings["threshold"])
     for name, allowed in (("language", ("zh", "en")), ("cut", ("windows", "sentences"))):
         if settings.get(name) is not None:
             one_of(name, settings[name], allowed)
