@@ -5,8 +5,8 @@
 The texts are those of `examples/made_up_labels.py`; rows for UIE and UTC are made by `label-data` of what a label tool
 would export. Every task is trained by `examples/finetune_ernie.py` on the texts of `train` and measured once, on those
 of `test`, which neither training nor the choice of settings saw. UIE is measured by F1 over all prompts (relations
-asked about the right subject, as PaddleNLP does), UTC by the accuracy of all pairs of a text and an option, tags by the
-F1 of whole entities, questions by exact match.
+asked about the right subject, as PaddleNLP does), UTC by the accuracy of all pairs of a text and an option, tags by
+the F1 of whole entities, questions by exact match.
 """
 
 import argparse
