@@ -259,7 +259,7 @@ def read_arguments(given: list[str]) -> tuple[DataArguments, AdapterArguments, T
         raise ValueError("--resume cannot go on with p-tuning: PEFT saves what its encoder made, not the encoder.")
     if data.task in ("uie", "utc", "qa", "choice") and training.label_smoothing_factor:
         raise ValueError(f"The loss of {data.task} has no labels to smooth: leave --label_smoothing_factor out.")
-    if recipe is not None and not any(word.startswith(BATCH_OPTION) for word in given):
+    if recipe is not None and not any(word.replace("-", "_").startswith(f"__{BATCH_OPTION[2:]}") for word in given):
         rows = training.per_device_train_batch_size
         training.per_device_train_batch_size = share_of_rows(rows, training, data)
     return data, adapter, training

@@ -113,7 +113,7 @@ def test_a_recipe_with_several_seeds(encoder, tmp_path, capsys) -> None:
     finetune(encoder, data, tmp_path / "out", "--seeds", "1", "2", **options)
     report = json.loads((tmp_path / "out" / "seeds.json").read_text(encoding="utf-8"))
     assert report["seeds"].keys() == {"1", "2"}
-    assert report["summary"]["eval_accuracy"]["min"] > 0.9  # 0.98 and 1.0 seen; a guess has a third
+    assert report["summary"]["eval_accuracy"]["min"] > 0.9  # 1.0 seen; a guess has a third
     one = json.loads((tmp_path / "out" / "seed-1" / "evaluation.json").read_text(encoding="utf-8"))
     assert one["scores"] == report["seeds"]["1"]
     assert set(one["by_class"]) == {"2 choices", "3 choices", "4 choices"}
@@ -159,8 +159,8 @@ def test_accumulated_rows_are_one_step(encoder, tmp_path) -> None:
         trainer = finetune(encoder, tmp_path / "data", tmp_path / f"out{size}", **options, **more)
         first = next(entry for entry in trainer.state.log_history if "grad_norm" in entry)
         losses.append((first["loss"], first["grad_norm"]))
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)  # sums in another order; logged with four digits
-    assert losses[0] == pytest.approx(losses[2], rel=1e-4)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)  # sums in another order: 1e-7 seen
+    assert losses[0] == pytest.approx(losses[2], rel=1e-5)
 
 
 @pytest.mark.parametrize(
