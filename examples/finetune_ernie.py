@@ -19,7 +19,8 @@ files named `train` and `dev`, by task:
 
 CLUE's files are read as they were downloaded, and `--recipe clue/TASK/MODEL` sets what PaddleNLP published for that
 task and model (`clue/TASK`: for any model); options that are given beside it count. At the end the score stands beside
-the published one. `--seeds 1 2 3` trains once a seed, in a folder each, and writes means and spread to `seeds.json`.
+the published one. `--seeds 1 2 3` trains once a seed, in a folder each, and writes means and spread to `seeds.json`;
+`--grid true` trains at every point of the grid whose best run was published.
 
 With data to evaluate on, scores are logged (`--eval_strategy steps --metric_for_best_model eval_f1
 --load_best_model_at_end true`), and at the end `evaluation.json` in the output folder holds the scores by class, label
@@ -46,8 +47,8 @@ from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, Trainer, T
 import hf_glm_ernie  # noqa: F401  # registers UIE and UTC with the Auto classes
 from hf_glm_ernie.ernie_training.class_labels import KINDS
 from hf_glm_ernie.ernie_training.data_files import FORMATS, find_files
-from hf_glm_ernie.ernie_training.recipes import Recipe, find_recipe
-from hf_glm_ernie.ernie_training.seeds import seeds_report, seeds_table
+from hf_glm_ernie.ernie_training.recipes import Recipe, find_recipe, published_grid
+from hf_glm_ernie.ernie_training.seeds import grid_report, grid_table, seeds_report, seeds_table
 from hf_glm_ernie.ernie_training.task import ErnieTask
 from hf_glm_ernie.ernie_training.tasks import TASKS
 from hf_glm_ernie.ernie_training.uie_rows import CUTS
@@ -66,6 +67,7 @@ class DataArguments:
     task: str | None = field(default=None, metadata={"help": f"one of {', '.join(TASKS)}; a recipe says which"})
     recipe: str | None = field(default=None, metadata={"help": "PaddleNLP's settings: clue/TASK or clue/TASK/MODEL"})
     seeds: list[int] | None = field(default=None, metadata={"help": "train once with each of these seeds"})
+    grid: bool = field(default=False, metadata={"help": "train at every point of the recipe's published grid"})
     eval_data: str | None = field(default=None, metadata={"help": "file to evaluate on"})
     max_length: int = field(
         default=512, metadata={"help": "tokens of the longest row, at most the model's positions; longer are cut"}
@@ -101,6 +103,8 @@ class DataArguments:
                 raise ValueError(f"{name}={value} must be at least 1.")
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1.")
+        if self.grid and (self.recipe is None or self.seeds is not None):
+            raise ValueError("--grid runs the published grid of a --recipe, once a point: without --seeds.")
         if self.seeds is not None and len(set(self.seeds)) < max(len(self.seeds), 1):
             raise ValueError(f"seeds={self.seeds} names a seed twice, or none.")
 
@@ -112,7 +116,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
         arguments: The command line; `None` reads that of the process.
 
     Returns:
-        The trainer, for those who call this from Python; of several seeds that of the last one that was trained.
+        The trainer, for those who call this from Python; of several runs that of the last.
 
     Raises:
         ValueError: options that do not go together, or rows that are not what they should be.
@@ -124,57 +128,91 @@ def main(arguments: list[str] | None = None) -> Trainer:
         raise ValueError(
             f"--recipe {data.recipe} was published with scores: give --eval_data, or a folder with dev data."
         )
-    trainer = run(data, adapter, training) if data.seeds is None else run_seeds(given, data, training)
+    several = data.seeds is not None or data.grid
+    trainer = run_several(given, data, training) if several else run(data, adapter, training)
     if recipe is not None and training.process_index == 0:
-        changed = recipe.changed({**vars(training), **vars(adapter), **vars(data)})
+        searched = ("learning_rate", "dropout") if data.grid else ()
+        used = {**vars(training), **vars(adapter), **vars(data)}
+        changed = recipe.changed({name: value for name, value in used.items() if name not in searched})
         rows, published = rows_a_step(training), recipe.settings["per_device_train_batch_size"]
-        changed += [f"rows a step={rows} ({published})"] if rows != published else []
+        changed += [f"rows a step={rows} ({published})"] if rows != published and not data.grid else []
         print(recipe.beside(scores_in(Path(str(training.output_dir))), changed))
     return trainer
 
 
-def run_seeds(given: list[str], data: DataArguments, training: TrainingArguments) -> Any:
-    """Trains once a seed, in folders `seed-N`; writes `seeds.json` and prints a table.
+def run_several(given: list[str], data: DataArguments, training: TrainingArguments) -> Any:
+    """Trains once a seed, or once for every point of the published grid, in a folder each.
 
-    With `--resume`, seeds that are done stay, one that was stopped goes on, and the others begin.
+    Written are `seeds.json`, and the means as `evaluation.json`; or `grid.json`, and the best run's scores. With
+    `--resume`, runs that are done stay, one that was stopped goes on, and the others begin.
 
     Returns:
-        The trainer of the last seed that was trained; `None` where all were done.
+        The trainer of the last run; `None` where all were done.
 
     Raises:
         ValueError: nothing to evaluate on; a folder that holds such a run.
     """
     folder = Path(str(training.output_dir))
+    option, file = ("--grid", folder / "grid.json") if data.grid else ("--seeds", folder / "seeds.json")
     if find_files(data.data, data.eval_data)[1] is None:
-        raise ValueError("--seeds compares scores: give --eval_data, or a folder with dev data.")
+        raise ValueError(f"{option} compares scores: give --eval_data, or a folder with dev data.")
     if training.resume_from_checkpoint:
-        raise ValueError("--resume_from_checkpoint names the checkpoint of one seed: go on with --resume true.")
-    if (folder / "seeds.json").exists() and not (data.resume or data.overwrite_output_dir):
+        raise ValueError("--resume_from_checkpoint names the checkpoint of one run: go on with --resume true.")
+    if file.exists() and not (data.resume or data.overwrite_output_dir):
         raise ValueError(
-            f"{folder} holds a run already (seeds.json). Go on with it: --resume true. Begin anew there: "
+            f"{folder} holds a run already ({file.name}). Go on with it: --resume true. Begin anew there: "
             "--overwrite_output_dir true. Or name another --output_dir."
         )
-    scores, trainer = {}, None
-    for seed in data.seeds or ():
-        of_seed = folder / f"seed-{seed}"
-        if not (data.resume and (of_seed / "evaluation.json").is_file()):
-            begun = data.resume and any(of_seed.glob("checkpoint-*"))
-            more = ["--seed", str(seed), "--output_dir", str(of_seed), "--resume", str(begun)]
+    scores: dict[Any, dict[str, float]] = {}
+    trainer = None
+    for name, (place, words) in runs_of(data, training).items():
+        of_run = folder / place
+        if not (data.resume and (of_run / "evaluation.json").is_file()):
+            begun = data.resume and any(of_run.glob("checkpoint-*"))
+            more = [*words, "--output_dir", str(of_run), "--resume", str(begun)]
             trainer = run(*read_arguments([*given, *more]))
         if training.process_index == 0:
-            scores[seed] = scores_in(of_seed)
+            scores[name] = scores_in(of_run)
     if training.process_index == 0:
-        report = seeds_report(scores)
-        write_json(folder / "seeds.json", report)
-        means = {name: one["mean"] for name, one in report["summary"].items()}
-        write_json(folder / "evaluation.json", {"scores": means})
-        print(seeds_table(scores, TIMES))
+        metric = str(training.metric_for_best_model)
+        report = grid_report(scores, metric) if data.grid else seeds_report(scores)
+        write_json(file, report)
+        means = {} if data.grid else {name: one["mean"] for name, one in report["summary"].items()}
+        write_json(folder / "evaluation.json", {"scores": scores[report["best"]] if data.grid else means})
+        print(grid_table(scores, metric) if data.grid else seeds_table(scores, TIMES))
     return trainer
+
+
+def runs_of(data: DataArguments, training: TrainingArguments) -> dict[Any, tuple[str, list[str]]]:
+    """The runs that are asked for: name -> its folder, and its options."""
+    if not data.grid:
+        return {seed: (f"seed-{seed}", ["--seed", str(seed)]) for seed in data.seeds or ()}
+    runs: dict[Any, tuple[str, list[str]]] = {}
+    for point in published_grid(str(data.recipe)):
+        rate, rows = point["learning_rate"], point["per_device_train_batch_size"]
+        name = f"lr-{rate:.0e}-batch-{rows}" + ("-no-dropout" if "dropout" in point else "")
+        dropout = str(point["dropout"]) if "dropout" in point else None
+        words = ["--learning_rate", str(rate), BATCH_OPTION, str(share_of_rows(rows, training, data))]
+        runs[name] = name, words + (["--dropout", dropout] if dropout else [])
+    return runs
+
+
+def share_of_rows(rows: int, training: TrainingArguments, data: DataArguments) -> int:
+    """Rows of a step on each device; raises ValueError where devices cannot share them."""
+    devices = training.world_size * max(training.n_gpu, 1)
+    if rows % devices:
+        raise ValueError(
+            f"--recipe {data.recipe} has {rows} rows a step, which {devices} devices cannot share: "
+            f"give {BATCH_OPTION}."
+        )
+    return rows // devices
 
 
 def run(data: DataArguments, adapter: AdapterArguments, training: TrainingArguments) -> Trainer:
     """Trains, saves, plots and evaluates once; raises as [`main`] does."""
     checkpoint = prepare_folder(training, data.resume, data.overwrite_output_dir)
+    if training.process_index == 0:  # an earlier run's would say that this one is done
+        Path(str(training.output_dir), "evaluation.json").unlink(missing_ok=True)
     set_seed(training.seed)
     tokenizer = AutoTokenizer.from_pretrained(data.model)
     task = TASKS[str(data.task)](tokenizer, longest_row(data, adapter), {**vars(data), "method": adapter.method})
@@ -221,15 +259,9 @@ def read_arguments(given: list[str]) -> tuple[DataArguments, AdapterArguments, T
         raise ValueError("--resume cannot go on with p-tuning: PEFT saves what its encoder made, not the encoder.")
     if data.task in ("uie", "utc", "qa", "choice") and training.label_smoothing_factor:
         raise ValueError(f"The loss of {data.task} has no labels to smooth: leave --label_smoothing_factor out.")
-    devices = training.world_size * max(training.n_gpu, 1)
-    if recipe is not None and devices > 1 and not any(word.startswith(BATCH_OPTION) for word in given):
-        share, rest = divmod(training.per_device_train_batch_size, devices)
-        if rest:
-            raise ValueError(
-                f"--recipe {data.recipe} has {training.per_device_train_batch_size} rows a step, which {devices} "
-                f"devices cannot share: give {BATCH_OPTION}."
-            )
-        training.per_device_train_batch_size = share
+    if recipe is not None and not any(word.replace("-", "_").startswith(f"__{BATCH_OPTION[2:]}") for word in given):
+        rows = training.per_device_train_batch_size
+        training.per_device_train_batch_size = share_of_rows(rows, training, data)
     return data, adapter, training
 
 

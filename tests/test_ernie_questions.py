@@ -72,9 +72,9 @@ def test_the_best_of_all_spans_is_found(model, tokenizer) -> None:
         assert len(set(places)) == len(places) <= 3
         chances = [one["probability"] for one in answer["candidates"]]
         assert chances == sorted(chances, reverse=True)
-        if len(places) > 1:  # the ratio is that of the scores, fp32 in batches of other widths: 2e-6 seen
+        if len(places) > 1:  # the ratio is that of the scores, fp32 in batches of other widths: 5e-7 seen
             ratio = np.exp(score - spans[places[1]])
-            assert chances[0] / chances[1] == pytest.approx(ratio, rel=1e-4)
+            assert chances[0] / chances[1] == pytest.approx(ratio, rel=1e-5)
 
 
 def test_batches_and_ways_of_asking_change_nothing(model, tokenizer) -> None:
@@ -84,7 +84,7 @@ def test_batches_and_ways_of_asking_change_nothing(model, tokenizer) -> None:
     for i, (question, context) in enumerate(zip(questions, contexts, strict=True)):
         alone = answer_questions(model, tokenizer, question, context, batch_size=1)[0]
         assert (alone["start"], alone["end"]) == (together[i]["start"], together[i]["end"])
-        assert alone["probability"] == pytest.approx(together[i]["probability"], abs=1e-5)  # 4e-7 seen
+        assert alone["probability"] == pytest.approx(together[i]["probability"], abs=1e-6)  # 2e-8 seen
     assert answer_questions(model, tokenizer, questions, contexts[0])[0] == together[0]
     assert answer_questions(model, tokenizer, questions[0], contexts)[0] == together[0]
     assert answer_questions(model, tokenizer, [], []) == []

@@ -10,8 +10,8 @@ from hf_glm_ernie.ernie_training.clue_rows import clue_row, mark_pronoun, read_c
 from hf_glm_ernie.ernie_training.data_files import find_files
 from hf_glm_ernie.ernie_training.qa_kinds import question_kind
 from hf_glm_ernie.ernie_training.qa_rows import read_questions
-from hf_glm_ernie.ernie_training.recipes import CLUE, GRID, IN_GRID, TASKS_OF_CLUE, find_recipe
-from hf_glm_ernie.ernie_training.seeds import seeds_report, seeds_table
+from hf_glm_ernie.ernie_training.recipes import CLUE, GRID, IN_GRID, TASKS_OF_CLUE, find_recipe, published_grid
+from hf_glm_ernie.ernie_training.seeds import grid_report, grid_table, seeds_report, seeds_table
 from hf_glm_ernie.ernie_training.tasks import TASKS
 
 pytest.importorskip("datasets", reason="the readers give rows as datasets")
@@ -60,6 +60,14 @@ def test_the_settings_are_those_of_the_grid() -> None:
             assert round(settings["learning_rate"] * 1e5, 9) in rates
             assert settings["per_device_train_batch_size"] in (*sizes, *([8] if task == "cluewsc2020" else []))
             assert settings["task"] in TASKS
+            grid = published_grid(f"clue/{task}/{model}")
+            names = ("learning_rate", "per_device_train_batch_size")
+            point = {name: settings[name] for name in names} | ({"dropout": 0.0} if settings["dropout"] == 0 else {})
+            assert point in grid
+    sizes = {"cluewsc2020": 32, "iflytek": 24, "tnews": 12, "c3": 6}
+    assert {task: len(published_grid(f"clue/{task}")) for task in sizes} == sizes
+    with pytest.raises(ValueError, match=r"No grid was published for msra_ner"):
+        published_grid("clue/msra_ner")
     medium = find_recipe("clue/iflytek/ernie-3.0-medium").settings
     base = find_recipe("clue/iflytek/ernie-3.0-base-zh").settings
     assert (medium["learning_rate"], medium["per_device_train_batch_size"], medium["dropout"]) == (5e-5, 32, None)
@@ -264,6 +272,12 @@ def test_seeds() -> None:
     assert table[0].split() == ["metric", "seed", "1", "seed", "2", "mean", "std", "min", "max"]
     assert table[1].split() == ["eval_f1", "0.9000", "0.8000", "0.8500", "0.0707", "0.8000", "0.9000"]
     assert len(table) == 2
+
+
+def test_a_grid() -> None:
+    scores = {"a": {"f1": 0.5}, "bb": {"f1": 0.75}}
+    assert grid_report(scores, "f1") == {"runs": scores, "metric": "f1", "best": "bb"}
+    assert grid_table(scores, "f1").split("\n") == ["    f1", "bb  0.7500", "a   0.5000"]
 
 
 def test_the_recipes_settings_are_options_of_the_script() -> None:

@@ -195,8 +195,8 @@ def test_missing_choices_count_nowhere(model, tokenizer) -> None:
     (whole,) = torch.autograd.grad(loss, [model.ernie.embeddings.word_embeddings.weight])
     alone = sum(loss_of(collator([row])) for row in rows) / 3
     (single,) = torch.autograd.grad(alone, [model.ernie.embeddings.word_embeddings.weight])
-    assert loss.item() == pytest.approx(alone.item(), abs=1e-6)  # 6e-8 seen
-    assert torch.allclose(whole, single, atol=1e-6)  # 2e-8 seen
+    assert loss.item() == pytest.approx(alone.item(), abs=1e-6)  # 0 seen
+    assert torch.allclose(whole, single, atol=1e-7)  # 4e-9 seen
     # What the host's own loss makes of rows without missing choices.
     batch = collator([rows[0], rows[2]])
     own = model(**{**batch, "labels": batch["labels"][:, 0]}).loss

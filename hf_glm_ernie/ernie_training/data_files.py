@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-FORMATS = {".jsonl": "json", ".json": "json", ".txt": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
+FORMATS = {".jsonl": "json", ".json": "json", ".txt": "json", ".csv": "csv", ".parquet": "parquet", ".tsv": "csv"}
 RELEASED = {"train": ("train.50k.json", "[dm]-train.json"), "dev": ("[dm]-dev.json", "test.tsv")}
 """Names in the folders of OCNLI and C3 (two files each), and of MSRA, which is evaluated on its test set."""
 

@@ -211,6 +211,27 @@ def find_recipe(name: str) -> Recipe:
     return Recipe(name, _settings(task, rate, batch, TASKS_OF_CLUE[task].epochs, dropout), published, note)
 
 
+def published_grid(name: str) -> list[dict[str, Any]]:
+    """The settings that PaddleNLP searched for a recipe's task: `learning_rate`, `per_device_train_batch_size`, and
+    `dropout` where that was searched as well.
+
+    Raises:
+        ValueError: no such recipe, or a task without a grid.
+    """
+    task = find_recipe(name).name.split("/")[1]
+    if task not in IN_GRID:
+        raise ValueError(f"No grid was published for {task}; there are grids for {', '.join(IN_GRID)}.")
+    rates, batches = ((1, 2, 3), (24, 32)) if task in BY_EPOCH else ((1, 2, 3, 5), (16, 32, 64))
+    batches = (8, *batches) if task == "cluewsc2020" else batches
+    dropouts = ({}, {"dropout": 0.0}) if task in NO_DROPOUT else ({},)
+    return [
+        {"learning_rate": float(f"{rate}e-5"), "per_device_train_batch_size": batch, **dropout}
+        for dropout in dropouts
+        for rate in rates
+        for batch in batches
+    ]
+
+
 def _best(task: str, model: str) -> tuple[float, int]:
     rate, batch = GRID[model].split()[IN_GRID.index(task)].split("/")
     return float(f"{rate}e-5"), int(batch)
@@ -251,4 +272,4 @@ def _settings(task: str, rate: float, batch: int, epochs: int, dropout: float | 
     }
 
 
-__all__ = ["CLUE", "GRID", "IN_GRID", "TASKS_OF_CLUE", "Recipe", "find_recipe"]
+__all__ = ["CLUE", "GRID", "IN_GRID", "TASKS_OF_CLUE", "Recipe", "find_recipe", "published_grid"]

@@ -1,4 +1,4 @@
-"""Scores of one run with several seeds: mean and spread, as JSON and as a table."""
+"""Scores of several runs: mean and spread over seeds, the best of a grid; as JSON and as tables."""
 
 import statistics
 from collections.abc import Mapping
@@ -50,4 +50,19 @@ def seeds_table(scores: Mapping[int, Mapping[str, float]], leave_out: tuple[str,
     return "\n".join(lines)
 
 
-__all__ = ["seeds_report", "seeds_table", "summarise"]
+def grid_report(scores: Mapping[str, Mapping[str, float]], metric: str) -> dict[str, Any]:
+    """What `grid.json` holds: the scores by run, the run that is best by a metric, and the metric."""
+    best = max(scores, key=lambda name: scores[name][metric])
+    return {"runs": {name: dict(one) for name, one in scores.items()}, "metric": metric, "best": best}
+
+
+def grid_table(scores: Mapping[str, Mapping[str, float]], metric: str) -> str:
+    """A table to print: a line a run, the best first."""
+    width = max(map(len, scores))
+    ordered = sorted(scores, key=lambda name: -scores[name][metric])
+    return "\n".join(
+        [f"{'':<{width}}  {metric}", *(f"{name:<{width}}  {scores[name][metric]:.4f}" for name in ordered)]
+    )
+
+
+__all__ = ["grid_report", "grid_table", "seeds_report", "seeds_table", "summarise"]
