@@ -7,6 +7,9 @@ would export. Every task is trained by `examples/finetune_ernie.py` on the texts
 of `test`, which neither training nor the choice of settings saw. UIE is measured by F1 over all prompts (relations
 asked about the right subject, as PaddleNLP does), UTC by the accuracy of all pairs of a text and an option, tags by
 the F1 of whole entities, questions by exact match.
+
+A text holds one order (`--two-orders 0`); with two orders in a text, which only a question's name tells apart, the
+sample answers fewer than half of the questions: three layers learn the kinds of answers in minutes, not whose is whose.
 """
 
 import argparse
@@ -48,10 +51,10 @@ class Job:
 
 
 JOBS = (
-    Job("uie", "uie", "uie-rows", "test.txt", "eval_f1", 0.95, (3, 32, 1e-3)),
+    Job("uie", "uie", "uie-rows", "test.txt", "eval_f1", 0.95, (5, 32, 1e-3)),
     Job("utc", "masked-lm", "utc-rows", "test.txt", "eval_micro_f1", 0.95, (10, 16, 1e-3)),
-    Job("tokens", "masked-lm", "made-up/tags", "test.jsonl", "eval_f1", 0.95, (5, 16, 1e-3)),
-    Job("qa", "masked-lm", "made-up/questions", "test.jsonl", "eval_exact_match", 0.9, (4, 32, 3e-3)),
+    Job("tokens", "masked-lm", "made-up/tags", "test.jsonl", "eval_f1", 0.95, (10, 16, 2e-3)),
+    Job("qa", "masked-lm", "made-up/questions", "test.jsonl", "eval_exact_match", 0.9, (2, 32, 3e-3)),
 )
 
 
@@ -64,9 +67,10 @@ def run(*command: str | Path, folder: Path) -> None:
         raise SystemExit(f"{' '.join(map(str, command))}\n{done.stderr[-3000:]}")
 
 
-def prepare(folder: Path, texts: int) -> None:
+def prepare(folder: Path, texts: int, two_orders: float) -> None:
     """Exports, rows of them, and the sample converted."""
-    run(ROOT / "examples/made_up_labels.py", "--output", "made-up", "--texts", str(texts), folder=folder)
+    size = ("--texts", str(texts), "--two-orders", str(two_orders))
+    run(ROOT / "examples/made_up_labels.py", "--output", "made-up", *size, folder=folder)
     label_data = ("-m", "hf_glm_ernie", "label-data")
     run(*label_data, "made-up/orders.jsonl", "--output", "uie-rows", folder=folder)
     options = ("--task", "utc", "--options", "made-up/requests.txt")
@@ -104,13 +108,14 @@ def main() -> None:
     """Trains, and prints a table; exits with 1 where a score is not reached."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--texts", type=int, default=2000, help="labelled texts; a tenth of them is measured on")
+    parser.add_argument("--two-orders", type=float, default=0.0, help="share of texts with two orders")
     parser.add_argument("--tasks", nargs="+", choices=[job.task for job in JOBS], default=[job.task for job in JOBS])
     options = parser.parse_args()
     jobs = [job for job in JOBS if job.task in options.tasks]
     missed = False
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        prepare(folder, options.texts)
+        prepare(folder, options.texts, options.two_orders)
         print("| task | rows | score on held-out texts | asked | minutes |\n|---|---|---|---|---|")
         for job in tqdm(jobs, desc="Trained", unit="task", disable=None):
             seconds, score = train(job, folder)
