@@ -9,7 +9,7 @@ asked about the right subject, as PaddleNLP does), UTC by the accuracy of all pa
 the F1 of whole entities, questions by exact match.
 
 A text holds one order (`--two-orders 0`); with two orders in a text, which only a question's name tells apart, the
-sample answers fewer than half of the questions: three layers learn the kinds of answers in minutes, not whose is whose.
+sample answers fewer than half of the questions: three layers learn kinds of answers in minutes, not whose is whose.
 """
 
 import argparse
