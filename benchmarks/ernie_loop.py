@@ -14,6 +14,7 @@ sample answers fewer than half of the questions: three layers learn kinds of ans
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
