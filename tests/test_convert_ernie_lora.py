@@ -256,6 +256,9 @@ def test_base_and_adapter_are_what_they_should_be(tmp_path: Path, capsys: pytest
         SMALL / HEAD, tmp_path, capsys, f"--base={SMALL / HEAD}"
     )
     assert "an adapter itself" in refused(source, tmp_path, capsys, f"--base={source}")
+    base = write_checkpoint(tmp_path / "base", small_arrays(HEAD), small_settings(HEAD))
+    assert convert(source, base / "model", f"--base={base}") == 1  # it would lie in what is read
+    assert sorted(path.name for path in base.iterdir()) == ["config.json", "model_state.pdparams"]
     message = refused(source, tmp_path, capsys, f"--base={SMALL / HEAD}", "--as-bert")
     assert "a LoRA adapter is merged first" in message
     (source / "lora_config.json").unlink()
