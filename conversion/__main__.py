@@ -271,6 +271,8 @@ def _run_ernie(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
         parser.error("--normalize and --no-normalize go with --pooling")
     if options.as_bert and options.reference:
         parser.error("--reference is for publish, which takes no BERT folders")
+    if options.base is not None:
+        check_output(options.output, options.base)
     choices = {
         "vocab": options.vocab,
         "task": options.task,

@@ -275,8 +275,7 @@ def plan_reverse(source: Path, dtype: torch.dtype | None, expected: ExpectedShap
     shapes = with_pooler(expected(task.architecture, config), specs, config, task.prefix, task.needs_pooler)
     plan = table.reverse(specs, WHOLE, shapes, dtype)
     gram = record is not None and str(record.source["original_class"]).startswith(GRAM_CLASS)
-    if gram:
-        plan = replace(plan, tensors=tuple(replace(one, name=_gram_name(one.name)) for one in plan.tensors))
+    plan = _with_gram_names(plan) if gram else plan
     archive = PaddleArchive("model_state.pdparams", plan.tensors)
     main, notices = main_dtype(plan, specs.values())
     if config.layer_norm_eps != layer_norm_eps_of(gram):
@@ -457,8 +456,11 @@ def _equal(read: Source, *tensors: str) -> bool:
     )
 
 
-def _gram_name(name: str) -> str:
-    return f"{GRAM}.{name.removeprefix(PREFIX)}" if name.startswith(PREFIX) else name
+def _with_gram_names(plan: Plan) -> Plan:
+    """The same plan with the encoder under ERNIE-Gram's name."""
+    names = {one.name: one.name.removeprefix(PREFIX) for one in plan.tensors if one.name.startswith(PREFIX)}
+    tensors = (replace(one, name=f"{GRAM}.{names[one.name]}") if one.name in names else one for one in plan.tensors)
+    return replace(plan, tensors=tuple(tensors))
 
 
 NO_POOLER = (

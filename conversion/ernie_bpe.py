@@ -138,7 +138,7 @@ def merges_from_order(vocabulary: Mapping[str, int], special: set[str], where: P
     if wrong:
         raise SettingsError(
             f"{where}: a byte-pair vocabulary (pieces with Ġ) without {MERGES_FILE}, and its ids are not in the "
-            f"order of the merges: {len(wrong)} pieces, e.g. {', '.join(wrong[:SHOWN])}, are not made of two that come "
+            f"order of the merges: {len(wrong)} pieces ({', '.join(wrong[:SHOWN])}) are not made of two that come "
             "before. Into which pieces a word is cut is then not known, and PaddleNLP's reading as WordPiece finds "
             f"none. Put the {MERGES_FILE} of the training (RoBERTa's, if the vocabulary is RoBERTa's) beside "
             "vocab.txt; or move vocab.txt away: the folder then gets no tokenizer."

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -185,7 +186,7 @@ def open_adapter(path: Path) -> Adapter:
     return Adapter(folder, files, rank, scaling, linears, whole_names)
 
 
-def _read_lora_settings(path: Path) -> dict[str, object]:
+def _read_lora_settings(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise SettingsError(
             f"{path}: not there. It tells lora_alpha, which the weights do not; without it they cannot be merged. "

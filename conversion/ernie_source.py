@@ -77,7 +77,7 @@ def read_source(path: Path, base: Path | None, given_settings: Path | None, pref
     has_settings = any((adapter.folder / name).is_file() for name in SETTINGS_FILES)
     whole = _read_checkpoint(base, given_settings, prefix, adapter.folder if has_settings else None)
     has_vocabulary = any((adapter.folder / name).is_file() for name in ("vocab.txt", "tokenizer.json"))
-    names = dict(whole.names) | adapter.whole
+    names = {**whole.names, **adapter.whole}
     specs = dict(whole.specs) | {name: adapter.files.specs[in_file] for name, in_file in adapter.whole.items()}
     adapter.check_against(specs, base)
     return replace(

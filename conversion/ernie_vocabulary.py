@@ -105,7 +105,7 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase | None, config: ErnieCon
 def with_padding(settings: Settings, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Settings, list[str]]:
     """Settings that say nothing of the pad id, with the vocabulary's; notices."""
     pad = None if tokenizer is None else tokenizer.pad_token_id
-    if not pad or settings.values.get("pad_token_id") is not None or settings.path is None:
+    if tokenizer is None or not pad or settings.values.get("pad_token_id") is not None or settings.path is None:
         return settings, []
     return replace(settings, values={**settings.values, "pad_token_id": pad}), [
         f"pad_token_id is {pad}, the id of {tokenizer.pad_token} in the vocabulary; the settings say nothing, and "

@@ -128,8 +128,6 @@ class ErnieTokenizer(SharedBackend):
             "cls_token": cls_token,
             "mask_token": mask_token,
         }
-        if second_type not in (0, 1):
-            raise ValueError(f"second_type is {second_type!r}; the token type of a second text is 0 or 1.")
         contents = {name: str(token) for name, token in special_tokens.items()}
         given = kwargs.pop("tokenizer_object", None)
         if given is not None:
@@ -137,10 +135,7 @@ class ErnieTokenizer(SharedBackend):
         opened = open_backend(
             given, tokenizer_file, "ErnieTokenizer", lambda: _backend_from_vocabulary(vocab_file, contents)
         )
-        backend = with_added_tokens(opened, do_lower_case)
-        backend.pre_tokenizer = build_pre_tokenizer()
-        backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in contents.values()])
-        backend.post_processor = _template(backend, contents["cls_token"], contents["sep_token"], second_type)
+        backend = _prepared(with_added_tokens(opened, do_lower_case), contents, second_type)
         vocabulary = with_holes(backend.get_vocab(with_added_tokens=False))
         if set(backend.get_added_tokens_decoder()) <= set(vocabulary.values()):
             set_vocabulary(backend, vocabulary)
@@ -509,6 +504,17 @@ def _backend_from_vocabulary(path: str | os.PathLike[str] | None, special_tokens
     vocabulary, _ = read_vocabulary(path)
     check_special_tokens(vocabulary, special_tokens.values(), str(path))
     return word_piece(vocabulary, special_tokens["unk_token"])
+
+
+def _prepared(backend: Tokenizer, special_tokens: dict[str, str], second_type: int) -> Tokenizer:
+    """The library's tokenizer with ERNIE's words, its special tokens and what stands around texts."""
+    if second_type not in (0, 1):
+        raise ValueError(f"second_type is {second_type!r}; the token type of a second text is 0 or 1.")
+    tokens = [AddedToken(token, special=True, normalized=False) for token in special_tokens.values()]
+    backend.pre_tokenizer = build_pre_tokenizer()
+    backend.add_special_tokens(tokens)
+    backend.post_processor = _template(backend, special_tokens["cls_token"], special_tokens["sep_token"], second_type)
+    return backend
 
 
 def _template(backend: Tokenizer, cls_token: str, sep_token: str, second_type: int) -> processors.TemplateProcessing:

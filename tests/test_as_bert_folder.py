@@ -167,7 +167,7 @@ def test_heads_without_a_bert_class(tmp_path: Path, capsys: pytest.CaptureFixtur
 OPTIONS: dict[str, tuple[list[str], str]] = {
     "a task type there is not": (["--task-type=3"], "has the task types 0 to 2"),
     "another head": (["--task=masked-lm"], "--task can only choose `features`"),
-    "a vocabulary": (["--vocab=vocab.txt"], "leave --vocab and --config out"),
+    "a vocabulary": (["--vocab=vocab.txt"], "leave --vocab, --config and --prefix out"),
 }
 
 

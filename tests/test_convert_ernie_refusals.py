@@ -302,7 +302,9 @@ def test_reverse_of_what_is_no_converted_folder(tmp_path: Path, capsys: pytest.C
         assert wanted in refused(tmp_path / "model", tmp_path, capsys, "--reverse")
 
 
-@pytest.mark.parametrize("option", ["--vocab=v.txt", "--config=c.json", "--task=uie", "--layer-norm-eps=1e-5"])
+@pytest.mark.parametrize(
+    "option", ["--vocab=v.txt", "--config=c.json", "--task=uie", "--layer-norm-eps=1e-5", "--prefix=plm.", "--base=b"]
+)
 def test_options_of_the_other_direction(option: str, tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
         convert(SMALL / "features", tmp_path / "model", "--reverse", option)

@@ -1,4 +1,4 @@
-"""Every encoder that PaddleNLP has a name for: its layout, scaled down, is opened and held against a slow reference."""
+"""Every encoder that PaddleNLP has a name for: its layout, scaled down, opens and is held against a slow reference."""
 
 import json
 from pathlib import Path
@@ -17,9 +17,9 @@ from tests.support.converting_ernie import arrays_of, convert, write_checkpoint
 
 HEAD_SIZE, INNER, WORDS, POSITIONS = 2, 6, 23, 9
 IDS, TYPES = [1, 7, 11, 2, 5, 2], [0, 0, 0, 0, 1, 1]
-# float32 against float64; seen on all: 3.1e-6 at most. A wrong epsilon (the weights are small, see `scaled`) is off by
-# more than 1e-3, a wrong activation by more than 1e-2.
-CLOSE = 2e-5
+# float32 against float64, of the largest number or of 1; seen on all: 2.1e-7 hidden states, 9.8e-7 pooled, 5.5e-8
+# logits. A wrong epsilon (the embeddings are small, see `scaled`) is off by 0.09 or more, an activation by 0.026.
+CLOSE = 4e-6
 
 KINDS: dict[Released, list[str]] = {}
 for name, one in RELEASED.items():
@@ -98,7 +98,7 @@ def test_layout_of_every_name_opens_and_computes(one: Released, tmp_path: Path) 
             expected = word_logits(arrays, hidden, one.activation, eps, prefix)
             assert np.abs(logits - expected).max() <= CLOSE * max(1, np.abs(expected).max())
     wrong = encode(arrays, IDS, types, one.stack.heads, one.activation, 1e-5 if eps == 1e-12 else 1e-12, prefix)
-    assert np.abs(wrong - hidden).max() > 1e-3  # the test sees the epsilon
+    assert np.abs(wrong - hidden).max() > 1e-2  # the test sees the epsilon
 
 
 def test_table_is_what_paddlenlp_says() -> None:
