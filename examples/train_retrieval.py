@@ -38,7 +38,7 @@ from hf_glm_ernie.ernie_retrieval.judged_files import JudgedQuery, have_titles, 
 from hf_glm_ernie.ernie_retrieval.training_rows import all_passages, cross_columns, dual_columns
 
 KINDS = ("dual", "cross")
-DEFAULTS = {
+DEFAULTS: dict[str, dict[str, Any]] = {
     # RocketQA's, of research/DuReader-Retrieval-Baseline/script; no_duplicates keeps a query's other passages out of
     # its negatives.
     "dual": {"learning_rate": 3e-5, "weight_decay": 0.0, "warmup_steps": 0.1, "batch_sampler": "no_duplicates"},
