@@ -27,6 +27,8 @@ GROUPS = {
     "ERNIE's encoders": (
         *("ErnieTokenizer", "sentence_embeddings", "uie", "utc", "OnnxEncoder"),
         *("ErnieForUIE", "ErnieUIEConfig", "ErnieUIEOutput", "ErnieForUTC", "ErnieUTCConfig", "ErnieUTCOutput"),
+        *("extract", "ErnieForGPLinker", "ErnieGPLinkerConfig", "ErnieGPLinkerOutput"),
+        *("ernie_distillation.distil.distil_uie", "ernie_distillation.distil.DistilArguments"),
     ),
     "ERNIE's encoders: labels to rows": (
         *("ernie_data.convert.label_data", "ernie_data.arguments.LabelDataArguments"),

@@ -219,7 +219,15 @@ def test_the_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     texts = [one["text"] for one in held_out if one["language"] == "zh"]
     (tmp_path / "texts").write_text("\n".join(texts), encoding="utf-8")
     given = ["--teacher", str(tmp_path / "uie"), "--texts", str(tmp_path / "texts")]
-    given += ["--schema", '{"公司": ["创始人"]}', "--output", str(tmp_path / "student"), "--epochs", "1", "--no-progress"]
+    given += [
+        "--schema",
+        '{"公司": ["创始人"]}',
+        "--output",
+        str(tmp_path / "student"),
+        "--epochs",
+        "1",
+        "--no-progress",
+    ]
     capsys.readouterr()
     assert command.main([*given, "--encoder", str(folder / "encoder")]) == 0
     printed = capsys.readouterr().out
