@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoTokenizer, ErnieConfig, ErnieModel
 
-from examples import export_ernie, made_up_labels
+from examples import export_ernie, finetune_ernie, made_up_labels
 from hf_glm_ernie import OnnxEncoder, extract
 from hf_glm_ernie.ernie_distillation import command
 from hf_glm_ernie.ernie_distillation.distil import DistilArguments, distil_uie
@@ -260,3 +260,24 @@ def test_an_exported_student_answers_alike(student: Path, tmp_path: Path) -> Non
     assert [{k: [a["start"] for a in v] for k, v in one.items()} for one in found] == [
         {k: [a["start"] for a in v] for k, v in one.items()} for one in expected
     ]
+
+
+def test_rows_train_without_a_teacher(folder: Path, student: Path, tmp_path: Path) -> None:
+    """`--task gplinker` on PaddleNLP's files: train_data.json, dev_data.json and label_maps.json."""
+    given = [
+        "--task",
+        "gplinker",
+        "--method",
+        "full",
+        "--model",
+        str(folder / "encoder"),
+        "--data",
+        str(student / "data"),
+    ]
+    given += ["--output_dir", str(tmp_path / "out"), "--max_steps", "2", "--max_length", "40", "--report_to", "none"]
+    trainer = finetune_ernie.main([*given, "--save_strategy", "no", "--use_cpu", "true", "--disable_tqdm", "true"])
+    assert trainer.model.config.entity_labels == LABELS
+    report = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))
+    assert set(report["scores"]) >= {"eval_f1", "eval_entity_f1"}
+    assert report["of_texts"].keys() == {"entity_precision", "entity_recall", "entity_f1", "f1"}
+    assert AutoModel.from_pretrained(tmp_path / "out").config.schema == LABELS
