@@ -28,6 +28,8 @@ GROUPS = {
         *("ErnieTokenizer", "sentence_embeddings", "uie", "utc", "answer_questions", "OnnxEncoder"),
         *("evaluate_ernie", "Evaluation"),
         *("ErnieForUIE", "ErnieUIEConfig", "ErnieUIEOutput", "ErnieForUTC", "ErnieUTCConfig", "ErnieUTCOutput"),
+        *("extract", "ErnieForGPLinker", "ErnieGPLinkerConfig", "ErnieGPLinkerOutput"),
+        *("ernie_distillation.distil.distil_uie", "ernie_distillation.distil.DistilArguments"),
     ),
     "ERNIE's encoders: labels to rows": (
         *("ernie_data.convert.label_data", "ernie_data.arguments.LabelDataArguments"),

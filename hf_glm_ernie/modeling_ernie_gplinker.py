@@ -79,12 +79,12 @@ def pointer_scores(pointers: torch.Tensor, biases: torch.Tensor, mask: torch.Ten
         queries, keys = rotated(queries), rotated(keys)
     products = torch.matmul(queries, keys.transpose(1, 2)) / queries.shape[-1] ** 0.5  # (B, T, T)
     halves = biases.transpose(1, 2) / 2  # (B, 2 C, T)
-    logits = products[:, None] + halves[:, ::2, None, :] + halves[:, 1::2, :, None]  # (B, C, T, T)
     pairs = mask[:, :, None] & mask[:, None, :]  # (B, T, T)
     if ordered:
         places = torch.arange(mask.shape[1], device=mask.device)
         pairs = pairs & (places[:, None] <= places)
-    return logits.masked_fill(~pairs[:, None], max(ABSENT, torch.finfo(logits.dtype).min))
+    logits = products[:, None] + halves[:, ::2, None, :] + halves[:, 1::2, :, None]  # (B, C, T, T)
+    return logits.masked_fill_(~pairs[:, None], max(ABSENT, torch.finfo(logits.dtype).min))
 
 
 def pair_loss(logits: torch.Tensor, marked: torch.Tensor) -> torch.Tensor:

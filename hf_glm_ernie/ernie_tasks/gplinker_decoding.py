@@ -52,24 +52,27 @@ def decode_entities(logits: torch.Tensor, is_text: torch.Tensor, above: float = 
     """Reads the entities off the scores.
 
     Args:
-        logits: (B, C, T, T).
+        logits: (B, C, T, T); what is no pair of tokens has a score below any threshold, or no text at its ends.
         is_text: (B, T) bool: false for special tokens and padding, where nothing begins or ends.
         above: The score that an entity exceeds.
 
     Returns:
         The entities of every row, sorted by label, first and last token.
     """
-    rows, tokens = logits.shape[0], logits.shape[-1]
-    spans = is_text[:, :, None] & is_text[:, None, :] & torch.ones_like(logits[0, 0], dtype=torch.bool).triu()
-    is_found = (logits > above) & spans[:, None]  # (B, C, T, T)
-    most = SPANS_A_TOKEN * tokens
-    for row in (is_found.flatten(1).sum(1) > most).nonzero()[:, 0].tolist():
-        least = logits[row][is_found[row]].topk(most).values[-1]
-        is_found[row] &= logits[row] >= least
-    places = is_found.nonzero()  # sorted
-    found: list[list[FoundEntity]] = [[] for _ in range(rows)]
-    for (row, *place), score in zip(places.tolist(), logits[is_found].tolist(), strict=True):
-        found[row].append(FoundEntity(*place, score))
+    row, label, first, last = (logits > above).nonzero().unbind(-1)  # sorted
+    fits = (first <= last) & is_text[row, first] & is_text[row, last]
+    row, label, first, last = row[fits], label[fits], first[fits], last[fits]
+    scores = logits[row, label, first, last]
+    most = SPANS_A_TOKEN * is_text.shape[1]
+    kept = torch.ones_like(row, dtype=torch.bool)
+    for crowded in (row.bincount(minlength=len(is_text)) > most).nonzero()[:, 0]:
+        own = (row == crowded).nonzero()[:, 0]
+        kept[own] = False
+        kept[own[scores[own].topk(most).indices]] = True
+    found: list[list[FoundEntity]] = [[] for _ in is_text]
+    columns = (one[kept].tolist() for one in (row, label, first, last, scores))
+    for number, *entity in zip(*columns, strict=True):
+        found[number].append(FoundEntity(*entity))
     return found
 
 
