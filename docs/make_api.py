@@ -26,6 +26,8 @@ GROUPS = {
     ),
     "ERNIE's encoders": (
         *("ErnieTokenizer", "sentence_embeddings", "uie", "utc", "OnnxEncoder"),
+        *("ernie_tasks.display.display", "ernie_tasks.display.to_html", "ernie_tasks.display.save_html"),
+        "ernie_tasks.display.to_text",
         *("ErnieForUIE", "ErnieUIEConfig", "ErnieUIEOutput", "ErnieForUTC", "ErnieUTCConfig", "ErnieUTCOutput"),
     ),
     "ERNIE's encoders: labels to rows": (
