@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from hf_glm_ernie.ernie_tasks.uie_windows import pair_spans
+from hf_glm_ernie.ernie_tasks.uie_spans import pair_spans
 
 from .counts import Counts, total
 
