@@ -61,9 +61,8 @@ JOBS = (
 
 def run(*command: str | Path, folder: Path) -> None:
     """Runs a program of this repository; its last words are shown when it fails."""
-    done = subprocess.run(
-        [sys.executable, *map(str, command)], cwd=folder, capture_output=True, text=True, check=False
-    )
+    words, environment = [sys.executable, *map(str, command)], os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, command))}\n{done.stderr[-3000:]}")
 
