@@ -132,8 +132,8 @@ def merges_from_order(vocabulary: Mapping[str, int], special: set[str], where: P
     steps = sum(len(piece) ** 2 for piece in vocabulary)
     if steps > MAX_STEPS:
         raise SettingsError(
-            f"{where}: pieces so long that their merges would take {steps:,} steps to find; at most {MAX_STEPS:,}. Put "
-            f"{MERGES_FILE} beside it."
+            f"{where}: pieces so long that their merges would take {steps:,} steps to find; at most {MAX_STEPS:,}. "
+            f"Put {MERGES_FILE} beside it."
         )
     letters = set(pre_tokenizers.ByteLevel.alphabet())
     merges, wrong = [], []
