@@ -1,8 +1,5 @@
 """ERNIE 3.0's unified models over several devices: device maps, offload and tensor parallelism, with memories."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ from hf_glm_ernie.modeling_ernie3_pretraining import Ernie3ForPreTraining
 from hf_glm_ernie.planner import plan
 from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
 from tests.support.devices import check_layers_whole
+from tests.support.rank_processes import run_ranks
 from tests.support.tiny_ernie3 import random_ids, tiny_model
 
 INPUTS = {"input_ids": random_ids(2, 5), "attention_mask": torch.tensor([[1] * 5, [0, 0, 1, 1, 1]])}
@@ -156,10 +154,4 @@ def test_two_ranks_give_the_numbers_of_one(tmp_path: Path) -> None:
         inner = {"universal": model.config.intermediate_size, "branch": model.config.branch_intermediate_size}
         torch.save(INPUTS | two_segments(model) | {"inner": inner}, file)
         pairs += [str(folder), str(file)]
-    script = Path(__file__).parent / "support" / "tensor_parallel_ernie3_run.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[2])}
-    done = subprocess.run(
-        [*command, *pairs], env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks("tensor_parallel_ernie3_run.py", *pairs)

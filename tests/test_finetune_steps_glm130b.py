@@ -1,8 +1,5 @@
 """Single steps of training GLM-130B: checkpointed, accumulated, smoothed and sharded gradients are the plain ones."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +16,7 @@ datasets = pytest.importorskip("datasets", reason="the training scripts need dat
 pytest.importorskip("peft", reason="adapters need peft (the extra `peft`)")
 
 from tests.support.finetuning import SAMPLE, converted_sample  # noqa: E402  # needs them
+from tests.support.rank_processes import run_ranks  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:Token type ids", "ignore:Position ids")
@@ -121,14 +119,4 @@ def test_fsdp2_and_ddp_steps_in_two_processes_are_the_single_one(tmp_path) -> No
     after = {name: p.detach().clone() for name, p in trained.items()}
     assert all((after[name] - start[name]).abs().max() > 1e-3 for name in start)
     torch.save({"batch": batch, "start": start, "after": after}, tmp_path / "expected.pt")
-    script = Path(__file__).parent / "support" / "fsdp_lora_run.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    done = subprocess.run(
-        [*command, str(tmp_path / "model"), str(tmp_path / "expected.pt")],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks("fsdp_lora_run.py", tmp_path / "model", tmp_path / "expected.pt")

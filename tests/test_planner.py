@@ -3,10 +3,7 @@
 import ast
 import functools
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +26,7 @@ from hf_glm_ernie.planner.devices import PRESETS, Plan, parse_devices, parse_siz
 from hf_glm_ernie.planner.sizes import Job, model_class, model_on_meta, module_bytes, trace
 from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
 from tests.support.devices import bytes_held, measured_peak, saved
+from tests.support.rank_processes import run_ranks
 from tests.support.tiny_models import SOP, tiny_config, tiny_model
 
 GIB = 2**30
@@ -294,12 +292,7 @@ def test_disk_takes_what_memory_does_not() -> None:
 def test_tensor_parallel_counts_are_those_of_real_ranks(tmp_path: Path) -> None:
     """Two processes (gloo) load their parts; every rank holds what the plan says."""
     folder = saved(tiny_model(), tmp_path / "model")
-    script = Path(__file__).parent / "support" / "planner_ranks_run.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])}
-    subprocess.run(
-        [*command, str(folder), str(tmp_path)], env=environment, check=True, timeout=240, capture_output=True
-    )
+    run_ranks("planner_ranks_run.py", folder, tmp_path)
     planned = plan(folder, "2x4GiB", tensor_parallel=True, dtype="float32", context=64)
     assert planned.fits
     for rank, device in enumerate(planned.devices):

@@ -1,25 +1,17 @@
 """The recipe in two processes (gloo on CPU): shared parameters, separate data and memories."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.support.ernie3_pretraining_ranks_run import STEPS
+from tests.support.rank_processes import run_ranks
 
 
 @pytest.mark.slow
 def test_two_ranks_train_one_model_on_separate_rows(tmp_path: Path) -> None:
-    script = Path(__file__).parent / "support" / "ernie3_pretraining_ranks_run.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[2])}
-    done = subprocess.run(
-        [*command, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks("ernie3_pretraining_ranks_run.py", tmp_path)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     for name, tensor in first["state"].items():
         assert torch.equal(tensor, second["state"][name]), name

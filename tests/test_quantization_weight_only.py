@@ -31,6 +31,7 @@ from hf_glm_ernie import ErnieForUIE, ErnieUIEConfig, quantization_weight_only
 from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig, repack
 from hf_glm_ernie.weight_only import dequantize, from_storage, quantize
 from hf_glm_ernie.weight_only_linear import WeightOnlyLinear
+from tests.support.rank_processes import run_ranks
 from tests.support.tiny_models import EOP, GMASK, LAYERS, MASK, PAD, SOP, tiny_model
 
 ROOT = Path(__file__).parents[1]
@@ -346,18 +347,7 @@ def test_two_ranks_give_the_numbers_of_one(plain_folder: Path, tmp_path: Path) -
         torch.save(expected, tmp_path / f"{index}.pt")
         cases += [str(folder), str(tmp_path / f"{index}.pt")]
     odd = quantized_folder(tmp_path / "odd", plain_folder, bits=8, num_groups={"down_proj": 3})
-    script = Path(__file__).parent / "support" / "tensor_parallel_quantized_run.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*command, str(plain_folder), str(odd), *cases],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_ranks("tensor_parallel_quantized_run.py", plain_folder, odd, *cases)
     for folder in cases[::2]:
         first, second = (load_file(Path(name) / "model.safetensors") for name in (folder, folder + "-saved"))
         assert all(torch.equal(first[name], second[name]) for name in first)

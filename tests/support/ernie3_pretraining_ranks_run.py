@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from transformers import TrainingArguments
 
 from hf_glm_ernie.ernie3_training.mixture import Ernie3PretrainingMixture
 from hf_glm_ernie.ernie3_training.trainer import Ernie3PretrainingTrainer
 from tests.support.ernie3_pretraining_tiny import every_task, tiny_model
 from tests.support.ernie3_rows import small_tokenizer
+from tests.support.rank_processes import end
 
 STEPS = 4
 
@@ -63,7 +63,7 @@ def main() -> None:
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
     state = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     torch.save({"state": state, "logs": logs, "losses": losses, "seen": seen}, folder / f"rank{rank}.pt")
-    dist.destroy_process_group()
+    end()
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import AutoModelForCausalLM
 
 import hf_glm_ernie  # noqa: F401  (registers the classes)
+from tests.support.rank_processes import end
 
 
 def shard(model: nn.Module) -> nn.Module:
@@ -63,7 +64,7 @@ def main() -> None:
     expected = torch.load(file, weights_only=True)
     check_step(shard, folder, expected)
     check_step(DistributedDataParallel, folder, expected)  # broadcasts buffers too: none may be of a type it has not
-    dist.destroy_process_group()
+    end()
 
 
 if __name__ == "__main__":

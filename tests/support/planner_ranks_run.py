@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 
 import hf_glm_ernie  # noqa: F401  (registers the classes)
+from tests.support.rank_processes import end
 
 
 def main() -> None:
@@ -29,7 +30,7 @@ def main() -> None:
         layers = model(torch.full((1, 64), 9), use_cache=True).past_key_values.layers
     cache = sum(getattr(part, "_local_tensor", part).nbytes for layer in layers for part in (layer.keys, layer.values))
     Path(results, f"rank{dist.get_rank()}.json").write_text(json.dumps({"weights": weights, "cache": cache}))
-    dist.destroy_process_group()
+    end()
 
 
 if __name__ == "__main__":

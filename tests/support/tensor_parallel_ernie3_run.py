@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 
 import hf_glm_ernie  # noqa: F401  (registers the classes)
+from tests.support.rank_processes import end
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -47,7 +48,7 @@ def main() -> None:
     dist.init_process_group("gloo")
     for folder, expected_file in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
         compare(folder, expected_file)
-    dist.destroy_process_group()
+    end()
 
 
 if __name__ == "__main__":

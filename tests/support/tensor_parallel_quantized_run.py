@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from transformers.distributed import DistributedConfig
 
 from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig
+from tests.support.rank_processes import end
 
 
 def load(folder: str, **arguments: object) -> torch.nn.Module:
@@ -66,7 +67,7 @@ def main() -> None:
         compare(folder, expected_file, folder + "-saved")
     refused(plain, "does not go together with tensor parallelism", quantization_config=WeightOnlyConfig(bits=4))
     refused(odd, "which 2 ranks cannot share evenly")
-    dist.destroy_process_group()
+    end()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from transformers.distributed import DistributedConfig
 
 import hf_glm_ernie  # noqa: F401  (registers the classes)
 from hf_glm_ernie.rotary_glm130b import Glm130bRotaryEmbedding
+from tests.support.rank_processes import end
 
 
 def main() -> None:
@@ -38,7 +39,7 @@ def main() -> None:
     # Two partial sums in place of one: 1e-6 seen.
     assert difference < 2e-5, difference
     assert torch.equal(generated, expected["generated"])
-    dist.destroy_process_group()
+    end()
 
 
 if __name__ == "__main__":
