@@ -27,6 +27,10 @@ from .operations import SettingsError
 
 MERGES_FILE = "merges.txt"
 MAX_MERGES_BYTES = 10_000_000
+MAX_STEPS = 50_000_000
+"""Of looking for the order of the merges, which takes the square of a piece's length: 50,000 pieces of up to 30
+letters stay below it.
+"""
 SHOWN = 4
 
 Merge = tuple[str, str]
@@ -125,6 +129,12 @@ def merges_from_order(vocabulary: Mapping[str, int], special: set[str], where: P
     Raises:
         SettingsError: the ids are in another order.
     """
+    steps = sum(len(piece) ** 2 for piece in vocabulary)
+    if steps > MAX_STEPS:
+        raise SettingsError(
+            f"{where}: pieces so long that their merges would take {steps:,} steps to find; at most {MAX_STEPS:,}. "
+            f"Put {MERGES_FILE} beside it."
+        )
     letters = set(pre_tokenizers.ByteLevel.alphabet())
     merges, wrong = [], []
     for piece, rank in sorted(vocabulary.items(), key=lambda entry: entry[1]):

@@ -187,6 +187,7 @@ def test_byte_pairs_whose_merges_cannot_be_known(tmp_path: Path, capsys: pytest.
         ("special", "a byte-pair vocabulary without [CLS] or <s> and the others"),
         ("both", "pieces of byte pairs and 9 of WordPiece in one vocabulary"),
         ("merges", "line 2: 'lo xyz' is no merge of two pieces"),
+        ("long", "pieces so long that their merges would take"),
         ("text", "merges.txt: not UTF-8 text (byte 0)"),
     ],
 )
@@ -197,6 +198,8 @@ def test_byte_pairs_that_are_none(case: str, wanted: str, tmp_path: Path, capsys
         lines.remove("Q")
     elif case == "special":
         lines = ANGLES[:3] + pieces
+    elif case == "long":
+        lines += ["l" * 490 + chr(97 + number // 26) + chr(97 + number % 26) for number in range(220)]
     elif case == "both":
         lines += [f"##{number}" for number in range(9)]
     source = english_checkpoint(tmp_path / "source", lines)
