@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from hf_glm_ernie.ernie_tasks.uie_windows import pair_spans
+from hf_glm_ernie.ernie_tasks.uie_spans import pair_spans
 
 from .entity_scores import OUTSIDE, entities_of
 from .mistakes import Mark, compare
