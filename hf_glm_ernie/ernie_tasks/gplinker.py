@@ -156,7 +156,9 @@ class _Reader:
             raise ValueError("The model gives NaN: its weights hold some, or its dtype is too narrow for them.")
         entities = decode_entities(outputs[0], is_text.to(outputs[0].device), self.above)
         nothing: list[list[FoundRelation]] = [[] for _ in batch]
-        relations = decode_relations(entities, *outputs[1:3], above=self.above) if config.relation_labels else nothing
+        relations = (
+            decode_relations(entities, outputs[1], outputs[2], self.above) if config.relation_labels else nothing
+        )
         yield from zip(entities, relations, strict=True)
 
 
