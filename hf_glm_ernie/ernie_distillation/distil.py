@@ -143,7 +143,7 @@ def distil_uie(teacher: Any, tokenizer: Any, output: Path | str, arguments: Dist
     return measured
 
 
-def _ask(teacher: Any, tokenizer: Any, arguments: DistilArguments, texts: list[str]) -> list[Any]:
+def _ask(teacher: Any, tokenizer: Any, arguments: DistilArguments, texts: Any) -> list[Any]:
     settings: dict[str, Any] = {"threshold": arguments.threshold, "language": arguments.language}
     settings |= {"batch_size": arguments.batch_size, "show_progress": False}
     return uie(teacher, tokenizer, arguments.schema, texts, **settings)

@@ -90,11 +90,11 @@ def train_student(
         processing_class=tokenizer,
         data_collator=task.collator(),
         compute_metrics=task.metrics,
-        preprocess_logits_for_metrics=task.keep,
+        preprocess_logits_for_metrics=task.keep,  # type: ignore[arg-type]  # several outputs, as the host takes them
     )
     last = get_last_checkpoint(str(output)) if resume and output.is_dir() else None
     trainer.train(resume_from_checkpoint=last)
-    return trainer.model.eval()
+    return model.eval()
 
 
 __all__ = ["keep_layers", "train_student"]

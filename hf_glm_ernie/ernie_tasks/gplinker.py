@@ -41,7 +41,7 @@ def labels_of_model(model: Any) -> LabelMaps:
         TypeError: a model of another kind.
         ValueError: a schema that asks for what is no label.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if getattr(config, "model_type", None) != "ernie_gplinker":
         raise TypeError(
             f"model is a {type(model).__name__}, which has no schema of its own; extract takes {GIVER}. An "
@@ -156,7 +156,9 @@ class _Reader:
             raise ValueError("The model gives NaN: its weights hold some, or its dtype is too narrow for them.")
         entities = decode_entities(outputs[0], is_text.to(outputs[0].device), self.above)
         nothing: list[list[FoundRelation]] = [[] for _ in batch]
-        relations = decode_relations(entities, *outputs[1:], self.above) if config.relation_labels else nothing
+        relations = (
+            decode_relations(entities, outputs[1], outputs[2], self.above) if config.relation_labels else nothing
+        )
         yield from zip(entities, relations, strict=True)
 
 

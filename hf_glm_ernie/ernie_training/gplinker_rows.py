@@ -60,7 +60,9 @@ def read_marked(row: Mapping[str, Any], number: int, maps: LabelMaps | None = No
         kind = one.get("type")
         entities.add((kind, _place(text, one, "text", "start_index", where)))
         if not isinstance(kind, str) or (maps and kind not in maps.entities):
-            raise ValueError(f"{where} has an entity of type {kind!r}; there are {_known(maps and maps.entities)}.")
+            raise ValueError(
+                f"{where} has an entity of type {kind!r}; there are {_known(maps.entities if maps else None)}."
+            )
     relations = set()
     for key, (subject, relation, obj) in KEYS.items():
         for one in _list(row, key, where):
@@ -68,7 +70,9 @@ def read_marked(row: Mapping[str, Any], number: int, maps: LabelMaps | None = No
             places = (_place(text, one, end, f"{end}_start_index", where) for end in (subject, obj))
             relations.add((name, *places))
             if not isinstance(name, str) or (maps and name not in maps.relations):
-                raise ValueError(f"{where} has the {relation} {name!r}; there are {_known(maps and maps.relations)}.")
+                raise ValueError(
+                    f"{where} has the {relation} {name!r}; there are {_known(maps.relations if maps else None)}."
+                )
     return MarkedText(text, frozenset(entities), frozenset(relations))  # type: ignore[arg-type]  # two places each
 
 

@@ -38,7 +38,7 @@ def keep_found(outputs: Any, labels: Any) -> tuple[torch.Tensor, torch.Tensor]:
     entities = decode_entities(entity, (places > 0) & (places < lengths - 1))
     nothing: list[list[FoundRelation]] = [[] for _ in entities]
     relations = decode_relations(entities, *logits[1:3]) if len(logits) > 2 else nothing
-    rows = (
+    rows: tuple[Any, Any] = (
         [[one[:3] for one in row] for row in entities],
         [[(one.label, *one.subject, *one.object) for one in row] for row in relations],
     )

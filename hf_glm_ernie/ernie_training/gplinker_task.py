@@ -72,8 +72,8 @@ class Linking(ErnieTask):
     def metrics(self, prediction: Any) -> dict[str, float]:
         """See [`linking_scores`]. Windows of a long text count each for itself; `report` puts them together."""
         found, gold = ([sets_of(one) for one in ends] for ends in (prediction.predictions, prediction.label_ids))
-        counts = (set_counts(*pair) for pair in zip(found, gold, strict=True))
-        return linking_scores(*counts, has_relations=bool(self.maps.relations))
+        entities, triples = (set_counts(*pair) for pair in zip(found, gold, strict=True))
+        return linking_scores(entities, triples, bool(self.maps.relations))
 
     def report(self, rows: Any, encoded: Any, prediction: Any) -> dict[str, Any]:
         """Scores of whole texts by type and by relation; the rows with a wrong or a missing one."""
@@ -94,8 +94,8 @@ class Linking(ErnieTask):
             for kind in (0, 1)
             for name, one in by_label([one[kind] for one in found], [one[kind] for one in gold]).items()
         }
-        counts = (set_counts([one[kind] for one in found], [one[kind] for one in gold]) for kind in (0, 1))
-        scores = linking_scores(*counts, has_relations=bool(self.maps.relations))
+        entity, triple = (set_counts([one[kind] for one in found], [one[kind] for one in gold]) for kind in (0, 1))
+        scores = linking_scores(entity, triple, bool(self.maps.relations))
         return {"by_class": by_class, "of_texts": scores, "rows_with_mistakes": wrong}
 
 
