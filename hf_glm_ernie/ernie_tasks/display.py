@@ -166,7 +166,7 @@ def _rows(found: Any, text: Any) -> list[tuple[Mapping[str, Any], str]]:
     for i, (own, one) in enumerate(zip(answers, texts, strict=True)):
         for answer in _every(own):
             start, end = answer.get("start"), answer.get("end")
-            if start is not None and not 0 <= start < end <= len(one):
+            if start is not None and (end is None or not 0 <= start < end <= len(one)):
                 raise ValueError(
                     f"found[{i}] has an answer at {start}..{end}, but text {i} has {len(one)} characters: these are "
                     "the answers of another text."
