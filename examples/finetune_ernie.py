@@ -95,6 +95,8 @@ def main(arguments: list[str] | None = None) -> Trainer:
         ]
         task.learn(files[0])
         train, evaluation = (None if rows is None else encoded(task, rows) for rows in files)
+    if evaluation is not None:
+        task.measure_on(files[1], evaluation)
     trainer = Trainer(
         model=adapt(load_model(data, adapter, task), adapter, task.peft_type, heads_of(task, adapter)),
         args=training,

@@ -7,7 +7,7 @@
     python -m hf_glm_ernie evaluate --task uie --model FOLDER --data dev.txt
 
 The second is lm-evaluation-harness's own command with this package's model class registered, the third `transformers
-serve`, which then opens this package's folders. `label-data` makes rows for UIE and UTC of what label tools export, and
+serve`, which then opens this package's folders. `label-data` makes rows for UIE and UTC of what label tools export;
 `evaluate` measures a fine-tuned ERNIE on rows.
 
 A command is a row of [`COMMANDS`]: its module has a `main(arguments)` that returns the exit status, and is imported
