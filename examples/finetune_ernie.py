@@ -37,6 +37,7 @@ from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, Trainer, T
 import hf_glm_ernie  # noqa: F401  # registers UIE and UTC with the Auto classes
 from hf_glm_ernie.ernie_training.class_labels import KINDS
 from hf_glm_ernie.ernie_training.data_files import FORMATS, find_files, read_data
+from hf_glm_ernie.ernie_training.few_shot import draw_shots
 from hf_glm_ernie.ernie_training.task import ErnieTask
 from hf_glm_ernie.ernie_training.tasks import TASKS
 from hf_glm_ernie.ernie_training.uie_rows import CUTS
@@ -51,6 +52,7 @@ class DataArguments:
     model: str = field(metadata={"help": "folder of an ERNIE encoder, or of a UIE or UTC model"})
     data: str = field(metadata={"help": f"training file: {', '.join(FORMATS)}; or a folder with train and dev"})
     eval_data: str | None = field(default=None, metadata={"help": "file to evaluate on"})
+    shots: int | None = field(default=None, metadata={"help": "train on so many texts of every label, drawn by seed"})
     max_length: int = field(
         default=512, metadata={"help": "tokens of the longest row, at most the model's positions; longer are cut"}
     )
@@ -93,6 +95,9 @@ def main(arguments: list[str] | None = None) -> Trainer:
         files = [
             None if file is None else read_data(file, task.columns) for file in find_files(data.data, data.eval_data)
         ]
+        if data.shots is not None:
+            texts = files[0][task.columns[0]] if data.task == "uie" else range(len(files[0]))
+            files[0] = files[0].select(draw_shots(texts, task.labels_of(files[0]), data.shots, training.seed))
         task.learn(files[0])
         train, evaluation = (None if rows is None else encoded(task, rows) for rows in files)
     if evaluation is not None:

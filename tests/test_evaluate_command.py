@@ -11,6 +11,7 @@ from hf_glm_ernie import evaluate_ernie
 from hf_glm_ernie.__main__ import main
 from hf_glm_ernie.ernie_data import LabelDataArguments, label_data
 from hf_glm_ernie.ernie_training.counts import Counts
+from hf_glm_ernie.ernie_training.few_shot import draw_shots
 from hf_glm_ernie.ernie_training.mistakes import Mark, compare
 from hf_glm_ernie.ernie_training.task_mistakes import tag_mistake
 
@@ -140,3 +141,18 @@ def test_what_is_wrong_is_told_apart() -> None:
     assert plain(compare([Mark("b")], [Mark("a")], one_holds=True)) == ([], [("a", "b")], [])
     told = tag_mistake(3, ["New", "York", "is", "big"], [0, 1, 3], ["B-P", "O", "O"], ["B-P", "I-P", "O"], True)
     assert told["wrong"][0]["gold"] == {"text": "New York", "start": 0, "end": 2, "label": "P"}
+
+
+def test_shots_are_drawn_for_every_label() -> None:
+    labels = [["ab"[n % 2]] if n % 3 else [] for n in range(60)] + [["rare"]]
+    texts = [n // 4 for n in range(60)] + [99]
+    drawn = [draw_shots(texts, labels, shots, seed=1) for shots in (1, 2, 3)]
+    assert drawn[0] == draw_shots(texts, labels, 1, seed=1) != draw_shots(texts, labels, 1, seed=2)
+    assert set(drawn[0]) < set(drawn[1]) < set(drawn[2])
+    for shots, rows in enumerate(drawn, 1):
+        assert 60 in rows  # the only one of its label
+        assert all(n in rows for n in range(60) if texts[n] in {texts[row] for row in rows})
+        for label in "ab":
+            assert len({texts[n] for n in rows if label in labels[n]}) >= shots
+    with pytest.raises(ValueError, match="shots"):
+        draw_shots(texts, labels, 0)

@@ -274,6 +274,8 @@ def test_utc_learns_its_choices(folders, tmp_path) -> None:
     assert report["by_class"]["音乐"]["gold"] == 0
     check_measured("utc", tmp_path / "out", test)
     assert trainer.model.config.vocab_size == len(trainer.processing_class)
+    few = finetune("utc", folders["masked-lm"], train, tmp_path / "few", max_steps=1, method="full", shots=4)
+    assert len(few.train_dataset) == 8  # of 320; a row holds one of two options
     model, tokenizer = ErnieForUTC.from_pretrained(tmp_path / "out"), AutoTokenizer.from_pretrained(tmp_path / "out")
     answers = utc(
         model.eval(), tokenizer, ["很坏", "很好"], [row["text"] for row in sentences(20, seed=3)], single_label=True
