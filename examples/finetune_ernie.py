@@ -47,6 +47,7 @@ from transformers import AutoConfig, AutoTokenizer, HfArgumentParser, Trainer, T
 import hf_glm_ernie  # noqa: F401  # registers UIE and UTC with the Auto classes
 from hf_glm_ernie.ernie_training.class_labels import KINDS
 from hf_glm_ernie.ernie_training.data_files import FORMATS, find_files
+from hf_glm_ernie.ernie_training.few_shot import draw_shots
 from hf_glm_ernie.ernie_training.recipes import Recipe, find_recipe, published_grid
 from hf_glm_ernie.ernie_training.seeds import grid_report, grid_table, seeds_report, seeds_table
 from hf_glm_ernie.ernie_training.task import ErnieTask
@@ -69,6 +70,7 @@ class DataArguments:
     seeds: list[int] | None = field(default=None, metadata={"help": "train once with each of these seeds"})
     grid: bool = field(default=False, metadata={"help": "train at every point of the recipe's published grid"})
     eval_data: str | None = field(default=None, metadata={"help": "file to evaluate on"})
+    shots: int | None = field(default=None, metadata={"help": "train on so many texts of every label, drawn by seed"})
     max_length: int = field(
         default=512, metadata={"help": "tokens of the longest row, at most the model's positions; longer are cut"}
     )
@@ -219,6 +221,9 @@ def run(data: DataArguments, adapter: AdapterArguments, training: TrainingArgume
     training.label_names = list(task.label_names)
     with training.main_process_first():
         files = [None if file is None else task.read(file) for file in find_files(data.data, data.eval_data)]
+        if data.shots is not None:
+            texts = files[0][task.columns[0]] if data.task == "uie" else range(len(files[0]))
+            files[0] = files[0].select(draw_shots(texts, task.labels_of(files[0]), data.shots, training.seed))
         task.learn(files[0])
         train, evaluation = (None if rows is None else encoded(task, rows) for rows in files)
     if evaluation is not None:

@@ -1,4 +1,4 @@
-"""`python -m hf_glm_ernie evaluate --task TASK --model FOLDER --data FILE`: what a finished model scores, and where not.
+"""`python -m hf_glm_ernie evaluate --task TASK --model FOLDER --data FILE`: what a model scores, and where it fails.
 
 The tables go to the terminal; `--output REPORT.json` writes the report, and beside it the rows with mistakes as JSON
 lines and as a page.

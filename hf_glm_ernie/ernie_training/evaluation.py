@@ -112,10 +112,7 @@ def evaluate_ernie(
     batch_size, max_length = whole_number("batch_size", batch_size), whole_number("max_length", max_length)
     if schema is not None and task != "uie":
         raise ValueError(f"schema is UIE's, and task is {task!r}: leave it out.")
-    folder, file = Path(model), Path(data)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}: give that of a fine-tuned model.")
-    file = _data_file(file)
+    folder, file = _model_folder(Path(model)), _data_file(Path(data))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     config = _config_of(folder)
     made = TASKS[task](tokenizer, min(max_length, config.max_position_embeddings), settings)
@@ -131,19 +128,12 @@ def evaluate_ernie(
     report = made.report(rows, encoded, prediction)
     whole = None
     if schema is not None:
-        asked: dict[str, Any] = {"batch_size": batch_size, "max_length": max_length, "show_progress": show_progress}
-        asked |= {name: settings[name] for name in ("threshold", "language") if settings.get(name) is not None}
-        whole = score_schema(opened, tokenizer, schema, rows, **asked)
-    return Evaluation(
-        task=task,
-        model=str(folder),
-        data=str(file),
-        rows=len(rows),
-        scores=made.metrics(prediction),
-        by_class=report.get("by_class", {}),
-        mistakes=report.get("mistakes", []),
-        end_to_end=whole,
-    )
+        shared = {name: settings[name] for name in ("threshold", "language") if settings.get(name) is not None}
+        shared |= {"batch_size": batch_size, "max_length": max_length, "show_progress": show_progress}
+        whole = score_schema(opened, tokenizer, schema, rows, **shared)
+    classes, mistakes = report.get("by_class", {}), report.get("mistakes", [])
+    scores = made.metrics(prediction)
+    return Evaluation(task, str(folder), str(file), len(rows), scores, classes, mistakes, whole)
 
 
 def check_settings(task: str, settings: Mapping[str, Any]) -> None:
@@ -248,6 +238,12 @@ def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
     for i, row in enumerate(rows):
         whole[(i, *map(slice, row.shape))] = row
     return whole
+
+
+def _model_folder(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder {folder}: give that of a fine-tuned model.")
+    return folder
 
 
 def _data_file(file: Path) -> Path:

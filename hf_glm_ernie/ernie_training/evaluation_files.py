@@ -1,4 +1,4 @@
-"""What an evaluation leaves: a table to look at, a JSON report, and the rows with mistakes as JSON lines and as a page.
+"""What an evaluation leaves: a table to look at, a JSON report, the rows with mistakes as JSON lines and as a page.
 
 The page is one HTML file that fetches nothing: every row with its text, in which answers are marked as right, missing,
 wrong or spurious, and a list of them. Whatever a row holds is shown as text, never read as HTML.
