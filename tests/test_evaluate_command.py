@@ -117,7 +117,7 @@ def test_command_writes_all_files_or_none(sample: Path, tmp_path: Path, capsys: 
     assert "already has report.json" in capsys.readouterr().err
     for more, said in (
         (["--setting", "stride=3"], "stride is not read by the task uie"),
-        (["--threshold", "1"], "threshold=1.0 is no probability"),
+        (["--threshold", "1.5"], "threshold=1.5"),
         (["--schema", "[x"], "is no JSON"),
         (["--output", str(tmp_path / "report.txt")], "is no .json file"),
         (["--model", str(tmp_path / "nothing")], "There is no folder"),

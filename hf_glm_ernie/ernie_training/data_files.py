@@ -27,10 +27,19 @@ def find_files(data: str, eval_data: str | None) -> tuple[Path, Path | None]:
     evaluation = None if eval_data is None else Path(eval_data)
     if not folder.is_dir():
         return folder, evaluation
-    train, dev = (_named(folder, name) or _named(folder, f"{name}_data") for name in ("train", "dev"))
+    train, dev = (find_split(folder, name) for name in ("train", "dev"))
     if train is None:
         raise ValueError(f"The folder {data} has no train file: train{', train'.join(FORMATS)}.")
     return train, evaluation or dev
+
+
+def find_split(folder: Path, name: str) -> Path | None:
+    """The file of a folder that is named `train` or `dev`, in any of the forms; `None`: there is none.
+
+    Raises:
+        ValueError: there are several.
+    """
+    return _named(folder, name) or _named(folder, f"{name}_data")
 
 
 def _named(folder: Path, name: str) -> Path | None:
@@ -83,4 +92,4 @@ def _datasets() -> Any:
     return datasets
 
 
-__all__ = ["FORMATS", "check_file", "find_files", "read_data", "rows_dataset"]
+__all__ = ["FORMATS", "check_file", "find_files", "find_split", "read_data", "rows_dataset"]

@@ -23,6 +23,7 @@ from hf_glm_ernie.ernie_tasks.runners import call_model, longest_row
 from hf_glm_ernie.host_arguments import one_of, probability_threshold, whole_number
 from hf_glm_ernie.inference.batches import in_batches
 
+from .data_files import find_split
 from .end_to_end import score_schema
 from .task import ErnieTask
 from .tasks import TASKS
@@ -250,11 +251,10 @@ def _data_file(file: Path) -> Path:
     """The file itself, or the one in a folder named `dev`."""
     if not file.is_dir():
         return file
-    found = [path for path in sorted(file.glob("dev.*")) if path.is_file()]
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        raise ValueError(f"{file} is a folder with {names} of the name dev: name the file itself.")
-    return found[0]
+    dev = find_split(file, "dev")
+    if dev is None:
+        raise ValueError(f"{file} is a folder without a dev file: name the file itself.")
+    return dev
 
 
 def _base_of(folder: Path) -> str:
