@@ -144,10 +144,14 @@ def save_int8(path: Path, quantized: Path, reduce_range: bool = False) -> Export
     """
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    graph = graph_to_quantize(path)
+    # Scales of embeddings that are integers already: rounded by one scale for all of them, they would be noise.
+    scales = [node.name for node in graph.graph.node if node.op_type == "Gather" and node.input[0].endswith("_scale")]
     with without_preprocessing_advice():
         quantize_dynamic(
-            graph_to_quantize(path),
+            graph,
             quantized,
+            nodes_to_exclude=scales,
             per_channel=True,
             reduce_range=reduce_range,
             weight_type=QuantType.QInt8,
