@@ -55,10 +55,18 @@ def finetune_ernie(words: list[str]) -> int:
     return int(script.main([*words, "--use_cpu"]) is None)
 
 
+def train_retrieval(words: list[str]) -> int:
+    """The same for retrieval."""
+    from examples import train_retrieval as script
+
+    return int(script.main([*words, "--use_cpu"]) is None)
+
+
 PROGRAMS: dict[str, Callable[[list[str]], int]] = {
     "python -m conversion": command.main,
     "python examples/export_ernie.py": export_ernie.main,
     "python examples/finetune_ernie.py": finetune_ernie,
+    "python examples/train_retrieval.py": train_retrieval,
     "python examples/made_up_labels.py": lambda words: made_up_labels.main(words) or 0,
     "python -m hf_glm_ernie": package_main.main,
 }
@@ -223,6 +231,16 @@ def test_labels_become_a_served_model(tmp_path: Path, monkeypatch: pytest.Monkey
         check_shown(run_page("label-train-deploy.md"))
     assert "谢静" in (tmp_path / "answers.html").read_text(encoding="utf-8")
     assert (tmp_path / "order-uie" / "evaluation.json").is_file()
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("sentence_transformers") is None,
+    reason="needs sentence-transformers: pip install 'hf-glm-ernie[retrieval]' (make test-serve)",
+)
+def test_retrieval_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    check_shown(run_page("retrieval.md"))
 
 
 def test_ernie3_runs(workplace: Path) -> None:

@@ -61,7 +61,8 @@ class AsModule(nn.Module):
         self.run, self.names = run, tuple(names)
 
     def forward(self, **inputs: torch.Tensor) -> Any:
-        """The outputs for the inputs that are known."""
+        """The outputs for the inputs that are known; rows without token types are of type 0, as for a model."""
+        inputs.setdefault("token_type_ids", torch.zeros_like(inputs["input_ids"]))
         return self.run(**{name: value for name, value in inputs.items() if name in self.names})
 
 
