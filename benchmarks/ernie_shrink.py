@@ -13,6 +13,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import ErnieConfig, ErnieModel
@@ -25,7 +26,7 @@ from hf_glm_ernie import ErnieTokenizer
 from hf_glm_ernie.ernie_shrinking import command
 
 TOKENS, ROWS = 39979, 40000
-NANO = {
+NANO: dict[str, Any] = {
     "vocab_size": ROWS,
     "hidden_size": 312,
     "num_hidden_layers": 4,

@@ -220,7 +220,9 @@ def run(data: DataArguments, adapter: AdapterArguments, training: TrainingArgume
     task = TASKS[str(data.task)](tokenizer, longest_row(data, adapter), {**vars(data), "method": adapter.method})
     training.label_names = list(task.label_names)
     with training.main_process_first():
-        files = [None if file is None else task.read(file) for file in find_files(data.data, data.eval_data)]
+        files: list[Any] = [
+            None if file is None else task.read(file) for file in find_files(data.data, data.eval_data)
+        ]
         if data.shots is not None:
             texts = files[0][task.columns[0]] if data.task == "uie" else range(len(files[0]))
             files[0] = files[0].select(draw_shots(texts, task.labels_of(files[0]), data.shots, training.seed))

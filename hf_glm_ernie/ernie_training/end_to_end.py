@@ -58,7 +58,7 @@ def score_schema(
         answers = [Mark(a.text, *_place(a.start, a.end)) for a in checked.answers]
         gold.setdefault(checked.content, {}).setdefault(_question(checked.prompt), []).extend(answers)
         numbers.setdefault(checked.content, []).append(number)
-    texts = list(gold)
+    texts: list[Any] = list(gold)
     counts: dict[str, list[Counts]] = {}
     mistakes = []
     used = 0
@@ -72,7 +72,7 @@ def score_schema(
             counts.setdefault(name, []).append(matches(set(both[0]), set(both[1])))
             for side, answers_of in zip(marks, both, strict=True):
                 side += [_told(name, about, mark) for about, mark in answers_of]
-        told = compare(*marks)
+        told = compare(marks[0], marks[1])
         if told["missing"] or told["wrong"] or told["spurious"]:
             mistakes.append({"row": numbers[text][0], "text": text, **told})
     positive = sum(1 for of_text in gold.values() for answers in of_text.values() if answers)

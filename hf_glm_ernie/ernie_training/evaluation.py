@@ -214,6 +214,8 @@ def predict(
     lengths = [len(ids) for ids in encoded["input_ids"]]
     found = in_batches(model, run, lengths, batch_size, what="Measuring", show_progress=show_progress)
     sides = ([_padded(column) for column in zip(*side, strict=True)] for side in zip(*found, strict=True))
+    predictions: Any
+    labels: Any
     predictions, labels = (one[0] if len(one) == 1 else tuple(one) for one in sides)
     return EvalPrediction(predictions=predictions, label_ids=labels)
 
@@ -237,7 +239,7 @@ def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
     shape = np.max([row.shape for row in rows], axis=0).astype(int) if rows[0].ndim else ()
     whole = np.full((len(rows), *shape), PADDING, dtype=rows[0].dtype)
     for i, row in enumerate(rows):
-        whole[(i, *map(slice, row.shape))] = row
+        whole[(i, *(slice(size) for size in row.shape))] = row
     return whole
 
 

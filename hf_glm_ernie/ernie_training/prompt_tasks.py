@@ -111,7 +111,8 @@ class Extraction(ErnieTask):
         return {"by_class": by_class, "mistakes": [self._mistake(rows, n, places[n], prediction) for n in wrong]}
 
     def _counts(self, prediction: Any) -> list[Counts]:
-        return span_counts(*prediction.predictions[:2], *prediction.label_ids, self.threshold)
+        (start, end), (gold_start, gold_end) = prediction.predictions[:2], prediction.label_ids
+        return span_counts(start, end, gold_start, gold_end, self.threshold)
 
     def _mistake(self, rows: Any, number: int, places: Sequence[int], prediction: Any) -> dict[str, Any]:
         starts, ends = prediction.predictions[:2]

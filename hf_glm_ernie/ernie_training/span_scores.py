@@ -65,7 +65,8 @@ def span_metrics(prediction: Any, threshold: float = THRESHOLD) -> dict[str, flo
     Returns:
         `precision`, `recall` and `f1` over all rows; `--metric_for_best_model eval_f1`.
     """
-    return total(span_counts(*prediction.predictions[:2], *prediction.label_ids, threshold)).scores()
+    (start, end), (gold_start, gold_end) = prediction.predictions[:2], prediction.label_ids
+    return total(span_counts(start, end, gold_start, gold_end, threshold)).scores()
 
 
 def keep_probabilities(outputs: Any, labels: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -105,8 +105,8 @@ def tag_mistake(
     else:
         wrong = [i for i, tags in enumerate(zip(found, gold, strict=True)) if tags[0] != tags[1]]
         pairs = [[(tags[i], i, i) for i in wrong] for tags in (found, gold)]
-    marks = [[mark(*one) for one in side if entities or one[0] != OUTSIDE] for side in pairs]
-    return {"row": number, "text": joint.join(words), **compare(*marks)}
+    marked, right = ([mark(*one) for one in side if entities or one[0] != OUTSIDE] for side in pairs)
+    return {"row": number, "text": joint.join(words), **compare(marked, right)}
 
 
 def text_of(row: Mapping[str, Any], columns: Sequence[str]) -> str:
