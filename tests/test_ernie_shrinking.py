@@ -1,4 +1,4 @@
-"""Smaller encoders: what is pruned, what is kept of a vocabulary, integers in embeddings, held against the whole model.
+"""Smaller encoders: what is pruned, what is kept of a vocabulary, INT8 embeddings, held against the whole model.
 
 The command as a whole, on a trained model: `test_ernie_shrinking_command.py`.
 """
@@ -258,11 +258,11 @@ def test_the_loss_is_least_at_the_teacher_and_padding_changes_nothing(model_clas
     assert loss(student, wider) == pytest.approx(loss(student, inputs), abs=1e-5)
 
 
-# The vocabulary -------------------------------------------------------------------------------------------------------
+# The vocabulary ------------------------------------------------------------------------------------------------------
 
 SPECIAL = ["[PAD]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = ["new", "york", "##er", "##k", "yor", "hotel", "##s", "un", "##happy", "##hap", "happy", "a", "b", "ab", "abc"]
-CHARACTERS = list("北京大学生天气很好的人口一二三。，!0123456789") + ["##0", "##1", "##x", "x"]
+CHARACTERS = [*"北京大学生天气很好的人口一二三。，!0123456789", "##0", "##1", "##x", "x"]
 CORPUS = ["北京大学的学生。", "New Yorkers!", "hotels 10", "abq", "天气 [MASK] 很好"]
 
 
@@ -334,7 +334,7 @@ def test_vocabularies_that_cannot_be_cut(tokenizer: ErnieTokenizer) -> None:
     assert list(texts_in({"a": ["x", {"b": "y"}], "n": 3, "t": ("z", None)})) == ["x", "y", "z"]
 
 
-# INT8 of embeddings ---------------------------------------------------------------------------------------------------
+# INT8 of embeddings --------------------------------------------------------------------------------------------------
 
 
 def test_integers_of_embeddings(tmp_path: Path) -> None:

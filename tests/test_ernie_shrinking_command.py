@@ -88,7 +88,7 @@ def test_every_stage_of_uie(sample: tuple[Path, Path], tmp_path: Path, capsys: p
     assert all(stage["rows_a_second"] > 0 for stage in report["stages"])
     assert report["metric"] == "f1"
     assert stages["teacher", "torch"]["score"] == pytest.approx(stages["teacher", "onnxruntime"]["score"])
-    # What needs no training changes nothing (a smaller vocabulary), or little; the folder and its export are one model.
+    # A smaller vocabulary changes nothing; the folder and its export are one model.
     scores = {name: stages[name, "torch"]["score"] for name in ("distilled", "vocabulary", "INT8 embeddings")}
     assert scores["vocabulary"] == scores["distilled"]
     assert stages["student", "onnxruntime"]["score"] == pytest.approx(scores["INT8 embeddings"], abs=0.02)
