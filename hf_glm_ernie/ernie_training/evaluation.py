@@ -239,7 +239,8 @@ def _padded(rows: Sequence[np.ndarray]) -> np.ndarray:
     shape = np.max([row.shape for row in rows], axis=0).astype(int) if rows[0].ndim else ()
     whole = np.full((len(rows), *shape), PADDING, dtype=rows[0].dtype)
     for i, row in enumerate(rows):
-        whole[(i, *(slice(size) for size in row.shape))] = row
+        place: Any = (i, *(slice(size) for size in row.shape))
+        whole[place] = row
     return whole
 
 
