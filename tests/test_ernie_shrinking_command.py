@@ -92,6 +92,11 @@ def test_every_stage_of_uie(sample: tuple[Path, Path], tmp_path: Path, capsys: p
     scores = {name: stages[name, "torch"]["score"] for name in ("distilled", "vocabulary", "INT8 embeddings")}
     assert scores["vocabulary"] == scores["distilled"]
     assert stages["student", "onnxruntime"]["score"] == pytest.approx(scores["INT8 embeddings"], abs=0.02)
+    for name in (
+        "dynamic INT8",
+        "static INT8",
+    ):  # -0.01 seen; scales of embeddings in 8 bits gave 0.05 of a score of 1
+        assert stages[name, "onnxruntime"]["score"] > scores["INT8 embeddings"] - 0.1
     assert (output / "model" / "config.json").is_file()
     for stage in report["stages"]:
         assert stage["path"] is None or (output / stage["path"]).exists()

@@ -142,12 +142,17 @@ def save_int8(path: Path, quantized: Path, reduce_range: bool = False) -> Export
     Returns:
         The file as onnxruntime runs it.
     """
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
+    model = graph_to_quantize(path)
+    # Embeddings of integers have their scales looked up: rounded to 8 bits as an embedding, most of them would be 0.
+    has_integers = any(one.data_type == onnx.TensorProto.INT8 for one in model.graph.initializer)
     with without_preprocessing_advice():
         quantize_dynamic(
-            graph_to_quantize(path),
+            model,
             quantized,
+            op_types_to_quantize=["MatMul", "Gemm"] if has_integers else None,
             per_channel=True,
             reduce_range=reduce_range,
             weight_type=QuantType.QInt8,
