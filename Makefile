@@ -80,8 +80,9 @@ $(SERVE_STAMP): pyproject.toml
 	$(SERVE)/bin/python $(PIP_INSTALL) "torch==2.13.0" "peft>=0.20" pytest pytest-timeout sentence-transformers ctranslate2 datasets --editable .
 	touch $(SERVE_STAMP)
 
-test-serve: $(SERVE_STAMP)  ## the tests that need vLLM; ten minutes
-	OMP_NUM_THREADS=2 $(SERVE)/bin/python -m pytest tests/test_vllm_*.py tests/test_as_bert_engines.py
+test-serve: $(SERVE_STAMP)  ## the tests that need vLLM or sentence-transformers; ten minutes
+	OMP_NUM_THREADS=2 $(SERVE)/bin/python -m pytest tests/test_vllm_*.py tests/test_as_bert_engines.py \
+	  tests/test_train_retrieval.py tests/test_docs.py::test_retrieval_runs
 
 PAGE = .venv-page
 PAGE_STAMP = $(PAGE)/.installed

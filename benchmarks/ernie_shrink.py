@@ -3,16 +3,17 @@
     python benchmarks/ernie_shrink.py --output /tmp/shrunk
 
 No weights are needed: a model of ernie-3.0-nano's shape, its vocabulary of 39,979 tokens in 40,000 rows, is trained
-from a random start on made-up orders (examples/made_up_labels.py, classes of what is asked for), then shrunk. The
-table at the end has every stage, all speeds measured in turns in one process; `shrink.json` and `shrink.png` lie in
-the output. Exit status 0: the smallest file has at most 15% of the teacher's bytes, at least 3 times its speed on the
-same runtime, and 97% of its score. About 15 minutes on two cores.
+from a random start on made-up orders (examples/made_up_labels.py, classes of requests), then shrunk. The table
+at the end has every stage, all speeds measured in turns in one process; `shrink.json` and `shrink.png` lie in the
+output. Exit status 0: the smallest file has at most 15% of the teacher's bytes, 3 times its speed on the same runtime,
+and 97% of its score. A quarter of an hour on two cores.
 """
 
 import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import ErnieConfig, ErnieModel
@@ -25,7 +26,7 @@ from hf_glm_ernie import ErnieTokenizer
 from hf_glm_ernie.ernie_shrinking import command
 
 TOKENS, ROWS = 39979, 40000
-NANO = {
+NANO: dict[str, Any] = {
     "vocab_size": ROWS,
     "hidden_size": 312,
     "num_hidden_layers": 4,

@@ -23,7 +23,7 @@ from .classes import expected_shapes
 from .ernie3_settings import LAYER_NORM_EPS as LAYER_NORM_EPS_10B
 from .ernie3_settings import Choices
 from .ernie_names import TASK_NAMES
-from .ernie_settings import LAYER_NORM_EPS
+from .ernie_released import GRAM_LAYER_NORM_EPS, LAYER_NORM_EPS
 from .interruption import interruptible
 from .job import ExpectedShapes, ForwardOptions, Job, run
 from .operations import shortened
@@ -113,7 +113,9 @@ def _add_glm130b(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def _add_ernie(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("ernie", help="ERNIE 3.0's released encoders (ernie-3.0-*, uie-*, utc-*), and back")
+    parser = commands.add_parser(
+        "ernie", help="ERNIE's released encoders (ernie-*, uie-*, utc-*, rocketqa-*), and back"
+    )
     _add_common(
         parser, source="PaddleNLP's file or folder, or a static-graph folder (with --reverse: a converted one)"
     )
@@ -121,9 +123,21 @@ def _add_ernie(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         parser,
         vocab="vocab.txt",
         settings="config.json, model_config.json or ernie_config.json there",
-        eps=f"{LAYER_NORM_EPS:g}, as PaddleNLP computes",
+        eps=f"{LAYER_NORM_EPS:g}, as PaddleNLP computes; {GRAM_LAYER_NORM_EPS:g} of ERNIE-Gram",
     )
     parser.add_argument("--task", choices=TASK_NAMES, help="head to convert (default: the checkpoint's)")
+    parser.add_argument(
+        "--prefix",
+        metavar="NAME.",
+        help="convert only what stands behind it in the file, e.g. query_ernie. (default: the prefix that makes all "
+        "names known is taken off)",
+    )
+    parser.add_argument(
+        "--base",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="the checkpoint that --source, a LoRA folder of PaddleNLP's, was trained on: the two are merged",
+    )
     parser.add_argument("--reverse", action="store_true", help="write PaddleNLP's format from a converted folder")
     parser.add_argument(
         "--as-bert",
@@ -245,8 +259,10 @@ def _run_glm130b(parser: argparse.ArgumentParser, options: argparse.Namespace) -
 
 
 def _run_ernie(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    if options.reverse and (options.vocab or options.config or options.task or options.layer_norm_eps is not None):
-        parser.error("--vocab, --config, --task and --layer-norm-eps are for the conversion from PaddleNLP's format")
+    forward_only = ("vocab", "config", "task", "layer_norm_eps", "prefix", "base")
+    if options.reverse and any(getattr(options, name) is not None for name in forward_only):
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in forward_only)
+        parser.error(f"{names} are for the conversion from PaddleNLP's format")
     if options.task_type is not None and (options.reverse or not options.as_bert):
         parser.error("--task-type goes with --as-bert, and without --reverse")
     if options.pooling and (options.reverse or not options.as_bert):
@@ -255,10 +271,14 @@ def _run_ernie(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
         parser.error("--normalize and --no-normalize go with --pooling")
     if options.as_bert and options.reference:
         parser.error("--reference is for publish, which takes no BERT folders")
+    if options.base is not None:
+        check_output(options.output, options.base)
     choices = {
         "vocab": options.vocab,
         "task": options.task,
-        "layer_norm_eps": LAYER_NORM_EPS if options.layer_norm_eps is None else options.layer_norm_eps,
+        "layer_norm_eps": options.layer_norm_eps,
+        "prefix": options.prefix,
+        "base": options.base,
     }
     if not options.as_bert:
         _run(options, ernie.plan_forward, partial(ernie.ForwardOptions, **choices), ernie.plan_reverse)

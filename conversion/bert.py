@@ -96,6 +96,10 @@ def plan_as_bert(source: Path, options: BertOptions, expected: ExpectedShapes) -
         ConversionError: anything about the source that does not fit, no BERT class for its head, no such task type.
     """
     unrounded = replace(options, dtype=None)  # so that a sum is rounded once
+    if options.base is not None:
+        raise SettingsError(
+            "--base: a LoRA adapter is merged first. Convert it without --as-bert, and then the folder with it."
+        )
     encoder = read_encoder(source, unrounded) if is_folder(source) else plan_encoder(source, unrounded, expected)
     task = bert_task(encoder.task)
     if task is None:
@@ -135,6 +139,7 @@ def plan_as_bert(source: Path, options: BertOptions, expected: ExpectedShapes) -
             *_on_the_fold(task_type, rows, dtype, options.dtype is not None),
             *dtype_notices,
             *notices_on_left_out(left_out),
+            *(options.pooling.notices() if options.pooling else ()),
         ],
     )
 
@@ -169,9 +174,10 @@ def read_encoder(source: Path, options: BertOptions) -> Encoder:
     Raises:
         ConversionError: anything about the folder that does not fit, or options for PaddleNLP's files.
     """
-    if options.vocab or options.settings:
+    if options.vocab or options.settings or options.prefix:
         raise SettingsError(
-            f"{source} is a converted folder, with its own settings and tokenizer: leave --vocab and --config out."
+            f"{source} is a converted folder, with its own settings and tokenizer: leave --vocab, --config and "
+            "--prefix out."
         )
     beside = files_beside(source, source / RECORD)
     classes: list[type[ErnieConfig]] = [ErnieConfig, *CONFIG_CLASSES.values()]
@@ -258,7 +264,7 @@ def _expected(
 ) -> dict[str, Shape]:
     """What the class has, the pooler where the encoder has one, and what is kept."""
     renamed = {task.renamed(name): spec for name, spec in held.items()}
-    shapes = with_pooler(expected(task.architecture, config), renamed, config, task.prefix)
+    shapes = with_pooler(expected(task.architecture, config), renamed, config, task.prefix, task.ernie.needs_pooler)
     if row is not None:
         shapes[KEPT_POSITIONS] = (config.max_position_embeddings, config.hidden_size)
         shapes[KEPT_TASKS] = (getattr(config, ENTRY)["task_type_vocab_size"], config.hidden_size)
@@ -319,7 +325,7 @@ def plan_back(source: Path, dtype: torch.dtype | None, expected: ExpectedShapes)
     specs = {name: spec for name, spec in checkpoint.specs.items() if reason is None or name not in KEPT}
     made = ernie_config(config, task, has_tasks=reason is None)
     shapes = _expected(expected, task, config, {}, None if reason else row)
-    shapes = with_pooler(shapes, specs, config, task.prefix)
+    shapes = with_pooler(shapes, specs, config, task.prefix, task.ernie.needs_pooler)
     plan = task.table(None if reason else row).reverse(specs, WHOLE, shapes, dtype)
     if reason is None and dtype is None:
         plan = _as_the_words(plan, specs[task.words].dtype, task)

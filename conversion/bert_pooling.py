@@ -10,7 +10,15 @@ from typing import Any
 
 from .folder_files import write_json
 
-POOLINGS = ("mean", "cls")
+MODES = {
+    "mean": "pooling_mode_mean_tokens",
+    "max": "pooling_mode_max_tokens",
+    "mean_sqrt": "pooling_mode_mean_sqrt_len_tokens",
+    "cls": "pooling_mode_cls_token",
+}
+"""How the format calls them; the names of before version 6, which all versions and other engines know."""
+
+POOLINGS = tuple(MODES)
 """As `hf_glm_ernie.sentence_embeddings` calls them; `pooler` has no word in that format."""
 
 MODULES = ("Transformer", "Pooling", "Normalize")
@@ -29,6 +37,15 @@ class Pooling:
     name: str
     normalize: bool
 
+    def notices(self) -> list[str]:
+        """What has to be said about engines that read the files otherwise."""
+        # vLLM 0.32, `transformers_utils/config.py`, `parse_pooling_type`: what stands before the first "_" of a mode.
+        if self.name == "max":
+            return ["vLLM (0.32) has no max pooling: it warns and takes the state of [CLS]"]
+        if self.name == "mean_sqrt" and not self.normalize:
+            return ["vLLM (0.32) takes mean_sqrt for mean; only vectors that are scaled to length 1 are the same"]
+        return []
+
     def write(self, folder: Path, hidden_size: int, max_length: int) -> None:
         """Writes `modules.json` and what it names.
 
@@ -38,7 +55,7 @@ class Pooling:
             max_length: Tokens of a text, special ones included; longer texts are cut.
         """
         modules = MODULES if self.normalize else MODULES[:-1]
-        # The names of before version 6: all versions, and other engines, know them.
+        # Of before version 6, as the modes.
         rows: list[dict[str, Any]] = [
             {
                 "idx": number,
@@ -52,8 +69,7 @@ class Pooling:
         # Small letters are the tokenizer's affair.
         write_json(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
         (folder / FILES["Pooling"]).mkdir()
-        kinds = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
-        modes = {kinds[name]: name == self.name for name in POOLINGS}
+        modes = {mode: name == self.name for name, mode in MODES.items()}
         write_json(folder / FILES["Pooling"] / "config.json", {"word_embedding_dimension": hidden_size, **modes})
 
 

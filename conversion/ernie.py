@@ -6,12 +6,12 @@ distillation layer of micro and nano and second copies of tied tensors are named
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import torch
-from transformers import ErnieConfig, PreTrainedConfig
+from transformers import ErnieConfig, PreTrainedConfig, PreTrainedTokenizerFast
 
 from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
 
@@ -20,6 +20,10 @@ from .ernie_files import check_config, hub_classes, model_card, original_config,
 from .ernie_names import (
     CLASSIFIER,
     CLASSIFIER_TASKS,
+    GRAM,
+    GRAM_CLASS,
+    GRAM_TASKS,
+    OTHER_NETWORKS,
     PREFIX,
     TASK_EMBEDDINGS,
     TASK_NAMES,
@@ -27,24 +31,24 @@ from .ernie_names import (
     TELLTALES,
     WORD_EMBEDDINGS,
     Task,
-    canonical_names,
     find_task,
     layer_of,
-    state_of_training,
     with_prefix,
 )
 from .ernie_settings import (
     CONFIG_CLASSES,
     KINDS,
-    LAYER_NORM_EPS,
     Settings,
     Sizes,
     build_config,
     check_buildable,
     held_sizes,
-    read_settings,
+    is_gram,
+    layer_norm_eps_of,
     task_rows,
 )
+from .ernie_source import Source, read_source
+from .ernie_tokenizer import read_tokenizer
 from .ernie_vocabulary import (
     check_highest_id,
     check_vocabulary,
@@ -53,13 +57,15 @@ from .ernie_vocabulary import (
     repeated_rows,
     shared_rows,
     stated_ids,
+    with_padding,
 )
 from .folder_files import RECORD, main_dtype, notices_on_left_out
 from .job import ExpectedShapes, Job
 from .job import ForwardOptions as CommonOptions
 from .layer_numbers import without_gaps
 from .lazy_files import CheckpointError, TensorFiles, matrix_shape_of
-from .operations import WHOLE, SameAs, SettingsError, Shape, TensorSpec, matrix_shape
+from .operations import WHOLE, RepeatedRows, SameAs, SettingsError, Shape, TensorSpec, matrix_shape
+from .paddle_adapters import LORA_SETTINGS
 from .paddle_files import open_paddle_source
 from .paddle_pickle import PaddleArchive
 from .safetensors_files import SafetensorsFolder
@@ -69,6 +75,7 @@ from .state_map import Plan, StateMap
 from .writer import plan_shards
 
 COMPARED_BYTES = 2**23
+POOLER = "pooler.dense.weight"
 
 
 @dataclass(frozen=True)
@@ -78,12 +85,16 @@ class ForwardOptions(CommonOptions):
     Attributes:
         vocab: `vocab.txt`; default: the one beside the weights.
         task: One of `TASK_NAMES`; default: what settings and tensors tell.
-        layer_norm_eps: For every LayerNorm.
+        layer_norm_eps: For every LayerNorm; default: what PaddleNLP gives the class.
+        prefix: Only names behind it are meant; default: the one that makes all names known is taken off.
+        base: The checkpoint that `source`, a LoRA adapter, was trained on.
     """
 
     vocab: Path | None = None
     task: str | None = None
-    layer_norm_eps: float = LAYER_NORM_EPS
+    layer_norm_eps: float | None = None
+    prefix: str | None = None
+    base: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +121,7 @@ class Encoder:
     dtypes: tuple[TensorSpec, ...]
     config: ErnieConfig
     task: Task
-    tokenizer: ErnieTokenizer | None
+    tokenizer: ErnieTokenizer | PreTrainedTokenizerFast | None
     record: Record
     beside: SideFiles
     notices: tuple[str, ...]
@@ -128,38 +139,89 @@ def plan_encoder(source: Path, options: ForwardOptions, expected: ExpectedShapes
     Raises:
         ConversionError: anything about the files, the settings or the vocabulary that does not fit.
     """
-    checkpoint = open_paddle_source(source)
-    beside = files_beside(checkpoint.folder, options.settings, options.vocab)
-    settings = read_settings(checkpoint.folder, options.settings)
-    training = state_of_training(checkpoint.specs)
-    names = canonical_names([name for name in checkpoint.specs if name not in training], source)
+    read = read_source(source, options.base, options.settings, options.prefix)
+    settings, names = read.settings, read.names
     task, notices = choose_task(names, settings, options.task, source)
-    sizes = read_sizes({name: checkpoint.specs[in_file] for name, in_file in names.items()}, source)
-    tokenizer = load_tokenizer(checkpoint.folder, options.vocab)
-    repeated = repeated_rows(tokenizer, stated_ids(checkpoint.folder))
-    more_rows = repeated.count if repeated else 0
-    config, config_notices = build_config(settings, sizes, task, options.layer_norm_eps, more_rows)
+    sizes = read_sizes(read.specs, source)
+    gram = is_gram(settings, sizes, read.encoder)
+    if gram and task.name not in GRAM_TASKS:
+        raise SettingsError(f"{source}: an ERNIE-Gram, which PaddleNLP has {', '.join(GRAM_TASKS)} of, no {task.name}")
+    eps = layer_norm_eps_of(gram) if options.layer_norm_eps is None else options.layer_norm_eps
+    tokenizer, of_tokenizer = read_tokenizer(read.tokenizer_folder, options.vocab, sizes.type_vocab_size)
+    settings, of_padding = with_padding(settings, tokenizer)
+    repeated = repeated_rows(tokenizer, stated_ids(read.tokenizer_folder))
+    config, config_notices = build_config(settings, sizes, task, eps, repeated.count if repeated else 0)
     left_out = _left_out(names, task, config.num_hidden_layers, options.task is not None)
-    names = with_prefix({name: n for name, n in names.items() if name not in left_out}, task)
-    specs = {name: checkpoint.specs[in_file] for name, in_file in names.items()}
-    table = task.table(config.task_id if config.use_task_id else 0, repeated)
-    shapes = with_pooler(expected(task.architecture, config), specs, config, task.prefix)
-    plan = table.forward(specs, WHOLE, shapes, options.dtype).read_from(names)
-    if not options.headers_only:
-        _check_second_copies(table, checkpoint, names, specs, source)
-    notices += config_notices + check_vocabulary(tokenizer, config)
+    names = {name: in_file for name, in_file in names.items() if name not in left_out}
+    plan, pooler_notices = _plan_weights(read, names, task, config, repeated, options, expected)
+    notices += [*read.notices, *config_notices, *pooler_notices, *of_tokenizer, *of_padding]
+    if tokenizer is not None or not of_tokenizer:
+        notices += check_vocabulary(tokenizer, config)
     if tokenizer is not None and repeated is not None:
         notices.append(
             f"PaddleNLP gives one id to {shared_rows(tokenizer, repeated)}: each got its own, with a copy of the row, "
             f"and the rows from {repeated.start + repeated.count} on moved by {repeated.count}"
         )
+    original = task.original_of(gram)
     record = Record(
-        {"kind": checkpoint.kind, "original_class": task.original, "settings": settings.values},
-        dict(plan.dropped) | left_out | training,
+        {"kind": read.kind, "original_class": original, "settings": settings.values},
+        {**plan.dropped, **left_out, **read.left_out},
     )
-    what = f"ERNIE {source} ({checkpoint.kind}, {task.original})"
-    dtypes, rows = tuple(specs.values()), task_rows(config, task.is_native)
-    return Encoder(checkpoint, what, plan, dtypes, config, task, tokenizer, record, beside, tuple(notices), rows)
+    return Encoder(
+        read.files,
+        f"ERNIE {source} ({read.kind}, {original})",
+        plan,
+        tuple(read.specs[name] for name in names),
+        config,
+        task,
+        tokenizer,
+        record,
+        _files_beside(source, read, options),
+        tuple(notices),
+        task_rows(config, task.is_native),
+    )
+
+
+def _plan_weights(
+    read: Source,
+    names: Mapping[str, str],
+    task: Task,
+    config: ErnieConfig,
+    repeated: RepeatedRows | None,
+    options: ForwardOptions,
+    expected: ExpectedShapes,
+) -> tuple[Plan, list[str]]:
+    """The plan of the tensors of a source, by their canonical names; notices."""
+    in_table = with_prefix({name: name for name in names}, task)
+    specs = {name: read.specs[canonical] for name, canonical in in_table.items()}
+    table = task.table(config.task_id if config.use_task_id else 0, repeated)
+    shapes = with_pooler(expected(task.architecture, config), specs, config, task.prefix, task.needs_pooler)
+    plan = table.forward(specs, WHOLE, shapes, options.dtype)
+    if not options.headers_only:
+        _check_second_copies(table, read, in_table)
+    made_of = {tensor.name: in_table[tensor.pieces[0].source] for tensor in plan.tensors}
+    plan = plan.read_from({name: names[canonical] for name, canonical in in_table.items()})
+    if read.adapter is not None:
+        plan = read.adapter.merge(plan, made_of)
+    if task.has_pooler and task.prefix + POOLER not in specs:
+        return plan, [NO_POOLER]
+    return plan, []
+
+
+def _files_beside(source: Path, read: Source, options: ForwardOptions) -> SideFiles:
+    """The small files that decide what is written, as they are now."""
+    folders = {
+        read.tokenizer_folder,
+        *(path if path.is_dir() else path.parent for path in (source, options.base or source)),
+    }
+    return SideFiles.of(
+        *(
+            path
+            for folder in sorted(folders)
+            for path in files_beside(folder, options.settings, options.vocab).digests
+        ),
+        *(folder / LORA_SETTINGS for folder in sorted(folders) if read.adapter is not None),
+    )
 
 
 def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes) -> Job:
@@ -202,7 +264,7 @@ def plan_reverse(source: Path, dtype: torch.dtype | None, expected: ExpectedShap
     check_buildable(config, source / "config.json")
     architecture = raw["architectures"][0]
     task = find_task(architecture)
-    if task is None:
+    if task is None or architecture.startswith(GRAM_CLASS):
         known = ", ".join(task.architecture for task in TASKS)
         raise CheckpointError(f"{source}: a {architecture}, which PaddleNLP does not have; known are {known}")
     record = read_record(source, {"kind": TEXT, "original_class": TEXT, "settings": OBJECT}, KINDS)
@@ -210,17 +272,24 @@ def plan_reverse(source: Path, dtype: torch.dtype | None, expected: ExpectedShap
     repeated = repeated_rows(tokenizer, {})
     table = task.table(getattr(config, "task_id", 0) if config.use_task_id else 0, repeated)
     specs = checkpoint.specs
-    shapes = with_pooler(expected(task.architecture, config), specs, config, task.prefix)
+    shapes = with_pooler(expected(task.architecture, config), specs, config, task.prefix, task.needs_pooler)
     plan = table.reverse(specs, WHOLE, shapes, dtype)
+    gram = record is not None and str(record.source["original_class"]).startswith(GRAM_CLASS)
+    plan = _with_gram_names(plan) if gram else plan
     archive = PaddleArchive("model_state.pdparams", plan.tensors)
     main, notices = main_dtype(plan, specs.values())
-    if task.prefix + "pooler.dense.weight" not in specs:
+    if config.layer_norm_eps != layer_norm_eps_of(gram):
+        notices.append(
+            f"layer_norm_eps is {config.layer_norm_eps:g} in {source}; PaddleNLP's {task.original_of(gram)} computes "
+            f"with {layer_norm_eps_of(gram):g}, whatever its settings say"
+        )
+    if task.prefix + POOLER not in specs:
         notices.append(
             "the folder has no pooler (transformers saves none for this class); PaddleNLP will make a random one, "
             "which this head does not use"
         )
-    paddle_config = original_config(config, task, main, record)
-    if tokenizer is not None and tokenizer.paddlenlp_ids():
+    paddle_config = original_config(config, task, main, record, gram)
+    if isinstance(tokenizer, ErnieTokenizer) and tokenizer.paddlenlp_ids():
         check_highest_id(tokenizer, config)
     if tokenizer is not None and repeated is not None:
         paddle_config["vocab_size"] -= repeated.count
@@ -229,7 +298,7 @@ def plan_reverse(source: Path, dtype: torch.dtype | None, expected: ExpectedShap
         )
 
     return Job(
-        title=f"ERNIE {source} ({task.architecture}) -> PaddleNLP's format for {task.original}",
+        title=f"ERNIE {source} ({task.architecture}) -> PaddleNLP's format for {task.original_of(gram)}",
         source=checkpoint,
         plan=plan,
         files=[archive],
@@ -268,9 +337,13 @@ def choose_task(
     if said is not None:
         task = find_task(said)
         if task is None:
+            other = next(
+                (f" {why}, so it is another network." for name, why in OTHER_NETWORKS if said.startswith(name)), ""
+            )
             raise SettingsError(
                 f"{settings.path}: the class {said} is not known; known are "
-                f"{', '.join(task.original for task in TASKS)}. Choose with --task."
+                f"{', '.join(task.original for task in TASKS)}.{other} If the weights are one of "
+                "them, choose with --task."
             )
         richer = find_task(in_file) if task.name == "features" and in_file else None
         if richer is None:
@@ -323,48 +396,77 @@ def _left_out(names: Mapping[str, str], task: Task, layers: int, is_asked: bool)
 
 
 def with_pooler(
-    expected: Mapping[str, Shape], specs: Mapping[str, TensorSpec], config: PreTrainedConfig, prefix: str
+    expected: Mapping[str, Shape],
+    specs: Mapping[str, TensorSpec],
+    config: PreTrainedConfig,
+    prefix: str,
+    needs_pooler: bool,
 ) -> dict[str, Shape]:
     """What a class has, and the pooler, which PaddleNLP's files have for every class.
 
     transformers' masked-LM, token and question answering classes have none. It is kept: a model for sentences made
-    from the same folder starts from it.
+    from the same folder starts from it. An export without one is complete where the head does not read it.
 
     Args:
         expected: Names and shapes of the class.
         specs: What the checkpoint holds.
         config: Of either.
         prefix: Of the backbone's names in the class.
+        needs_pooler: Whether the head reads it.
     """
     hidden = config.hidden_size
     pooler = {f"{prefix}pooler.dense.weight": (hidden, hidden), f"{prefix}pooler.dense.bias": (hidden,)}
+    if not needs_pooler and not pooler.keys() & specs.keys():
+        return {name: shape for name, shape in expected.items() if name not in pooler}
     return dict(expected) | {name: shape for name, shape in pooler.items() if name in specs}
 
 
-def _check_second_copies(
-    table: StateMap, source: TensorFiles, names: Mapping[str, str], specs: Mapping[str, TensorSpec], where: object
-) -> None:
-    """A tied tensor that the file holds twice must be the same twice."""
+def _check_second_copies(table: StateMap, read: Source, in_table: Mapping[str, str]) -> None:
+    """A tied tensor that the file holds twice must be the same twice.
+
+    Args:
+        table: The task's.
+        read: The source.
+        in_table: The table's name of a tensor -> its canonical one.
+    """
     for row in table.rows:
         operation, copy = row.operation, row.source
-        if not isinstance(operation, SameAs) or copy is None or copy not in specs or operation.of not in specs:
+        if not isinstance(operation, SameAs) or copy is None or not {copy, operation.of} <= in_table.keys():
             continue
-        same_shape = specs[copy].shape == specs[operation.of].shape
-        if not same_shape or not _equal(source, names[copy], names[operation.of], specs[copy]):
+        one, other = in_table[copy], in_table[operation.of]
+        if read.specs[one].shape != read.specs[other].shape or not _equal(read, one, other):
             raise CheckpointError(
-                f"{where}: {copy} is not the same tensor as {operation.of}. PaddleNLP and transformers tie them; a "
-                "checkpoint in which they differ cannot be converted. Save it again from PaddleNLP's class."
+                f"{read.names[one]} is not the same tensor as {read.names[other]}. PaddleNLP and transformers tie "
+                "them; a checkpoint in which they differ cannot be converted. Save it again from PaddleNLP's class."
             )
 
 
-def _equal(source: TensorFiles, one: str, other: str, spec: TensorSpec) -> bool:
+def _equal(read: Source, *tensors: str) -> bool:
+    spec = read.specs[tensors[0]]
     rows, columns = matrix_shape(spec.shape)
     step = max(1, COMPARED_BYTES // max(1, columns * spec.dtype.itemsize))
     return all(
-        torch.equal(*(source.rows(0, name, start, min(start + step, rows)) for name in (one, other)))
+        torch.equal(
+            *(
+                read.files.rows(read.part_of(name), read.names[name], start, min(start + step, rows))
+                for name in tensors
+            )
+        )
         for start in range(0, rows, step)
     )
 
+
+def _with_gram_names(plan: Plan) -> Plan:
+    """The same plan with the encoder under ERNIE-Gram's name."""
+    names = {one.name: one.name.removeprefix(PREFIX) for one in plan.tensors if one.name.startswith(PREFIX)}
+    tensors = (replace(one, name=f"{GRAM}.{names[one.name]}") if one.name in names else one for one in plan.tensors)
+    return replace(plan, tensors=tuple(tensors))
+
+
+NO_POOLER = (
+    "the file has no pooler, which this head does not read: the folder has none either, and transformers makes a "
+    "random one when it opens it (its report names pooler.dense). Do not use pooler_output"
+)
 
 __all__ = [
     "Encoder",

@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import ErnieConfig
+from transformers import ErnieConfig, PreTrainedTokenizerBase
 
 from hf_glm_ernie import modeling_ernie_uie, modeling_ernie_utc
 from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
 
 from .converted_folder import Record, check_plain, origin_of_paddle
-from .ernie_names import LABELLED_TASKS, Task
+from .ernie_bpe import write_byte_pairs
+from .ernie_names import GRAM, LABELLED_TASKS, Task
 from .ernie_settings import CARRIED
 from .folder_files import PIPELINES, dtype_name, write_json
 
@@ -61,7 +62,9 @@ def check_config(raw: Mapping[str, Any]) -> None:
     check_plain(raw)
 
 
-def original_config(config: ErnieConfig, task: Task, dtype: torch.dtype, record: Record | None) -> dict[str, Any]:
+def original_config(
+    config: ErnieConfig, task: Task, dtype: torch.dtype, record: Record | None, is_gram: bool = False
+) -> dict[str, Any]:
     """The `config.json` PaddleNLP 2.5 and later reads.
 
     Args:
@@ -69,6 +72,7 @@ def original_config(config: ErnieConfig, task: Task, dtype: torch.dtype, record:
         task: The head.
         dtype: Of the weights.
         record: The folder's, if it has one: settings transformers does not know are taken from it.
+        is_gram: Whether it is for ERNIE-Gram's class.
     """
     values: dict[str, Any] = dict(record.source["settings"]) if record is not None else {}
     values |= {key: getattr(config, key) for key in PADDLE_KEYS}
@@ -78,7 +82,8 @@ def original_config(config: ErnieConfig, task: Task, dtype: torch.dtype, record:
     # A default task type other than 0 has one more row on transformers' side.
     added_row = task.is_native and config.use_task_id and values["task_id"] != 0
     values["task_type_vocab_size"] = config.task_type_vocab_size - int(added_row)
-    values |= {"architectures": [task.original], "model_type": "ernie", "dtype": dtype_name(dtype)}
+    model_type = GRAM if is_gram else "ernie"
+    values |= {"architectures": [task.original_of(is_gram)], "model_type": model_type, "dtype": dtype_name(dtype)}
     values.setdefault("pool_act", "tanh")
     values.setdefault("fuse", False)
     for key in ("num_labels", "init_class"):
@@ -87,24 +92,32 @@ def original_config(config: ErnieConfig, task: Task, dtype: torch.dtype, record:
 
 
 def write_original_files(
-    folder: Path, config: Mapping[str, Any], source: Path, tokenizer: ErnieTokenizer | None
+    folder: Path, config: Mapping[str, Any], source: Path, tokenizer: PreTrainedTokenizerBase | None
 ) -> None:
     """Writes PaddleNLP's config.json and its tokenizer's files, with the ids that it gives to added tokens."""
     write_json(folder / "config.json", config)
     if tokenizer is None:
         return
-    if (source / "vocab.txt").is_file():
+    if not isinstance(tokenizer, ErnieTokenizer):
+        write_byte_pairs(folder, tokenizer)
+    elif (source / "vocab.txt").is_file():
         shutil.copyfile(source / "vocab.txt", folder / "vocab.txt")
     else:
         tokenizer.save_vocabulary(str(folder))
-    if added := tokenizer.paddlenlp_ids():
+    if isinstance(tokenizer, ErnieTokenizer) and (added := tokenizer.paddlenlp_ids()):
         write_json(folder / "added_tokens.json", added)
     special: dict[str, Any] = {name: str(getattr(tokenizer, name)) for name in tokenizer.special_tokens_map}
     if tokenizer.extra_special_tokens:
         special["additional_special_tokens"] = [str(token) for token in tokenizer.extra_special_tokens]
     write_json(folder / "special_tokens_map.json", special)
-    settings = {"tokenizer_class": "ErnieTokenizer", "do_lower_case": tokenizer.do_lower_case} | special
+    settings = {"tokenizer_class": "ErnieTokenizer", "do_lower_case": _lowercases(tokenizer)} | special
     write_json(folder / "tokenizer_config.json", settings | {"model_max_length": config["max_position_embeddings"]})
+
+
+def _lowercases(tokenizer: PreTrainedTokenizerBase) -> bool:
+    if isinstance(tokenizer, ErnieTokenizer):
+        return tokenizer.do_lower_case
+    return bool(tokenizer.init_kwargs.get("do_lower_case"))
 
 
 def model_card(config: ErnieConfig, task: Task, has_tokenizer: bool, record: Record) -> str:

@@ -1,8 +1,8 @@
 """ERNIE 3.0's released encoders: every name their files have used, and the one table onto transformers' names.
 
 Files come with PaddleNLP's names (2.5 and later), with those of 2.3 and 2.4, or with the names of the static graph
-(ERNIE-kit's `params`, one file per variable). `canonical_names` brings all of them to PaddleNLP's 2.5 names; the table
-of a `Task` goes from there to transformers and back. Sources: PaddleNLP 2.3.5, 2.4.2, 2.8.1
+(ERNIE-kit's `params`, one file per variable). `ernie_prefix.canonical_names` brings all of them to PaddleNLP's 2.5
+names; the table of a `Task` goes from there to transformers and back. Sources: PaddleNLP 2.3.5, 2.4.2, 2.8.1
 `transformers/ernie/modeling.py`; ERNIE-kit `erniekit/modules/ernie.py`; ERNIE `finetune/classifier.py` and
 `sequence_label.py` (names of static heads).
 
@@ -10,11 +10,10 @@ A Linear of Paddle is [in, out] and is transposed; embeddings and the decoder ti
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from .layer_numbers import NUMBER
-from .lazy_files import CheckpointError
 from .operations import DefaultRow, Operation, Replicated, SameAs, Tied, Transposed
 from .state_map import Row, StateMap, pair
 
@@ -25,6 +24,13 @@ WORD_EMBEDDINGS = "embeddings.word_embeddings.weight"
 TASK_EMBEDDINGS = "embeddings.task_type_embeddings.weight"
 DECODER = "cls.predictions.decoder"
 DECODER_BIAS = "cls.predictions.decoder_bias"
+
+
+GRAM = "ernie_gram"
+"""What PaddleNLP's ERNIE-Gram classes call their encoder, and their model type."""
+GRAM_CLASS = "ErnieGram"
+"""How the names of these classes begin; behind it they are as ERNIE's."""
+GRAM_TASKS = ("features", "sequence-classification", "token-classification", "question-answering")
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ class Task:
         prefix: Of the backbone's names, on both sides.
         is_native: Whether transformers itself has the class.
         has_pooler: Whether that class has the pooler, which PaddleNLP keeps in every checkpoint.
+        needs_pooler: Whether the head reads what the pooler makes.
     """
 
     name: str
@@ -52,6 +59,11 @@ class Task:
     prefix: str = PREFIX
     is_native: bool = True
     has_pooler: bool = True
+    needs_pooler: bool = False
+
+    def original_of(self, is_gram: bool) -> str:
+        """PaddleNLP's class; of ERNIE-Gram, that one's."""
+        return GRAM_CLASS + self.original.removeprefix("Ernie") if is_gram else self.original
 
     def table(self, default_task_type: int = 0, vocabulary: Operation | None = None) -> StateMap:
         """PaddleNLP's names <-> transformers'.
@@ -118,9 +130,9 @@ _CLASSIFIER = _linear("classifier", "classifier")
 
 
 def _native(name: str, head: str, rows: tuple[Row, ...], has_pooler: bool = True, original: str = "") -> Task:
-    """A head that transformers has, under PaddleNLP's name unless that is another."""
-    original = original or f"ErnieFor{head}"
-    return Task(name, original, f"ErnieFor{head}", f"AutoModelFor{head}", rows, has_pooler=has_pooler)
+    """A head that transformers has, under PaddleNLP's name unless that is another; with a pooler it reads it."""
+    original, auto = original or f"ErnieFor{head}", f"AutoModelFor{head}"
+    return Task(name, original, f"ErnieFor{head}", auto, rows, has_pooler=has_pooler, needs_pooler=has_pooler)
 
 
 def _own(name: str, pipeline: str, first: str, second: str) -> Task:
@@ -159,6 +171,18 @@ TELLTALES = (
 )
 CLASSIFIER = "classifier.weight"
 CLASSIFIER_TASKS = tuple(task.name for task in TASKS if any(row.source == CLASSIFIER for row in task.rows))
+
+OTHER_NETWORKS: tuple[tuple[str, str], ...] = (
+    ("UIEM", "UIE-M reads with ERNIE-M, which has no token types and a sentencepiece vocabulary"),
+    ("ErnieM", "ERNIE-M has no token types and a sentencepiece vocabulary"),
+    ("UIEX", "UIE-X reads with ERNIE-Layout, which looks at pictures and places as well"),
+    ("ErnieLayout", "ERNIE-Layout looks at pictures and places as well"),
+    ("ErnieDoc", "ERNIE-Doc has relative positions and a memory"),
+    ("ErnieCtm", "ERNIE-CTM has several [CLS] tokens and factorised embeddings"),
+    ("ErnieForGeneration", "ERNIE-GEN writes with masks that no encoder of transformers makes"),
+    ("Skep", "SKEP is another class of PaddleNLP's, which was not compared"),
+)
+"""How the name of a class begins -> why its network is not this one."""
 
 LABELLED_TASKS = ("sequence-classification", "token-classification")
 """Those whose classifier has one output per label."""
@@ -226,58 +250,19 @@ def state_of_training(names: Iterable[str]) -> dict[str, str]:
 def find_task(name: str) -> Task | None:
     """The task of a name of `--task` or of a class of PaddleNLP or transformers."""
     name = OTHER_CLASSES.get(name, name)
+    if name.startswith(GRAM_CLASS):
+        found = find_task("Ernie" + name.removeprefix(GRAM_CLASS))
+        return found if found is not None and found.name in GRAM_TASKS else None
     return next((task for task in TASKS if name in (task.name, task.original, task.architecture)), None)
 
 
-def canonical_names(names: Sequence[str], where: object) -> dict[str, str]:
-    """PaddleNLP's 2.5 name -> the name in the file, the backbone's with `ernie.` in front.
-
-    Args:
-        names: All names of the files.
-        where: The checkpoint, for messages.
-
-    Raises:
-        CheckpointError: there are no word embeddings under any known name, or two names are one tensor's.
-    """
-    canonical: dict[str, str] = {}
-    prefix = _find_prefix(names, where)
-    for name in names:
-        known_as = _static_name(name) if prefix is None else _dynamic_name(name, prefix)
-        if known_as in canonical:
-            raise CheckpointError(
-                f"{where}: {canonical[known_as]} and {name} are two names of one tensor, {known_as}. Remove one."
-            )
-        canonical[known_as] = name
-    return canonical
-
-
-def _find_prefix(names: Sequence[str], where: object) -> str | None:
-    """What stands before the backbone's names; None for static names."""
-    if "word_embedding" in names:
-        return None
-    # UIE's files of 2.3 and 2.4 say `encoder.`, those of the bare model say nothing.
-    for prefix in (PREFIX, "encoder.", ""):
-        if prefix + WORD_EMBEDDINGS in names:
-            return prefix
-    some = ", ".join(sorted(names)[:4]) or "none"
-    raise CheckpointError(
-        f"{where}: no word embeddings, neither `ernie.{WORD_EMBEDDINGS}` as PaddleNLP calls them nor `word_embedding` "
-        f"as the static graph does. Names found: {some} ... This is not an ERNIE encoder's checkpoint."
-    )
-
-
-def _static_name(name: str) -> str:
+def static_name(name: str) -> str:
+    """PaddleNLP's 2.5 name of a name of the static graph; another name is itself."""
     for pattern, replacement in _STATIC:
         match = pattern.fullmatch(name)
         if match is not None:
             return match.expand(replacement)
     return name
-
-
-def _dynamic_name(name: str, prefix: str) -> str:
-    if name.startswith(tuple(prefix + part for part in ("embeddings.", "encoder.layers.", "pooler."))):
-        return PREFIX + name.removeprefix(prefix)
-    return EARLIER_NAMES.get(name, name)
 
 
 def layer_of(name: str) -> int | None:
@@ -294,10 +279,17 @@ def with_prefix(names: Mapping[str, str], task: Task) -> dict[str, str]:
 
 
 __all__ = [
+    "BACKBONE",
     "CLASSIFIER",
     "CLASSIFIER_TASKS",
     "DECODER",
+    "DECODER_BIAS",
+    "EARLIER_NAMES",
+    "GRAM",
+    "GRAM_CLASS",
+    "GRAM_TASKS",
     "LABELLED_TASKS",
+    "OTHER_NETWORKS",
     "PREFIX",
     "STATIC_LAYER_PARTS",
     "TASKS",
@@ -306,9 +298,9 @@ __all__ = [
     "TELLTALES",
     "WORD_EMBEDDINGS",
     "Task",
-    "canonical_names",
     "find_task",
     "layer_of",
     "state_of_training",
+    "static_name",
     "with_prefix",
 ]

@@ -13,7 +13,8 @@ from transformers import BertConfig, ErnieConfig
 from hf_glm_ernie.configuration_ernie_uie import ErnieUIEConfig
 from hf_glm_ernie.configuration_ernie_utc import ErnieUTCConfig
 
-from .ernie_names import LABELLED_TASKS, Task
+from .ernie_names import GRAM, GRAM_CLASS, LABELLED_TASKS, Task
+from .ernie_released import GRAM_LAYER_NORM_EPS, LAYER_NORM_EPS, Released, find_released
 from .operations import SettingsError, TensorSpec
 from .setting_kinds import (
     ACTIVATION,
@@ -35,9 +36,6 @@ SETTINGS_FILES = ("config.json", "model_config.json", "ernie_config.json")
 
 CONFIG_CLASSES: Mapping[str, type[ErnieConfig]] = {"uie": ErnieUIEConfig, "utc": ErnieUTCConfig}
 """Task -> configuration class, where it is not transformers' own."""
-
-LAYER_NORM_EPS = 1e-12
-"""What PaddleNLP gives to every LayerNorm, whatever its configuration says (`_init_weights`)."""
 
 ORIGINAL_WORDS = {
     "num_classes": "num_labels",
@@ -74,6 +72,7 @@ KINDS: Mapping[str, Kind] = {
     "pad_token_id": TOKEN_ID,
     "task_id": COUNT,
     "use_task_id": TRUTH,
+    "embedding_size": SIZE,
     "kept_attention_heads": SIZE,
     "embedding_bits": SIZE,
 }
@@ -85,21 +84,6 @@ OUTER_KINDS: Mapping[str, Kind] = {"architectures": TEXTS, "init_class": TEXT}
 CARRIED = ("classifier_dropout", "id2label", "label2id", "num_choices", "problem_type")
 CARRIED_BESIDE = ("pool_act", "num_choices")
 """What transformers' configuration does not read, and is kept for the way back."""
-
-RELEASED_HEADS: Mapping[tuple[int, int], int] = {
-    (20, 1024): 16,
-    (12, 768): 12,
-    (6, 768): 12,
-    (6, 384): 12,
-    (4, 384): 12,
-    (4, 312): 12,
-    (3, 128): 2,
-}
-"""(layers, hidden size) -> heads of the released ERNIE 3.0 encoders (PaddleNLP 2.8.1 `ernie/configuration.py`)."""
-
-RELEASED_VOCABULARIES = (40000, 39981)
-RELEASED_POSITIONS = 2048
-ENGLISH_TINY_VOCABULARY = 50265
 
 
 @dataclass(frozen=True)
@@ -192,14 +176,21 @@ def build_config(
         SettingsError: settings and tensors disagree, or transformers cannot compute what they ask for.
     """
     _refuse_what_is_not_supported(settings, sizes)
+    released = _released_as(sizes) if settings.path is None else None
     values, notices = (
-        _settings_of_released(sizes) if settings.path is None else (DEFAULTS | _known(settings.values), [])
+        (DEFAULTS | _known(settings.values), []) if released is None else _settings_of_released(released, sizes)
     )
-    layers = _count_layers(settings, sizes)
+    layers = _count_layers(settings, sizes) if released is None else released.stack.layers
     if layers < sizes.num_hidden_layers:
         notices.append(
             f"layer {layers} was left out: it was stacked on for distillation only and is in the file beside the "
             f"{layers} layers of the model"
+        )
+    if values["use_task_id"] and not sizes.task_type_vocab_size:
+        values["use_task_id"] = False
+        notices.append(
+            f"use_task_id is false, for the weights have no task embeddings; {settings.path} says true (as the "
+            "released uie-base-en's does), and PaddleNLP would add random ones to every token"
         )
     told = asdict(sizes) | {"num_hidden_layers": layers}
     _check_against_tensors(settings, told, values, task)
@@ -242,12 +233,6 @@ def _known(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _refuse_what_is_not_supported(settings: Settings, sizes: Sizes) -> None:
     where = settings.path or "the tensors"
-    if sizes.vocab_size == ENGLISH_TINY_VOCABULARY and sizes.type_vocab_size <= 1:
-        raise SettingsError(
-            f"{where}: a vocabulary of {ENGLISH_TINY_VOCABULARY} and {sizes.type_vocab_size} token type: this is "
-            "ernie-3.0-tiny-mini-v2-en, the one ERNIE 3.0 encoder with a byte-pair vocabulary instead of WordPiece. "
-            "It is not supported; take one of the other ernie-3.0-* checkpoints."
-        )
     if sizes.type_vocab_size == 0:
         raise SettingsError(
             f"{where}: no token type embeddings (type_vocab_size 0). PaddleNLP allows that, transformers' ERNIE "
@@ -257,35 +242,84 @@ def _refuse_what_is_not_supported(settings: Settings, sizes: Sizes) -> None:
         raise SettingsError(
             f"{where}: pool_act is {settings.values['pool_act']!r}; transformers' ERNIE pooler always takes tanh"
         )
+    if settings.values.get("embedding_size") not in (None, sizes.hidden_size):
+        raise SettingsError(
+            f"{where}: embedding_size is {settings.values['embedding_size']}, the hidden size {sizes.hidden_size}; "
+            "transformers' ERNIE has embeddings of the hidden size only"
+        )
+    if settings.values.get("rel_pos_size"):
+        raise SettingsError(
+            f"{where}: rel_pos_size is {shown(settings.values['rel_pos_size'])}: ERNIE-Gram's English models add a "
+            "score for the distance of two tokens, which neither PaddleNLP's ErnieGramModel nor transformers' ERNIE "
+            "computes. Only the Chinese ones, without it, are the same network."
+        )
 
 
-def _settings_of_released(sizes: Sizes) -> tuple[dict[str, Any], list[str]]:
-    """Heads of a released size; the files of the download addresses come without settings."""
-    for layers in (sizes.num_hidden_layers, sizes.num_hidden_layers - 1):
-        heads = RELEASED_HEADS.get((layers, sizes.hidden_size))
-        if (
-            heads is not None
-            and sizes.vocab_size in RELEASED_VOCABULARIES
-            and sizes.max_position_embeddings == RELEASED_POSITIONS
-        ):
-            values = DEFAULTS | {"num_attention_heads": heads, "use_task_id": sizes.task_type_vocab_size > 0}
-            return values, [
-                f"no settings file: taken for a released encoder of {layers} layers, hidden size {sizes.hidden_size}, "
-                f"{heads} heads. If it is not, pass --config FILE.json."
-            ]
-    raise SettingsError(
-        f"no settings ({', '.join(SETTINGS_FILES)}) beside the weights, and {sizes.num_hidden_layers} layers of size "
-        f"{sizes.hidden_size} with {sizes.vocab_size} words and {sizes.max_position_embeddings} positions are not a "
-        "released ERNIE 3.0 encoder, so the number of heads is not known. Pass --config FILE.json with "
-        '{"num_attention_heads": ..., "use_task_id": ...}.'
+def is_gram(settings: Settings, sizes: Sizes, encoder: str) -> bool:
+    """Whether a checkpoint is an ERNIE-Gram: by its class, by what it calls its encoder, or by its sizes.
+
+    Args:
+        settings: The checkpoint's.
+        sizes: What the tensors tell.
+        encoder: What its file calls the encoder.
+    """
+    if GRAM in (encoder, settings.values.get("model_type")):
+        return True
+    if settings.path is not None:
+        return (settings.original_class or "").startswith(GRAM_CLASS)
+    released = _find_released(sizes)
+    return released is not None and released.is_gram
+
+
+def layer_norm_eps_of(gram: bool) -> float:
+    """The epsilon that PaddleNLP gives to every LayerNorm, whatever the settings say."""
+    return GRAM_LAYER_NORM_EPS if gram else LAYER_NORM_EPS
+
+
+def _find_released(sizes: Sizes) -> Released | None:
+    return find_released(
+        sizes.num_hidden_layers,
+        sizes.hidden_size,
+        sizes.intermediate_size,
+        sizes.vocab_size,
+        sizes.max_position_embeddings,
+        sizes.type_vocab_size,
     )
+
+
+def _released_as(sizes: Sizes) -> Released:
+    """The released encoder that a file without settings is; those of the download addresses come so.
+
+    Raises:
+        SettingsError: none has these sizes.
+    """
+    released = _find_released(sizes)
+    if released is None:
+        raise SettingsError(
+            f"no settings ({', '.join(SETTINGS_FILES)}) beside the weights, and {sizes.num_hidden_layers} layers of "
+            f"size {sizes.hidden_size} with {sizes.vocab_size} words and {sizes.max_position_embeddings} positions "
+            "are not a released ERNIE encoder, so the number of heads is not known. Pass --config FILE.json with "
+            '{"num_attention_heads": ..., "use_task_id": ...}.'
+        )
+    return released
+
+
+def _settings_of_released(released: Released, sizes: Sizes) -> tuple[dict[str, Any], list[str]]:
+    """What the tensors of a released encoder cannot tell."""
+    stack = released.stack
+    told = {
+        "num_attention_heads": stack.heads,
+        "hidden_act": released.activation,
+        "use_task_id": sizes.task_type_vocab_size > 0,
+    }
+    return DEFAULTS | told, [
+        f"no settings file: taken for a released encoder of {stack.layers} layers, hidden size {stack.hidden}, "
+        f"{stack.heads} heads, {released.activation}. If it is not, pass --config FILE.json."
+    ]
 
 
 def _count_layers(settings: Settings, sizes: Sizes) -> int:
     """Layers of the model: those of the file, or one less where it holds the extra one of distillation."""
-    if settings.path is None:
-        released = (sizes.num_hidden_layers, sizes.hidden_size) in RELEASED_HEADS
-        return sizes.num_hidden_layers if released else sizes.num_hidden_layers - 1
     said = settings.values.get("num_hidden_layers")
     if said is None:
         return sizes.num_hidden_layers
@@ -367,10 +401,9 @@ def _check_against_tensors(settings: Settings, told: Mapping[str, Any], values: 
         given.pop("task_type_vocab_size", None)
     check_told(given, told, where)
     if bool(values["use_task_id"]) != (told["task_type_vocab_size"] > 0):
-        has = "have" if told["task_type_vocab_size"] else "have no"
         raise SettingsError(
-            f"{where}: use_task_id is {values['use_task_id']!r}, but the weights {has} task embeddings. Set "
-            f'"use_task_id": {str(told["task_type_vocab_size"] > 0).lower()} in the file given to --config.'
+            f"{where}: use_task_id is {values['use_task_id']!r}, but the weights have task embeddings. Set "
+            '"use_task_id": true in the file given to --config.'
         )
     rows = told["task_type_vocab_size"]
     if rows and not 0 <= values["task_id"] < rows:
@@ -381,13 +414,14 @@ def _check_against_tensors(settings: Settings, told: Mapping[str, Any], values: 
 
 __all__ = [
     "KINDS",
-    "LAYER_NORM_EPS",
     "SETTINGS_FILES",
     "Settings",
     "Sizes",
     "build_config",
     "check_buildable",
     "held_sizes",
+    "is_gram",
+    "layer_norm_eps_of",
     "read_settings",
     "task_rows",
 ]

@@ -7,14 +7,17 @@ logits.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from transformers import ErnieConfig
+from transformers import ErnieConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
 
-from .ernie_settings import SETTINGS_FILES
+from .ernie_settings import SETTINGS_FILES, Settings
 from .operations import RepeatedRows, SettingsError
+from .settings_files import read_settings_object
 from .source_file import SideFiles
 from .tokenizer_files import ADDED_TOKENS, TOKENIZER_FILES, check_tokenizer_files, read_added_tokens
 
@@ -29,8 +32,15 @@ def files_beside(folder: Path, *given: Path | None) -> SideFiles:
     return SideFiles.of(*(folder / name for name in (*SETTINGS_FILES, *TOKENIZER_FILES)), *given)
 
 
-def load_tokenizer(folder: Path, given: Path | None) -> ErnieTokenizer | None:
+def load_tokenizer(
+    folder: Path, given: Path | None, options: Mapping[str, Any] | None = None
+) -> ErnieTokenizer | PreTrainedTokenizerFast | None:
     """The tokenizer of a folder, or of the file given with `--vocab`; None if there is neither.
+
+    Args:
+        folder: The checkpoint's, or a converted one.
+        given: `--vocab`.
+        options: Arguments of the tokenizer that the files do not tell.
 
     Raises:
         SettingsError: a file is missing or damaged, or the one given would leave the folder's added tokens out.
@@ -49,13 +59,26 @@ def load_tokenizer(folder: Path, given: Path | None) -> ErnieTokenizer | None:
         )
     if given is None:
         check_tokenizer_files(folder)
+    options = options or {}
     try:
-        return ErnieTokenizer.from_pretrained(folder) if given is None else ErnieTokenizer(vocab_file=str(given))
+        if given is not None:
+            return ErnieTokenizer(vocab_file=str(given), **options)
+        if _has_byte_pairs(folder / "tokenizer.json"):
+            return PreTrainedTokenizerFast.from_pretrained(folder)
+        return ErnieTokenizer.from_pretrained(folder, **options)
     except HOST_ERRORS as error:
         raise SettingsError(f"{given or folder / 'vocab.txt'}: {error or type(error).__name__}") from error
 
 
-def check_vocabulary(tokenizer: ErnieTokenizer | None, config: ErnieConfig) -> list[str]:
+def _has_byte_pairs(path: Path) -> bool:
+    """Whether a `tokenizer.json` is one of those that `ernie_bpe` makes."""
+    if not path.is_file():
+        return False
+    model = read_settings_object(path, str(path)).get("model")
+    return isinstance(model, dict) and model.get("type") == "BPE"
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase | None, config: ErnieConfig) -> list[str]:
     """Holds a tokenizer against the converted model; returns notices.
 
     Raises:
@@ -73,13 +96,24 @@ def check_vocabulary(tokenizer: ErnieTokenizer | None, config: ErnieConfig) -> l
     pad = tokenizer.pad_token_id
     if pad != config.pad_token_id:
         raise SettingsError(
-            f"[PAD] is id {pad} of the vocabulary, the settings say pad_token_id {config.pad_token_id}. They belong "
-            "to different models."
+            f"{tokenizer.pad_token} is id {pad} of the vocabulary, the settings say pad_token_id "
+            f"{config.pad_token_id}. They belong to different models."
         )
     return []
 
 
-def check_highest_id(tokenizer: ErnieTokenizer, config: ErnieConfig) -> int:
+def with_padding(settings: Settings, tokenizer: PreTrainedTokenizerBase | None) -> tuple[Settings, list[str]]:
+    """Settings that say nothing of the pad id, with the vocabulary's; notices."""
+    pad = None if tokenizer is None else tokenizer.pad_token_id
+    if tokenizer is None or not pad or settings.values.get("pad_token_id") is not None or settings.path is None:
+        return settings, []
+    return replace(settings, values={**settings.values, "pad_token_id": pad}), [
+        f"pad_token_id is {pad}, the id of {tokenizer.pad_token} in the vocabulary; the settings say nothing, and "
+        "PaddleNLP would take 0"
+    ]
+
+
+def check_highest_id(tokenizer: PreTrainedTokenizerBase, config: ErnieConfig) -> int:
     """The highest id of a tokenizer, which must have a row in the embeddings.
 
     Raises:
@@ -94,7 +128,7 @@ def check_highest_id(tokenizer: ErnieTokenizer, config: ErnieConfig) -> int:
     return highest
 
 
-def repeated_rows(tokenizer: ErnieTokenizer | None, stated: Mapping[str, int]) -> RepeatedRows | None:
+def repeated_rows(tokenizer: PreTrainedTokenizerBase | None, stated: Mapping[str, int]) -> RepeatedRows | None:
     """What becomes of the rows of tokens, from PaddleNLP to transformers; None where ids stay.
 
     Args:
@@ -104,7 +138,7 @@ def repeated_rows(tokenizer: ErnieTokenizer | None, stated: Mapping[str, int]) -
     Raises:
         SettingsError: some added tokens have their own ids on both sides and others have not.
     """
-    if tokenizer is None or not (counted := tokenizer.paddlenlp_ids()):
+    if not isinstance(tokenizer, ErnieTokenizer) or not (counted := tokenizer.paddlenlp_ids()):
         return None
     ids = {tokenizer.convert_tokens_to_ids(token): index for token, index in (counted | dict(stated)).items()}
     shifts = {index - original for index, original in ids.items()}
@@ -129,7 +163,7 @@ def stated_ids(folder: Path) -> dict[str, int]:
     return read_added_tokens(folder)
 
 
-def shared_rows(tokenizer: ErnieTokenizer, rows: RepeatedRows) -> str:
+def shared_rows(tokenizer: PreTrainedTokenizerBase, rows: RepeatedRows) -> str:
     """Which tokens PaddleNLP looks up in one row, in words."""
     names = {index: token for token, index in tokenizer.get_vocab().items()}
     pairs = ((names[index], names[index + rows.count]) for index in range(rows.start, rows.start + rows.count))
@@ -144,4 +178,5 @@ __all__ = [
     "repeated_rows",
     "shared_rows",
     "stated_ids",
+    "with_padding",
 ]

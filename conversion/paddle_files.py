@@ -3,8 +3,11 @@
 The layouts, in the order they are looked for: `model_state.pdparams.index.json` with its shards,
 `model_state.pdparams`, a single other `.pdparams`, `model.safetensors` (with or without index) in Paddle's layout,
 ERNIE-kit's `params`, a combined static file with its program, and a folder of one static file for each variable.
+What a training run leaves beside its model (optimizer, schedule, master weights, ...) is never read as the model: it
+is passed over by name.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ from typing import Any
 import torch
 
 from .lazy_files import CheckpointError, LazyFile, NamedFiles
+from .paddle_adapters import SAFETENSORS_WEIGHTS, refuse_adapter
 from .paddle_lod import PROGRAM_NAMES, looks_like_lod, open_lod_combined, open_lod_folder
 from .paddle_pickle import SAFETENSORS_CONTENT, foreign_kind, open_pdparams
 from .safetensors_files import SAFETENSORS_DTYPES, read_safetensors_header, read_weight_map
@@ -21,6 +25,13 @@ PDPARAMS = "model_state.pdparams"
 SAFETENSORS = "model.safetensors"
 KIT_FILE = "params"
 COMBINED_NAMES = ("__params__", KIT_FILE)  # as `params_filename` of the 1.x releases is usually chosen
+
+TRAINING_FILES = re.compile(
+    r"(optimizer|scheduler|scaler|master_weights|rng_state(_[0-9]+)?|training_args)"
+    r"(-[0-9]+-of-[0-9]+)?(\.[a-z0-9_]+)?\.(pdopt|pdparams|safetensors|pth|bin)"
+)
+"""What PaddleNLP's Trainer puts beside the weights of a checkpoint (`trainer_utils`, `utils/env.py`), its shards and
+those of its ranks among it."""
 
 PADDLE_DTYPES = {**SAFETENSORS_DTYPES, "U16": torch.bfloat16}
 """PaddleNLP saves through numpy, which has no bfloat16: its bits go as uint16."""
@@ -37,6 +48,9 @@ class PaddleFiles(NamedFiles):
         folder: Where configuration and vocabulary lie.
         static_names: Name -> name of the same tensor in a static graph, where the files tell.
         extras: What the files hold beside tensors: value, or a few words.
+
+    Attributes:
+        passed_over: Names of the files of a training run beside them, which were not read.
 
     Raises:
         CheckpointError: a name that stands in two files.
@@ -55,6 +69,7 @@ class PaddleFiles(NamedFiles):
         self.folder = folder
         self.static_names = dict(static_names or {})
         self.extras = dict(extras or {})
+        self.passed_over: tuple[str, ...] = ()
 
 
 def open_paddle_source(path: Path) -> PaddleFiles:
@@ -65,13 +80,30 @@ def open_paddle_source(path: Path) -> PaddleFiles:
 
     Raises:
         CheckpointError: no weights (with what was looked for and what is there), weights of another program, several
-            that could be meant, a damaged or incomplete checkpoint.
+            that could be meant, a damaged or incomplete checkpoint; a training run's state alone, an adapter.
     """
+    refuse_adapter(path)
     if path.is_dir():
-        return _open_folder(path)
+        opened = _open_folder(path)
+        opened.passed_over = tuple(name for name in entries(path) if TRAINING_FILES.fullmatch(name))
+        return opened
+    return open_weights(path)
+
+
+def open_weights(path: Path) -> PaddleFiles:
+    """Opens a file of weights, an index with its shards, or a combined static file; an adapter's weights, too.
+
+    Raises:
+        CheckpointError: as `open_paddle_source`.
+    """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file or folder. --source is a Paddle checkpoint.")
     name = path.name
+    if TRAINING_FILES.fullmatch(name):
+        raise CheckpointError(
+            f"{path}: the state of a training run, not the model's weights. Pass the folder it lies in, or "
+            f"{PDPARAMS} or {SAFETENSORS} there."
+        )
     if name.endswith(".index.json"):
         return _open_sharded(path)
     if path.suffix == ".safetensors":
@@ -89,7 +121,8 @@ def open_paddle_source(path: Path) -> PaddleFiles:
 
 def _open_folder(folder: Path) -> PaddleFiles:
     present = [name + "/" * (folder / name).is_dir() for name in entries(folder)]
-    pdparams = [folder / PDPARAMS] if (folder / PDPARAMS).is_file() else sorted(folder.glob("*.pdparams"))
+    others = [path for path in sorted(folder.glob("*.pdparams")) if not TRAINING_FILES.fullmatch(path.name)]
+    pdparams = [folder / PDPARAMS] if (folder / PDPARAMS).is_file() else others
     combined = sorted(folder.glob("*.pdiparams")) + [folder / name for name in COMBINED_NAMES]
     combined = [path for path in combined if path.is_file()]
     if (folder / f"{PDPARAMS}.index.json").is_file():
@@ -108,6 +141,11 @@ def _open_folder(folder: Path) -> PaddleFiles:
         ):
             files = open_lod_folder(static)
             return PaddleFiles(files, "static folder", folder)
+    if any(TRAINING_FILES.fullmatch(name) for name in entries(folder)):
+        raise CheckpointError(
+            f"{folder}: the state of a training run, without the model's weights. There is: "
+            f"{', '.join(present[:12])}. Pass the folder that holds {PDPARAMS} or {SAFETENSORS}."
+        )
     shown = ", ".join(present[:12]) + (f", ... and {len(present) - 12} more" if len(present) > 12 else "")
     raise CheckpointError(
         f"{folder}: no Paddle weights. Looked for {PDPARAMS} (or its .index.json), *.pdparams, {SAFETENSORS} (or its "
@@ -126,7 +164,7 @@ def _only(paths: Sequence[Path], advice: str) -> Path:
 def _open_sharded(index: Path) -> PaddleFiles:
     """Opens the shards an index names, and checks that they are all there are and hold what it says."""
     single = index.name.removesuffix(".index.json")
-    if single not in (PDPARAMS, SAFETENSORS):
+    if single not in (PDPARAMS, SAFETENSORS, SAFETENSORS_WEIGHTS):
         raise CheckpointError(
             f"{index}: not the index of a Paddle checkpoint. Pass the folder that holds the weights."
         )
@@ -191,4 +229,4 @@ def _open_safetensors(path: Path) -> LazyFile:
     return LazyFile(path, state, tensors)
 
 
-__all__ = ["PaddleFiles", "open_paddle_source"]
+__all__ = ["PaddleFiles", "open_paddle_source", "open_weights"]

@@ -10,6 +10,7 @@ from typing import Any
 
 from hf_glm_ernie.configuration_ernie3 import HUB_CLASSES as ERNIE3_CLASSES
 from hf_glm_ernie.modeling_ernie_compact import HUB_CLASSES as COMPACT_CLASSES
+from hf_glm_ernie.modeling_ernie_gplinker import HUB_CLASSES as GPLINKER_CLASSES
 from hf_glm_ernie.modeling_ernie_uie import HUB_CLASSES as UIE_CLASSES
 from hf_glm_ernie.modeling_ernie_utc import HUB_CLASSES as UTC_CLASSES
 from hf_glm_ernie.modeling_glm130b import HUB_CLASSES as GLM130B_CLASSES
@@ -105,6 +106,15 @@ ROWS = (
         classes=UIE_CLASSES,
         license=APACHE,
         tags=("ernie", "uie", "information-extraction"),
+        tokenizer=_ERNIE_TOKENIZER,
+        pipeline="token-classification",
+    ),
+    Published(
+        model_type="ernie_gplinker",
+        title="GPLinker (extraction for one schema on ERNIE 3.0)",
+        classes=GPLINKER_CLASSES,
+        license=AS_SOURCE,
+        tags=("ernie", "gplinker", "information-extraction"),
         tokenizer=_ERNIE_TOKENIZER,
         pipeline="token-classification",
     ),

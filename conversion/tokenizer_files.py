@@ -70,6 +70,7 @@ TOKENIZER_KINDS: Mapping[str, Mapping[str, Kind]] = {
         "model_specific_special_tokens": TOLD_BY_THE_FOLDER,
         **{f"{name}_side": one_of(("left", "right")) for name in ("padding", "truncation")},
         "model_input_names": TEXTS,
+        "second_type": whole(0, 1),
         "model_max_length": number(Range(1, 1e31)),
         "added_tokens_decoder": object_of(is_index, TOKEN_OBJECT, "an object of ids and tokens"),
         "auto_map": OBJECT,

@@ -25,8 +25,17 @@ GROUPS = {
         "Glm130bTextGenerationPipeline",
     ),
     "ERNIE's encoders": (
-        *("ErnieTokenizer", "sentence_embeddings", "uie", "utc", "OnnxEncoder"),
+        *("ErnieTokenizer", "sentence_embeddings", "uie", "utc", "answer_questions", "OnnxEncoder"),
+        *("evaluate_ernie", "Evaluation"),
+        *("ernie_tasks.display.display", "ernie_tasks.display.to_html", "ernie_tasks.display.save_html"),
+        "ernie_tasks.display.to_text",
         *("ErnieForUIE", "ErnieUIEConfig", "ErnieUIEOutput", "ErnieForUTC", "ErnieUTCConfig", "ErnieUTCOutput"),
+        *("extract", "ErnieForGPLinker", "ErnieGPLinkerConfig", "ErnieGPLinkerOutput"),
+        *("ernie_distillation.distil.distil_uie", "ernie_distillation.distil.DistilArguments"),
+    ),
+    "ERNIE's encoders: smaller": (
+        *("ErnieCompactConfig", "ErnieCompactModel", "ErnieCompactForSequenceClassification"),
+        *("ErnieCompactForTokenClassification", "ErnieCompactForQuestionAnswering", "ErnieCompactForMultipleChoice"),
     ),
     "ERNIE's encoders: labels to rows": (
         *("ernie_data.convert.label_data", "ernie_data.arguments.LabelDataArguments"),

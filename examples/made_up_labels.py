@@ -9,6 +9,8 @@ parts, so that a text of dev or test holds names which training never read as a 
 - `orders.jsonl`: doccano's export of entities (顾客, 商品, 城市, 时间, 价格) and relations (商品 -> 买家, 价格);
 - `requests.json`: Label Studio's export of classes, one or two a text of six (`requests.txt` names them);
 - `tags/`, `classes/`, `questions/`: train, dev and test (8:1:1) for `--task tokens`, `classification` and `qa`;
+- `passages/`: the same of questions, texts that answer them and a text of the same city that does not, for
+  `train_retrieval.py`;
 - `unlabelled.txt`: as many texts more, without any answer.
 
 The same seed gives the same files.
@@ -53,10 +55,10 @@ ORDERS = (
 REQUESTS = {
     "查物流": ("请问东西到哪里了？", "到现在还没有收到，走到哪里了？", "过了三天还没有送来。", "什么时候可以送到？"),
     "退款": ("不想要了，请把钱退回来。", "请退钱。", "钱什么时候退回来？", "东西不要了，钱要退。"),
-    "换货": ("想换一个大的。", "可以换一个新的吗？", "大小不对，要换。", "请换一个白色的来。"),
+    "换新": ("想换一个大的。", "可以换一个新的吗？", "大小不对，要换。", "请换一个白色的来。"),
     "开发票": ("请开一张发票。", "发票没有收到。", "发票上的名字写错了。", "要公司的发票。"),
     "投诉": ("等了很久也没有人说话，太差了。", "送货的人很不好。", "这样的店，下次不来了！", "说了三次也没有人管。"),
-    "表扬": ("东西很好，谢谢。", "送得很快，真好。", "家里人都喜欢。", "比想的还要好。"),
+    "感谢": ("东西很好，谢谢。", "送得很快，真好。", "家里人都喜欢。", "比想的还要好。"),
 }
 ASIDES = ("今天下雨。", "早上好！", "我们住在河边。", "家里有一只猫。", "天气冷了。")
 QUESTIONS = {
@@ -66,6 +68,7 @@ QUESTIONS = {
     "时间": "{商品}是什么时候买的？",
     "价格": "{商品}花了多少钱？",
 }
+SEARCHED = "{城市}的{顾客}买了什么？"
 SPLITS = (("train", 0.8), ("dev", 0.1), ("test", 0.1))
 
 
@@ -193,6 +196,24 @@ def question_rows(texts: Iterable[LabelledText], split: str) -> Iterable[dict[st
                 }
 
 
+def passage_rows(texts: Iterable[LabelledText]) -> Iterable[dict[str, Any]]:
+    """A question for every customer of a city, all texts that answer it, and the city's next text that does not."""
+    cities: dict[str, dict[str, list[str]]] = {}
+    for one in texts:
+        for order in one.orders:
+            customers = cities.setdefault(order["城市"].text, {})
+            customers.setdefault(order["顾客"].text, []).append(one.text)
+    for city, customers in cities.items():
+        in_city = list(dict.fromkeys(text for found in customers.values() for text in found))
+        for customer, found in customers.items():
+            others = [text for text in in_city if text not in found]
+            if others:
+                after = in_city.index(found[-1])
+                query = SEARCHED.format(城市=city, 顾客=customer)
+                other = next((text for text in in_city[after:] if text in others), others[0])
+                yield {"query": query, "pos": list(dict.fromkeys(found)), "neg": [other]}
+
+
 def write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """JSON, a row a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -209,7 +230,8 @@ def write_folder(folder: Path, texts: Sequence[LabelledText], unlabelled: Sequen
     for split, part in SPLITS:
         share += part
         end = round(share * len(texts))
-        kinds = {"tags": tag_rows, "classes": class_rows, "questions": partial(question_rows, split=split)}
+        questions = partial(question_rows, split=split)
+        kinds = {"tags": tag_rows, "classes": class_rows, "questions": questions, "passages": passage_rows}
         for name, rows in tqdm(kinds.items(), desc=split, unit="file", disable=len(texts) < 20_000):
             write_lines(folder / name / f"{split}.jsonl", rows(texts[begin:end]))
         begin = end

@@ -11,6 +11,9 @@ from transformers.trainer_utils import get_last_checkpoint
 WRITTEN = (
     *("checkpoint-*", "*.safetensors", "*.safetensors.index.json", "adapter_config.json", "config.json"),
     *("generation_config.json", "trainer_state.json", "training_args.bin", "loss.png"),
+    # of sentence-transformers: modules, in folders with their numbers, and of each side where there are two encoders
+    *("modules.json", "router_config.json", "config_sentence_transformers.json", "sentence_bert_config.json"),
+    *("[0-9]_*", "query_[0-9]_*", "document_[0-9]_*"),
 )
 
 

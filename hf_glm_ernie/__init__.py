@@ -23,10 +23,13 @@ from transformers import (
 
 from .configuration_ernie3 import Ernie3Config
 from .configuration_ernie_compact import ErnieCompactConfig
+from .configuration_ernie_gplinker import ErnieGPLinkerConfig
 from .configuration_ernie_uie import ErnieUIEConfig
 from .configuration_ernie_utc import ErnieUTCConfig
 from .configuration_glm130b import Glm130bConfig
 from .ernie_tasks.embeddings import sentence_embeddings
+from .ernie_tasks.gplinker import extract
+from .ernie_tasks.questions import answer_questions
 from .ernie_tasks.uie import uie
 from .ernie_tasks.utc import utc
 from .finetuning.targets import register_default_targets
@@ -51,6 +54,7 @@ from .modeling_ernie_compact import (
     ErnieCompactForTokenClassification,
     ErnieCompactModel,
 )
+from .modeling_ernie_gplinker import ErnieForGPLinker, ErnieGPLinkerOutput
 from .modeling_ernie_uie import ErnieForUIE, ErnieUIEOutput
 from .modeling_ernie_utc import ErnieForUTC, ErnieUTCOutput
 from .modeling_glm130b import Glm130bForCausalLM, Glm130bModel, Glm130bPreTrainedModel
@@ -85,6 +89,7 @@ if TYPE_CHECKING:
     from .ernie_tasks.onnx_encoder import OnnxEncoder
     from .ernie_tasks.prompts import GENRES, SENTIMENTS, build_control_prompt
     from .ernie_tasks.scoring import RankedText, ZeroShotAnswer, pair_scores, rerank, zero_shot
+    from .ernie_training.evaluation import Evaluation, evaluate_ernie
     from .finetuning.collator import Glm130bCollator
     from .finetuning.methods import AdapterArguments, adapt
     from .finetuning.objectives import BlankInfilling, InstructionPairs, Packing, mix_instructions, published_arguments
@@ -131,6 +136,7 @@ _LATER = {
         "permutation_label",
     ],
     "ernie_tasks.onnx_encoder": ["OnnxEncoder"],
+    "ernie_training.evaluation": ["Evaluation", "evaluate_ernie"],
     "ernie_tasks.prompts": ["GENRES", "SENTIMENTS", "build_control_prompt"],
     "ernie_tasks.scoring": ["RankedText", "ZeroShotAnswer", "pair_scores", "rerank", "zero_shot"],
     "glm130b_evaluation.scoring": ["cond_log_probs", "lm_loss"],
@@ -144,12 +150,15 @@ AutoModel.register(Glm130bConfig, Glm130bModel, exist_ok=True)
 AutoModelForCausalLM.register(Glm130bConfig, Glm130bForCausalLM, exist_ok=True)
 AutoTokenizer.register(Glm130bConfig, tokenizer_class=Glm130bTokenizer, exist_ok=True)
 
+AutoConfig.register(ErnieGPLinkerConfig.model_type, ErnieGPLinkerConfig, exist_ok=True)
 AutoConfig.register(ErnieUIEConfig.model_type, ErnieUIEConfig, exist_ok=True)
 AutoConfig.register(ErnieUTCConfig.model_type, ErnieUTCConfig, exist_ok=True)
+AutoModel.register(ErnieGPLinkerConfig, ErnieForGPLinker, exist_ok=True)
 AutoModel.register(ErnieUIEConfig, ErnieForUIE, exist_ok=True)
 AutoModel.register(ErnieUTCConfig, ErnieForUTC, exist_ok=True)
 # This also makes the class known by its name, which is how the Hub's `PaddlePaddle/*` folders ask for it; the host's
 # own choice for its `ernie` configuration stays.
+AutoTokenizer.register(ErnieGPLinkerConfig, tokenizer_class=ErnieTokenizer, exist_ok=True)
 AutoTokenizer.register(ErnieUIEConfig, tokenizer_class=ErnieTokenizer, exist_ok=True)
 AutoTokenizer.register(ErnieUTCConfig, tokenizer_class=ErnieTokenizer, exist_ok=True)
 
@@ -223,13 +232,17 @@ __all__ = [
     "ErnieCompactForSequenceClassification",
     "ErnieCompactForTokenClassification",
     "ErnieCompactModel",
+    "ErnieForGPLinker",
     "ErnieForUIE",
     "ErnieForUTC",
+    "ErnieGPLinkerConfig",
+    "ErnieGPLinkerOutput",
     "ErnieTokenizer",
     "ErnieUIEConfig",
     "ErnieUIEOutput",
     "ErnieUTCConfig",
     "ErnieUTCOutput",
+    "Evaluation",
     "FilledText",
     "Glm130bCollator",
     "Glm130bConfig",
@@ -256,10 +269,13 @@ __all__ = [
     "ZeroShotAnswer",
     "adapt",
     "add_auxiliary_layer",
+    "answer_questions",
     "build_control_prompt",
     "cond_log_probs",
     "drop_auxiliary_layer",
+    "evaluate_ernie",
     "evaluate_task",
+    "extract",
     "fill_blanks",
     "generate_answers",
     "label_permutation",

@@ -4,11 +4,13 @@
     python -m hf_glm_ernie lm-eval --model glm130b --model_args pretrained=FOLDER --tasks NAME
     python -m hf_glm_ernie serve FOLDER --port 8000
     python -m hf_glm_ernie label-data EXPORT --output FOLDER
+    python -m hf_glm_ernie evaluate --task uie --model FOLDER --data dev.txt
     python -m hf_glm_ernie shrink --task TASK --model FOLDER --data FOLDER --output FOLDER
+    python -m hf_glm_ernie distil-uie --teacher FOLDER --texts FILE --schema SCHEMA --output FOLDER
 
 The second is lm-evaluation-harness's own command with this package's model class registered, the third `transformers
-serve`, which then opens this package's folders. The fourth makes rows for UIE and UTC of what label tools export, the
-last a trained encoder smaller.
+serve`, which then opens this package's folders. `label-data` makes rows for UIE and UTC of what label tools export,
+`evaluate` measures a fine-tuned ERNIE on rows, `shrink` makes it smaller, `distil-uie` teaches a student one schema.
 
 A command is a row of [`COMMANDS`]: its module has a `main(arguments)` that returns the exit status, and is imported
 when the command is asked for.
@@ -40,7 +42,11 @@ COMMANDS = {
     ),
     "serve": Command("serving.command", "an OpenAI-compatible server: `transformers serve`; all options are its own"),
     "shrink": Command("ernie_shrinking.command", "a trained ERNIE encoder made smaller: pruned, distilled, in INT8"),
+    "distil-uie": Command(
+        "ernie_distillation.command", "a student of one forward for one schema, from a UIE teacher and texts"
+    ),
     "label-data": Command("ernie_data.command", "exports of doccano and Label Studio as rows for UIE and UTC"),
+    "evaluate": Command("ernie_training.evaluate_command", "scores of a fine-tuned ERNIE by class, and its mistakes"),
 }
 
 

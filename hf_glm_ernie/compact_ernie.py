@@ -45,7 +45,8 @@ class Int8Embedding(nn.Module):
             ValueError: values that are not finite.
         """
         weight = embedding.weight.detach()
-        new = cls(*weight.shape, device=weight.device)
+        rows, width = weight.shape
+        new = cls(rows, width, device=weight.device)
         integers, scale = quantize(weight, bits=8)
         new.weight.data, new.weight_scale.data = to_storage(integers, 8), scale.to(weight.dtype)
         return new
@@ -105,7 +106,8 @@ def make_compact(encoder: nn.Module, config: Any) -> None:
     if config.embedding_bits is not None:
         for name in QUANTIZED_EMBEDDINGS:
             old = getattr(encoder.embeddings, name)
-            setattr(encoder.embeddings, name, Int8Embedding(*old.weight.shape, device=old.weight.device))
+            rows, width = old.weight.shape
+            setattr(encoder.embeddings, name, Int8Embedding(rows, width, device=old.weight.device))
 
 
 __all__ = ["Int8Embedding", "keep_heads", "make_compact", "quantize_embeddings"]

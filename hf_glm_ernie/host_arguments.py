@@ -5,6 +5,7 @@ keys of a dict pass for texts. So every public function asks here, in the same w
 what it holds and what it may hold. No torch here: the tokenizers ask as well.
 """
 
+import math
 import operator
 from collections.abc import Collection, Iterable, Mapping, Set
 from numbers import Real
@@ -122,17 +123,18 @@ def flags(**values: Any) -> None:
             raise TypeError(f"{name}={short(value)} is a {type(value).__name__}; it must be True or False.")
 
 
-def threshold_below_one(name: str, value: Any) -> float:
-    """A probability that another one can exceed.
+def probability_threshold(name: str, value: Any) -> float:
+    """What a probability must exceed to count.
+
+    No probability exceeds 1, so a threshold of 1 stands for the number below it: what is certain counts, and nothing
+    else. One of 0 leaves out only what has no probability at all.
 
     Raises:
-        ValueError: it is no number in [0, 1).
+        ValueError: it is no number in [0, 1].
     """
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < 1:
-        raise ValueError(
-            f"{name}={short(value)} is no probability that another one can exceed: give a number in [0, 1)."
-        )
-    return float(value)
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) <= 1:
+        raise ValueError(f"{name}={short(value)} is no probability: give a number in [0, 1].")
+    return min(float(value), math.nextafter(1.0, 0.0))
 
 
 def _named(value: Any) -> str:
@@ -155,7 +157,7 @@ __all__ = [
     "checked_texts",
     "flags",
     "one_of",
+    "probability_threshold",
     "short",
-    "threshold_below_one",
     "whole_number",
 ]

@@ -92,12 +92,15 @@ class ErnieTokenizer(SharedBackend):
         mask_token: Stands for what a masked language model is to find.
         exact_offsets: Whether `offset_mapping` holds the true places of unknown words. With False it holds PaddleNLP's
             guesses, which may cover half the text, and move the known words behind an unknown one.
+        second_type: The token type of a second text: 1, or 0 for a model of one token type
+            (`ernie-3.0-tiny-mini-v2-en`), in whose table 1 is no row.
         tokenizer_file: Path of a `tokenizer.json` saved before; it is preferred to `vocab_file`.
         **kwargs: Passed to the host's `TokenizersBackend`. `clean_up_tokenization_spaces` is True by default.
 
     Raises:
         FileNotFoundError: `vocab_file` or `tokenizer_file` does not exist.
-        ValueError: there is neither file, a file is damaged or of another kind, or a special token is missing in it.
+        ValueError: there is neither file, a file is damaged or of another kind, a special token is missing in it, or
+            `second_type` is neither 0 nor 1.
     """
 
     vocab_files_names = {"vocab_file": "vocab.txt", "tokenizer_file": "tokenizer.json"}
@@ -114,6 +117,7 @@ class ErnieTokenizer(SharedBackend):
         cls_token: str | AddedToken = "[CLS]",
         mask_token: str | AddedToken = "[MASK]",
         exact_offsets: bool = True,
+        second_type: int = 1,
         tokenizer_file: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -131,10 +135,7 @@ class ErnieTokenizer(SharedBackend):
         opened = open_backend(
             given, tokenizer_file, "ErnieTokenizer", lambda: _backend_from_vocabulary(vocab_file, contents)
         )
-        backend = with_added_tokens(opened, do_lower_case)
-        backend.pre_tokenizer = build_pre_tokenizer()
-        backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in contents.values()])
-        backend.post_processor = _template(backend, contents["cls_token"], contents["sep_token"])
+        backend = _prepared(with_added_tokens(opened, do_lower_case), contents, second_type)
         vocabulary = with_holes(backend.get_vocab(with_added_tokens=False))
         if set(backend.get_added_tokens_decoder()) <= set(vocabulary.values()):
             set_vocabulary(backend, vocabulary)
@@ -148,10 +149,12 @@ class ErnieTokenizer(SharedBackend):
             vocab_file=vocab_file,
             do_lower_case=do_lower_case,
             exact_offsets=exact_offsets,
+            second_type=second_type,
             **special_tokens,
             **kwargs,
         )
         self.exact_offsets = exact_offsets
+        self.second_type = second_type
         self._check_added_ids(kwargs.get("added_tokens_decoder") or {})
 
     @classmethod
@@ -503,11 +506,22 @@ def _backend_from_vocabulary(path: str | os.PathLike[str] | None, special_tokens
     return word_piece(vocabulary, special_tokens["unk_token"])
 
 
-def _template(backend: Tokenizer, cls_token: str, sep_token: str) -> processors.TemplateProcessing:
-    """`[CLS] A [SEP]` of type 0 and, behind it, `B [SEP]` of type 1."""
+def _prepared(backend: Tokenizer, special_tokens: dict[str, str], second_type: int) -> Tokenizer:
+    """The library's tokenizer with ERNIE's words, its special tokens and what stands around texts."""
+    if second_type not in (0, 1):
+        raise ValueError(f"second_type is {second_type!r}; the token type of a second text is 0 or 1.")
+    tokens = [AddedToken(token, special=True, normalized=False) for token in special_tokens.values()]
+    backend.pre_tokenizer = build_pre_tokenizer()
+    backend.add_special_tokens(tokens)
+    backend.post_processor = _template(backend, special_tokens["cls_token"], special_tokens["sep_token"], second_type)
+    return backend
+
+
+def _template(backend: Tokenizer, cls_token: str, sep_token: str, second_type: int) -> processors.TemplateProcessing:
+    """`[CLS] A [SEP]` of type 0 and, behind it, `B [SEP]` of the second type."""
     return processors.TemplateProcessing(
         single=f"{cls_token}:0 $A:0 {sep_token}:0",
-        pair=f"{cls_token}:0 $A:0 {sep_token}:0 $B:1 {sep_token}:1",
+        pair=f"{cls_token}:0 $A:0 {sep_token}:0 $B:{second_type} {sep_token}:{second_type}",
         special_tokens=[(token, backend.token_to_id(token)) for token in (cls_token, sep_token)],
     )
 

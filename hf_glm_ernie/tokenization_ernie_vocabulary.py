@@ -140,9 +140,9 @@ def check_special_tokens(vocabulary: Mapping[str, int], tokens: Iterable[str], w
     if missing:
         raise ValueError(
             f"{where} has no {', '.join(missing)} among its {len(vocabulary)} tokens, so it is no WordPiece "
-            "vocabulary that ErnieTokenizer can read. ernie-3.0-tiny-mini-v2-en has such a vocabulary (50265 tokens, "
-            "a byte-pair one like RoBERTa's) and is not supported. If the special tokens have other names, pass them "
-            "as unk_token, sep_token, pad_token, cls_token and mask_token."
+            "vocabulary that ErnieTokenizer can read. If the special tokens have other names, pass them as unk_token, "
+            "sep_token, pad_token, cls_token and mask_token. A byte-pair vocabulary (pieces with Ġ), as "
+            "ernie-3.0-tiny-mini-v2-en may have one, is read by the converter alone."
         )
 
 

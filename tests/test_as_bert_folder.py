@@ -167,7 +167,7 @@ def test_heads_without_a_bert_class(tmp_path: Path, capsys: pytest.CaptureFixtur
 OPTIONS: dict[str, tuple[list[str], str]] = {
     "a task type there is not": (["--task-type=3"], "has the task types 0 to 2"),
     "another head": (["--task=masked-lm"], "--task can only choose `features`"),
-    "a vocabulary": (["--vocab=vocab.txt"], "leave --vocab and --config out"),
+    "a vocabulary": (["--vocab=vocab.txt"], "leave --vocab, --config and --prefix out"),
 }
 
 
@@ -265,7 +265,10 @@ def with_vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Callable[[bool]
     return make
 
 
-@pytest.mark.parametrize(("pooling", "normalize"), [("mean", None), ("cls", "--no-normalize")])
+POOLINGS = [("mean", None), ("cls", "--no-normalize"), ("max", None), ("mean_sqrt", "--no-normalize")]
+
+
+@pytest.mark.parametrize(("pooling", "normalize"), POOLINGS)
 def test_pooling_is_said_as_sentence_transformers_says_it(
     ernie: Path, tmp_path: Path, pooling: str, normalize: str | None
 ) -> None:
@@ -278,8 +281,23 @@ def test_pooling_is_said_as_sentence_transformers_says_it(
     assert how == {
         "word_embedding_dimension": 24,
         "pooling_mode_mean_tokens": pooling == "mean",
+        "pooling_mode_max_tokens": pooling == "max",
+        "pooling_mode_mean_sqrt_len_tokens": pooling == "mean_sqrt",
         "pooling_mode_cls_token": pooling == "cls",
     }
+
+
+def test_what_other_engines_read_otherwise_is_said(
+    ernie: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = {}
+    for pooling, normalize in POOLINGS:
+        options = [f"--pooling={pooling}", *([normalize] if normalize else [])]
+        assert convert(ernie, tmp_path / pooling, "--as-bert", "--dry-run", *options) == 0
+        said[pooling] = [line for line in capsys.readouterr().out.splitlines() if "vLLM" in line]
+    assert {pooling: len(lines) for pooling, lines in said.items()} == {"mean": 0, "cls": 0, "max": 1, "mean_sqrt": 1}
+    assert "takes the state of [CLS]" in said["max"][0]
+    assert "takes mean_sqrt for mean" in said["mean_sqrt"][0]
 
 
 def test_pooling_is_of_the_bare_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,11 +27,12 @@ from transformers import (
 
 from conversion import __main__ as command
 from docs import make_api
-from examples import export_ernie
+from examples import export_ernie, made_up_labels
 from hf_glm_ernie import Ernie3Config, Ernie3ForPreTraining, Ernie3Tokenizer, fill_blanks
 from hf_glm_ernie import __main__ as package_main
 from hf_glm_ernie.planner import plan
 from tests.support.converting_ernie3 import SIZES, layout, random_arrays, write_static
+from tests.support.finetuning import cache_in
 from tests.support.strangers import PREAMBLE, run_python
 
 ROOT = Path(__file__).parents[1]
@@ -47,9 +48,26 @@ SOURCES = {
 }
 
 
+def finetune_ernie(words: list[str]) -> int:
+    """The script, on the CPU; it needs packages that not every page needs."""
+    from examples import finetune_ernie as script
+
+    return int(script.main([*words, "--use_cpu"]) is None)
+
+
+def train_retrieval(words: list[str]) -> int:
+    """The same for retrieval."""
+    from examples import train_retrieval as script
+
+    return int(script.main([*words, "--use_cpu"]) is None)
+
+
 PROGRAMS: dict[str, Callable[[list[str]], int]] = {
     "python -m conversion": command.main,
     "python examples/export_ernie.py": export_ernie.main,
+    "python examples/finetune_ernie.py": finetune_ernie,
+    "python examples/train_retrieval.py": train_retrieval,
+    "python examples/made_up_labels.py": lambda words: made_up_labels.main(words) or 0,
     "python -m hf_glm_ernie": package_main.main,
 }
 """What the `bash` blocks of the pages run."""
@@ -81,7 +99,7 @@ def run_page(page: str) -> list[Ran]:
         below = SHOWN.match(text, block.end())
         with contextlib.redirect_stdout(io.StringIO()) as out:
             if kind == "bash":
-                for line in body.splitlines():
+                for line in body.replace("\\\n", " ").splitlines():
                     names_program = next((start for start in PROGRAMS if line.startswith(f"{start} ")), None)
                     assert names_program, f"{page}: nobody runs {line}"
                     assert PROGRAMS[names_program](shlex.split(line.removeprefix(names_program))) == 0, line
@@ -202,9 +220,27 @@ def test_page_prints_what_stands_there(converted: list[Ran], page: str) -> None:
     check_shown(run_page(page))
 
 
-def test_labels_become_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in export_ernie.ONNX_PACKAGES),
+    reason=f"needs {', '.join(export_ernie.ONNX_PACKAGES)}: pip install 'hf-glm-ernie[onnx]'",
+)
+def test_labels_become_a_served_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
-    check_shown(run_page("label-train-deploy.md"))
+    with cache_in(tmp_path / "datasets"):
+        check_shown(run_page("label-train-deploy.md"))
+    assert "谢静" in (tmp_path / "answers.html").read_text(encoding="utf-8")
+    assert (tmp_path / "order-uie" / "evaluation.json").is_file()
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("sentence_transformers") is None,
+    reason="needs sentence-transformers: pip install 'hf-glm-ernie[retrieval]' (make test-serve)",
+)
+def test_retrieval_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    check_shown(run_page("retrieval.md"))
 
 
 def test_ernie3_runs(workplace: Path) -> None:

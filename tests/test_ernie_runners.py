@@ -111,7 +111,7 @@ def assert_same(ours, theirs):
     assert len(ours) == len(theirs)
     for one, other in zip(ours, theirs, strict=True):
         assert [row[:4] for row in one] == [row[:4] for row in other]
-        assert all(abs(a[4] - b[4]) < PROBABILITY for a, b in zip(one, other, strict=True))
+        assert all(abs(a[4] - b[4]) < PROBABILITY for a, b in zip(one, other, strict=True) if b[4] is not None)
 
 
 @needs_onnx
@@ -164,6 +164,23 @@ def test_golden_extraction_is_the_models(name, golden_uie):
 
 
 @needs_onnx
+def test_windows_nested_answers_and_aspects_are_the_models(golden_uie):
+    model, tokenizer, encoder = golden_uie
+    texts = ["".join(UIE["texts"])[:900], *UIE["texts"][:4]]
+    nested = {"schema": ["时间", "选手"], "max_length": 60, "overlap": 20, "allow_nested": True, "threshold": 0.1}
+    aspects = {
+        "schema": {"评价维度": ["观点词", "情感倾向[正向,负向]"]},
+        "aspects": ["时间", "选手"],
+        "max_length": 60,
+    }
+    for settings in (nested, aspects):
+        expected = [flat(one) for one in uie(model, tokenizer, texts=texts, **settings)]
+        assert sum(map(len, expected)) > 10
+        found = [flat(one) for one in uie(encoder, tokenizer, texts=texts, **settings)]
+        assert_same(found, expected)
+
+
+@needs_onnx
 @pytest.mark.parametrize("case", UTC["cases"], ids=lambda case: f"{len(case['choices'])}-{case['settings']}")
 def test_golden_classification_is_the_models(case, golden_utc):
     model, tokenizer, encoder = golden_utc
@@ -177,7 +194,7 @@ def test_golden_classification_is_the_models(case, golden_utc):
 
 
 @needs_onnx
-@pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
+@pytest.mark.parametrize("pooling", ["mean", "max", "mean_sqrt", "cls", "pooler"])
 def test_embeddings_are_the_models(pooling, tiny_encoder):
     model, tokenizer, encoder = tiny_encoder
     texts = ["明天", "".join(UIE["vocab"][10:30]), "", "上午的时间"]

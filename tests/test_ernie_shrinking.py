@@ -1,4 +1,4 @@
-"""Smaller encoders: what is pruned, what is kept of a vocabulary, INT8 embeddings, held against the whole model.
+"""Smaller encoders: what is pruned, what is kept of a vocabulary, integers in embeddings, all beside the whole model.
 
 The command as a whole, on a trained model: `test_ernie_shrinking_command.py`.
 """

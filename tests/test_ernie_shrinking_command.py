@@ -51,18 +51,8 @@ def shrunk(sample: tuple[Path, Path], output: Path, *options: str, task: str = "
     model, data = sample
     return command(
         [
-            *(
-                "shrink",
-                "--task",
-                task,
-                "--model",
-                str(model),
-                "--data",
-                str(data),
-                "--output",
-                str(output),
-                "--quiet",
-            ),
+            *("shrink", "--task", task, "--model", str(model), "--data", str(data), "--output", str(output)),
+            "--quiet",
             *("--max-length", "96", *options),
         ]
     )
@@ -88,15 +78,13 @@ def test_every_stage_of_uie(sample: tuple[Path, Path], tmp_path: Path, capsys: p
     assert all(stage["rows_a_second"] > 0 for stage in report["stages"])
     assert report["metric"] == "f1"
     assert stages["teacher", "torch"]["score"] == pytest.approx(stages["teacher", "onnxruntime"]["score"])
-    # A smaller vocabulary changes nothing; the folder and its export are one model.
+    # What needs no training changes nothing (a smaller vocabulary), or little; folder and export are one model.
     scores = {name: stages[name, "torch"]["score"] for name in ("distilled", "vocabulary", "INT8 embeddings")}
     assert scores["vocabulary"] == scores["distilled"]
     assert stages["student", "onnxruntime"]["score"] == pytest.approx(scores["INT8 embeddings"], abs=0.02)
-    for name in (
-        "dynamic INT8",
-        "static INT8",
-    ):  # -0.01 seen; scales of embeddings in 8 bits gave 0.05 of a score of 1
-        assert stages[name, "onnxruntime"]["score"] > scores["INT8 embeddings"] - 0.1
+    # Products in integers move a few of 24 rows' answers at most; noise in place of embeddings gives 0.
+    for name in ("dynamic INT8", "static INT8"):
+        assert stages[name, "onnxruntime"]["score"] == pytest.approx(scores["INT8 embeddings"], abs=0.1), name
     assert (output / "model" / "config.json").is_file()
     for stage in report["stages"]:
         assert stage["path"] is None or (output / stage["path"]).exists()

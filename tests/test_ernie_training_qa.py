@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from hf_glm_ernie import ErnieTokenizer
-from hf_glm_ernie.ernie_training.qa_answers import qa_answers
-from hf_glm_ernie.ernie_training.qa_features import QAFeature, qa_features, window_starts
+from hf_glm_ernie.ernie_tasks.qa_answers import qa_answers
+from hf_glm_ernie.ernie_tasks.qa_features import QAFeature, qa_features, window_starts
 from hf_glm_ernie.ernie_training.qa_scores import answer_f1, exact_match, plain_answer, qa_scores
 from tests.support.ernie_training_goldens import golden, tokenizer_of
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from hf_glm_ernie.ernie_tasks.uie_windows import pair_spans
+from hf_glm_ernie.ernie_tasks.uie_spans import pair_spans
 from hf_glm_ernie.ernie_training.counts import NONE, Counts, total
 from hf_glm_ernie.ernie_training.entity_scores import (
     entities_of,

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, ErnieForSequenceClassification, Trainer
 
 from conversion.__main__ import main as conversion_main
-from hf_glm_ernie import ErnieForUIE, ErnieForUTC, uie, utc
+from hf_glm_ernie import ErnieForUIE, ErnieForUTC, Evaluation, evaluate_ernie, uie, utc
 
 datasets = pytest.importorskip("datasets", reason="the training scripts need datasets")
 pytest.importorskip("peft", reason="adapters need peft (the extra `peft`)")
@@ -165,6 +165,17 @@ def test_tags_of_tokens_are_learnt(folders, tmp_path) -> None:
     report = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))
     assert report["by_class"][""]["gold"] == 100
     assert report["scores"]["eval_f1"] == scores["eval_f1"]
+    check_measured("tokens", tmp_path / "out", test)
+
+
+def check_measured(task: str, folder: Path, data: Path) -> Evaluation:
+    """What `evaluate` finds of a finished folder is what the training script wrote."""
+    report = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+    found = evaluate_ernie(task, folder, data, show_progress=False, max_length=128)
+    assert found.by_class == report["by_class"]
+    assert found.mistakes == report["mistakes"]
+    assert {f"eval_{name}": score for name, score in found.scores.items()}.items() <= report["scores"].items()
+    return found
 
 
 def answers_in(text: str, prompt: str, *found: str) -> dict[str, Any]:
@@ -187,6 +198,8 @@ def test_uie_learns_a_new_name(folders, tmp_path, method: str) -> None:
         model = ErnieForUIE.from_pretrained(tmp_path / "out")
     else:
         model = load_adapter(ErnieForUIE.from_pretrained(folders["uie"]), tmp_path / "out").merge_and_unload()
+        measured = evaluate_ernie("uie", tmp_path / "out", train, max_length=128, show_progress=False)
+        assert measured.scores["f1"] > 0.9  # of the adapter's own folder; the base has never heard of it
     found = uie(model.eval(), tokenizer, ["话题"], [text for text, _ in held_out])
     right = sum([a["text"] for a in f.get("话题", [])] == [t] for f, (_, t) in zip(found, held_out, strict=True))
     assert right >= 0.9 * len(held_out)
@@ -237,6 +250,7 @@ def test_uie_takes_the_rows_of_paddlenlp_and_keeps_the_best_model(folders, tmp_p
     assert report["by_class"].keys() == {"话题", "情感倾向[正向,负向]", "X的评价"}
     assert report["by_class"]["话题"]["gold"] == 22
     assert {one["row"] for one in report["mistakes"]} <= set(range(63))
+    assert check_measured("uie", tmp_path / "out", data).mistakes
 
 
 def test_utc_learns_its_choices(folders, tmp_path) -> None:
@@ -260,7 +274,10 @@ def test_utc_learns_its_choices(folders, tmp_path) -> None:
     assert min(scores.values()) > 0.95, scores  # 0.98 seen
     assert report["by_class"].keys() == {"很好", "很坏", "音乐"}
     assert report["by_class"]["音乐"]["gold"] == 0
+    check_measured("utc", tmp_path / "out", test)
     assert trainer.model.config.vocab_size == len(trainer.processing_class)
+    few = finetune("utc", folders["masked-lm"], train, tmp_path / "few", max_steps=1, method="full", shots=4)
+    assert len(few.train_dataset) == 8  # of 320; a row holds one of two options
     model, tokenizer = ErnieForUTC.from_pretrained(tmp_path / "out"), AutoTokenizer.from_pretrained(tmp_path / "out")
     answers = utc(
         model.eval(), tokenizer, ["很坏", "很好"], [row["text"] for row in sentences(20, seed=3)], single_label=True
@@ -286,6 +303,7 @@ def test_several_classes_of_a_text(folders, tmp_path) -> None:
     options = {"eval_data": test, "max_steps": 40, "learning_rate": 1e-3, "method": "full"}
     trainer = finetune("classification", folders["masked-lm"], train, tmp_path / "out", **options)
     assert trainer.model.config.problem_type == "multi_label_classification"
+    check_measured("classification", tmp_path / "out", test)
     assert trainer.model.config.id2label == {0: "good", 1: "said"}
     report = json.loads((tmp_path / "out" / "evaluation.json").read_text(encoding="utf-8"))
     assert report["scores"]["eval_micro_f1"] > 0.95  # 1.0 seen

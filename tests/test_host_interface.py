@@ -21,8 +21,10 @@ from hf_glm_ernie import (
     Ernie3ForSequenceClassification,
     Ernie3ForTokenClassification,
     Ernie3Model,
+    ErnieForGPLinker,
     ErnieForUIE,
     ErnieForUTC,
+    ErnieGPLinkerConfig,
     ErnieUIEConfig,
     ErnieUTCConfig,
     Glm130bTokenizer,
@@ -51,6 +53,7 @@ ERNIE3 = (
 MODELS: dict[str, Callable[[], Any]] = {
     "Glm130bModel": lambda: tiny_model().model,
     "Glm130bForCausalLM": tiny_model,
+    "ErnieForGPLinker": lambda: tiny_encoder(ErnieGPLinkerConfig, ErnieForGPLinker),
     "ErnieForUIE": lambda: tiny_encoder(ErnieUIEConfig, ErnieForUIE),
     **{cls.__name__: lambda cls=cls: cls(tiny_ernie3.tiny_config()).eval() for cls in ERNIE3},
 }

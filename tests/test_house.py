@@ -21,6 +21,7 @@ LONGEST_FILE, MEDIAN_FILE, LONGEST_FUNCTION = 550, 200, 50  # lines; of a functi
 IMPORTED_BY_NAME = {
     "hf_glm_ernie": "what training and evaluation need is imported when it is first asked for (PEP 562)",
     "hf_glm_ernie.__main__": "a command's module is imported when the command is asked for",
+    "hf_glm_ernie.ernie_shrinking.shrink": "asks for the packages of the export before it trains",
 }
 """Module -> why it imports by name or changes how others are imported. Nobody else does."""
 

@@ -72,6 +72,7 @@ CALLS = {
     "glm_int8": f"AutoModelForCausalLM, 1, {BLANK!r}",
     "uie": f"AutoModel, 1, {SENTENCE!r}",
     "uie_int8": f"AutoModel, 1, {SENTENCE!r}",
+    "gplinker": f"AutoModel, 1, {SENTENCE!r}",
     "utc": f"AutoModel, 1, {SENTENCE!r}, omask_positions=[[1, 3]], cls_positions=[0]",
     "compact": f"AutoModelForSequenceClassification, 1, {SENTENCE!r}",
     "ernie3_int4": f"AutoModelForCausalLM, 1, {SENTENCE!r}",

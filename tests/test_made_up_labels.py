@@ -50,6 +50,19 @@ def test_questions_have_one_answer_where_it_is_said_to_be(folder: Path) -> None:
         assert "{" not in row["question"]
 
 
+def test_passages_answer_their_question_or_do_not(folder: Path) -> None:
+    texts = made_up.make_texts(200, two_orders=0.5)
+    orders = {one.text: [(order["城市"].text, order["顾客"].text) for order in one.orders] for one in texts}
+    found = [row for split in ("train", "dev", "test") for row in rows_of(folder / "passages" / f"{split}.jsonl")]
+    assert len(found) > 100
+    for row in found:
+        city, _, customer = row["query"].removesuffix("买了什么？").partition("的")
+        assert all((city, customer) in orders[text] for text in row["pos"])
+        (other,) = row["neg"]
+        assert (city, customer) not in orders[other]
+        assert city in [place for place, _ in orders[other]]
+
+
 def test_splits_share_no_text_and_texts_without_labels_are_others(folder: Path) -> None:
     splits = [
         {row["text"] for row in rows_of(folder / "classes" / f"{name}.jsonl")} for name in ("train", "dev", "test")

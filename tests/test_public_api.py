@@ -98,7 +98,13 @@ def test_registered_with_the_auto_classes() -> None:
 
 
 def test_ernie_heads_are_registered_and_the_hosts_own_choices_stay() -> None:
-    for model_type, model in (("ernie_uie", hf_glm_ernie.ErnieForUIE), ("ernie_utc", hf_glm_ernie.ErnieForUTC)):
+    heads = {
+        "gplinker": hf_glm_ernie.ErnieForGPLinker,
+        "uie": hf_glm_ernie.ErnieForUIE,
+        "utc": hf_glm_ernie.ErnieForUTC,
+    }
+    for name, model in heads.items():
+        model_type = f"ernie_{name}"
         config = transformers.AutoConfig.for_model(model_type)
         assert transformers.AutoModel._model_mapping[type(config)] is model
         assert TOKENIZER_MAPPING[type(config)] is hf_glm_ernie.ErnieTokenizer

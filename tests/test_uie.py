@@ -11,7 +11,8 @@ import torch
 
 from hf_glm_ernie.ernie_tasks.uie import uie
 from hf_glm_ernie.ernie_tasks.uie_schema import SchemaNode, read_schema
-from hf_glm_ernie.ernie_tasks.uie_windows import cut_sentences, pair_spans
+from hf_glm_ernie.ernie_tasks.uie_spans import pair_spans
+from hf_glm_ernie.ernie_tasks.uie_windows import cut_sentences
 from hf_glm_ernie.modeling_ernie_uie import ErnieForUIE
 from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
 from tests.reference import uie_naive
@@ -39,7 +40,8 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> ErnieTokenizer:
 def answers_of(model: Any, tokenizer: Any, name: str, texts: list[str]) -> list[dict[str, Any]]:
     case = CONTENT["cases"][name]
     settings = {SETTINGS[key]: value for key, value in case["settings"].items()}
-    return uie(model, tokenizer, case["schema"], texts, **settings)
+    # The original's windows do not overlap, so two of the cases have other windows by default.
+    return uie(model, tokenizer, case["schema"], texts, overlap=0, **settings)
 
 
 def same(ours: Any, theirs: Any) -> bool:
@@ -118,7 +120,7 @@ def test_the_slow_way_gives_the_same(max_length: int, model: ErnieForUIE, tokeni
     }
     for text in TEXTS[::2]:
         expected = uie_naive.extract(model, tokenizer, tree, text, max_length, 0.3)
-        assert same(uie(model, tokenizer, tree, text, threshold=0.3, max_length=max_length)[0], expected)
+        assert same(uie(model, tokenizer, tree, text, threshold=0.3, max_length=max_length, overlap=0)[0], expected)
 
 
 def test_pairing_is_the_pointer_walk() -> None:
@@ -219,7 +221,7 @@ def test_windows_vote_on_options(tokenizer: ErnieTokenizer) -> None:
                 getattr(outputs, name)[~short] = getattr(other, name)[~short]
             return outputs
 
-    [answers] = uie(ByLength([]), tokenizer, OPTIONS, "明" * 14 + "天", max_length=11 + 3 + 7)
+    [answers] = uie(ByLength([]), tokenizer, OPTIONS, "明" * 14 + "天", max_length=11 + 3 + 7, overlap=0)
     assert answers[OPTIONS] == [{"text": "正向", "probability": pytest.approx(0.36)}]  # two windows to one
 
 
@@ -241,7 +243,7 @@ def test_a_window_with_more_tokens_than_characters_is_cut_again(tokenizer: Ernie
 
     text = "0123456789abcdefghijklmnopqrstuvwxyz"
     model = Scripted([(5, 5, 0.9), (-2, -2, 0.9)], positions=16)
-    [answers] = uie(model, Doubled(), "时间", text)
+    [answers] = uie(model, Doubled(), "时间", text, overlap=0)
     assert max(map(len, model.rows)) <= 16
     found = "".join(answer["text"] for answer in answers["时间"])
     assert [text[a["start"] : a["end"]] for a in answers["时间"]] == list(found) == sorted(found)
@@ -322,7 +324,9 @@ def test_prompts() -> None:
         ("]正向,负向[", {}, ValueError, "brackets"),
         ("情感[正向", {}, ValueError, "brackets"),
         ("a" * 200, {}, ValueError, "leaves no room"),
-        ("a", {"threshold": 1.0}, ValueError, r"threshold=1\.0 is no probability .* in \[0, 1\)"),
+        ("a", {"threshold": 1.01}, ValueError, r"threshold=1\.01 is no probability: give a number in \[0, 1\]"),
+        ("a", {"threshold": -1e-9}, ValueError, r"threshold=-1e-09 is no probability"),
+        ("a", {"threshold": float("nan")}, ValueError, r"threshold=nan is no probability"),
         ("a", {"threshold": "0.5"}, ValueError, r"threshold='0\.5' is no probability"),
         ("a", {"batch_size": 0}, ValueError, "batch_size=0"),
         ("a", {"language": "ch"}, ValueError, "language='ch'"),
@@ -334,6 +338,32 @@ def test_refusals(
 ) -> None:
     with pytest.raises(error, match=message):
         uie(Scripted([]), tokenizer, schema, "文", **settings)
+
+
+@pytest.mark.parametrize(
+    ("threshold", "expected"),
+    [
+        (0, ["明", "天", "午"]),  # whatever has a probability at all
+        (0.5, ["明", "天"]),
+        (0.75, ["天"]),  # 0.75 is not above it
+        (1, ["天"]),  # what is certain
+        (1.0, ["天"]),
+    ],
+)
+def test_thresholds_from_0_to_1(threshold: float, expected: list[str], tokenizer: ErnieTokenizer) -> None:
+    model = Scripted([(4, 4, 0.75), (5, 5, 1.0), (7, 7, 1e-6)])
+    [answers] = uie(model, tokenizer, "时间", "明天上午", threshold=threshold)
+    assert [answer["text"] for answer in answers["时间"]] == expected
+
+
+def test_a_row_is_never_longer_than_the_model_reads(tokenizer: ErnieTokenizer, caplog: Any) -> None:
+    text = "明" * 30
+    for max_length, said in ((None, 0), (24, 0), (25, 1), (np.int64(4000), 2)):
+        model = Scripted([], positions=24)
+        uie(model, tokenizer, "时间", text, max_length=max_length)
+        assert max(map(len, model.rows)) == 24
+        assert len(caplog.records) == said
+    assert "max_length=4000, but Scripted reads at most 24 tokens at once" in caplog.text
 
 
 class SlowTokenizer(SimpleNamespace):

@@ -1,8 +1,10 @@
 """Zero-shot classification: inputs and answers equal to the original's."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from hf_glm_ernie.ernie_tasks.utc import utc, utc_inputs
 from hf_glm_ernie.modeling_ernie_utc import ErnieForUTC
@@ -92,7 +94,7 @@ def test_the_option_token_is_added_where_it_is_missing(model: ErnieForUTC, tmp_p
         (["好", "不"], [("文", "文", "文")], {}, TypeError, r"texts\[0\] is neither"),
         (["好", "不"], [None], {}, TypeError, r"texts\[0\] is neither"),
         (["好", "不"], "文", {"max_length": 8}, ValueError, "leave no room"),
-        (["好", "不"], "文", {"threshold": 1.0}, ValueError, r"threshold=1\.0 is no probability .* in \[0, 1\)"),
+        (["好", "不"], "文", {"threshold": 1.5}, ValueError, r"threshold=1\.5 is no probability: .* in \[0, 1\]"),
         (["好", "不"], "文", {"threshold": -0.1}, ValueError, r"threshold=-0\.1 is no probability"),
         (["好", "不"], "文", {"threshold": "0.5"}, ValueError, r"threshold='0\.5' is no probability"),
         (["好", "不"], "文", {"batch_size": 0}, ValueError, "batch_size=0 must be at least 1"),
@@ -110,6 +112,25 @@ def test_refusals(
 ) -> None:
     with pytest.raises(error, match=message):
         utc(model, tokenizer, choices, texts, **settings)
+
+
+def test_thresholds_from_0_to_1(tokenizer: ErnieTokenizer) -> None:
+    def scores(**inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": torch.tensor([[-60.0, 0.0, 3.0, 90.0]])}  # 90: 1 in fp32
+
+    scores.config = SimpleNamespace(vocab_size=10**6, max_position_embeddings=128)  # type: ignore[attr-defined]
+    for threshold, held in ((0, "甲乙丙丁"), (0.5, "丙丁"), (0.99, "丁"), (1, "丁")):
+        [answer] = utc(scores, tokenizer, list("甲乙丙丁"), "文", threshold=threshold)
+        assert [one["label"] for one in answer["predictions"]] == list(held)
+
+
+def test_a_row_is_never_longer_than_the_model_reads(
+    model: ErnieForUTC, tokenizer: ErnieTokenizer, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = utc(model, tokenizer, ["好", "不"], "文" * 200)
+    assert not caplog.records
+    assert utc(model, tokenizer, ["好", "不"], "文" * 200, max_length=4000) == expected
+    assert "max_length=4000, but ErnieForUTC reads at most 128 tokens at once" in caplog.text
 
 
 RECORD: dict[str, Any] = {"text_a": "文", "text_b": "", "question": "", "choices": ["好", "不"]}
@@ -160,5 +181,6 @@ def test_progress_and_mode(model: ErnieForUTC, tokenizer: ErnieTokenizer, capsys
     assert model.training
     model.eval()
     utc(model, tokenizer, ["好", "不"], ["文"] * 5, batch_size=1, show_progress=False)
+    utc(model, tokenizer, ["好", "不"], ["文"] * 4, batch_size=1)  # a few
     utc(model, tokenizer, ["好", "不"], "文")
     assert capsys.readouterr().err == ""

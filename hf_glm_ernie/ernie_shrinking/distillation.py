@@ -81,7 +81,7 @@ def distillation_loss(
 ) -> torch.Tensor:
     """The whole loss; `student` and `teacher` are outputs with hidden states for the same inputs."""
     read = inputs["input_ids"] != pad_token_id
-    hidden = hidden_loss(student.hidden_states, teacher.hidden_states, read.flatten(0, -2))
+    hidden = hidden_loss(student["hidden_states"], teacher["hidden_states"], read.flatten(0, -2))
     names = ("start_logits", "end_logits") if "start_logits" in student else ("logits",)
     answers = []
     for name in names:
@@ -116,7 +116,7 @@ class DistillationTrainer(Trainer):
         """As in the host."""
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        given = {name: value for name, value in inputs.items() if name not in self.args.label_names}
+        given = {name: value for name, value in inputs.items() if name not in (self.args.label_names or ())}
         with torch.no_grad():
             teacher = self.teacher(**given, output_hidden_states=True)
         student = model(**given, output_hidden_states=True)

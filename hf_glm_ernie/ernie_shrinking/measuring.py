@@ -61,7 +61,8 @@ class AsModule(nn.Module):
         self.run, self.names = run, tuple(names)
 
     def forward(self, **inputs: torch.Tensor) -> Any:
-        """The outputs for the inputs that are known."""
+        """The outputs for the inputs that are known; rows without token types are of type 0, as for a model."""
+        inputs.setdefault("token_type_ids", torch.zeros_like(inputs["input_ids"]))
         return self.run(**{name: value for name, value in inputs.items() if name in self.names})
 
 
@@ -107,7 +108,7 @@ def score_of(model: nn.Module, task: ErnieTask, rows: Any, batch_size: int, fold
         compute_metrics=task.metrics,
         preprocess_logits_for_metrics=task.keep,
     )
-    found = trainer.predict(rows, metric_key_prefix="eval").metrics
+    found = trainer.predict(rows, metric_key_prefix="eval").metrics or {}
     beside = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
     names = {name: name.removeprefix("eval_") for name in found}
     return {short: float(found[name]) for name, short in names.items() if short not in beside}

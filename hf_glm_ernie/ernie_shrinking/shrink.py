@@ -191,8 +191,9 @@ class _Run:
         self.beside["losses"] = [
             entry for entry in trainer.state.log_history if "loss" in entry or "eval_loss" in entry
         ]
-        for model in (teacher, student):
-            model.to("cpu").eval()
+        whole: Any
+        for whole in (teacher, student):
+            whole.to("cpu").eval()
 
     def reduce_vocabulary(self, student: Any) -> None:
         """Leaves the corpus's tokens and the positions of a row, in place, and encodes the rows again."""

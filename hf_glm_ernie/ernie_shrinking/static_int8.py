@@ -64,12 +64,13 @@ def _reader(batches: Iterable[Mapping[str, torch.Tensor]], names: list[str]) -> 
     from onnxruntime.quantization import CalibrationDataReader
 
     class Reader(CalibrationDataReader):
-        def __init__(self, rows: Iterator[Mapping[str, torch.Tensor]], first: Mapping[str, torch.Tensor]):
+        def __init__(self, rows: Iterator[Mapping[str, torch.Tensor]], first: Mapping[str, torch.Tensor] | None):
             self.rows, self.first = rows, first
 
         def get_next(self) -> dict[str, Any] | None:
-            batch = self.first or next(self.rows, None)
-            self.first = {}
+            batch, self.first = self.first, None
+            if batch is None:
+                batch = next(self.rows, None)
             return None if batch is None else {name: batch[name].numpy() for name in names}
 
     rows = iter(batches)

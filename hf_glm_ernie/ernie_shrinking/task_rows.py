@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import AutoConfig, AutoTokenizer
 
-from hf_glm_ernie.ernie_training.data_files import find_files, read_data
+from hf_glm_ernie.ernie_training.data_files import find_files
 from hf_glm_ernie.ernie_training.task import ErnieTask
 from hf_glm_ernie.ernie_training.tasks import TASKS
 
@@ -52,9 +52,10 @@ class TaskRows:
                 f"{arguments.data} has no dev file: importance, ranges and scores are measured on rows that were not "
                 "trained on. Name them with --eval-data."
             )
-        columns = TASKS[arguments.task].columns
-        self.files = [read_data(file, columns) for file in (train, evaluation)]
-        self.with_tokenizer(AutoTokenizer.from_pretrained(arguments.model))
+        tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+        reader = TASKS[arguments.task](tokenizer, self.max_length, {})
+        self.files = [reader.read(file) for file in (train, evaluation)]
+        self.with_tokenizer(tokenizer)
 
     def with_tokenizer(self, tokenizer: Any) -> None:
         """Takes another tokenizer; [`encode`] has to follow."""
@@ -92,6 +93,7 @@ class TaskRows:
         made = []
         for rows in self.files:
             encoded = rows.map(self.task.encode, batched=True, with_indices=True, remove_columns=rows.column_names)
+            self.task.measure_on(rows, encoded)  # the evaluation rows are the last
             made.append(encoded.remove_columns([name for name in encoded.column_names if name not in known]))
         self.train, self.evaluation = made
 
@@ -99,6 +101,7 @@ class TaskRows:
         """Batches of the evaluation rows, or of the first of them."""
         chosen = self.evaluation if rows is None else self.evaluation.select(range(min(rows, len(self.evaluation))))
         for batch in DataLoader(chosen, batch_size=self.arguments.batch_size, collate_fn=self.task.collator()):
+            batch.setdefault("token_type_ids", torch.zeros_like(batch["input_ids"]))  # as the models do by themselves
             yield {name: value for name, value in batch.items() if labels or name not in self.task.label_names}
 
 

@@ -2,7 +2,8 @@
 
 What PaddleNLP takes as a text's vector depends on the program, so the pooling is an argument. Its RocketQA dual
 encoders (`ErnieDualEncoder`, also behind `Taskflow("feature_extraction")`) take `"cls"` and compare by plain dot
-product, its semantic search with in-batch negatives takes `"pooler"` and scales to length 1.
+product, its semantic search with in-batch negatives takes `"pooler"` and scales to length 1. `"mean"`, `"max"` and
+`"mean_sqrt"` are sentence-transformers' as well (`mean`, `max`, `mean_sqrt_len_tokens` of its `Pooling`).
 
 Source: PaddleNLP 2.8.1, `paddlenlp/transformers/semantic_search/modeling.py` (`get_pooled_embedding`),
 `paddlenlp/taskflow/text_feature_extraction.py` (`mean_tokens`, `cls_token`); of the PaddleNLP repository,
@@ -10,25 +11,25 @@ Source: PaddleNLP 2.8.1, `paddlenlp/transformers/semantic_search/modeling.py` (`
 comments: N texts, B batch, T tokens, H hidden size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
-from hf_glm_ernie.host_arguments import check_model_and_tokenizer, flags, one_of, whole_number
+from hf_glm_ernie.host_arguments import check_model_and_tokenizer, checked_list, flags, one_of, short, whole_number
 from hf_glm_ernie.inference.batches import in_batches
 
 from .records import text_records
 from .runners import call_model, checked_output, longest_row, name_of, output_of
 
-POOLINGS = ("mean", "cls", "pooler")
+POOLINGS = ("mean", "max", "mean_sqrt", "cls", "pooler")
 
 
 def sentence_embeddings(
     model: Any,
     tokenizer: Any,
-    texts: str | dict[str, str] | list[str | dict[str, str]],
+    texts: str | dict[str, str] | Sequence[str | dict[str, str] | Sequence[str]],
     *,
     pooling: str = "mean",
     normalize: bool = True,
@@ -46,11 +47,14 @@ def sentence_embeddings(
             that is called with what the tokenizer gives and returns `last_hidden_state` (B, T, H) or `pooler_output`
             (B, H) by name.
         tokenizer: Its tokenizer.
-        texts: One text or several; a dict `{"text": ...}` is the record of one.
-        pooling: `"mean"`: mean of the last hidden states of all tokens, `[CLS]` and `[SEP]` among them; `"cls"`: that
-            of `[CLS]`, as PaddleNLP's RocketQA dual encoders take it (with `normalize=False`); `"pooler"`: that of
-            `[CLS]` after the pooler (a linear layer and tanh), as PaddleNLP's in-batch-negatives semantic search
-            takes it.
+        texts: One text or several; a dict `{"text": ...}` is the record of one. In a list, a pair of strings is a
+            title (it may be empty) and a text, `[CLS] title [SEP] text [SEP]` with token types 0 and 1, as RocketQA's
+            encoders of passages are trained on them.
+        pooling: `"mean"`: mean of the last hidden states of all tokens, `[CLS]` and `[SEP]` among them; `"max"`: the
+            largest value among them of every component; `"mean_sqrt"`: their sum divided by the square root of how
+            many there are; `"cls"`: the state of `[CLS]`, as PaddleNLP's RocketQA dual encoders take it (with
+            `normalize=False`); `"pooler"`: that of `[CLS]` after the pooler (a linear layer and tanh), as PaddleNLP's
+            in-batch-negatives semantic search takes it.
         normalize: Whether vectors are scaled to length 1, so that their dot product is the cosine.
         batch_size: Texts per forward.
         max_length: Tokens per text, at most what the model has positions for; longer texts are cut at their end.
@@ -77,13 +81,13 @@ def sentence_embeddings(
     ```
     """
     check_model_and_tokenizer(model, tokenizer, any_callable=True)
-    plain = text_records(texts)
+    rows = _rows_of(texts)
     one_of("pooling", pooling, POOLINGS)
     batch_size = whole_number("batch_size", batch_size)
     flags(normalize=normalize)
-    _check_length(tokenizer, max_length)
+    _check_length(tokenizer, max_length, any(len(row) == 2 for row in rows))
     longest = longest_row(model, tokenizer, None)
-    encoded = _encode(tokenizer, plain, min(max_length or longest, longest))
+    encoded = _encode(tokenizer, rows, min(max_length or longest, longest))
 
     def embed(batch: list[int]) -> torch.Tensor:
         # On the right, whatever the tokenizer prefers: [CLS] stays in front.
@@ -92,9 +96,9 @@ def sentence_embeddings(
 
     lengths = [len(row["input_ids"]) for row in encoded]
     settings: dict[str, Any] = {"what": "Embedding", "show_progress": show_progress}
-    rows = in_batches(model, embed, lengths, batch_size, **settings)
+    vectors = in_batches(model, embed, lengths, batch_size, **settings)
     width = getattr(getattr(model, "config", None), "hidden_size", 0)
-    embeddings = torch.stack(rows) if rows else torch.zeros(0, width)  # (N, H)
+    embeddings = torch.stack(vectors) if vectors else torch.zeros(0, width)  # (N, H)
     return F.normalize(embeddings, dim=-1) if normalize else embeddings
 
 
@@ -108,9 +112,25 @@ def mean_of_tokens(states: torch.Tensor, attention_mask: torch.Tensor) -> torch.
     Returns:
         (B, H) fp32.
     """
+    return _sum_of_tokens(states, attention_mask) / attention_mask.sum(1, keepdim=True)
+
+
+def mean_sqrt_of_tokens(states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """The sum over the tokens that are no padding, by the square root of their number. Shapes: `mean_of_tokens`."""
+    return _sum_of_tokens(states, attention_mask) / attention_mask.sum(1, keepdim=True).sqrt()
+
+
+def max_of_tokens(states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+    """The largest value of every component over the tokens that are no padding. Shapes: `mean_of_tokens`."""
+    return states.float().masked_fill(attention_mask[..., None] == 0, -torch.inf).amax(1)
+
+
+def _sum_of_tokens(states: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     # Padded states are left out, not multiplied by 0: they may be anything, NaN as well.
-    kept = states.float().masked_fill(attention_mask[..., None] == 0, 0.0)
-    return kept.sum(1) / attention_mask.sum(1, keepdim=True)
+    return states.float().masked_fill(attention_mask[..., None] == 0, 0.0).sum(1)
+
+
+OVER_TOKENS = {"mean": mean_of_tokens, "max": max_of_tokens, "mean_sqrt": mean_sqrt_of_tokens}
 
 
 def _pool(model: Any, inputs: Mapping[str, torch.Tensor], pooling: str) -> torch.Tensor:
@@ -120,8 +140,8 @@ def _pool(model: Any, inputs: Mapping[str, torch.Tensor], pooling: str) -> torch
         if output_of(outputs, "pooler_output") is None:
             raise ValueError(
                 f"pooling='pooler', but this {name_of(model)} has no pooler. Open it with "
-                "AutoModel.from_pretrained(folder, add_pooling_layer=True) where the folder holds one, or take 'mean' "
-                "or 'cls'."
+                "AutoModel.from_pretrained(folder, add_pooling_layer=True) where the folder holds one, or take "
+                "another pooling."
             )
         return checked_output(model, outputs, "pooler_output", (rows, None)).float()
     if output_of(outputs, "last_hidden_state") is None:
@@ -130,24 +150,41 @@ def _pool(model: Any, inputs: Mapping[str, torch.Tensor], pooling: str) -> torch
             "or what AutoModel.from_pretrained opens; examples/export_ernie.py exports it with --encoder."
         )
     states = checked_output(model, outputs, "last_hidden_state", (rows, tokens, None))
-    if pooling == "mean":
-        return mean_of_tokens(states, inputs["attention_mask"].to(states.device))
+    if pooling in OVER_TOKENS:
+        return OVER_TOKENS[pooling](states, inputs["attention_mask"].to(states.device))
     return states[:, 0].float()
 
 
-def _encode(tokenizer: Any, texts: list[str], max_length: int) -> list[dict[str, list[int]]]:
+def _rows_of(texts: Any) -> list[tuple[str, ...]]:
+    """Every text alone in a tuple, or behind its title."""
+    pairs: dict[int, tuple[str, ...]] = {}
+    if not isinstance(texts, str | Mapping):
+        texts = checked_list(texts, "texts", "a string, a dict {'text': ...}, or a list of them and of pairs")
+        pairs = {place: tuple(one) for place, one in enumerate(texts) if isinstance(one, list | tuple)}
+        texts = ["" if place in pairs else one for place, one in enumerate(texts)]
+    for place, pair in pairs.items():
+        if len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+            raise TypeError(f"texts[{place}] is neither a string nor a pair of them, title and text: {short(pair)}.")
+    return [pairs.get(place, (text,)) for place, text in enumerate(text_records(texts))]
+
+
+def _encode(tokenizer: Any, rows: Sequence[tuple[str, ...]], max_length: int) -> list[dict[str, list[int]]]:
     """The model's inputs for every text, without padding."""
-    if not texts:
-        return []
-    rows = tokenizer(texts, truncation=True, max_length=max_length, return_attention_mask=True, verbose=False)
-    return [dict(zip(rows, values, strict=True)) for values in zip(*rows.values(), strict=True)]
+    encoded: list[dict[str, list[int]]] = [{} for _ in rows]
+    options = {"truncation": True, "max_length": max_length, "return_attention_mask": True, "verbose": False}
+    for size in {len(row) for row in rows}:
+        places = [place for place, row in enumerate(rows) if len(row) == size]
+        columns = tokenizer(*([rows[place][k] for place in places] for k in range(size)), **options)
+        for place, values in zip(places, zip(*columns.values(), strict=True), strict=True):
+            encoded[place] = dict(zip(columns, values, strict=True))
+    return encoded
 
 
-def _check_length(tokenizer: Any, max_length: int | None) -> None:
+def _check_length(tokenizer: Any, max_length: int | None, pairs: bool) -> None:
     if max_length is None:
         return
     max_length = whole_number("max_length", max_length)
-    special = tokenizer.num_special_tokens_to_add()
+    special = tokenizer.num_special_tokens_to_add(pair=pairs)
     if max_length <= special:
         raise ValueError(
             f"max_length={max_length} leaves no room for text beside the {special} special tokens; it must be at "
@@ -155,4 +192,4 @@ def _check_length(tokenizer: Any, max_length: int | None) -> None:
         )
 
 
-__all__ = ["mean_of_tokens", "sentence_embeddings"]
+__all__ = ["max_of_tokens", "mean_of_tokens", "mean_sqrt_of_tokens", "sentence_embeddings"]

@@ -36,6 +36,7 @@ OUTPUTS = {
     "ErnieCompactForTokenClassification": ("logits",),
     "ErnieCompactForQuestionAnswering": ("start_logits", "end_logits"),
     "ErnieCompactForMultipleChoice": ("logits",),
+    "ErnieForGPLinker": ("entity_logits",),  # and head_logits, tail_logits, where there are relations
     "ErnieForUIE": ("start_prob", "end_prob"),
     "ErnieForUTC": ("logits",),
 }

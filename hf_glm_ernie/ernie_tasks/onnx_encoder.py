@@ -34,8 +34,8 @@ DTYPES = {
 class OnnxEncoder:
     """An ERNIE encoder, with its head, in an exported folder.
 
-    `uie`, `utc` and `sentence_embeddings` take it in the place of a model. Calls may come from several threads at
-    once.
+    `uie`, `utc`, `answer_questions` and `sentence_embeddings` take it in the place of a model. Calls may come from
+    several threads at once.
 
     Args:
         folder: Folder with the ONNX file, `config.json` and the tokenizer.

@@ -142,17 +142,16 @@ def save_int8(path: Path, quantized: Path, reduce_range: bool = False) -> Export
     Returns:
         The file as onnxruntime runs it.
     """
-    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    model = graph_to_quantize(path)
-    # Embeddings of integers have their scales looked up: rounded to 8 bits as an embedding, most of them would be 0.
-    has_integers = any(one.data_type == onnx.TensorProto.INT8 for one in model.graph.initializer)
+    graph = graph_to_quantize(path)
+    # Scales of embeddings that are integers already: rounded by one scale for all of them, they would be noise.
+    scales = [node.name for node in graph.graph.node if node.op_type == "Gather" and node.input[0].endswith("_scale")]
     with without_preprocessing_advice():
         quantize_dynamic(
-            model,
+            graph,
             quantized,
-            op_types_to_quantize=["MatMul", "Gemm"] if has_integers else None,
+            nodes_to_exclude=scales,
             per_channel=True,
             reduce_range=reduce_range,
             weight_type=QuantType.QInt8,

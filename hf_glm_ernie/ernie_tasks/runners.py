@@ -1,6 +1,6 @@
 """What the tasks ask of a model, so that anything that runs one will do.
 
-`uie`, `utc` and `sentence_embeddings` call a model in one way only:
+`uie`, `utc`, `answer_questions` and `sentence_embeddings` call a model in one way only:
 
 - It is called with tensors by name, (B, T) int64 on the CPU or on `model.device` where it has one; UTC's mask is
   (B, 1, T, T) fp32. Batch and length change from call to call.
@@ -20,6 +20,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.utils import logging
+
+from hf_glm_ernie.host_arguments import whole_number
+
+logger = logging.get_logger(__name__)
+
+USUAL_LENGTH = 512
+"""Tokens of a row where the caller says nothing: what the original reads at once, and trains on."""
 
 Shape = tuple[int | None, ...]
 """Of an output; `None` where any size will do."""
@@ -108,6 +116,28 @@ def longest_row(model: Any, tokenizer: Any, max_length: int | None) -> int:
     return min(limit for limit in (*limits, NO_LIMIT) if limit is not None)
 
 
+def read_length(model: Any, tokenizer: Any, max_length: Any) -> int:
+    """Tokens of a row of `uie` and `utc`.
+
+    Args:
+        model: See [`longest_row`].
+        tokenizer: See [`longest_row`].
+        max_length: What the caller asked for; more than a row may have is cut down to that, with a warning. `None`:
+            `USUAL_LENGTH`, or what a row may have where that is less.
+
+    Raises:
+        TypeError: it is no number.
+        ValueError: it is below 1.
+    """
+    asked = USUAL_LENGTH if max_length is None else whole_number("max_length", max_length)
+    longest = longest_row(model, tokenizer, asked)
+    if max_length is not None and longest < asked:
+        logger.warning(
+            f"max_length={asked}, but {name_of(model)} reads at most {longest} tokens at once: {longest} it is."
+        )
+    return longest
+
+
 def _names(outputs: Any) -> str:
     """What a model gave, for a message."""
     if isinstance(outputs, Mapping):
@@ -117,4 +147,14 @@ def _names(outputs: Any) -> str:
     return f"a {type(outputs).__name__}"
 
 
-__all__ = ["Shape", "call_model", "checked_output", "longest_row", "name_of", "output_of", "run_model"]
+__all__ = [
+    "USUAL_LENGTH",
+    "Shape",
+    "call_model",
+    "checked_output",
+    "longest_row",
+    "name_of",
+    "output_of",
+    "read_length",
+    "run_model",
+]

@@ -12,7 +12,12 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from hf_glm_ernie.host_arguments import checked_list, checked_texts
+
 LANGUAGES = ("zh", "en")
+
+ASPECTS = {"zh": "评价维度", "en": "Aspect"}
+"""Language -> what aspects are called in a schema and in answers."""
 
 DEEPEST = 64
 """Levels of a schema; every one is a pass over the texts."""
@@ -86,6 +91,36 @@ def read_schema(schema: Any) -> list[SchemaNode]:
     return _nodes(tree)
 
 
+def read_aspects(nodes: list[SchemaNode], aspects: Any, language: str) -> tuple[str, list[SchemaNode], list[str]]:
+    """What is asked about given aspects.
+
+    Args:
+        nodes: Of the schema: what is asked of every aspect, or the name of aspects with that below it.
+        aspects: The aspects.
+        language: `"zh"` or `"en"`.
+
+    Returns:
+        The name of aspects, what is asked of each, and the aspects, each once.
+
+    Raises:
+        TypeError: aspects that are no list of strings.
+        ValueError: no aspects, a blank one, or a schema that asks nothing about them.
+    """
+    found = checked_list(aspects, "aspects", "a list of strings")
+    if not found:
+        raise ValueError("aspects is empty: name at least one, as in ['房间', '位置'], or leave aspects out.")
+    for i, aspect in enumerate(checked_texts(found, "aspects")):
+        if not aspect.strip():
+            raise ValueError(f"aspects[{i}] is blank ({aspect!r}): say what is asked about.")
+    name = ASPECTS[language]
+    asked = nodes[0].children if [node.name for node in nodes] == [name] else nodes
+    if not asked:
+        raise ValueError(
+            f"The schema asks nothing about the aspects: name something below {name!r}, as in ['观点词']."
+        )
+    return name, asked, list(dict.fromkeys(found))
+
+
 def _add(tree: dict[str, Any], schema: Any, where: str, depth: int = 0) -> None:
     """Adds the names of a schema to a tree of nested dicts."""
     if depth > DEEPEST:
@@ -128,4 +163,4 @@ def _checked_name(name: Any, where: str) -> str:
     return name
 
 
-__all__ = ["LANGUAGES", "SchemaNode", "read_schema"]
+__all__ = ["ASPECTS", "LANGUAGES", "SchemaNode", "read_aspects", "read_schema"]

@@ -1,25 +1,28 @@
-"""Texts cut into the windows a model reads, encoded, and the answers of windows put together again.
+"""Texts cut into the windows a model reads, and encoded.
 
 A window is a piece of a text behind a prompt. A text longer than fits is cut every so many characters, as the
-original does, and on request at the ends of sentences first. Every window knows where in its text it begins, so
-answers are offsets into the text as it was given.
+original does, and on request at the ends of sentences first. Neighbours share `overlap` characters, so that an answer
+of up to so many, over the edge of one window, is whole in the next; with an overlap of 0 windows are the original's.
+Every window knows where in its text it begins, so answers are offsets into the text as it was given.
 
-Source: PaddleNLP 2.8.1, `paddlenlp/taskflow/task.py` (`_auto_splitter`), `paddlenlp/taskflow/utils.py`
-(`cut_chinese_sent`, `get_id_and_prob`), `paddlenlp/taskflow/information_extraction.py` (`_auto_joiner`) and
-`paddlenlp/utils/tools.py` (`get_span`). Letters in shape comments: T tokens.
+Source: PaddleNLP 2.8.1, `paddlenlp/taskflow/task.py` (`_auto_splitter`) and `paddlenlp/taskflow/utils.py`
+(`cut_chinese_sent`). Letters in comments: T tokens.
 """
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
-import numpy as np
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
 SPECIAL_TOKENS = 3  # [CLS] prompt [SEP] text [SEP]
+
+USUAL_OVERLAP = 64
+"""Characters that neighbouring windows share, but at most a quarter of a window."""
 
 # A sentence ends between the two groups.
 SENTENCE_ENDS = [
@@ -42,12 +45,21 @@ class Window:
         prompt: What stands before the text.
         text: The piece.
         offset: Where the piece begins, in characters of the whole text.
+        goes_on_before: Whether the piece was cut off from text before it.
+        goes_on_behind: Whether the piece was cut off from text behind it.
     """
 
     question: int
     prompt: str
     text: str
     offset: int
+    goes_on_before: bool = False
+    goes_on_behind: bool = False
+
+    @property
+    def end(self) -> int:
+        """One past its last character, in characters of the whole text."""
+        return self.offset + len(self.text)
 
 
 @dataclass(frozen=True)
@@ -58,25 +70,26 @@ class EncodedWindow:
         window: What was encoded.
         input_ids: T ids.
         token_type_ids: T types.
-        segments: (T,) 0 = prompt, 1 = text, -1 = special token.
-        offsets: (T, 2) first and one past the last character of each token, in its own segment.
+        encoding: What the tokenizers library gave.
     """
 
     window: Window
     input_ids: list[int]
     token_type_ids: list[int]
-    segments: np.ndarray
-    offsets: np.ndarray
+    encoding: Any
 
+    @cached_property
+    def segments(self) -> list[int | None]:
+        """T of 0 = prompt, 1 = text, `None` = special token. Read where there are answers only, for it takes time."""
+        return self.encoding.sequence_ids
 
-@dataclass(frozen=True)
-class Span:
-    """An answer in a window: characters `start` to `end` of its prompt or of the whole text."""
+    @cached_property
+    def offsets(self) -> list[tuple[int, int]]:
+        """T of first and one past the last character of each token, in its own segment.
 
-    start: int
-    end: int
-    probability: float
-    in_prompt: bool
+        The library's own: `return_offsets_mapping` may give the original's guesses for unknown words.
+        """
+        return self.encoding.offsets
 
 
 def cut_sentences(text: str) -> list[tuple[int, str]]:
@@ -100,7 +113,14 @@ def cut_sentences(text: str) -> list[tuple[int, str]]:
     return sentences or [(0, "")]
 
 
-def cut_windows(question: int, prompt: str, text: str, max_length: int, split_sentences: bool) -> Iterator[Window]:
+def shared(width: int, overlap: int | None) -> int:
+    """How many characters windows of a width share: what was asked for, at most half of them."""
+    return min(USUAL_OVERLAP, width // 4) if overlap is None else min(overlap, width // 2)
+
+
+def cut_windows(
+    question: int, prompt: str, text: str, max_length: int, split_sentences: bool, overlap: int | None = None
+) -> Iterator[Window]:
     """Cuts a text into windows of as many characters as tokens are left beside the prompt.
 
     Args:
@@ -109,23 +129,29 @@ def cut_windows(question: int, prompt: str, text: str, max_length: int, split_se
         text: Any text; an empty one is one empty window.
         max_length: Tokens the model reads at once.
         split_sentences: Whether sentences are windows of their own.
+        overlap: Characters that neighbours share, see [`shared`].
 
     Yields:
         The windows, in order.
     """
     width = max_length - len(prompt) - SPECIAL_TOKENS
+    both = shared(width, overlap)
     for offset, piece in cut_sentences(text) if split_sentences else [(0, text)]:
-        for start in range(0, max(len(piece), 1), width):
-            yield Window(question, prompt, piece[start : start + width], offset + start)
+        for start in range(0, max(len(piece) - both, 1), width - both):
+            end = start + width
+            yield Window(question, prompt, piece[start:end], offset + start, start > 0, end < len(piece))
 
 
-def encode_windows(tokenizer: Any, windows: Iterable[Window], max_length: int) -> list[EncodedWindow]:
+def encode_windows(
+    tokenizer: Any, windows: Iterable[Window], max_length: int, overlap: int | None = None
+) -> list[EncodedWindow]:
     """Encodes windows; one that has more tokens than the model reads is cut again, so that no text is lost.
 
     Args:
         tokenizer: A tokenizer with offsets.
         windows: The windows.
         max_length: Tokens the model reads at once.
+        overlap: Characters that windows share which were cut again, see [`shared`].
 
     Returns:
         The encoded windows. Those of one text are in order.
@@ -141,107 +167,33 @@ def encode_windows(tokenizer: Any, windows: Iterable[Window], max_length: int) -
         )
         again: list[Window] = []
         for window, row in zip(pending, batch.encodings, strict=True):
-            segments = np.array([-1 if segment is None else segment for segment in row.sequence_ids])
-            # The library's own offsets: `return_offsets_mapping` may give the original's guesses for unknown words.
-            offsets = np.array(row.offsets).reshape(-1, 2)
-            if len(segments) <= max_length:
-                encoded.append(EncodedWindow(window, row.ids, row.type_ids, segments, offsets))
+            one = EncodedWindow(window, row.ids, row.type_ids, row)
+            if len(one.input_ids) <= max_length:
+                encoded.append(one)
             else:
-                again += _halves(window, segments, offsets, max_length)
+                again += _halves(one, max_length, overlap)
         pending = again
     encoded.sort(key=lambda one: (one.window.question, one.window.offset))
     return encoded
 
 
-def _halves(window: Window, segments: np.ndarray, offsets: np.ndarray, max_length: int) -> list[Window]:
+def _halves(encoded: EncodedWindow, max_length: int, overlap: int | None) -> list[Window]:
     """What fits of a window, and the rest."""
-    text_starts = offsets[segments == 1, 0]
-    room = max_length - (len(segments) - len(text_starts))
-    cut = int(text_starts[room]) if room > 0 else 0
+    window = encoded.window
+    text_starts = [
+        start for (start, _), segment in zip(encoded.offsets, encoded.segments, strict=True) if segment == 1
+    ]
+    room = max_length - (len(encoded.input_ids) - len(text_starts))
+    cut = text_starts[room] if room > 0 else 0
     if cut == 0:
         logger.warning(
             f"The prompt {window.prompt[:40]!r} leaves no room for the text in {max_length} tokens: its text is not "
             "read."
         )
         return []
-    rest = Window(window.question, window.prompt, window.text[cut:], window.offset + cut)
-    return [Window(window.question, window.prompt, window.text[:cut], window.offset), rest]
+    begin = cut - shared(cut, overlap)
+    rest = replace(window, text=window.text[begin:], offset=window.offset + begin, goes_on_before=True)
+    return [replace(window, text=window.text[:cut], goes_on_behind=True), rest]
 
 
-def pair_spans(start_prob: np.ndarray, end_prob: np.ndarray, threshold: float) -> list[tuple[int, int]]:
-    """Pairs likely starts with likely ends.
-
-    Each start takes the nearest end at or behind it; of the starts that took one end, the last keeps it.
-
-    Args:
-        start_prob: (T,) float64.
-        end_prob: (T,) float64.
-        threshold: Probabilities above it count.
-
-    Returns:
-        (start, end) indices of tokens, both included, in order.
-    """
-    starts, ends = np.flatnonzero(start_prob > threshold), np.flatnonzero(end_prob > threshold)
-    nearest = np.searchsorted(ends, starts)
-    last_of_its_end = np.diff(nearest, append=len(ends)) != 0
-    return [(int(starts[i]), int(ends[nearest[i]])) for i in np.flatnonzero(last_of_its_end & (nearest < len(ends)))]
-
-
-def window_spans(encoded: EncodedWindow, start_prob: np.ndarray, end_prob: np.ndarray, threshold: float) -> list[Span]:
-    """Reads the answers off the probabilities of one window.
-
-    Args:
-        encoded: The window.
-        start_prob: (T,) float64.
-        end_prob: (T,) float64.
-        threshold: Probabilities above it count.
-
-    Returns:
-        The spans that begin and end in the text, offsets into the whole text, and those that begin and end in the
-        prompt. What begins or ends at a special token is no answer.
-    """
-    spans = []
-    for first, last in pair_spans(start_prob, end_prob, threshold):
-        segment = encoded.segments[first]
-        if segment < 0 or segment != encoded.segments[last]:
-            continue
-        offset = encoded.window.offset if segment == 1 else 0
-        start, end = int(encoded.offsets[first, 0]) + offset, int(encoded.offsets[last, 1]) + offset
-        spans.append(Span(start, end, float(start_prob[first] * end_prob[last]), bool(segment == 0)))
-    return spans
-
-
-def elect_option(prompt: str, windows: list[list[Span]]) -> dict[str, Any] | None:
-    """Puts the windows of one text to the vote.
-
-    Args:
-        prompt: Prompt that holds the options.
-        windows: The spans of each window.
-
-    Returns:
-        The option most windows chose (then the likelier one), with its mean probability over those windows, or `None`
-        where no window chose one. A window chooses its likeliest option.
-    """
-    votes: dict[str, list[float]] = {}
-    for spans in windows:
-        options = [span for span in spans if span.in_prompt]
-        if options:
-            choice = max(options, key=lambda span: span.probability)
-            votes.setdefault(prompt[choice.start : choice.end], []).append(choice.probability)
-    if not votes:
-        return None
-    option = max(votes, key=lambda text: (len(votes[text]), sum(votes[text])))
-    return {"text": option, "probability": sum(votes[option]) / len(votes[option])}
-
-
-__all__ = [
-    "SPECIAL_TOKENS",
-    "EncodedWindow",
-    "Span",
-    "Window",
-    "cut_windows",
-    "elect_option",
-    "encode_windows",
-    "pair_spans",
-    "window_spans",
-]
+__all__ = ["SPECIAL_TOKENS", "EncodedWindow", "Window", "cut_sentences", "cut_windows", "encode_windows", "shared"]

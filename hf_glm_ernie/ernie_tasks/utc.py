@@ -16,13 +16,13 @@ import torch
 from hf_glm_ernie.host_arguments import (
     check_model_and_tokenizer,
     flags,
-    threshold_below_one,
+    probability_threshold,
     whole_number,
 )
 from hf_glm_ernie.inference.batches import in_batches
 
 from .records import choice_records, distinct
-from .runners import longest_row, run_model
+from .runners import read_length, run_model
 from .utc_template import OPTION_TOKEN, template_batch, template_row
 
 GIVER = "an ErnieForUTC, the OnnxEncoder of a folder exported from one, or what gives the same outputs"
@@ -37,7 +37,7 @@ def utc(
     threshold: float = 0.5,
     single_label: bool = False,
     batch_size: int = 16,
-    max_length: int = 512,
+    max_length: int | None = None,
     show_progress: bool | None = None,
 ) -> list[dict[str, Any]]:
     """Says which choices hold for texts.
@@ -50,12 +50,12 @@ def utc(
         texts: One text or several; a pair is a text and a second one, a dict a record of PaddleNLP's form,
             `{"text_a", "text_b", "question", "choices"}`, of which only `text_a` must be there. Its own choices take
             the place of `choices`; nothing reads the question.
-        threshold: A choice holds where its probability is above this, in [0, 1) (`pred_threshold` in PaddleNLP). Not
-            read where a single choice is asked for.
+        threshold: A choice holds where its probability is above this, in [0, 1] (`pred_threshold` in PaddleNLP): at 0
+            every choice with a probability at all does, at 1 what is certain. Not read where one choice is asked for.
         single_label: Whether exactly one choice holds: the likeliest, its score from a softmax over the choices.
         batch_size: Texts per forward.
-        max_length: Tokens per row, at most what the model has positions for. Longer texts are cut at their end; of
-            two, the longer one first.
+        max_length: Tokens per row; `None`: 512, or as many as the model has positions for. More than that is cut down
+            to it, with a warning. Longer texts are cut at their end; of two, the longer one first.
         show_progress: Whether to show a progress bar; `None`: from a few batches on.
 
     Returns:
@@ -67,7 +67,7 @@ def utc(
             belongs, a model without this output, a setting of another type.
         ValueError: fewer than two choices, an empty one, an empty text, a text without choices, choices that leave no
             room for the text, a model without a row for `[O-MASK]` or whose rows are not known, a threshold outside
-            [0, 1), a batch size below 1, outputs of another shape or that are no numbers.
+            [0, 1], a batch size below 1, outputs of another shape or that are no numbers.
 
     ```python
     >>> from transformers import AutoModel, AutoTokenizer
@@ -80,8 +80,8 @@ def utc(
     """
     check_model_and_tokenizer(model, tokenizer, any_callable=True)
     records = choice_records(texts, choices)
-    threshold, batch_size = threshold_below_one("threshold", threshold), whole_number("batch_size", batch_size)
-    max_length = longest_row(model, tokenizer, whole_number("max_length", max_length))
+    threshold, batch_size = probability_threshold("threshold", threshold), whole_number("batch_size", batch_size)
+    max_length = read_length(model, tokenizer, max_length)
     flags(single_label=single_label)
     omask = _option_id(model, tokenizer)
     names = distinct([choice for record in records for choice in record.choices])

@@ -5,6 +5,7 @@ all classes that hold, none, one or several; numbers with a fraction are what is
 names.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,6 +83,26 @@ class ClassLabels:
         self.names: list[Any] = [] if self.kind == REGRESSION else sorted(held, key=str)
         self._numbers = {name: number for number, name in enumerate(self.names)}
 
+    @classmethod
+    def of_model(cls, config: Any, kind: str | None = None) -> "ClassLabels":
+        """The classes of a finished model; what [`encode`] takes are their names, or numbers where they have none.
+
+        Args:
+            config: Of the model: `id2label`, `problem_type`.
+            kind: One of [`KINDS`]; `None`: as the config says, else one class, or a number where there is one output.
+
+        Raises:
+            ValueError: another kind.
+        """
+        kind = kind or config.problem_type or (REGRESSION if config.num_labels == 1 else SINGLE)
+        if kind not in KINDS:
+            raise ValueError(f"problem_type={kind!r} is not one of {', '.join(KINDS)}.")
+        labels = cls.__new__(cls)
+        labels.kind = kind
+        labels.names = [] if kind == REGRESSION else [config.id2label[i] for i in range(config.num_labels)]
+        labels._numbers = numbers_of_names(labels.names)
+        return labels
+
     def encode(self, label: Any, row: int) -> Any:
         """A label as the model takes it: a number of a class, a 0.0 or 1.0 for every class, or a number.
 
@@ -99,14 +120,16 @@ class ClassLabels:
                 )
         if self.kind == SINGLE:
             return self._numbers[label]
-        return [float(name in label) for name in self.names]
+        held = {self._numbers[one] for one in label}
+        return [float(number in held) for number in range(len(self.names))]
 
-    def metrics(self, prediction: Any) -> dict[str, float]:
+    def metrics(self, prediction: Any, threshold: float = 0.5) -> dict[str, float]:
         """The `compute_metrics` of a `Trainer`.
 
         Args:
             prediction: Its `predictions` are logits (N, classes), (N, 1) for regression, its `label_ids` what
                 [`encode`] gave.
+            threshold: Of several classes those hold whose probability is above this.
 
         Returns:
             `accuracy` of single classes; `micro_f1`, `macro_f1` (mean over the classes) and `accuracy` (rows with all
@@ -122,25 +145,51 @@ class ClassLabels:
             }
         if self.kind == SINGLE:
             return {"accuracy": float((logits.argmax(-1) == labels).mean())}
-        counts = self.class_counts(prediction).values()
+        counts = self.class_counts(prediction, threshold).values()
         return {
             "micro_f1": total(counts).f1,
             "macro_f1": sum(one.f1 for one in counts) / len(counts),
-            "accuracy": float(((logits > 0) == (labels == 1)).all(-1).mean()),
+            "accuracy": float((self.holding(logits, threshold) == (labels == 1)).all(-1).mean()),
         }
 
-    def class_counts(self, prediction: Any) -> dict[Any, Counts]:
-        """Class -> how often it was found; nothing for regression. A class holds where its logit is above 0."""
+    def holding(self, logits: np.ndarray, threshold: float = 0.5) -> np.ndarray:
+        """(N, classes) whether a class holds: the likeliest of one, of several each whose probability is above a
+        threshold.
+        """
+        if self.kind == SINGLE:
+            return logits.argmax(-1)[:, None] == np.arange(len(self.names))
+        return logits > (math.log(threshold / (1 - threshold)) if threshold else -math.inf)
+
+    def held(self, labels: np.ndarray) -> np.ndarray:
+        """(N, classes) whether a class holds, from what [`encode`] gave."""
+        return labels[:, None] == np.arange(len(self.names)) if self.kind == SINGLE else labels == 1
+
+    def class_counts(self, prediction: Any, threshold: float = 0.5) -> dict[Any, Counts]:
+        """Class -> how often it was found; nothing for regression."""
         logits, labels = prediction.predictions, prediction.label_ids
         if self.kind == REGRESSION:
             return {}
-        classes = range(len(self.names))
-        found = np.stack([logits.argmax(-1) == c for c in classes], -1) if self.kind == SINGLE else logits > 0
-        gold = np.stack([labels == c for c in classes], -1) if self.kind == SINGLE else labels == 1
+        found, gold = self.holding(logits, threshold), self.held(labels)
         return {
             name: Counts(int((f & g).sum()), int(f.sum()), int(g.sum()))
             for name, f, g in zip(self.names, found.T, gold.T, strict=True)
         }
 
 
-__all__ = ["KINDS", "ClassLabels", "kind_of_labels"]
+def numbers_of_names(names: Sequence[str]) -> dict[Any, int]:
+    """Number of every class or tag of a model, by its name; by what data calls it where a name is a number or truth
+    value written out, or was never given (`LABEL_3`).
+    """
+    numbers: dict[Any, int] = {}
+    for number, name in enumerate(names):
+        if name == f"LABEL_{number}":
+            numbers[number] = number
+        elif name in ("True", "False"):
+            numbers[name == "True"] = number
+        elif name.isdecimal():
+            numbers[int(name)] = number
+        numbers[name] = number
+    return numbers
+
+
+__all__ = ["KINDS", "ClassLabels", "kind_of_labels", "numbers_of_names"]

@@ -1,13 +1,16 @@
 """Files of training data: one by its name, or a folder as PaddleNLP's converters write them.
 
-A folder holds `train.txt` and `dev.txt` (one JSON row a line), or the same names with another ending.
+A folder holds `train.txt` and `dev.txt` (one JSON row a line), or the same names with another ending; `train_data` and
+`dev_data` in those of closed-domain training; or it is one of CLUE's as it was downloaded.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-FORMATS = {".jsonl": "json", ".json": "json", ".txt": "json", ".csv": "csv", ".parquet": "parquet"}
+FORMATS = {".jsonl": "json", ".json": "json", ".txt": "json", ".csv": "csv", ".parquet": "parquet", ".tsv": "csv"}
+RELEASED = {"train": ("train.50k.json", "[dm]-train.json"), "dev": ("[dm]-dev.json", "test.tsv")}
+"""Names in the folders of OCNLI and C3 (two files each), and of MSRA, which is evaluated on its test set."""
 
 
 def find_files(data: str, eval_data: str | None) -> tuple[Path, Path | None]:
@@ -24,17 +27,27 @@ def find_files(data: str, eval_data: str | None) -> tuple[Path, Path | None]:
     evaluation = None if eval_data is None else Path(eval_data)
     if not folder.is_dir():
         return folder, evaluation
-    train, dev = _named(folder, "train"), _named(folder, "dev")
+    train, dev = (find_split(folder, name) for name in ("train", "dev"))
     if train is None:
         raise ValueError(f"The folder {data} has no train file: train{', train'.join(FORMATS)}.")
     return train, evaluation or dev
+
+
+def find_split(folder: Path, name: str) -> Path | None:
+    """The file of a folder that is named `train` or `dev`, in any of the forms; `None`: there is none.
+
+    Raises:
+        ValueError: there are several.
+    """
+    return _named(folder, name) or _named(folder, f"{name}_data")
 
 
 def _named(folder: Path, name: str) -> Path | None:
     found = [path for ending in FORMATS if (path := folder / f"{name}{ending}").is_file()]
     if len(found) > 1:
         raise ValueError(f"The folder {folder} has {' and '.join(path.name for path in found)}: name the file itself.")
-    return found[0] if found else None
+    released = [folder / name for name in RELEASED.get(name, ()) if any(folder.glob(name))]
+    return next(iter([*found, *released]), None)
 
 
 def read_data(file: Path, columns: Sequence[str]) -> Any:
@@ -45,18 +58,38 @@ def read_data(file: Path, columns: Sequence[str]) -> Any:
         FileNotFoundError: no such file.
         ImportError: no `datasets`.
     """
-    try:
-        from datasets import load_dataset
-    except ImportError as error:
-        raise ImportError("Reading data needs the package datasets: pip install datasets") from error
+    load_dataset = _datasets().load_dataset
     if file.suffix not in FORMATS:
         raise ValueError(f"{file} is none of {', '.join(FORMATS)}.")
-    if not file.is_file():
-        raise FileNotFoundError(f"There is no file {file}.")
-    dataset = load_dataset(FORMATS[file.suffix], data_files=str(file), split="train")
+    check_file(file)
+    more = {"sep": "\t"} if file.suffix == ".tsv" else {}
+    dataset = load_dataset(FORMATS[file.suffix], data_files=str(file), split="train", **more)
     if missing := [name for name in columns if name not in dataset.column_names]:
         raise ValueError(f"{file} has no column {', '.join(missing)}; it has {', '.join(dataset.column_names)}.")
     return dataset
 
 
-__all__ = ["FORMATS", "find_files", "read_data"]
+def rows_dataset(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Rows as a `datasets.Dataset`.
+
+    Raises:
+        ImportError: no `datasets`.
+    """
+    return _datasets().Dataset.from_list(list(rows))
+
+
+def check_file(file: Path) -> None:
+    """Raises FileNotFoundError where a file is not there."""
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no file {file}.")
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError("Reading data needs the package datasets: pip install datasets") from error
+    return datasets
+
+
+__all__ = ["FORMATS", "check_file", "find_files", "find_split", "read_data", "rows_dataset"]

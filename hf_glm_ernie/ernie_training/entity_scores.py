@@ -66,6 +66,15 @@ def entity_counts(found: Sequence[Sequence[str]], gold: Sequence[Sequence[str]])
     }
 
 
+def tag_counts(found: Sequence[Sequence[str]], gold: Sequence[Sequence[str]]) -> dict[str, Counts]:
+    """Counts the tags of rows of tags, each for itself. Returns tag -> its counts, sorted by tag."""
+    pairs = [pair for rows in zip(found, gold, strict=True) for pair in zip(*rows, strict=True)]
+    return {
+        tag: Counts(*(sum(one) for one in zip(*((f == g == tag, f == tag, g == tag) for f, g in pairs), strict=True)))
+        for tag in sorted({tag for pair in pairs for tag in pair})
+    }
+
+
 def named_tags(numbers: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> list[list[str]]:
     """Numbers of tags as names, without the places that have no label.
 
@@ -98,4 +107,4 @@ def entity_metrics(prediction: Any, names: Sequence[str]) -> dict[str, float]:
     return scores
 
 
-__all__ = ["entities_of", "entity_counts", "entity_metrics", "marks_entities", "named_tags"]
+__all__ = ["entities_of", "entity_counts", "entity_metrics", "marks_entities", "named_tags", "tag_counts"]

@@ -105,4 +105,17 @@ def class_counts(
     return {name: total(of_class) for name, of_class in grouped.items()}
 
 
-__all__ = ["class_counts", "prompt_classes", "sort_options"]
+def split_classes(names: Iterable[str], language: str = "zh") -> dict[str, list[str]]:
+    """Tells labels from relations among classes: `labels` and `predicates`, as [`prompt_classes`] takes them."""
+    labels, predicates = [], []
+    for name in names:
+        if language == "zh" and name.startswith("X的"):
+            predicates.append(name.removeprefix("X的"))
+        elif language == "en" and name.endswith(" of X"):
+            predicates.append(name.removesuffix(" of X"))
+        else:
+            labels.append(name)
+    return {"labels": labels, "predicates": predicates}
+
+
+__all__ = ["class_counts", "prompt_classes", "sort_options", "split_classes"]

@@ -2,11 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
 
 from hf_glm_ernie.configuration_ernie_task import ErnieTaskConfig
+
+from .data_files import read_data
 
 
 class ErnieTask(ABC):
@@ -23,6 +26,7 @@ class ErnieTask(ABC):
         peft_type: PEFT's name for the task, or `None`.
         label_names: What the `Trainer` takes for labels.
         best: The metric that the task is judged by.
+        reads: Settings that an evaluation may be given; `None`: the task does not say.
     """
 
     columns: tuple[str, ...] = ()
@@ -30,14 +34,45 @@ class ErnieTask(ABC):
     peft_type: str | None = None
     label_names: tuple[str, ...] = ("labels",)
     best: str = "accuracy"
+    reads: tuple[str, ...] | None = None
     keep: Callable[[Any, Any], Any] | None = None
     """`preprocess_logits_for_metrics`: what of a batch's outputs is kept for the scores."""
+    loss: Callable[..., Any] | None = None
+    """`compute_loss_func` of the `Trainer`, where the model's own loss is not the task's."""
 
     def __init__(self, tokenizer: Any, max_length: int, settings: Mapping[str, Any] | None = None):
         self.tokenizer, self.max_length, self.settings = tokenizer, max_length, dict(settings or {})
 
+    def read(self, file: Path) -> Any:
+        """Reads a file of rows: a `datasets.Dataset`, see [`read_data`]."""
+        return read_data(file, self.columns)
+
+    def measure_on(self, rows: Any, encoded: Any) -> None:  # noqa: B027  # most tasks score row by row
+        """Says what predictions will belong to, for scores that need more than logits and labels.
+
+        Args:
+            rows: The data as it was read.
+            encoded: What `encode` made of it.
+        """
+
     def learn(self, train: Any) -> None:  # noqa: B027  # most tasks learn nothing from the rows
         """Reads off the training rows what the model has to know, such as the names of classes."""
+
+    def learn_of_model(self, config: Any, rows: Any) -> None:  # noqa: B027  # likewise
+        """Reads off a finished model what `learn` reads off training rows.
+
+        Args:
+            config: Of the model.
+            rows: What it is measured on.
+        """
+
+    def labels_of(self, rows: Any) -> list[list[str]]:
+        """What the rows are examples of, for drawing a few of each: classes, options, types of entities.
+
+        Raises:
+            ValueError: the task has no such labels.
+        """
+        raise ValueError(f"{type(self).__name__} has no labels of which a few examples could be drawn.")
 
     @abstractmethod
     def open_model(self, folder: str, **options: Any) -> Any:
@@ -63,6 +98,9 @@ class ErnieTask(ABC):
             rows: The data as it was read.
             encoded: What `encode` made of it.
             prediction: Of the `Trainer`, for the encoded rows.
+
+        Returns:
+            `by_class`: a class -> its scores; `mistakes`: the rows that have any, each a dict with its number, `row`.
         """
 
 
@@ -77,8 +115,13 @@ def with_names(folder: str, names: Sequence[Any], **settings: Any) -> Any:
     return config
 
 
-def own_config(folder: str, config_class: type[ErnieTaskConfig]) -> Any:
-    """The config of a folder of UIE or UTC; of a plain encoder's, the same with a new head.
+def own_config(folder: str, config_class: type[ErnieTaskConfig], and_from: Sequence[str] = ()) -> Any:
+    """The config of a folder of one of our models; of a plain encoder's, the same with a new head.
+
+    Args:
+        folder: Of the model.
+        config_class: What the task takes.
+        and_from: Types of models whose encoder may be taken as well.
 
     Raises:
         ValueError: a folder of something else.
@@ -86,12 +129,12 @@ def own_config(folder: str, config_class: type[ErnieTaskConfig]) -> Any:
     config = AutoConfig.from_pretrained(folder)
     if isinstance(config, config_class):
         return config
-    if config.model_type not in ("ernie", "ernie_compact"):
+    if config.model_type not in ("ernie", "ernie_compact", *and_from):
         raise ValueError(
             f"{folder} holds a model of the type {config.model_type}; this task takes {config_class.model_type}, or "
             "an ERNIE encoder (ernie), which gets a new head."
         )
-    known = config_class.__dataclass_fields__
+    known = config_class.__dataclass_fields__.keys() - {"model_type"}
     return config_class(**{name: value for name, value in config.to_dict().items() if name in known})
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
-from .uie_rows import UIERow, cut_content, cut_row
+from .uie_rows import Answer, UIERow, cut_content, cut_row
 
 logger = logging.get_logger(__name__)
 
@@ -45,6 +45,25 @@ def encode_uie_rows(
     Raises:
         ValueError: a tokenizer without offsets; a prompt that leaves no room for a content.
     """
+    pending, encoded = encoded_pieces(tokenizer, rows, max_length, cut)
+    columns: dict[str, list[Any]] = {
+        "input_ids": [encoding.ids for encoding in encoded],
+        "token_type_ids": [encoding.type_ids for encoding in encoded],
+        "attention_mask": [encoding.attention_mask for encoding in encoded],
+        "row": [row.number for row in pending],
+    }
+    labels = [answer_labels(row, encoding) for row, encoding in zip(pending, encoded, strict=True)]
+    return columns | {name: [pair[i] for pair in labels] for i, name in enumerate(POSITIONS)}
+
+
+def encoded_pieces(
+    tokenizer: Any, rows: Iterable[UIERow], max_length: int, cut: str = "windows"
+) -> tuple[list[UIERow], list[Any]]:
+    """Cuts rows until every piece fits, see [`encode_uie_rows`].
+
+    Returns:
+        The pieces in order, and the encoding of each, a `tokenizers.Encoding`.
+    """
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
             f"{type(tokenizer).__name__} gives no character offsets. Load the tokenizer with AutoTokenizer (one of "
@@ -58,14 +77,7 @@ def encode_uie_rows(
             pieces = cut_content(pending[i], _characters_that_fit(encoded[i], max_length, pending[i]), cut)
             pending[i : i + 1] = pieces
             encoded[i : i + 1] = _encoded(tokenizer, pieces)
-    columns: dict[str, list[Any]] = {
-        "input_ids": [encoding.ids for encoding in encoded],
-        "token_type_ids": [encoding.type_ids for encoding in encoded],
-        "attention_mask": [encoding.attention_mask for encoding in encoded],
-        "row": [row.number for row in pending],
-    }
-    labels = [answer_labels(row, encoding) for row, encoding in zip(pending, encoded, strict=True)]
-    return columns | {name: [pair[i] for pair in labels] for i, name in enumerate(POSITIONS)}
+    return pending, encoded
 
 
 def answer_labels(row: UIERow, encoding: Any) -> tuple[list[int], list[int]]:
@@ -80,17 +92,23 @@ def answer_labels(row: UIERow, encoding: Any) -> tuple[list[int], list[int]]:
     """
     starts, ends = [0] * len(encoding.ids), [0] * len(encoding.ids)
     for answer in row.answers:
-        segment, (start, end) = (1, answer[:2]) if answer.start >= 0 else (0, row.in_prompt(answer))
-        tokens = [encoding.char_to_token(place, segment) for place in range(start, end)]
-        held = [token for token in tokens if token is not None]
-        if not held:
+        tokens = answer_tokens(row, answer, encoding)
+        if tokens is None:
             logger.warning(
                 f"Row {row.number} of the data, prompt {row.prompt[:40]!r}: no token holds the answer at "
                 f"{answer.start}..{answer.end}, which is left out."
             )
             continue
-        starts[held[0]] = ends[held[-1]] = 1
+        starts[tokens[0]] = ends[tokens[1]] = 1
     return starts, ends
+
+
+def answer_tokens(row: UIERow, answer: Answer, encoding: Any) -> tuple[int, int] | None:
+    """First and last token of an answer, or `None` where no token holds a character of it."""
+    segment, (start, end) = (1, answer[:2]) if answer.start >= 0 else (0, row.in_prompt(answer))
+    tokens = [encoding.char_to_token(place, segment) for place in range(start, end)]
+    held = [token for token in tokens if token is not None]
+    return (held[0], held[-1]) if held else None
 
 
 def _encoded(tokenizer: Any, rows: Sequence[UIERow]) -> list[Any]:
@@ -134,4 +152,4 @@ class UIECollator:
         return batch
 
 
-__all__ = ["POSITIONS", "UIECollator", "answer_labels", "encode_uie_rows"]
+__all__ = ["POSITIONS", "UIECollator", "answer_labels", "answer_tokens", "encode_uie_rows", "encoded_pieces"]

@@ -51,12 +51,14 @@ class UIERow:
         prompt: What is asked.
         answers: In the order of the data.
         number: Of the row in its data, for messages.
+        begin: Where the content begins in that of the row it was cut from.
     """
 
     content: str
     prompt: str
     answers: tuple[Answer, ...]
     number: int = 0
+    begin: int = 0
 
     def in_prompt(self, option: Answer) -> tuple[int, int]:
         """Start and end of an option, in characters of the prompt."""
@@ -154,7 +156,7 @@ def cut_content(row: UIERow, limit: int, cut: str = "windows") -> list[UIERow]:
     for begin, stop in pairwise(places):
         own = [Answer(s - begin, e - begin, t) for s, e, t in answers if begin <= s and e <= stop]
         kept += len(own)
-        pieces.append(UIERow(text[begin:stop], row.prompt, (*options, *own), row.number))
+        pieces.append(UIERow(text[begin:stop], row.prompt, (*options, *own), row.number, row.begin + shift + begin))
     if kept < len(row.answers):
         logger.warning(
             f"Row {row.number} of the data, prompt {row.prompt[:40]!r}: {len(row.answers) - kept} of its answers are "

@@ -78,17 +78,18 @@ def option_counts(
     return {name: total(rows) for name, rows in counts.items()}
 
 
-def utc_metrics(prediction: Any, single_label: bool = False) -> dict[str, float]:
+def utc_metrics(prediction: Any, single_label: bool = False, threshold: float = 0.5) -> dict[str, float]:
     """The `compute_metrics` of a `Trainer` for UTC.
 
     Args:
         prediction: Its `predictions` are logits and its `label_ids` labels, both (N, O).
         single_label: Whether every row has one label: `accuracy` as well.
+        threshold: An option holds where its probability is above this.
 
     Returns:
         `micro_f1` and `macro_f1`; `--metric_for_best_model eval_macro_f1`.
     """
-    scores = pair_scores(prediction.predictions, prediction.label_ids)
+    scores = pair_scores(prediction.predictions, prediction.label_ids, threshold)
     accuracy = {"accuracy": single_accuracy(prediction.predictions, prediction.label_ids)} if single_label else {}
     return scores | accuracy
 

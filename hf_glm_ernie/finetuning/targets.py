@@ -17,7 +17,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 TABLES = "peft.utils.constants"
 LIKE_LLAMA = ("glm130b",)
-LIKE_BERT = ("ernie", "ernie_uie", "ernie_utc")
+LIKE_BERT = ("ernie", "ernie_gplinker", "ernie_uie", "ernie_utc")
 ATTENTION_LIKE_LLAMA = ("ernie3",)
 ATTENTION_OF_LLAMA = {"q_proj", "k_proj", "v_proj"}
 

@@ -68,6 +68,6 @@ def flat(answers: Any, path: tuple[str, ...] = ()) -> list[tuple[Any, ...]]:
     for name, found in answers.items():
         for i, one in enumerate(found):
             here = (*path, name, str(i))
-            rows.append((here, one["text"], one.get("start"), one.get("end"), one["probability"]))
+            rows.append((here, one["text"], one.get("start"), one.get("end"), one.get("probability")))
             rows += flat(one.get("relations", {}), here)
     return rows

@@ -9,7 +9,9 @@ from conversion.__main__ import main
 from hf_glm_ernie import (
     Ernie3ForCausalLM,
     Ernie3Tokenizer,
+    ErnieForGPLinker,
     ErnieForUTC,
+    ErnieGPLinkerConfig,
     ErnieUTCConfig,
     WeightOnlyConfig,
 )
@@ -75,12 +77,14 @@ ERNIE3_CODE = {
 COMPACT_CODE = {"compact_ernie.py", "configuration_arguments.py", "configuration_ernie_compact.py"}
 ERNIE_TASK_CODE = COMPACT_CODE | {"configuration_ernie_task.py", "inputs_ernie.py"}
 UIE_CODE = ERNIE_TASK_CODE | {"configuration_ernie_uie.py", "modeling_ernie_uie.py"}
+GPLINKER_CODE = ERNIE_TASK_CODE | {"configuration_ernie_gplinker.py", "modeling_ernie_gplinker.py"}
 UTC_CODE = ERNIE_TASK_CODE | {"configuration_ernie_utc.py", "modeling_ernie_utc.py"}
 CODE = {
     "glm": GLM_CODE | HOST_CODE | QUANTIZER_CODE,
     "glm_int4": GLM_CODE | HOST_CODE | QUANTIZER_CODE,
     "glm_int8": GLM_CODE | HOST_CODE | QUANTIZER_CODE,
     "uie": UIE_CODE | HOST_CODE | ERNIE_TOKENIZER_CODE | QUANTIZER_CODE,
+    "gplinker": GPLINKER_CODE | HOST_CODE | ERNIE_TOKENIZER_CODE | QUANTIZER_CODE,
     "utc": UTC_CODE | HOST_CODE | ERNIE_TOKENIZER_CODE | QUANTIZER_CODE,
     "ernie3_int4": ERNIE3_CODE | HOST_CODE | QUANTIZER_CODE,
     "encoder": set(),
@@ -92,6 +96,15 @@ CODE = {
     "uie_int8": UIE_CODE | HOST_CODE | ERNIE_TOKENIZER_CODE | QUANTIZER_CODE,
 }
 """Repository -> the exact set of code files it carries."""
+
+TINY = {
+    "vocab_size": 1909,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 64,
+}
 
 
 def make_source(name: str, folder: Path) -> Path:
@@ -121,19 +134,15 @@ def make_source(name: str, folder: Path) -> Path:
         make_source("uie", parts)
         model = ErnieForUIE.from_pretrained(parts, quantization_config=WeightOnlyConfig(bits=8))
     else:
-        assert name == "utc"
         make_source("uie", parts)
         torch.manual_seed(1)
-        model = ErnieForUTC(
-            ErnieUTCConfig(
-                vocab_size=1909,
-                hidden_size=32,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                intermediate_size=64,
-                max_position_embeddings=64,
-            )
-        )
+        made = {
+            "utc": lambda: ErnieForUTC(ErnieUTCConfig(**TINY)),
+            "gplinker": lambda: ErnieForGPLinker(
+                ErnieGPLinkerConfig(**TINY, entity_labels=["公司", "object"], relation_labels=["创始人"])
+            ),
+        }
+        model = made[name]()
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(parts).save_pretrained(folder)
     return folder

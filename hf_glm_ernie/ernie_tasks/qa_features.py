@@ -40,7 +40,11 @@ class QAFeature:
 
 
 def qa_features(
-    tokenizer: Any, examples: Sequence[Mapping[str, Any]], max_length: int = 512, stride: int = 128
+    tokenizer: Any,
+    examples: Sequence[Mapping[str, Any]],
+    max_length: int = 512,
+    stride: int = 128,
+    numbers: Sequence[int] | None = None,
 ) -> list[QAFeature]:
     """Cuts and encodes examples.
 
@@ -50,6 +54,7 @@ def qa_features(
             the first counts.
         max_length: Tokens of a window.
         stride: Tokens from one window's beginning to the next, at most the window's.
+        numbers: Of the examples in their data, for messages; `None`: their places here.
 
     Returns:
         The windows, those of one example in order; at least one for each.
@@ -58,7 +63,8 @@ def qa_features(
         ValueError: no question, no context, an answer that does not stand where it is said to, a question that leaves
             no room for the context, a stride below 1.
     """
-    for number, example in enumerate(examples):
+    numbers = range(len(examples)) if numbers is None else numbers
+    for number, example in zip(numbers, examples, strict=True):
         _check_example(example, number)
     if not examples:
         return []
@@ -70,8 +76,8 @@ def qa_features(
         width = max_length - len(question) - SPECIAL_TOKENS
         if width < 1 or not stride >= 1:
             raise ValueError(
-                f"Example {i} has a question of {len(question)} tokens, which leaves {width} for the context in "
-                f"max_length={max_length}; stride={stride} must be at least 1."
+                f"Example {numbers[i]} has a question of {len(question)} tokens, which leaves {width} for the context "
+                f"in max_length={max_length}; stride={stride} must be at least 1."
             )
         span = _answer_tokens(context.offsets, example)
         for begin in window_starts(len(context.ids), width, min(stride, width)):
@@ -118,7 +124,10 @@ def _check_example(example: Mapping[str, Any], number: int) -> None:
         if not isinstance(example.get(column), str) or not example[column].strip():
             raise ValueError(f"Example {number} has no text in {column!r}: found {example.get(column)!r}.")
     answers = example.get("answers") or {}
-    for text, start in zip(answers.get("text", ()), answers.get("answer_start", ()), strict=True):
+    texts, starts = (answers.get(name) or () for name in ("text", "answer_start"))
+    if len(texts) != len(starts):
+        raise ValueError(f"Example {number} has {len(texts)} answers and {len(starts)} places of answers.")
+    for text, start in zip(texts, starts, strict=True):
         if start < 0 or example["context"][start : start + len(text)] != text:
             raise ValueError(
                 f"Example {number} has the answer {text!r} at {start}, where its context has "

@@ -63,6 +63,7 @@ def qa_answers(
     max_answer_length: int = 30,
     may_be_unanswerable: bool = False,
     null_threshold: float = 0.0,
+    merge: bool = False,
 ) -> list[QAAnswer]:
     """Chooses an answer to every question.
 
@@ -75,6 +76,8 @@ def qa_answers(
         max_answer_length: Tokens of an answer.
         may_be_unanswerable: Whether there may be no answer (SQuAD 2): the logits of `[CLS]` stand for that.
         null_threshold: "No answer" is chosen where its score is higher by more than this.
+        merge: Whether a span that several windows hold is one candidate, with the best of its scores. PaddleNLP
+            lists it as often as it was seen, and its probability is split.
 
     Returns:
         One for each example.
@@ -87,10 +90,13 @@ def qa_answers(
         found: list[QACandidate] = []
         null: QACandidate | None = None
         for i in own:
-            starts, ends = np.asarray(start_logits[i]), np.asarray(end_logits[i])
+            length = len(features[i].offsets)
+            starts, ends = np.asarray(start_logits[i])[:length], np.asarray(end_logits[i])[:length]
             found += window_candidates(features[i], example["context"], starts, ends, n_best, max_answer_length)
             nothing = QACandidate("", 0, 0, float(starts[0]), float(ends[0]))
             null = nothing if null is None or nothing.score < null.score else null
+        if merge:
+            found = _distinct(found)
         answers.append(_choose(found, null if may_be_unanswerable else None, n_best, null_threshold))
     return answers
 
@@ -117,6 +123,15 @@ def window_candidates(
                 logits = float(start_logits[start]), float(end_logits[end])
                 found.append(QACandidate(text, first[0], last[1], *logits))
     return found
+
+
+def _distinct(found: list[QACandidate]) -> list[QACandidate]:
+    best: dict[tuple[int, int], QACandidate] = {}
+    for one in found:
+        place = one.start, one.end
+        if place not in best or one.score > best[place].score:
+            best[place] = one
+    return list(best.values())
 
 
 def _choose(found: list[QACandidate], null: QACandidate | None, n_best: int, null_threshold: float) -> QAAnswer:

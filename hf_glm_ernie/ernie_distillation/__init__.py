@@ -1,0 +1,1 @@
+"""Closed-domain distillation: a UIE teacher labels texts, and a student for one schema learns from them."""
