@@ -385,7 +385,13 @@ def test_options_that_do_not_go_together(folders, tmp_path) -> None:
         ("uie", "uie", uie_data, {"method": "prefix"}, "no place for with task_type=None"),
         ("classification", "masked-lm", data, {"method": "p-tuning", "resume": True}, "cannot go on with p-tuning"),
         ("uie", "uie", uie_data, {"label_smoothing_factor": 0.1}, "no labels to smooth"),
-        ("regression", "masked-lm", data, {}, "task='regression' is not one of classification, tokens, uie, utc"),
+        (
+            "regression",
+            "masked-lm",
+            data,
+            {},
+            "task='regression' is not one of classification, tokens, gplinker, uie, utc, qa",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             finetune(task, folders[folder], file, tmp_path / "out", max_steps=1, **options)

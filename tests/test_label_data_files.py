@@ -258,8 +258,12 @@ def test_an_interruption_leaves_nothing(number: int, export: Path, monkeypatch: 
 
     monkeypatch.setattr(spool.Spool, "copy_to", interrupted)
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises((KeyboardInterrupt, SystemExit)):
-        command.main([str(export), "--output", str(export.parent / "a" / "b"), "--splits", "--shuffle", "no"])
+    of_shell = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            command.main([str(export), "--output", str(export.parent / "a" / "b"), "--splits", "--shuffle", "no"])
+    finally:
+        signal.signal(signal.SIGINT, of_shell)
     assert len(made) > 2
     assert sorted(everything(export.parent)) == ["export.jsonl"]
     assert not (export.parent / "a").exists()

@@ -26,7 +26,7 @@ from conversion.__main__ import main
 from conversion.publish import plan_publication, publish
 from conversion.publish_classes import PUBLISHED, remote_classes
 from conversion.publish_hub import push
-from hf_glm_ernie import ErnieUIEConfig, ErnieUTCConfig
+from hf_glm_ernie import ErnieCompactConfig, ErnieGPLinkerConfig, ErnieUIEConfig, ErnieUTCConfig
 from tests.support.hub_stand_in import TOKEN, Hub, serve
 from tests.support.publishing import CODE, make_source
 from tests.support.strangers import stranger
@@ -306,7 +306,8 @@ def tiny_of(architecture: str) -> PreTrainedModel:
     if architecture.startswith("Ernie3"):
         return tiny_ernie3(getattr(hf_glm_ernie, architecture))
     sizes = {"vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    config = {"ErnieForUIE": ErnieUIEConfig, "ErnieForUTC": ErnieUTCConfig}.get(architecture, ErnieConfig)
+    tasks = {"ErnieForUIE": ErnieUIEConfig, "ErnieForUTC": ErnieUTCConfig, "ErnieForGPLinker": ErnieGPLinkerConfig}
+    config = ErnieCompactConfig if "Compact" in architecture else tasks.get(architecture, ErnieConfig)
     made = getattr(hf_glm_ernie if config is not ErnieConfig else transformers, architecture)
     return made(config(intermediate_size=16, max_position_embeddings=16, **sizes))
 
