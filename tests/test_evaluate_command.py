@@ -2,18 +2,21 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer, ErnieConfig, ErnieModel
 
 from conversion.__main__ import main as convert
-from hf_glm_ernie import evaluate_ernie
+from hf_glm_ernie import ErnieForUIE, evaluate_ernie
 from hf_glm_ernie.__main__ import main
 from hf_glm_ernie.ernie_data import LabelDataArguments, label_data
 from hf_glm_ernie.ernie_training.counts import Counts
 from hf_glm_ernie.ernie_training.few_shot import draw_shots
 from hf_glm_ernie.ernie_training.mistakes import Mark, compare
 from hf_glm_ernie.ernie_training.task_mistakes import tag_mistake
+from hf_glm_ernie.ernie_training.tasks import TASKS
 
 pytest.importorskip("datasets", reason="evaluation needs datasets")
 
@@ -115,16 +118,26 @@ def test_command_writes_all_files_or_none(sample: Path, tmp_path: Path, capsys: 
     assert page.count("<section>") == len(lines)
     assert main(arguments) == 1
     assert "already has report.json" in capsys.readouterr().err
+    headless = tmp_path / "out" / "headless"
+    model = ErnieForUIE.from_pretrained(sample / "uie")
+    ErnieModel(ErnieConfig(**{**model.config.to_dict(), "model_type": "ernie"})).save_pretrained(headless)
+    AutoTokenizer.from_pretrained(sample / "uie").save_pretrained(headless)
     for more, said in (
         (["--setting", "stride=3"], "stride is not read by the task uie"),
         (["--threshold", "1.5"], "threshold=1.5"),
         (["--schema", "[x"], "is no JSON"),
         (["--output", str(tmp_path / "report.txt")], "is no .json file"),
         (["--model", str(tmp_path / "nothing")], "There is no folder"),
+        (["--model", str(headless)], "without the head of this task, ErnieForUIE"),
     ):
         assert main([*arguments, "--output", str(tmp_path / "other.json"), *more]) == 1
         assert said in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
+    for task in ("classification", "tokens", "qa", "choice"):
+        opened: Any = TASKS[task](None, 64)
+        opened.labels = opened.names = SimpleNamespace(kind="single", names=[])  # as learnt from rows
+        with pytest.raises(ValueError, match="type ernie_uie; this task takes an ERNIE encoder"):
+            opened.open_model(str(sample / "uie"))
 
 
 def plain(told: dict[str, Any]) -> tuple[list[str], list[tuple[str, str]], list[str]]:

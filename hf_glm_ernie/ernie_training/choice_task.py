@@ -9,7 +9,7 @@ from transformers import AutoModelForMultipleChoice
 
 from .choice_features import ChoiceCollator, assign_choices, choice_loss, encode_choices
 from .choice_rows import COLUMNS, read_choices
-from .task import ErnieTask, rows_in
+from .task import ErnieTask, encoder_config, rows_in
 
 
 class MultipleChoice(ErnieTask):
@@ -30,7 +30,7 @@ class MultipleChoice(ErnieTask):
 
     def open_model(self, folder: str, **options: Any) -> Any:
         """Opens the encoder with one output, the score of a choice."""
-        return AutoModelForMultipleChoice.from_pretrained(folder, **options)
+        return AutoModelForMultipleChoice.from_pretrained(folder, config=encoder_config(folder), **options)
 
     def encode(self, batch: Mapping[str, Sequence[Any]], rows: Sequence[int]) -> dict[str, Any]:
         """Encodes rows, each with its own choices."""

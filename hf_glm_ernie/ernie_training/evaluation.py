@@ -162,7 +162,7 @@ def open_finished(task: ErnieTask, folder: Path, device: str | None, dtype: str)
         dtype: Of the weights.
 
     Raises:
-        ValueError: none of these is in the folder.
+        ValueError: none of these is in the folder, or a model without the task's head.
         ImportError: the package that opens it is missing.
     """
     options = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
@@ -173,7 +173,14 @@ def open_finished(task: ErnieTask, folder: Path, device: str | None, dtype: str)
         base = _base_of(folder)
         return load_adapter(task.open_model(base, **options), folder).to(place).eval()
     if any((folder / name).is_file() for name in WEIGHTS):
-        return task.open_model(str(folder), **options).to(place).eval()
+        model = task.open_model(str(folder), **options).to(place).eval()
+        stored = AutoConfig.from_pretrained(folder).architectures or []
+        if type(model).__name__ not in stored:  # what was opened has a head of random values
+            raise ValueError(
+                f"{folder} holds {', '.join(stored) or 'no class'} without the head of this task, "
+                f"{type(model).__name__}: train it (examples/finetune_ernie.py), or name the task it was trained for."
+            )
+        return model
     if any(folder.glob("*.onnx")):
         return OnnxEncoder(folder)
     raise ValueError(f"{folder} holds neither weights ({', '.join(WEIGHTS[:2])}), nor {ADAPTER}, nor an .onnx file.")

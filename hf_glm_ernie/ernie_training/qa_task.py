@@ -18,7 +18,7 @@ from hf_glm_ernie.ernie_tasks.qa_features import QAFeature, qa_features
 from .qa_kinds import question_kind
 from .qa_rows import COLUMNS, read_questions
 from .qa_scores import answer_f1, exact_match, qa_scores
-from .task import ErnieTask, rows_in
+from .task import ErnieTask, encoder_config, rows_in
 
 POSITIONS = ("start_positions", "end_positions")
 OUTSIDE = [-1, -1]  # in place of `None`, which a column of pairs cannot hold
@@ -52,7 +52,7 @@ class Reading(ErnieTask):
 
     def open_model(self, folder: str, **options: Any) -> Any:
         """Opens the encoder with an output for starts and one for ends."""
-        return AutoModelForQuestionAnswering.from_pretrained(folder, **options)
+        return AutoModelForQuestionAnswering.from_pretrained(folder, config=encoder_config(folder), **options)
 
     def encode(self, batch: Mapping[str, Sequence[Any]], rows: Sequence[int]) -> dict[str, Any]:
         """Encodes questions and windows of their texts; a long text becomes several rows."""

@@ -104,9 +104,24 @@ class ErnieTask(ABC):
         """
 
 
-def with_names(folder: str, names: Sequence[Any], **settings: Any) -> Any:
-    """The config of a folder, with these classes."""
+def encoder_config(folder: str) -> Any:
+    """The config of an encoder's folder, with a head of the host's classes or without one.
+
+    Raises:
+        ValueError: a folder of UIE, UTC or GPLinker, for which the host has no such heads.
+    """
     config = AutoConfig.from_pretrained(folder)
+    if isinstance(config, ErnieTaskConfig):
+        raise ValueError(
+            f"{folder} holds a model of the type {config.model_type}; this task takes an ERNIE encoder (ernie, "
+            "ernie_compact), such as the one that model was made from."
+        )
+    return config
+
+
+def with_names(folder: str, names: Sequence[Any], **settings: Any) -> Any:
+    """The config of an encoder's folder, with these classes; raises as [`encoder_config`]."""
+    config = encoder_config(folder)
     if names:
         config.id2label = {number: str(name) for number, name in enumerate(names)}
         config.label2id = {str(name): number for number, name in enumerate(names)}
@@ -150,4 +165,4 @@ def check_texts(values: Sequence[Any], column: str, rows: Sequence[int]) -> None
             raise ValueError(f"Row {row} of the data has no text in column {column!r}: found {value!r}.")
 
 
-__all__ = ["ErnieTask", "check_texts", "own_config", "rows_in", "with_names"]
+__all__ = ["ErnieTask", "check_texts", "encoder_config", "own_config", "rows_in", "with_names"]
