@@ -166,6 +166,14 @@ def test_a_folder_that_holds_something_is_refused(
     assert (tmp_path / "mine").exists()
 
 
+def test_texts_that_cannot_be_used_leave_no_folder(folder: Path, teacher: Teacher, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.touch()
+    with pytest.raises(ValueError, match="holds no text"):
+        distil_uie(teacher, teacher.tokenizer, tmp_path / "student", arguments(folder, texts=empty))
+    assert not (tmp_path / "student").exists()
+
+
 def test_a_run_goes_on_with_the_same_settings_only(
     folder: Path, student: Path, teacher: Teacher, tmp_path: Path
 ) -> None:
@@ -245,6 +253,7 @@ def test_schemas_of_a_command_line(tmp_path: Path) -> None:
     (tmp_path / "schema.json").write_text('{"公司": ["创始人"]}', encoding="utf-8")
     assert command.read_schema_option(str(tmp_path / "schema.json")) == {"公司": ["创始人"]}
     assert command.read_schema_option("时间, 地点") == ["时间", "地点"]
+    assert command.read_schema_option("情感倾向[正向,负向],地点") == ["情感倾向[正向,负向]", "地点"]
     with pytest.raises(ValueError, match="no JSON"):
         command.read_schema_option("['时间']")
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ def read_schema_option(given: str) -> Any:
     """
     text = Path(given).read_text(encoding="utf-8") if given.endswith(".json") else given
     if text.lstrip()[:1] not in ("[", "{", '"'):
-        return [name.strip() for name in text.split(",")]
+        return [name.strip() for name in re.split(r",(?![^\[\]]*\])", text)]  # none between options
     try:
         return json.loads(text)
     except json.JSONDecodeError as error:

@@ -119,12 +119,13 @@ def distil_uie(teacher: Any, tokenizer: Any, output: Path | str, arguments: Dist
     output, maps = Path(output), label_maps_of(arguments.schema)
     data = output / "data"
     _prepare(output, arguments)
-    splits = {}
-    if arguments.labelled is not None:
-        index = arguments.sample_index
-        splits = labelled_splits(Path(arguments.labelled), maps, arguments.seed, index, arguments.progress)
     teach = partial(_ask, teacher, tokenizer, arguments)
-    _write_data(data, splits, teach, maps, arguments)
+    try:
+        _write_data(data, _splits(arguments, maps), teach, maps, arguments)
+    except ValueError:
+        if not (data / SYNTHETIC).is_file() or not (data / SYNTHETIC).stat().st_size:
+            shutil.rmtree(output)  # no answer is lost
+        raise
     encoder_tokenizer = AutoTokenizer.from_pretrained(arguments.encoder)
     training = output / "training"
     student = train_student(
@@ -141,6 +142,14 @@ def distil_uie(teacher: Any, tokenizer: Any, output: Path | str, arguments: Dist
     student.save_pretrained(output)
     shutil.rmtree(training, ignore_errors=True)
     return measured
+
+
+def _splits(arguments: DistilArguments, maps: LabelMaps) -> Mapping[str, Any]:
+    """The labelled rows, by split; none where no file of them is given."""
+    if arguments.labelled is None:
+        return {}
+    index = arguments.sample_index
+    return labelled_splits(Path(arguments.labelled), maps, arguments.seed, index, arguments.progress)
 
 
 def _ask(teacher: Any, tokenizer: Any, arguments: DistilArguments, texts: Any) -> list[Any]:
