@@ -82,7 +82,7 @@ $(SERVE_STAMP): pyproject.toml
 
 test-serve: $(SERVE_STAMP)  ## the tests that need vLLM or sentence-transformers; ten minutes
 	OMP_NUM_THREADS=2 $(SERVE)/bin/python -m pytest tests/test_vllm_*.py tests/test_as_bert_engines.py \
-	  tests/test_train_retrieval.py tests/test_docs.py::test_retrieval_runs
+	  tests/test_train_retrieval.py
 
 PAGE = .venv-page
 PAGE_STAMP = $(PAGE)/.installed

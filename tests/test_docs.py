@@ -7,12 +7,10 @@ block is what the block above it prints. Blocks that need no package run in a pr
 
 import contextlib
 import importlib.util
-import io
 import json
 import re
-import shlex
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,88 +25,21 @@ from transformers import (
 
 from conversion import __main__ as command
 from docs import make_api
-from examples import export_ernie, made_up_labels
+from examples import export_ernie
 from hf_glm_ernie import Ernie3Config, Ernie3ForPreTraining, Ernie3Tokenizer, fill_blanks
-from hf_glm_ernie import __main__ as package_main
 from hf_glm_ernie.planner import plan
 from tests.support.converting_ernie3 import SIZES, layout, random_arrays, write_static
 from tests.support.finetuning import cache_in
+from tests.support.page_blocks import DOCS, ROOT, Ran, check_shown, run_page, text_of
 from tests.support.strangers import PREAMBLE, run_python
 
-ROOT = Path(__file__).parents[1]
-DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
-SHOWN = re.compile(r"\n\n```text\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
 SOURCES = {
     "glm-130b-sat": "sample-glm130b",
     "ice_text.model": "sample-glm130b/ice_text.model",
     "ernie-3.0-base-zh": "sample-ernie/masked-lm",
     "uie-base": "sample-ernie/uie",
 }
-
-
-def finetune_ernie(words: list[str]) -> int:
-    """The script, on the CPU; it needs packages that not every page needs."""
-    from examples import finetune_ernie as script
-
-    return int(script.main([*words, "--use_cpu"]) is None)
-
-
-def train_retrieval(words: list[str]) -> int:
-    """The same for retrieval."""
-    from examples import train_retrieval as script
-
-    return int(script.main([*words, "--use_cpu"]) is None)
-
-
-PROGRAMS: dict[str, Callable[[list[str]], int]] = {
-    "python -m conversion": command.main,
-    "python examples/export_ernie.py": export_ernie.main,
-    "python examples/finetune_ernie.py": finetune_ernie,
-    "python examples/train_retrieval.py": train_retrieval,
-    "python examples/made_up_labels.py": lambda words: made_up_labels.main(words) or 0,
-    "python -m hf_glm_ernie": package_main.main,
-}
-"""What the `bash` blocks of the pages run."""
-
-
-@dataclass(frozen=True)
-class Ran:
-    """A block that ran: its text, what it printed, and what the page shows below it (`None`: nothing)."""
-
-    body: str
-    printed: str
-    shown: str | None
-
-
-def text_of(page: str) -> str:
-    return (DOCS / page).read_text(encoding="utf-8")
-
-
-def run_page(page: str) -> list[Ran]:
-    """Runs the blocks of a page in the current folder."""
-    text = text_of(page)
-    names: dict[str, Any] = {}
-    ran = []
-    for block in BLOCK.finditer(text):
-        kind, body = block.groups()
-        if kind == "text":
-            continue
-        assert kind in ("python", "bash"), f"{page}: nobody runs {kind}"
-        below = SHOWN.match(text, block.end())
-        with contextlib.redirect_stdout(io.StringIO()) as out:
-            if kind == "bash":
-                for line in body.replace("\\\n", " ").splitlines():
-                    names_program = next((start for start in PROGRAMS if line.startswith(f"{start} ")), None)
-                    assert names_program, f"{page}: nobody runs {line}"
-                    assert PROGRAMS[names_program](shlex.split(line.removeprefix(names_program))) == 0, line
-            elif "trust_remote_code" in body:
-                out.write(run_python(PREAMBLE + body, Path.cwd()).stdout)
-            else:
-                exec(compile(body, page, "exec"), names)
-        ran.append(Ran(body, out.getvalue(), below and below[1]))
-    return ran
 
 
 @pytest.fixture(scope="module")
@@ -143,12 +74,6 @@ def converted(workplace: Path) -> list[Ran]:
 @pytest.fixture(autouse=True)
 def _in_the_workplace(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
-
-
-def check_shown(ran: list[Ran]) -> None:
-    assert any(block.shown for block in ran)
-    for block in ran:
-        assert block.shown is None or block.printed == block.shown, block.body
 
 
 # Pages ---------------------------------------------------------------------------------------------------------------
@@ -231,16 +156,6 @@ def test_labels_become_a_served_model(tmp_path: Path, monkeypatch: pytest.Monkey
         check_shown(run_page("label-train-deploy.md"))
     assert "谢静" in (tmp_path / "answers.html").read_text(encoding="utf-8")
     assert (tmp_path / "order-uie" / "evaluation.json").is_file()
-
-
-@pytest.mark.skipif(
-    importlib.util.find_spec("sentence_transformers") is None,
-    reason="needs sentence-transformers: pip install 'hf-glm-ernie[retrieval]' (make test-serve)",
-)
-def test_retrieval_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "examples").symlink_to(ROOT / "examples")
-    monkeypatch.chdir(tmp_path)
-    check_shown(run_page("retrieval.md"))
 
 
 def test_ernie3_runs(workplace: Path) -> None:

@@ -26,6 +26,7 @@ from hf_glm_ernie.ernie_retrieval.evaluators import cross_evaluator, dual_evalua
 from hf_glm_ernie.ernie_retrieval.judged_files import JudgedQuery, read_queries  # noqa: E402
 from hf_glm_ernie.ernie_retrieval.training_rows import cross_columns, dual_columns  # noqa: E402
 from tests.support.finetuning import cache_in  # noqa: E402
+from tests.support.page_blocks import ROOT, check_shown, run_page  # noqa: E402
 from tests.support.rank_processes import run_ranks  # noqa: E402
 
 SAMPLE = Path(__file__).parents[1] / "examples" / "sample-ernie" / "masked-lm"
@@ -317,3 +318,9 @@ def test_nothing_to_evaluate_on() -> None:
         dual_evaluator([JudgedQuery("q", (), ("a",))])
     with pytest.raises(ValueError, match="has both passages that answer it and passages that do not"):
         cross_evaluator([JudgedQuery("q", ("a",), ())])
+
+
+def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    check_shown(run_page("retrieval.md"))
