@@ -46,6 +46,13 @@ def test_several_classes_a_text() -> None:
         found.encode(["a", "d"], 2)
 
 
+def test_one_name_where_several_may_hold() -> None:
+    labels = ClassLabels([["退款", "投诉"], ["投诉"]])
+    assert labels.encode("退款", 0) == labels.encode(["退款"], 0) == [0.0, 1.0]
+    with pytest.raises(ValueError, match="'退', which is none of"):
+        labels.encode("退", 0)
+
+
 def test_numbers_are_no_names() -> None:
     found = ClassLabels([1.5, -2.0, 3.0])
     assert (found.kind, found.names) == ("regression", [])
