@@ -13,6 +13,7 @@ from hf_glm_ernie.configuration_ernie_utc import ErnieUTCConfig
 from hf_glm_ernie.ernie_training.class_labels import ClassLabels, kind_of_labels
 from hf_glm_ernie.ernie_training.data_files import find_files, read_data
 from hf_glm_ernie.ernie_training.task import own_config
+from hf_glm_ernie.ernie_training.text_tasks import Classification
 
 
 def prediction(logits: Any, labels: Any) -> Any:
@@ -44,6 +45,21 @@ def test_several_classes_a_text() -> None:
     assert scores == {"micro_f1": pytest.approx(2 / 3), "macro_f1": pytest.approx((1 + 2 / 3) / 3), "accuracy": 0.5}
     with pytest.raises(ValueError, match=r"Row 2 of the data has 'd', which is none of"):
         found.encode(["a", "d"], 2)
+
+
+def test_one_name_where_several_may_hold() -> None:
+    labels = ClassLabels([["退款", "投诉"], ["投诉"]])
+    assert labels.encode("退款", 0) == labels.encode(["退款"], 0) == [0.0, 1.0]
+    with pytest.raises(ValueError, match="'退', which is none of"):
+        labels.encode("退", 0)
+
+
+@pytest.mark.parametrize(("threshold", "f1"), [(0, 2 / 3), (1, 1.0)])
+def test_thresholds_at_the_ends(threshold: float, f1: float) -> None:
+    task = Classification(None, 8, {"threshold": threshold})
+    task.learn({"label": [["a"], ["b"]]})  # at 0 all four hold, two of them right: 2 * 2 / (4 + 2)
+    found = task.metrics(prediction([[40.0, -3.0], [9.0, 50.0]], [[1.0, 0.0], [0.0, 1.0]]))
+    assert found["micro_f1"] == pytest.approx(f1)
 
 
 def test_numbers_are_no_names() -> None:

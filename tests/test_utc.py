@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from hf_glm_ernie.ernie_tasks.records import choice_records
 from hf_glm_ernie.ernie_tasks.utc import utc, utc_inputs
 from hf_glm_ernie.modeling_ernie_utc import ErnieForUTC
 from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
@@ -184,3 +185,11 @@ def test_progress_and_mode(model: ErnieForUTC, tokenizer: ErnieTokenizer, capsys
     utc(model, tokenizer, ["好", "不"], ["文"] * 4, batch_size=1)  # a few
     utc(model, tokenizer, ["好", "不"], "文")
     assert capsys.readouterr().err == ""
+
+
+def test_a_record_with_nothing_for_choices_takes_those_of_all() -> None:
+    # rows of `datasets` have every column, None where the file has none
+    records = choice_records([{"text_a": "好", "text_b": None, "choices": None}], ["甲", "乙"])
+    assert records == [("好", "", ("甲", "乙"))]
+    with pytest.raises(ValueError, match="no choices of its own"):
+        choice_records({"text_a": "好", "choices": None}, None)

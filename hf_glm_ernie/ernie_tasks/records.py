@@ -75,7 +75,7 @@ def _choice_record(text: Any, place: int, shared: tuple[str, ...] | None) -> Cho
                 f"texts[{place}] is a dict with {short(list(text))}; a dict holds text_a and, where there are, "
                 f"{', '.join(CHOICE_KEYS[1:])}, and nothing else."
             )
-        if "choices" in text:
+        if text.get("choices") is not None:  # `datasets` fills columns that a row lacks with None
             own = checked_choices(text["choices"], f"texts[{place}]['choices']")
         text = (text["text_a"], text.get("text_b") or "")
     pair = (text, "") if isinstance(text, str) else tuple(text) if isinstance(text, list | tuple) else ()

@@ -113,15 +113,16 @@ class ClassLabels:
             if isinstance(label, str | bool) or not isinstance(label, int | float) or not np.isfinite(label):
                 raise ValueError(f"Row {row} of the data has the label {label!r}, which is no number.")
             return float(label)
-        for one in label if self.kind == MULTI and isinstance(label, list | tuple) else [label]:
+        held = label if self.kind == MULTI and isinstance(label, list | tuple) else [label]
+        for one in held:
             if isinstance(one, list) or one not in self._numbers:
                 raise ValueError(
                     f"Row {row} of the data has {one!r}, which is none of {self.names} of the training data."
                 )
         if self.kind == SINGLE:
             return self._numbers[label]
-        held = {self._numbers[one] for one in label}
-        return [float(number in held) for number in range(len(self.names))]
+        numbers = {self._numbers[one] for one in held}
+        return [float(number in numbers) for number in range(len(self.names))]
 
     def metrics(self, prediction: Any, threshold: float = 0.5) -> dict[str, float]:
         """The `compute_metrics` of a `Trainer`.

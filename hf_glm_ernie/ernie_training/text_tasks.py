@@ -12,6 +12,8 @@ from transformers import (
     DataCollatorWithPadding,
 )
 
+from hf_glm_ernie.host_arguments import probability_threshold
+
 from .class_labels import MULTI, REGRESSION, SINGLE, ClassLabels, kind_of_labels, numbers_of_names
 from .clue_rows import read_class_rows, read_tag_rows
 from .entity_scores import entities_of, entity_counts, entity_metrics, marks_entities, named_tags, tag_counts
@@ -87,7 +89,7 @@ class Classification(ErnieTask):
     @property
     def _threshold(self) -> float:
         given = self.settings.get("threshold")
-        return 0.5 if given is None else given
+        return 0.5 if given is None else probability_threshold("threshold", given)
 
     def _names(self, holds: Any) -> list[list[str]]:
         return [[str(self.labels.names[i]) for i in row.nonzero()[0]] for row in holds]
