@@ -152,7 +152,7 @@ def test_models_that_are_not_trained_for_the_task(
     before = sorted(tmp_path.iterdir())
     for folder, message in (
         (tmp_path / "other", "was trained for the classes no, yes; the training rows have bad, good"),
-        (data, "holds no config.json"),
+        (data, "is not the folder of a whole trained model"),
         (sample[0], "ernie_uie"),
     ):
         try:

@@ -395,3 +395,20 @@ def test_options_that_do_not_go_together(folders, tmp_path) -> None:
     ):
         with pytest.raises(ValueError, match=words):
             finetune(task, folders[folder], file, tmp_path / "out", max_steps=1, **options)
+
+
+@pytest.mark.parametrize("task", ["classification", "tokens"])
+def test_an_adapter_keeps_the_names_of_its_classes(folders: dict[str, Path], tmp_path: Path, task: str) -> None:
+    """`evaluate` opens the folder alone, and scores as the script did."""
+    names = ["查物流", "退款", "投诉"]
+    rows = [
+        {"text": f"第{i}次", "label": name, "tokens": list("说三次"), "tags": [name] * 3}
+        for i, name in enumerate(names)
+    ]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    finetune(task, folders["masked-lm"], data, tmp_path / "adapter", max_steps=1, method="lora", eval_data=data)
+    report = json.loads((tmp_path / "adapter" / "evaluation.json").read_text(encoding="utf-8"))
+    found = evaluate_ernie(task, tmp_path / "adapter", data)
+    assert set(names) <= set(found.by_class)
+    assert found.scores == pytest.approx({name: report["scores"][f"eval_{name}"] for name in found.scores})

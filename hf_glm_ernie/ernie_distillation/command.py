@@ -59,8 +59,8 @@ def open_teacher(folder: Path) -> tuple[Any, Any]:
     Raises:
         ValueError: a folder of something else.
     """
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"--teacher {folder} holds no config.json: give the folder of a UIE model.")
+    if not (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
+        raise ValueError(f"--teacher {folder} is not the folder of a whole UIE model (an adapter is merged first).")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if any(folder.glob("*.onnx")) and not any(folder.glob("*.safetensors")):
         return OnnxEncoder(folder), tokenizer

@@ -36,9 +36,10 @@ class TaskRows:
     """
 
     def __init__(self, arguments: ShrinkArguments):
-        if not (Path(arguments.model) / "config.json").is_file():
+        folder = Path(arguments.model)
+        if not (folder / "config.json").is_file() or (folder / "adapter_config.json").is_file():
             raise ValueError(
-                f"model={str(arguments.model)!r} holds no config.json: give the folder of a trained model. "
+                f"model={str(arguments.model)!r} is not the folder of a whole trained model. "
                 "(An adapter is merged first: examples/finetune_ernie.py --method full, or PEFT's merge_and_unload.)"
             )
         config = AutoConfig.from_pretrained(arguments.model)
