@@ -244,7 +244,8 @@ def run(data: DataArguments, adapter: AdapterArguments, training: TrainingArgume
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     if adapter.method != "full" and trainer.is_world_process_zero():  # PEFT keeps no names of classes
-        trainer.model.config.save_pretrained(str(training.output_dir))
+        config: Any = getattr(trainer.model, "config")  # noqa: B009  # typed as one of torch's attributes
+        config.save_pretrained(str(training.output_dir))
     trainer.save_state()
     if trainer.is_world_process_zero():
         plot_losses(trainer.state.log_history, Path(str(training.output_dir)) / "loss.png")
