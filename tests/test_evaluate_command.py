@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from transformers import AutoTokenizer, ErnieConfig, ErnieModel
 
@@ -13,10 +14,13 @@ from hf_glm_ernie import ErnieForUIE, evaluate_ernie
 from hf_glm_ernie.__main__ import main
 from hf_glm_ernie.ernie_data import LabelDataArguments, label_data
 from hf_glm_ernie.ernie_training.counts import Counts
+from hf_glm_ernie.ernie_training.evaluation import MOST
 from hf_glm_ernie.ernie_training.few_shot import draw_shots
 from hf_glm_ernie.ernie_training.mistakes import Mark, compare
+from hf_glm_ernie.ernie_training.span_scores import span_counts
 from hf_glm_ernie.ernie_training.task_mistakes import tag_mistake
 from hf_glm_ernie.ernie_training.tasks import TASKS
+from hf_glm_ernie.ernie_training.utc_scores import holds
 
 pytest.importorskip("datasets", reason="evaluation needs datasets")
 
@@ -169,3 +173,9 @@ def test_shots_are_drawn_for_every_label() -> None:
             assert len({texts[n] for n in rows if label in labels[n]}) >= shots
     with pytest.raises(ValueError, match="shots"):
         draw_shots(texts, labels, 0)
+
+
+def test_at_a_threshold_of_one_what_is_certain_counts() -> None:
+    certain = np.array([[0, 1, 0, 0]], dtype=np.float32)
+    assert span_counts(certain, certain, certain, certain, MOST) == [Counts(1, 1, 1)]
+    assert holds(np.array([[60.0, 5.0]], dtype=np.float32), MOST).tolist() == [[True, False]]

@@ -33,6 +33,7 @@ logger = logging.get_logger(__name__)
 PADDING = -100  # as the `Trainer` pads predictions and labels
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 ADAPTER = "adapter_config.json"
+MOST = float(np.nextafter(np.float32(1), np.float32(0)))
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -110,6 +111,8 @@ def evaluate_ernie(
     one_of("task", task, TASKS)
     one_of("dtype", dtype, DTYPES)
     check_settings(task, settings)
+    if settings.get("threshold") is not None:  # at 1 what is certain counts, in the fp32 of the kept probabilities
+        settings["threshold"] = min(float(settings["threshold"]), MOST)
     batch_size, max_length = whole_number("batch_size", batch_size), whole_number("max_length", max_length)
     if schema is not None and task != "uie":
         raise ValueError(f"schema is UIE's, and task is {task!r}: leave it out.")
