@@ -321,7 +321,11 @@ def test_scores_of_a_trainer(tokenizer: Any) -> None:
     scores = task.metrics(prediction)
     assert (scores["entity_f1"], scores["triple_precision"], scores["triple_recall"]) == (1.0, 1.0, 0.5)
     report = task.report([as_row(MARKED)] * 2, encoded, prediction)
-    assert report["rows_with_mistakes"] == [0]
+    assert [one["row"] for one in report["mistakes"]] == [0]
+    missing = [(one["label"], one["text"]) for one in report["mistakes"][0]["missing"]]
+    assert len(missing) == len(MARKED.relations)
+    assert {label for label, _ in missing} == {kind for kind, _, _ in MARKED.relations}
+    assert not report["mistakes"][0]["spurious"]
     assert report["by_class"]["创始人"]["recall"] == 0.5
     assert report["of_texts"]["triple_recall"] == 0.5
 

@@ -19,6 +19,7 @@ from hf_glm_ernie.modeling_ernie_gplinker import ErnieForGPLinker
 from .gplinker_labels import LABELS, GPLinkerCollator, encode_marked
 from .gplinker_rows import labels_in, read_marked
 from .gplinker_scores import by_label, keep_found, linking_scores, set_counts, sets_of
+from .mistakes import Mark, compare
 from .task import ErnieTask, own_config, rows_in
 
 LABEL_MAPS = "label_maps.json"
@@ -88,7 +89,12 @@ class Linking(ErnieTask):
                 for kind, m, n, first, last in relations
             )
         gold = [(set(one.entities), set(one.relations)) for one in marked]
-        wrong = [row for row, pair in enumerate(zip(found, gold, strict=True)) if pair[0] != pair[1]]
+        mistakes = []
+        for row, (answers, right) in enumerate(zip(found, gold, strict=True)):
+            if answers != right:
+                text = marked[row].text
+                told = compare(marks_of(text, *answers), marks_of(text, *right))
+                mistakes.append({"row": row, "text": text, **told})
         by_class = {
             name: one.report()
             for kind in (0, 1)
@@ -96,7 +102,17 @@ class Linking(ErnieTask):
         }
         entity, triple = (set_counts([one[kind] for one in found], [one[kind] for one in gold]) for kind in (0, 1))
         scores = linking_scores(entity, triple, bool(self.maps.relations))
-        return {"by_class": by_class, "of_texts": scores, "rows_with_mistakes": wrong}
+        return {"by_class": by_class, "of_texts": scores, "mistakes": mistakes}
+
+
+def marks_of(text: str, entities: set[Any], relations: set[Any]) -> list[Mark]:
+    """Entities and relations of a text as marks, in order; a relation has no place of its own."""
+    marks = [
+        Mark(text[begin:end], begin, end, kind) for kind, (begin, end) in sorted(entities, key=lambda one: one[1])
+    ]
+    for kind, about, other in sorted(relations):
+        marks.append(Mark(f"{text[slice(*about)]} -> {text[slice(*other)]}", label=kind))
+    return marks
 
 
 def _beside(data: Path) -> Path:
