@@ -25,7 +25,7 @@ Progress = Callable[[int], object]
 """Called with the number of bytes just done."""
 
 Verifier = Callable[[Path, OutputFile, Mapping[str, int], Progress], str]
-"""(folder, file, CRC-32 by tensor, progress) -> SHA-256 of the file, after its bytes are on the disk and were read from
+"""(folder, file, CRC-32 by tensor, progress) -> SHA-256 of the file, whose bytes are on the disk and were read from
 there; raises `verify.VerifyError`."""
 
 LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
@@ -188,10 +188,16 @@ class Verification:
     def _tell(self, file: OutputFile, sha256: str) -> bool:
         """Notes that a file was verified and calls the hook; whether a former run has found the same."""
         with self._acts:
-            if not self._folder.verified(file.name, sha256):
-                return False
-            if self._hooks.verified(self._folder.path / file.name, file, sha256):
-                self._folder.shipped(file.name)
+            if self._stopping.is_set():
+                raise _StoppedError
+            try:
+                if not self._folder.verified(file.name, sha256):
+                    return False
+                if self._hooks.verified(self._folder.path / file.name, file, sha256):
+                    self._folder.shipped(file.name)
+            except BaseException:
+                self._stopping.set()  # before another thread has its turn
+                raise
         return True
 
     def _damage(self) -> WriteError:
