@@ -212,6 +212,15 @@ def line(**changes: Any) -> Callable[[list[dict[str, Any]]], bytes]:
     return make
 
 
+def whole(*added: dict[str, Any]) -> Callable[[list[dict[str, Any]]], bytes]:
+    """A journal with more lines about whole files, after what it says of the tensors."""
+
+    def make(lines: list[dict[str, Any]]) -> bytes:
+        return as_journal([*(line for line in lines if "sha256" not in line), *added])
+
+    return make
+
+
 def as_journal(lines: list[Any]) -> bytes:
     return "".join(json.dumps(line) + "\n" for line in lines).encode()
 
@@ -248,6 +257,20 @@ TAMPERED: dict[str, Callable[[list[dict[str, Any]]], bytes]] = {
     "a small file that is a weight file": lambda lines: as_journal([*lines, {"small": NAMES[0], "crc32": 1}]),
     "a small file without a name": lambda lines: as_journal([*lines, {"small": "", "crc32": 1}]),
     "a small file of several names": lambda lines: as_journal([*lines, {"small": ["a"], "crc32": 1}]),
+    "verified twice": whole({"file": NAMES[0], "sha256": "a" * 64}, {"file": NAMES[0], "sha256": "a" * 64}),
+    "verified before it is complete": whole({"file": NAMES[1], "sha256": "a" * 64}),
+    "an unknown file verified": whole({"file": "other.safetensors", "sha256": "a" * 64}),
+    "a file elsewhere verified": whole({"file": "../victim", "sha256": "a" * 64}),
+    "a list of files verified": whole({"file": [NAMES[0]], "sha256": "a" * 64}),
+    "a SHA-256 that is short": whole({"file": NAMES[0], "sha256": "a" * 63}),
+    "a SHA-256 with a line end": whole({"file": NAMES[0], "sha256": "a" * 64 + "\n"}),
+    "a SHA-256 in capitals": whole({"file": NAMES[0], "sha256": "A" * 64}),
+    "a SHA-256 in other digits": whole({"file": NAMES[0], "sha256": "٣" * 64}),
+    "a SHA-256 that is a number": whole({"file": NAMES[0], "sha256": 10**63}),
+    "a SHA-256 and more": whole({"file": NAMES[0], "sha256": "a" * 64, "crc32": 1}),
+    "a file shipped by who ships none": whole(
+        {"file": NAMES[0], "sha256": "a" * 64}, {"file": NAMES[0], "shipped": True}
+    ),
     "a small file with a NUL": lambda lines: as_journal([*lines, {"small": "a\0b", "crc32": 1}]),
 }
 

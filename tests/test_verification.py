@@ -19,6 +19,7 @@ from conversion.job import Job, run
 from conversion.output_folder import OutputFolder
 from conversion.verify import verify_file
 from conversion.writer import OutputFile, WriteError
+from tests.faults.harness import snapshot
 from tests.support import copying
 from tests.support.copying import NAMES, STATE, damage, is_whole, lines_of, result, stopped
 from tests.support.tiny import equal_bits
@@ -473,6 +474,27 @@ def test_who_does_not_ship_does_not_believe_it(tmp_path: Path) -> None:
         go(tmp_path, Shipping(tmp_path / "there", failing_at(NAMES[2])))
     with pytest.raises(WriteError, match="no file that can have been shipped"):
         go(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"file": NAMES[1], "shipped": True},  # not verified
+        {"file": NAMES[0], "shipped": False},
+        {"file": NAMES[0], "shipped": 1},
+        {"file": "../victim", "shipped": True},
+        {"file": None, "shipped": True},
+    ],
+)
+def test_a_line_of_shipping_that_no_run_wrote_is_a_message(tmp_path: Path, line: dict[str, Any]) -> None:
+    with pytest.raises(HookError):
+        go(tmp_path, Shipping(tmp_path / "there", failing_at(NAMES[0])))
+    with (tmp_path / "out.incomplete" / ".conversion" / "journal.jsonl").open("a") as journal:
+        journal.write(json.dumps(line) + "\n")
+    before = snapshot(tmp_path)
+    with pytest.raises(WriteError, match=r"not a journal that this conversion wrote .*rm -r"):
+        go(tmp_path, Shipping(tmp_path / "there"))
+    assert snapshot(tmp_path) == before
 
 
 # Disk, and what is of no use
