@@ -19,12 +19,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from .byte_source import SourceChangedError
 from .folder_claim import LOCK, Claim
 from .journal import FRESH, JOURNAL, STATE, Journal, Progress, is_plain_name
 from .lazy_files import TensorFiles
 from .output_path import check_output, flush, incomplete_of, refuse_existing, rename_new
 from .recheck import checksum_around, checksum_of, recheck
-from .source_file import SourceChangedError
 from .strangers import PARTIAL, SMALL, refuse_strangers
 from .writer import DtypeRangeError, OutputFile, Task, WriteError, sources_of, stream, system_errors
 
