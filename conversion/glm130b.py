@@ -38,10 +38,11 @@ from .job import ForwardOptions as CommonOptions
 from .layer_numbers import NUMBER, numbers_in, without_gaps
 from .lazy_files import CheckpointError
 from .operations import Concat, Drop, Operation, Replicated, SettingsError, Shape, Split, SplitGlu, SplitQkv, Tied
-from .rank_files import RankCheckpoint
+from .rank_files import LATEST, MARKS, RankCheckpoint
 from .safetensors_files import SafetensorsFolder
 from .setting_kinds import TEXT
 from .source_file import SideFiles
+from .sources import open_source
 from .state_map import Row, StateMap, pair
 from .writer import TorchArchive, plan_shards
 
@@ -102,19 +103,19 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
     """Plans a conversion of the released format into a folder for `from_pretrained`. Writes nothing.
 
     Args:
-        source: Folder with `latest`, or an iteration's folder.
+        source: Folder with `latest`, or an iteration's folder; or the parts of their archive, see `open_source`.
         options: The user's choices.
         expected: Gives the names and shapes the model has.
 
     Raises:
         ConversionError: anything about the checkpoint, the settings or the tokenizer that does not fit.
     """
-    settings = options.settings or source / "config.json"
-    beside = SideFiles.of(source / "latest", settings, options.tokenizer_model or source / TOKENIZER_MODEL)
-    checkpoint = RankCheckpoint(source)
+    opened = open_source(source, MARKS)
+    beside = _side_files(source, opened.home, options)
+    checkpoint = RankCheckpoint(opened.place)
     sizes = read_sizes(checkpoint)
     ranks = len(checkpoint.files)
-    config, tokenizer, notices = _configure(source, sizes, ranks, options)
+    config, tokenizer, notices = _configure(opened.home, sizes, ranks, options)
     split = Split(ranks, config.num_attention_heads)
     plan, quantization = plan_merging(
         TABLE, checkpoint.specs, split, expected(ARCHITECTURE, config), options.dtype, options.bits, checkpoint.folder
@@ -158,6 +159,11 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
             *notices_on_left_out(plan.dropped),
         ],
     )
+
+
+def _side_files(source: Path, home: Path, options: ForwardOptions) -> SideFiles:
+    settings, tokenizer = options.settings or home / "config.json", options.tokenizer_model or home / TOKENIZER_MODEL
+    return SideFiles.of(source / LATEST, settings, tokenizer)
 
 
 def _configure(

@@ -9,7 +9,6 @@ rule of `hf_glm_ernie.weight_only`. Source: GLM-130B `quantization/layers.py`, `
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,6 +32,7 @@ from .operations import (
     SplitQkvScales,
     TensorSpec,
 )
+from .places import Place
 from .state_map import Computation, CoverageError, Plan, PlannedTensor, Row, StateMap
 from .writer import DtypeRangeError
 
@@ -80,7 +80,7 @@ def plan_merging(
     plain: Mapping[str, Shape],
     dtype: torch.dtype | None,
     bits: int | None,
-    where: Path,
+    where: Place,
 ) -> tuple[Plan, Quantization | None]:
     """Plans the merging of ranks that hold floating-point weights or integers.
 
@@ -123,7 +123,7 @@ def plan_splitting(
     plain: Mapping[str, Shape],
     dtype: torch.dtype | None,
     told: int | None,
-    where: Path,
+    where: Place,
 ) -> tuple[Plan, Quantization | None]:
     """Plans the splitting of a converted folder with floating-point weights or integers.
 
@@ -278,7 +278,7 @@ def _cut_by_columns(table: StateMap) -> dict[str, bool]:
 
 
 def read_bits(
-    specs: Mapping[str, TensorSpec], linear: Mapping[str, Shape], form: Callable[[Shape, int], Shape], where: Path
+    specs: Mapping[str, TensorSpec], linear: Mapping[str, Shape], form: Callable[[Shape, int], Shape], where: Place
 ) -> int | None:
     """Tells from names, dtypes and shapes how many bits the weights of a checkpoint have.
 
@@ -347,7 +347,7 @@ def _forms(plain: Shape, form: Callable[[Shape, int], Shape]) -> dict[int, Shape
     return {bits: form(plain, bits) for bits in SUPPORTED_BITS if bits == 8 or plain[1] % 2 == 0}
 
 
-def check_scales_of(source: TensorFiles, specs: Mapping[str, TensorSpec], paths: Sequence[Path]) -> None:
+def check_scales_of(source: TensorFiles, specs: Mapping[str, TensorSpec], paths: Sequence[Place]) -> None:
     """Reads every scale once, before anything is written.
 
     Args:

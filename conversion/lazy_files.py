@@ -10,18 +10,15 @@ import math
 from collections import OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
+from .byte_source import ByteSource
 from .operations import CheckpointError, Shape, TensorSpec, matrix_shape
-from .source_file import FileState, SourceFile
+from .places import Place
 
 MAX_OPEN = 128
 """Files of a source held open at a time; systems allow a process as few as 256."""
-
-WORTHWHILE_GAP = 8192
-"""Bytes between two rows of a rectangle that are read rather than passed over: about as long as a call takes."""
 
 MAX_ITEM_BYTES = 16
 MIN_SCRATCH_BYTES = 64
@@ -111,9 +108,9 @@ class Scratch:
     def __init__(self, nbytes: int):
         self.room = max(nbytes, MIN_SCRATCH_BYTES)
         self._memory = torch.empty(self.room, dtype=torch.uint8)
-        self._held: tuple[SourceFile | None, int, int] = (None, 0, 0)  # file, first byte, byte behind the last
+        self._held: tuple[ByteSource | None, int, int] = (None, 0, 0)  # file, first byte, byte behind the last
 
-    def read(self, file: SourceFile, offset: int, nbytes: int) -> torch.Tensor:
+    def read(self, file: ByteSource, offset: int, nbytes: int) -> torch.Tensor:
         """Bytes of a file, (nbytes,) uint8; they hold until the next are asked for."""
         held, begin, end = self._held
         skipped = offset - begin
@@ -138,8 +135,7 @@ class LazyFile:
     """A file whose tensors are read when they are asked for.
 
     Args:
-        path: The file.
-        state: As it was before its header was read.
+        source: The file's bytes, as they were before its header was read.
         tensors: Name -> where it lies.
         static_names: Name -> name of the same tensor in a static graph, where a file of Paddle's tells.
 
@@ -149,20 +145,19 @@ class LazyFile:
 
     def __init__(
         self,
-        path: Path,
-        state: FileState,
+        source: ByteSource,
         tensors: Mapping[str, StoredTensor],
         static_names: Mapping[str, str] | None = None,
     ):
-        self.path = path
+        self.path = source.path
         self.tensors = tensors
         self.static_names = dict(static_names or {})
-        self.bytes = SourceFile(path, state)
+        self.bytes = source
         for name, stored in tensors.items():
-            if stored.offset < 0 or stored.offset + stored.extent > state.size:
+            if stored.offset < 0 or stored.offset + stored.extent > source.size:
                 raise CheckpointError(
-                    f"{path}: {name} should end at byte {stored.offset + stored.extent} but the file has {state.size} "
-                    "bytes. The file is damaged or was cut short; copy it again."
+                    f"{self.path}: {name} should end at byte {stored.offset + stored.extent} but the file has "
+                    f"{source.size} bytes. The file is damaged or was cut short; copy it again."
                 )
 
     def tensor(self, name: str) -> torch.Tensor:
@@ -237,7 +232,7 @@ class LazyFile:
         rows, columns = size
         dtype, item = stored.spec.dtype, stored.spec.dtype.itemsize
         first, room = stored.offset + start[0] * pitch * item, scratch.room // item
-        if pitch <= room and ((pitch - columns) * item <= WORTHWHILE_GAP or rows * pitch <= room):
+        if pitch <= room and ((pitch - columns) * item <= self.bytes.worthwhile_gap or rows * pitch <= room):
             step = room // pitch
             for row in range(0, rows, step):
                 count = min(step, rows - row)
@@ -378,7 +373,7 @@ class NamedFiles(TensorFiles):
         CheckpointError: a name that stands in two files.
     """
 
-    def __init__(self, files: Sequence[LazyFile], folder: Path):
+    def __init__(self, files: Sequence[LazyFile], folder: Place):
         super().__init__(files)
         self._home: dict[str, int] = {}
         for number, file in enumerate(self.files):
@@ -395,7 +390,7 @@ class NamedFiles(TensorFiles):
         """The number of the file that holds `name`; the names are unique, so `part` does not matter."""
         return self._home[name]
 
-    def check_index(self, index: Path, weight_map: Mapping[str, str]) -> None:
+    def check_index(self, index: Place, weight_map: Mapping[str, str]) -> None:
         """Makes sure that the tensors lie where an index says.
 
         Raises:

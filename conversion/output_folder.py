@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 
+from .byte_source import SourceChangedError
 from .file_hooks import FileHooks
 from .folder_claim import Claim
 from .journal import STATE, Journal, Progress, is_plain_name
@@ -28,7 +29,6 @@ from .lazy_files import TensorFiles
 from .output_path import check_output, flush, incomplete_of, refuse_existing, rename_new
 from .publication import Publication, remove_state
 from .recheck import checksum_around, checksum_of, damaged_tensors, recheck
-from .source_file import SourceChangedError
 from .strangers import PARTIAL, SMALL, refuse_strangers
 from .writer import DtypeRangeError, OutputFile, Task, WriteError, sources_of, stream, system_errors
 

@@ -209,7 +209,7 @@ def _from_combined(path: Path) -> PaddleFiles:
 def _open_safetensors(path: Path) -> LazyFile:
     """Opens a safetensors file in Paddle's layout."""
     try:
-        tensors, metadata, state = read_safetensors_header(path, PADDLE_DTYPES)
+        tensors, metadata, source = read_safetensors_header(path, PADDLE_DTYPES)
     except CheckpointError as error:
         other = foreign_kind(path)
         if other is None or SAFETENSORS_CONTENT in other:
@@ -226,7 +226,7 @@ def _open_safetensors(path: Path) -> LazyFile:
         )
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensors. Copy the file again.")
-    return LazyFile(path, state, tensors)
+    return LazyFile(source, tensors)
 
 
 __all__ = ["PaddleFiles", "open_paddle_source", "open_weights"]

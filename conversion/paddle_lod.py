@@ -22,7 +22,7 @@ import torch
 from .lazy_files import MAX_DIMENSIONS, CheckpointError, LazyFile, StoredTensor, checked_spec, row_major
 from .operations import Shape, TensorSpec
 from .paddle_pickle import foreign_kind, read_structured_names
-from .source_file import FileState
+from .source_file import SourceFile
 from .state_map import PlannedTensor
 from .tensor_names import MAX_TENSORS, check_names
 from .writer import OutputFile, WriteError
@@ -79,15 +79,15 @@ def open_lod_file(path: Path, name: str) -> LazyFile:
         CheckpointError: missing, cut short, or no such file.
     """
     with _open(path) as file:
-        state = FileState.of(path)
-        size = state.size
+        source = SourceFile.of(path)
+        size = source.size
         stored = _read_record(path, file, size)
         if file.tell() != size:
             raise CheckpointError(
                 f"{path}: {size - file.tell():,} bytes behind the tensor. If this is a combined file, it needs the "
                 "program (.pdmodel or __model__) beside it; otherwise copy it again."
             )
-    return LazyFile(path, state, {name: stored})
+    return LazyFile(source, {name: stored})
 
 
 def open_lod_folder(folder: Path) -> list[LazyFile]:
@@ -139,8 +139,8 @@ def open_lod_combined(path: Path, program: Path) -> LazyFile:
     variables = read_program(program)
     tensors: dict[str, StoredTensor] = {}
     with _open(path) as file:
-        state = FileState.of(path)
-        size = state.size
+        source = SourceFile.of(path)
+        size = source.size
         for name in sorted(variables):
             if file.tell() == size:
                 raise CheckpointError(
@@ -169,8 +169,7 @@ def open_lod_combined(path: Path, program: Path) -> LazyFile:
     if len(set(names.values())) < len(names):
         raise CheckpointError(f"{info}: gives one name to two variables. Copy it again, or remove it.")
     return LazyFile(
-        path,
-        state,
+        source,
         {names[name]: stored for name, stored in tensors.items()},
         {names[name]: name for name in tensors if name in structured},
     )

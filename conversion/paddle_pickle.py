@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from .byte_source import ByteSource
 from .lazy_files import CheckpointError, LazyFile, Scratch, StoredTensor, checked_spec, row_major
 from .operations import TensorSpec, matrix_shape
 from .paddle_unpickler import NUMPY_DTYPES, PADDLE, ArraySymbol
@@ -35,7 +36,7 @@ from .pickle_symbols import (
     text,
     unquote,
 )
-from .source_file import FileState, SourceFile
+from .source_file import SourceFile
 from .state_map import PlannedTensor
 from .tensor_names import check_names
 from .writer import OutputFile, WriteError
@@ -51,8 +52,7 @@ class PaddlePickle(LazyFile):
     """An open `.pdparams` file.
 
     Args:
-        path: The file.
-        state: As it was before it was read.
+        source: The file, as it was before it was read.
         contents: What its pickle describes.
 
     Attributes:
@@ -60,8 +60,8 @@ class PaddlePickle(LazyFile):
             otherwise what they are.
     """
 
-    def __init__(self, path: Path, state: FileState, contents: "_Contents"):
-        super().__init__(path, state, contents.tensors, contents.static_names)
+    def __init__(self, source: ByteSource, contents: "_Contents"):
+        super().__init__(source, contents.tensors, contents.static_names)
         self.extras = contents.extras
         self._parts = contents.parts
         self._assembled: tuple[str, torch.Tensor] | None = None  # the tensor put together last
@@ -127,7 +127,7 @@ class PaddlePickle(LazyFile):
         return target
 
 
-def _decoded(file: SourceFile, part: Literal) -> Iterator[bytes | bytearray]:
+def _decoded(file: ByteSource, part: Literal) -> Iterator[bytes | bytearray]:
     """The bytes a literal stands for, chunk by chunk."""
     if part.form == "quoted":
         yield unquote(bytes(file.read_bytes(part.offset, part.length)))
@@ -146,10 +146,10 @@ def open_pdparams(path: Path) -> PaddlePickle:
         CheckpointError: missing, empty, cut short, another kind of file, a pickle of anything but {name: array}, a
             name that stands twice, an array that no weights file holds (big-endian, objects, ...).
     """
-    with _open_pickle(path) as (state, value):
+    with _open_pickle(path) as (source, value):
         contents = _Contents(path, value)
     check_names(contents.tensors, path)
-    return PaddlePickle(path, state, contents)
+    return PaddlePickle(source, contents)
 
 
 def read_structured_names(path: Path) -> dict[str, str]:
@@ -167,8 +167,8 @@ def read_structured_names(path: Path) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _open_pickle(path: Path) -> Iterator[tuple[FileState, Any]]:
-    """The state of a file before it was read, and what the pickle in it describes.
+def _open_pickle(path: Path) -> Iterator[tuple[SourceFile, Any]]:
+    """A file as it was before it was read, and what the pickle in it describes.
 
     What goes wrong then or while its symbols are worked on becomes a `CheckpointError`.
     """
@@ -177,10 +177,10 @@ def _open_pickle(path: Path) -> Iterator[tuple[FileState, Any]]:
     other = foreign_kind(path)
     if other is not None:
         raise CheckpointError(f"{path}: {other}")
-    state = FileState.of(path)
+    source = SourceFile.of(path)
     with path.open("rb") as file:
         try:
-            yield state, describe(file, state.size, PADDLE)
+            yield source, describe(file, source.size, PADDLE)
         except CheckpointError:
             raise
         except PickleRefusal as refusal:

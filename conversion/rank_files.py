@@ -1,15 +1,17 @@
 """The files of GLM-130B's tensor-parallel ranks: which are there, and that they are of one checkpoint."""
 
-import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from .lazy_files import CheckpointError, TensorFiles
+from .places import Place, names_in
 from .tensor_names import entries
 from .torch_files import open_torch_file
 
+LATEST = "latest"
+MARKS = (LATEST, "mp_rank_00_model_states.pt")
+"""Of a folder that holds a checkpoint; in an iteration's folder only the second is."""
 RANK_FILE = re.compile(r"mp_rank_([0-9]+)_model_states\.pt")
 MAX_RANKS = 1024
 MAX_LATEST_BYTES = 255  # of a file's name
@@ -31,7 +33,7 @@ class RankCheckpoint(TensorFiles):
             dtypes or iteration; an unreadable file.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Place):
         iteration_folder = _iteration_folder(folder)
         opened = [open_torch_file(path, "module") for path in _rank_paths(iteration_folder)]
         super().__init__([file for file, _ in opened])
@@ -81,10 +83,10 @@ class RankCheckpoint(TensorFiles):
         return different
 
 
-def _iteration_folder(folder: Path) -> Path:
+def _iteration_folder(folder: Place) -> Place:
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder. --source is the folder that holds `latest`.")
-    latest = folder / "latest"
+    latest = folder / LATEST
     inside = entries(folder)
     has_ranks = any(map(RANK_FILE.fullmatch, inside))
     iterations = [name for name in inside if (folder / name).is_dir() and _has_ranks(folder / name)]
@@ -112,13 +114,12 @@ def _iteration_folder(folder: Path) -> Path:
     return folder / iteration
 
 
-def _has_ranks(folder: Path) -> bool:
-    with os.scandir(folder) as found:
-        return any(RANK_FILE.fullmatch(entry.name) for entry in found)
+def _has_ranks(folder: Place) -> bool:
+    return any(map(RANK_FILE.fullmatch, names_in(folder)))
 
 
-def _rank_paths(folder: Path) -> list[Path]:
-    paths: dict[int, Path] = {}
+def _rank_paths(folder: Place) -> list[Place]:
+    paths: dict[int, Place] = {}
     for name in entries(folder):
         match = RANK_FILE.fullmatch(name)
         if match is None:
@@ -144,4 +145,4 @@ def _rank_paths(folder: Path) -> list[Path]:
     return [paths[rank] for rank in sorted(paths)]
 
 
-__all__ = ["RankCheckpoint"]
+__all__ = ["LATEST", "MARKS", "RankCheckpoint"]

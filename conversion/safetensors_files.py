@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
+from .byte_source import ByteSource
 from .json_files import parse_json
 from .lazy_files import CheckpointError, LazyFile, NamedFiles, StoredTensor, checked_spec, row_major
-from .source_file import FileState
+from .places import Place, bytes_of
 from .tensor_names import MAX_TENSORS, check_names
 
 SAFETENSORS_DTYPES = {
@@ -30,20 +31,20 @@ SAFETENSORS_SINGLE = "model.safetensors"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
 
 
-def open_safetensors_file(path: Path) -> LazyFile:
+def open_safetensors_file(path: Place) -> LazyFile:
     """Opens a safetensors file.
 
     Raises:
         CheckpointError: missing, cut short, a malformed header, a name that stands twice, a dtype not handled here.
     """
-    tensors, _, state = read_safetensors_header(path, SAFETENSORS_DTYPES)
-    return LazyFile(path, state, tensors)
+    tensors, _, source = read_safetensors_header(path, SAFETENSORS_DTYPES)
+    return LazyFile(source, tensors)
 
 
 def read_safetensors_header(
-    path: Path, dtypes: Mapping[str, torch.dtype]
-) -> tuple[dict[str, StoredTensor], dict[str, str], FileState]:
-    """Where the tensors of a safetensors file lie, its metadata, and the state of the file before they were read.
+    path: Place, dtypes: Mapping[str, torch.dtype]
+) -> tuple[dict[str, StoredTensor], dict[str, str], ByteSource]:
+    """Where the tensors of a safetensors file lie, its metadata, and its bytes as they were before they were read.
 
     Args:
         path: The file.
@@ -55,9 +56,9 @@ def read_safetensors_header(
     """
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file. Copy the complete folder.")
-    state = FileState.of(path)
-    size = state.size
-    with path.open("rb") as file:
+    source = bytes_of(path)
+    size = source.size
+    with source.open() as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > size - 8:
             raise CheckpointError(
@@ -84,7 +85,7 @@ def read_safetensors_header(
         raise CheckpointError(f"{path}: malformed safetensors header ({error}). Copy the file again.") from error
     check_names(tensors, path)
     _check_covered(path, tensors, start, size)
-    return tensors, metadata, state
+    return tensors, metadata, source
 
 
 def _object(value: Any, what: str) -> dict[str, Any]:
@@ -112,7 +113,7 @@ def _safetensors_entry(entry: Any, base: int, dtypes: Mapping[str, torch.dtype])
     return StoredTensor(spec, row_major(spec.shape), base + begin)
 
 
-def _check_covered(path: Path, tensors: Mapping[str, StoredTensor], start: int, size: int) -> None:
+def _check_covered(path: Place, tensors: Mapping[str, StoredTensor], start: int, size: int) -> None:
     """Makes sure that the tensors cover all bytes behind the header once, as the format demands.
 
     Raises:
@@ -134,7 +135,7 @@ def _check_covered(path: Path, tensors: Mapping[str, StoredTensor], start: int, 
         raise CheckpointError(f"{path}: {size - at:,} bytes behind the last tensor. Copy the file again.")
 
 
-def read_weight_map(index: Path) -> dict[str, str]:
+def read_weight_map(index: Place) -> dict[str, str]:
     """Tensor -> file, from the index of a folder's shards, all of which are there.
 
     Raises:
@@ -179,7 +180,7 @@ class SafetensorsFolder(NamedFiles):
             match.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Place):
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: no such folder.")
         index, single = folder / SAFETENSORS_INDEX, folder / SAFETENSORS_SINGLE

@@ -17,35 +17,15 @@ the time back as well: less than the spacing, and no beginning of a tensor among
 import hashlib
 import os
 import weakref
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from .byte_source import ByteSource, SourceChangedError
 from .operations import CheckpointError
-
-WHOLE_BYTES = 2**20
-"""Up to this size the sample is the whole file."""
-
-SAMPLE_BYTES = 4096
-"""Bytes of a sample: a page, the least that is read from a disk."""
-
-SAMPLE_SPACING = 2**24
-"""Bytes of a file for each sample: 16 MiB, but `FEWEST_SAMPLES` to `MOST_SAMPLES` a file."""
-
-FEWEST_SAMPLES, MOST_SAMPLES = 8, 256
 
 FETCH_BYTES = 2**19
 """Linux fetches no more than the largest transfer of the disk for one request, whatever is asked for."""
-
-
-class SourceChangedError(CheckpointError):
-    """A file of the source is not what it was when the conversion was planned: nothing made from it is of use."""
-
-    def __init__(self, path: Path, what: str):
-        super().__init__(
-            f"{path}: changed while it was converted: {what}. The result would be a mixture, so nothing of it is "
-            "kept. Wait until nothing writes to the source any more, then run the same command again."
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +65,7 @@ class FileState:
         return "it was written to" if now.mtime_ns != self.mtime_ns else ""
 
 
-class SourceFile:
+class SourceFile(ByteSource):
     """A file that is read piece by piece; opened when it is first read, and again after `close`.
 
     Args:
@@ -93,13 +73,28 @@ class SourceFile:
         state: As it was before anything of it was read.
     """
 
+    path: Path
+
+    state: FileState
+
     def __init__(self, path: Path, state: FileState):
-        self.path = path
-        self.state = state
-        self._sample = b""
-        self._places: tuple[int, ...] = ()
+        super().__init__(path, state)
         self._descriptor: int | None = None
         self._closing: weakref.finalize[[int], SourceFile] | None = None
+
+    @classmethod
+    def of(cls, path: Path) -> "SourceFile":
+        """A file as it is now.
+
+        Raises:
+            OSError: there is none.
+        """
+        return cls(path, FileState.of(path))
+
+    @property
+    def size(self) -> int:
+        """In bytes, as it was."""
+        return self.state.size
 
     @property
     def descriptor(self) -> int:
@@ -144,12 +139,6 @@ class SourceFile:
                 raise SourceChangedError(self.path, f"it became shorter, and ends at byte {offset:,}")
             view, offset = view[count:], offset + count
 
-    def read_bytes(self, offset: int, nbytes: int) -> bytearray:
-        """Some bytes, in memory of their own; raises as `read`."""
-        raw = bytearray(nbytes)
-        self.read(memoryview(raw), offset)
-        return raw
-
     def will_read(self, offset: int, nbytes: int) -> None:
         """Has the system fetch bytes that are about to be read in pieces with gaps."""
         if hasattr(os, "posix_fadvise"):  # not on macOS
@@ -162,28 +151,11 @@ class SourceFile:
         if hasattr(os, "posix_fadvise"):  # not on macOS
             os.posix_fadvise(self.descriptor, offset, nbytes, os.POSIX_FADV_DONTNEED)
 
-    def sample(self, starts: Iterable[int]) -> None:
-        """Takes the sample of the content by which the file is known from now on.
-
-        Args:
-            starts: Where its tensors begin.
+    def look(self) -> FileState:
+        """What the system tells of the file that has the name now; size, time and inode are as they were.
 
         Raises:
-            SourceChangedError: the file is not as it was before anything of it was read.
-        """
-        self._places = sample_places(self.state.size, starts)
-        self._sample = self._sampled()
-        if FileState.of(self.path) != self.state:
-            raise SourceChangedError(self.path, "it was written to while it was looked at")
-
-    def check(self, content: bool = False) -> None:
-        """Makes sure that the file is the one that was sampled.
-
-        Args:
-            content: Sample it again in any case, not only where the system tells that something happened to it.
-
-        Raises:
-            SourceChangedError: it is not.
+            SourceChangedError: they are not, or there is none.
         """
         try:
             now = FileState.of(self.path)
@@ -191,42 +163,13 @@ class SourceFile:
             raise SourceChangedError(self.path, "it is not there any more") from error
         if what := self.state.difference(now):
             raise SourceChangedError(self.path, what)
-        if now != self.state:
-            self.close()  # what is read now is what has the name now
-        if content or now != self.state:
-            if self._sampled() != self._sample:
-                raise SourceChangedError(self.path, "its content is another, although its time was kept")
-            self.state = replace(self.state, ctime_ns=now.ctime_ns, device=now.device)
+        return now
 
     @property
     def identity(self) -> tuple[str, int, int, int, str]:
         """Path, size, time, inode and sample, by which a resumed run knows the file again."""
         state = self.state
-        return str(self.path.resolve()), state.size, state.mtime_ns, state.inode, self._sample.hex()
-
-    def _sampled(self) -> bytes:
-        digest = hashlib.sha256()
-        buffer = bytearray(self.state.size if self.state.size <= WHOLE_BYTES else SAMPLE_BYTES)
-        for place in self._places:
-            view = memoryview(buffer)[: self.state.size - place]
-            self.read(view, place)
-            digest.update(view)
-        return digest.digest()
-
-
-def sample_places(size: int, starts: Iterable[int]) -> tuple[int, ...]:
-    """Where the samples of a file begin: evenly spread from its first byte to its last, and where tensors begin.
-
-    Args:
-        size: Of the file, in bytes; up to `WHOLE_BYTES` there is one sample, the whole file.
-        starts: Where tensors begin.
-    """
-    if size <= WHOLE_BYTES:
-        return (0,) if size else ()
-    count = min(max(size // SAMPLE_SPACING, FEWEST_SAMPLES), MOST_SAMPLES)
-    last = size - SAMPLE_BYTES
-    spread = {last * number // (count - 1) for number in range(count)}
-    return tuple(sorted(spread | {min(start, last) for start in starts}))
+        return str(self.path.resolve()), state.size, state.mtime_ns, state.inode, self.sample_digest
 
 
 @dataclass(frozen=True)
@@ -273,4 +216,4 @@ def _digest(path: Path) -> str:
         return ""
 
 
-__all__ = ["FileState", "SideFiles", "SourceChangedError", "SourceFile", "sample_places"]
+__all__ = ["FileState", "SideFiles", "SourceFile"]

@@ -1,17 +1,16 @@
 """What a file may call its tensors, and how many there may be: names end up in messages, in JSON, as files."""
 
-import os
 from collections.abc import Collection
-from pathlib import Path
 
 from .lazy_files import CheckpointError
+from .places import Place, names_in
 
 MAX_NAME_CHARACTERS = 512
 MAX_TENSORS = 20_000
 """In a file or a folder; GLM-130B has 842 in a rank, ERNIE 3.0's 10B 1,179."""
 
 
-def check_names(names: Collection[str], path: Path) -> None:
+def check_names(names: Collection[str], path: Place) -> None:
     """Makes sure that the names in a file are of a length and number that a checkpoint's are, and text.
 
     Raises:
@@ -31,21 +30,20 @@ def check_names(names: Collection[str], path: Path) -> None:
             )
 
 
-def entries(folder: Path) -> list[str]:
+def entries(folder: Place) -> list[str]:
     """The sorted names in a folder that may hold a checkpoint.
 
     Raises:
         CheckpointError: so many that it is none.
     """
     names = []
-    with os.scandir(folder) as found:
-        for entry in found:
-            names.append(entry.name)
-            if len(names) > MAX_TENSORS:
-                raise CheckpointError(
-                    f"{folder}: more than {MAX_TENSORS:,} files, so not a checkpoint's folder. Pass the folder that "
-                    "holds the weights alone."
-                )
+    for name in names_in(folder):
+        names.append(name)
+        if len(names) > MAX_TENSORS:
+            raise CheckpointError(
+                f"{folder}: more than {MAX_TENSORS:,} files, so not a checkpoint's folder. Pass the folder that "
+                "holds the weights alone."
+            )
     return sorted(names)
 
 

@@ -8,12 +8,12 @@ in the file that both agree on. Nothing in a pickle is executed.
 
 import io
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from .byte_source import ByteSource
 from .lazy_files import CheckpointError, LazyFile, StoredTensor
 from .pickle_symbols import DAMAGE, MAX_TEXT_BYTES, Entries, Literal, NameSymbol, PickleRefusal, describe, text
-from .source_file import FileState
+from .places import Place, bytes_of
 from .tensor_names import check_names
 from .torch_pickle import TORCH, TensorSymbol
 from .torch_zip import Record, ZipError, read_records
@@ -25,7 +25,7 @@ NEWEST_VERSION = 10
 """Of the archive's layout, as torch counts; 3 is usual."""
 
 
-def open_torch_file(path: Path, member: str) -> tuple[LazyFile, dict[str, Any]]:
+def open_torch_file(path: Place, member: str) -> tuple[LazyFile, dict[str, Any]]:
     """Opens a `torch.save` file of the form {member: {name: tensor}, ...}.
 
     Args:
@@ -40,10 +40,10 @@ def open_torch_file(path: Path, member: str) -> tuple[LazyFile, dict[str, Any]]:
             (nothing is executed), not of that form.
     """
     _check_is_zip(path)
-    state = FileState.of(path)
+    source = bytes_of(path)
     try:
-        records = read_records(path)
-        pickled = _read_pickle(path, records)
+        records = read_records(source)
+        pickled = _read_pickle(source, records)
         loaded = describe(io.BytesIO(pickled), len(pickled), TORCH)
         if not isinstance(loaded, Entries) or not isinstance(loaded.get(member), Entries):
             raise CheckpointError(_not_of_the_form(path, member, loaded))
@@ -64,10 +64,10 @@ def open_torch_file(path: Path, member: str) -> tuple[LazyFile, dict[str, Any]]:
             "it was executed. Copy the file again."
         ) from error
     check_names(tensors, path)
-    return LazyFile(path, state, tensors), rest
+    return LazyFile(source, tensors), rest
 
 
-def _not_of_the_form(path: Path, member: str, loaded: Any) -> str:
+def _not_of_the_form(path: Place, member: str, loaded: Any) -> str:
     found = f"keys {sorted(map(str, loaded))[:8]}" if isinstance(loaded, Entries) else f"a {_kind(loaded)}"
     return (
         f'{path}: expected {{"{member}": {{name: tensor}}}} as GLM-130B\'s files hold it, found {found}. '
@@ -75,11 +75,12 @@ def _not_of_the_form(path: Path, member: str, loaded: Any) -> str:
     )
 
 
-def _check_is_zip(path: Path) -> None:
+def _check_is_zip(path: Place) -> None:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file. Copy the complete checkpoint.")
     with path.open("rb") as file:
         start = file.read(4)
+        size = file.seek(0, io.SEEK_END)
     if start[:1] == b"\x80":
         raise CheckpointError(
             f"{path}: a torch file in the format before torch 1.6, which cannot be read piece by piece. Save it "
@@ -87,55 +88,52 @@ def _check_is_zip(path: Path) -> None:
         )
     if start[:2] != b"PK" and any(start):  # a hole at the start is damage, and named as such
         raise CheckpointError(
-            f"{path}: not a torch checkpoint ({path.stat().st_size} bytes, starting with {start!r}). Copy the file "
-            "again."
+            f"{path}: not a torch checkpoint ({size} bytes, starting with {start!r}). Copy the file again."
         )
     if not start:
         raise CheckpointError(f"{path}: not a torch checkpoint (0 bytes). Copy the file again.")
 
 
-def _read_pickle(path: Path, records: Mapping[str, Record]) -> bytes:
+def _read_pickle(source: ByteSource, records: Mapping[str, Record]) -> bytes:
     """The pickle of an archive whose other records are as torch writes them on a machine like this.
 
     Raises:
         CheckpointError: compressed, without a pickle or with an endless one, of another byte order or layout.
     """
+    path = source.path
     packed = sorted(name for name, record in records.items() if not record.is_plain)
     if packed:
         raise CheckpointError(
             f"{path}: {packed[0]} is compressed, torch stores plainly. Save the file again with torch.save."
         )
-    with path.open("rb") as file:
 
-        def content(name: str, most: int) -> bytes:
-            record = records[name]
-            if record.nbytes > most:
-                raise CheckpointError(
-                    f"{path}: {name} has {record.nbytes:,} bytes, no checkpoint needs more than {most:,}. Copy the "
-                    "file again."
-                )
-            file.seek(record.offset)
-            return file.read(record.nbytes)
-
-        if PICKLE not in records:
+    def content(name: str, most: int) -> bytes:
+        record = records[name]
+        if record.nbytes > most:
             raise CheckpointError(
-                f"{path}: a zip archive without {PICKLE}, so not a torch checkpoint. Pass the file that torch.save "
-                "wrote."
+                f"{path}: {name} has {record.nbytes:,} bytes, no checkpoint needs more than {most:,}. Copy the "
+                "file again."
             )
-        order = content(BYTE_ORDER, 100) if BYTE_ORDER in records else b"little"  # none before torch 2.1
-        if order != b"little":
-            what = "written on a big-endian machine" if order == b"big" else f"of the byte order {order!r}"
-            raise CheckpointError(f"{path}: {what}. Save it again on a little-endian one.")
-        version = content(VERSION, 100).strip() if VERSION in records else b"3"
-        if not version.isdigit() or int(version) > NEWEST_VERSION:
-            raise CheckpointError(
-                f"{path}: in the layout {version!r}; known are those up to {NEWEST_VERSION}. Save it again with an "
-                "older torch."
-            )
-        return content(PICKLE, MAX_PICKLE_BYTES)
+        return bytes(source.read_bytes(record.offset, record.nbytes))
+
+    if PICKLE not in records:
+        raise CheckpointError(
+            f"{path}: a zip archive without {PICKLE}, so not a torch checkpoint. Pass the file that torch.save wrote."
+        )
+    order = content(BYTE_ORDER, 100) if BYTE_ORDER in records else b"little"  # none before torch 2.1
+    if order != b"little":
+        what = "written on a big-endian machine" if order == b"big" else f"of the byte order {order!r}"
+        raise CheckpointError(f"{path}: {what}. Save it again on a little-endian one.")
+    version = content(VERSION, 100).strip() if VERSION in records else b"3"
+    if not version.isdigit() or int(version) > NEWEST_VERSION:
+        raise CheckpointError(
+            f"{path}: in the layout {version!r}; known are those up to {NEWEST_VERSION}. Save it again with an "
+            "older torch."
+        )
+    return content(PICKLE, MAX_PICKLE_BYTES)
 
 
-def _stored_tensor(path: Path, member: str, name: Any, value: Any, records: Mapping[str, Record]) -> StoredTensor:
+def _stored_tensor(path: Place, member: str, name: Any, value: Any, records: Mapping[str, Record]) -> StoredTensor:
     if not isinstance(name, str) or not isinstance(value, TensorSymbol):
         raise CheckpointError(
             f"{path}: the entry {name!r} of '{member}' is a {_kind(value)}, not a dense tensor. Remove it and save "

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from .byte_source import ByteSource
+
 LOCAL_HEADER_BYTES = 30
 DIRECTORY_ENTRY_BYTES = 46
 LOCAL_SIGNATURE = b"PK\x03\x04"
@@ -50,32 +52,38 @@ class _Entry:
     """What the directory says of a record."""
 
     name: str
+    raw_name: bytes
     is_plain: bool
     stored_bytes: int
     header_offset: int
 
 
-def read_records(path: Path) -> dict[str, Record]:
+def read_records(source: ByteSource) -> dict[str, Record]:
     """Records of an archive by name, the archive's root folder left off ("data/0", "byteorder", ...).
+
+    Args:
+        source: The archive's bytes.
 
     Raises:
         ZipError: damaged, cut short, or with records that cannot be read in place: over one another, elsewhere than
             their local headers, under one name, encrypted, or outside of the archive's folder.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start, directory = _directory(file, size)
-        records: dict[str, Record] = {}
-        behind: list[tuple[int, int, str]] = []
-        for entry in directory:
-            if entry.header_offset > start - LOCAL_HEADER_BYTES:
-                raise ZipError(f"{entry.name} should lie at byte {entry.header_offset}, behind the records")
-            record = Record(_data_offset(file, entry), entry.stored_bytes, entry.is_plain)
-            name = entry.name.partition("/")[2]
-            if name in records:
-                raise ZipError(f"two records are called {name}")
-            records[name] = record
-            behind.append((entry.header_offset, record.offset + record.nbytes, entry.name))
+    with source.open() as file:
+        start, directory = _directory(file, source.size)
+        entries = list(directory)
+    records: dict[str, Record] = {}
+    behind: list[tuple[int, int, str]] = []
+    for entry in entries:
+        if entry.header_offset > start - LOCAL_HEADER_BYTES - len(entry.raw_name):
+            raise ZipError(f"{entry.name} should lie at byte {entry.header_offset}, behind the records")
+    places = [(entry.header_offset, LOCAL_HEADER_BYTES + len(entry.raw_name)) for entry in entries]
+    for entry, header in zip(entries, source.read_many(places), strict=True):
+        record = Record(_data_offset(entry, header), entry.stored_bytes, entry.is_plain)
+        name = entry.name.partition("/")[2]
+        if name in records:
+            raise ZipError(f"two records are called {name}")
+        records[name] = record
+        behind.append((entry.header_offset, record.offset + record.nbytes, entry.name))
     behind.sort()
     for (_, end, name), (begin, *_) in zip(behind, [*behind[1:], (start, 0, "")], strict=True):
         if end > begin:
@@ -123,7 +131,8 @@ def _entries(directory: bytes, count: int) -> Iterator[_Entry]:
         stored, whole, name_bytes, extra_bytes, comment_bytes = struct.unpack("<2I3H", entry[20:34])
         (header_offset,) = struct.unpack("<I", entry[42:46])
         at += DIRECTORY_ENTRY_BYTES
-        name = directory[at : at + name_bytes].decode("utf-8", "replace")
+        raw_name = directory[at : at + name_bytes]
+        name = raw_name.decode("utf-8", "replace")
         extra = directory[at + name_bytes : at + name_bytes + extra_bytes]
         at += name_bytes + extra_bytes + comment_bytes
         if at > len(directory):
@@ -135,7 +144,7 @@ def _entries(directory: bytes, count: int) -> Iterator[_Entry]:
             raise ZipError(f"a record is called {name!r}")
         if method == STORED and stored != whole:
             raise ZipError(f"{name} has {stored} bytes stored for {whole}")
-        yield _Entry(name, method == STORED, stored, header_offset)
+        yield _Entry(name, raw_name, method == STORED, stored, header_offset)
     if at != len(directory):
         raise ZipError("its directory is damaged")
 
@@ -184,11 +193,11 @@ def write_checksums(path: Path, checksums: Mapping[str, int]) -> None:
             entry_at += DIRECTORY_ENTRY_BYTES + sum(_uint16(entry, at) for at in (28, 30, 32))
 
 
-def _data_offset(file: IO[bytes], entry: _Entry) -> int:
-    """Where a record's bytes begin, by its local header, which has to be of the same record."""
-    offset, header = _behind_header(file, entry.header_offset)
-    name = file.read(_uint16(header, 26)).decode("utf-8", "replace")
-    if header[:4] != LOCAL_SIGNATURE or name != entry.name or (_uint16(header, 8) == STORED) != entry.is_plain:
+def _data_offset(entry: _Entry, header: bytearray) -> int:
+    """Where a record's bytes begin, by its local header, its name included, which has to be of the same record."""
+    offset = entry.header_offset + LOCAL_HEADER_BYTES + _uint16(header, 26) + _uint16(header, 28)
+    is_same = header[LOCAL_HEADER_BYTES:] == entry.raw_name and _uint16(header, 26) == len(entry.raw_name)
+    if header[:4] != LOCAL_SIGNATURE or not is_same or (_uint16(header, 8) == STORED) != entry.is_plain:
         raise ZipError(f"{entry.name} is not at byte {entry.header_offset}, where the archive's directory says")
     return offset
 
@@ -200,7 +209,7 @@ def _behind_header(file: IO[bytes], at: int) -> tuple[int, bytes]:
     return at + LOCAL_HEADER_BYTES + _uint16(header, 26) + _uint16(header, 28), header
 
 
-def _uint16(data: bytes, at: int) -> int:
+def _uint16(data: bytes | bytearray, at: int) -> int:
     return int.from_bytes(data[at : at + 2], "little")
 
 

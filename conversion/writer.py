@@ -26,6 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .lazy_files import Scratch, TensorFiles, as_buffer
 from .operations import matrix_shape
+from .source_file import SourceFile
 from .state_map import ConversionError, PlannedTensor
 from .torch_zip import read_records, write_checksums
 
@@ -174,7 +175,7 @@ class TorchArchive(OutputFile):
     def offsets(self, path: Path) -> dict[str, int]:
         """Read from the archive: torch numbers the records in the order of the tensors."""
         try:
-            records = read_records(path)
+            records = read_records(SourceFile.of(path))
         except ZIP_ERRORS as error:  # torch does not notice every write that fails
             raise OSError(errno.EIO, f"it was not written as it should ({error})", str(path)) from error
         starts, size = {}, path.stat().st_size

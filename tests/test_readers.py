@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from conversion import lazy_files
+from conversion.byte_source import ByteSource
 from conversion.lazy_files import CheckpointError
 from conversion.operations import matrix_shape
 from conversion.rank_files import RankCheckpoint
@@ -331,7 +332,7 @@ def test_rectangles_of_any_tensor_in_memory_of_any_size(
     kind: str, gap: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With gaps read, with gaps passed over, cut by rows and by columns; the memory already holds something or not."""
-    monkeypatch.setattr(lazy_files, "WORTHWHILE_GAP", gap)
+    monkeypatch.setattr(ByteSource, "worthwhile_gap", gap)
     monkeypatch.setattr(lazy_files, "MIN_SCRATCH_BYTES", 1)
     whole = torch.randn(15, 11).half()
     torch.save({"module": {"other": torch.randn(9), "a": STRIDED[kind](whole)}}, tmp_path / "a.pt")

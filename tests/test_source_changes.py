@@ -21,9 +21,10 @@ import torch
 
 from conversion import job, writer
 from conversion.__main__ import main
+from conversion.byte_source import SAMPLE_BYTES, WHOLE_BYTES, SourceChangedError, sample_places
 from conversion.lazy_files import TensorFiles
 from conversion.operations import CheckpointError
-from conversion.source_file import SAMPLE_BYTES, WHOLE_BYTES, FileState, SourceChangedError, SourceFile, sample_places
+from conversion.source_file import FileState, SourceFile
 from conversion.torch_files import open_torch_file
 from tests.support import converting_ernie, converting_ernie3
 from tests.support.converting import SIZES, listing, write_settings
