@@ -4,9 +4,10 @@
     python benchmarks/convert_glm130b.py --checkpoint CHECKPOINT --work EMPTY_FOLDER
 
 Every run is its own process and starts with the files evicted from the page cache and nothing waiting to be written.
-Start-up (Python, torch, transformers, reading headers, planning), writing, and the verifying re-read (which first
-waits for the disk) are reported apart; like `cp`, writing does not wait for the disk. Peak memory is the process's
-largest resident set.
+Start-up (Python, torch, transformers, reading headers, planning), writing, and what is left of the verifying re-read
+after the last byte was written (finished files are verified beside the writing, and waited for on the disk) are
+reported apart, and writing and verifying together as the total. Peak memory is the process's largest resident set.
+Shards are as many as of the released model (`--max-shard-size` changes that), because one alone overlaps with nothing.
 
 `cp` is started from a process that has gone through the same start-up. On a virtual machine it would win otherwise:
 memory that has lain free for some seconds goes back to the host, and the first to use it again pays for that, several
@@ -26,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PHASES = ("start-up", "writing", "verifying")
+PHASES = ("start-up", "writing", "verifying", "total")
+RELEASED_SHARDS = 57
 
 
 def evict(folder: Path) -> None:
@@ -39,17 +41,19 @@ def evict(folder: Path) -> None:
             os.close(descriptor)
 
 
-def measure(what: str, source: Path, target: Path, ranks: int) -> dict[str, float]:
+def measure(what: str, source: Path, target: Path, ranks: int, shard: int) -> dict[str, float]:
     """Seconds of each phase, and peak memory in bytes, of one cold run of `what` in a process of its own."""
     evict(source)
-    command = [sys.executable, __file__, "--child", what, str(source), str(target), str(ranks), repr(time.time())]
+    arguments = [what, str(source), str(target), str(ranks), str(shard), repr(time.time())]
+    command = [sys.executable, __file__, "--child", *arguments]
     finished = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
     return json.loads(finished.stdout.splitlines()[-1])
 
 
-def run_child(what: str, source: Path, target: Path, ranks: int, started: float) -> None:
+def run_child(what: str, source: Path, target: Path, ranks: int, shard: int, started: float) -> None:
     """Plans a conversion, then runs it or `cp -r`; prints the measurements as JSON."""
     sys.path.insert(0, str(ROOT))
+    from conversion import output_folder
     from conversion.classes import expected_shapes
     from conversion.glm130b import ForwardOptions, plan_forward, plan_reverse
     from conversion.job import run
@@ -58,22 +62,26 @@ def run_child(what: str, source: Path, target: Path, ranks: int, started: float)
     if (source / "model.safetensors.index.json").exists() or (source / "model.safetensors").exists():
         job = plan_reverse(source, ranks, None, expected_shapes)
     else:
-        job = plan_forward(source, ForwardOptions(settings=source / "config.json"), expected_shapes)
+        choices = ForwardOptions(settings=source / "config.json", max_shard_bytes=shard)
+        job = plan_forward(source, choices, expected_shapes)
     evict(source)
     marks = [time.time()]
 
-    def verify(*arguments: Any) -> str:
-        if len(marks) == 1:
-            marks.append(time.time())
-        return verify_file(*arguments)
+    stream = output_folder.stream
+
+    def timed_stream(*arguments: Any, **options: Any) -> None:
+        stream(*arguments, **options)
+        marks.append(time.time())
 
     if what == "copy":
         subprocess.run(["cp", "-r", str(source), str(target)], check=True)
         marks.append(time.time())
     else:
-        run(job, target, verify, show_progress=False)
+        output_folder.stream = timed_stream
+        run(job, target, verify_file, show_progress=False)
     marks.append(time.time())
     seconds = {"start-up": marks[0] - started, "writing": marks[1] - marks[0], "verifying": marks[2] - marks[1]}
+    seconds["total"] = marks[2] - marks[0]
     print(json.dumps(seconds | {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
 
 
@@ -94,17 +102,19 @@ def report(name: str, runs: list[dict[str, float]], copies: list[dict[str, float
 def main() -> None:
     """Command line."""
     if sys.argv[1:2] == ["--child"]:
-        what, source, target, ranks, started = sys.argv[2:7]
-        run_child(what, Path(source), Path(target), int(ranks), float(started))
+        what, source, target, ranks, shard, started = sys.argv[2:8]
+        run_child(what, Path(source), Path(target), int(ranks), int(shard), float(started))
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--checkpoint", type=Path, required=True, help="from make_checkpoint_glm130b.py")
     parser.add_argument("--work", type=Path, required=True, help="folder for the results, which are removed again")
     parser.add_argument("--ranks", type=int, default=8, help="degree to convert back to")
+    parser.add_argument("--max-shard-size", type=int, help="bytes; default: as many shards as of the released model")
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
     nbytes = sum(path.stat().st_size for path in options.checkpoint.rglob("*.pt"))
+    shard = options.max_shard_size or nbytes // RELEASED_SHARDS
     runs: dict[str, list[dict[str, float]]] = {"forward": [], "copy": [], "reverse": [], "copy back": []}
     for _ in range(options.repeats):
         converted = options.work / "converted"
@@ -115,7 +125,7 @@ def main() -> None:
             ("reverse", "convert", converted),
         ):
             target = converted if name == "forward" else options.work / "other"
-            runs[name].append(measure(what, source, target, options.ranks))
+            runs[name].append(measure(what, source, target, options.ranks, shard))
             if target != converted:
                 shutil.rmtree(target)
         shutil.rmtree(converted)
