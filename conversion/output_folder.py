@@ -245,7 +245,7 @@ class OutputFolder:
                 finish(task.file)
 
         try:
-            stream(tasks(), uses, source, on_bytes, on_tensor, threads)
+            stream(tasks(), uses, source, on_bytes, on_tensor, threads=threads)
             for name in list(unfinished):  # a file whose last tensor was written just before an interruption
                 finish(name)
         finally:

@@ -247,8 +247,8 @@ def stream(
     source: TensorFiles,
     on_bytes: Callable[[int], object],
     on_tensor: Callable[[Task, int], None],
-    threads: int = 1,
     block_bytes: int = BLOCK_BYTES,
+    threads: int = 1,
 ) -> None:
     """Writes tensors, copied or computed from the source, into their files.
 
@@ -258,8 +258,8 @@ def stream(
         source: Where the pieces are; read in this thread only.
         on_bytes: Called with the number of bytes written, after each block, in the writing thread.
         on_tensor: Called with a finished task and the CRC-32 of its bytes, in the writing thread.
-        threads: How many compute; `blocks.copy_peak_bytes` tells the memory.
         block_bytes: Size of each of the two buffers.
+        threads: How many compute; `blocks.copy_peak_bytes` tells the memory.
 
     Raises:
         DtypeRangeError: a finite number that the target dtype cannot hold.
