@@ -36,6 +36,7 @@ from .publish_source import PublishError, read_source
 from .publish_space import ROLES, SDK, default_space_output, plan_space, publish_space
 from .reference_outputs import SMALL_BYTES, write_reference
 from .state_map import ConversionError
+from .thread_option import add_threads
 from .verify import verify_file
 
 MAX_SHARD_BYTES = 10**15
@@ -239,6 +240,7 @@ def _add_common(parser: argparse.ArgumentParser, source: str) -> None:
         help="compute with the result and keep a few outputs, for publish to compare with; takes the memory of the "
         f"model (default: for weights of up to {SMALL_BYTES // 10**6} MB)",
     )
+    add_threads(parser)
 
 
 def _run_glm130b(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -395,12 +397,13 @@ def _run(
             headers_only=options.dry_run,
         )
         job = plan_forward(options.source, choices, expected_shapes)
-    print(job.describe(), flush=True)
+    print(job.describe(options.threads), flush=True)
     if options.dry_run:
         print("dry run: nothing was written")
         return
     reference = None if options.reverse or options.reference is False else partial(_keep_reference, options.reference)
-    run(job, options.output, None if options.no_verify else verify_file, reference=reference)
+    verify = None if options.no_verify else verify_file
+    run(job, options.output, verify, reference=reference, threads=options.threads)
     print(f"done: {options.output}")
 
 

@@ -154,10 +154,10 @@ def add_product(rows: torch.Tensor, second: torch.Tensor, first: torch.Tensor, s
 
 def _with_product(
     scaling: float, first: Callable[[], torch.Tensor], start: int, gather: Callable[[], torch.Tensor]
-) -> torch.Tensor:
+) -> Callable[[], torch.Tensor]:
     matrix, gathered = first(), gather()
     columns = matrix.shape[0]
-    return add_product(gathered[:, :columns], gathered[:, columns:], matrix, scaling)
+    return partial(add_product, gathered[:, :columns], gathered[:, columns:], matrix, scaling)
 
 
 def open_adapter(path: Path) -> Adapter:

@@ -8,7 +8,9 @@ rule of `hf_glm_ernie.weight_only`. Source: GLM-130B `quantization/layers.py`, `
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -416,17 +418,29 @@ class RowQuantizer:
     def __init__(self, name: str, bits: int):
         self._name = name
         self._bits = bits
-        self._kept: dict[int, torch.Tensor] = {}  # first row -> scales of the block, (rows, 1)
+        self._kept: dict[int, Future[torch.Tensor]] = {}  # first row -> scales of the block, (rows, 1)
 
-    def integers(self, start: int, gather: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Stored integers of a block of rows, (rows, bytes a row)."""
-        q, self._kept[start] = self._quantize(gather())
+    def integers(self, start: int, gather: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        """Computes the stored integers of a block of rows, (rows, bytes a row)."""
+        self._kept[start] = Future()
+        return partial(self._integers, gather(), self._kept[start])
+
+    def scales(self, start: int, gather: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor]:
+        """Computes the scales of a block of rows, (rows, 1), or waits for those that come with its integers."""
+        kept = self._kept.pop(start, None)
+        return partial(self._scales, gather()) if kept is None else kept.result
+
+    def _integers(self, rows: torch.Tensor, kept: "Future[torch.Tensor]") -> torch.Tensor:
+        try:
+            q, scale = self._quantize(rows)
+        except BaseException as error:
+            kept.set_exception(error)
+            raise
+        kept.set_result(scale)
         return to_storage(q, self._bits).flatten(0, -2)
 
-    def scales(self, start: int, gather: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """Scales of a block of rows, (rows, 1)."""
-        kept = self._kept.pop(start, None)
-        return self._quantize(gather())[1] if kept is None else kept
+    def _scales(self, rows: torch.Tensor) -> torch.Tensor:
+        return self._quantize(rows)[1]
 
     def _quantize(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         try:

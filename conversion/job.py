@@ -130,8 +130,8 @@ class Job:
         """Bytes of all tensors."""
         return self.plan.nbytes
 
-    def describe(self) -> str:
-        """The plan in a few lines."""
+    def describe(self, threads: int = 1) -> str:
+        """The plan in a few lines, for so many threads that compute."""
         tensors, files = self.plan.tensors, [file.name for file in self.files]
         shown = ", ".join(files[:2]) + (" ..." if len(files) > 2 else "")
         largest = max((tensor.spec.nbytes for tensor in tensors), default=0)
@@ -140,8 +140,8 @@ class Job:
             f"  tensors      {len(tensors)}, {self.nbytes:,} bytes; the largest {largest:,} bytes",
             f"  files        {len(files)}: {shown}",
             f"  disk needed  {sum(file.size for file in self.files):,} bytes",
-            f"  peak memory  {copy_peak_bytes(tensors):,} bytes for the copy, beside Python and its libraries (about "
-            "0.5 GB)",
+            f"  peak memory  {copy_peak_bytes(tensors, threads=threads):,} bytes for the copy, beside Python and its "
+            "libraries (about 0.5 GB)",
         ]
         return "\n".join(lines + [f"  note: {notice}" for notice in self.notices])
 
@@ -153,6 +153,7 @@ def run(
     show_progress: bool = True,
     reference: Callable[[Path, Path, bool], object] | None = None,
     hooks: FileHooks | None = None,
+    threads: int = 1,
 ) -> None:
     """Runs a job into a new folder.
 
@@ -166,6 +167,7 @@ def run(
             whether bars go to stderr. `None` leaves that out.
         hooks: What happens to files once they are verified; `None`: nothing. With shipped files the folder is not
             opened as its users will, because it does not hold everything.
+        threads: How many compute what is not copied.
 
     Raises:
         ConversionError: the output exists, the disk is full, another run is at work, the written files do not hold
@@ -178,12 +180,12 @@ def run(
     with OutputFolder(output, job.files, job.fingerprint, hooks) as folder:
         if folder.is_published:  # a former run was killed just before its last step
             return
-        threads = VERIFIED_TOGETHER if job.by_tensor else 1
-        with Verification(folder, verify, FileHooks() if hooks is None else hooks, threads) as verification:
+        verifying = VERIFIED_TOGETHER if job.by_tensor else 1
+        with Verification(folder, verify, FileHooks() if hooks is None else hooks, verifying) as verification:
             _recheck(folder, verification, show_progress)
             folder.add(job.write_first)
             job.beside.check()  # some are read only now
-            _write(job, folder, verification, show_progress)
+            _write(job, folder, verification, threads, show_progress)
         digests = {} if verify is None else folder.verified_files
         assert verify is None or len(digests) == len(job.files), "a file was not verified"
         folder.add(lambda path: job.write_last(path, digests))
@@ -206,7 +208,7 @@ def _recheck(folder: OutputFolder, verification: Verification, show_progress: bo
         tqdm.write(shortened(f"note: {folder.path}: {note}"), file=sys.stderr)
 
 
-def _write(job: Job, folder: OutputFolder, verification: Verification, show_progress: bool) -> None:
+def _write(job: Job, folder: OutputFolder, verification: Verification, threads: int, show_progress: bool) -> None:
     """Writes what is missing, while what is finished is verified.
 
     One bar shows both: the bytes written, and beside them the bytes verified. What is verified after the last was
@@ -223,7 +225,7 @@ def _write(job: Job, folder: OutputFolder, verification: Verification, show_prog
                 bar.refresh()
 
         verification.on_bytes = verified
-        folder.fill(job.order, job.source, bar.update, verification.before_tensor, verification.submit)
+        folder.fill(job.order, job.source, bar.update, verification.before_tensor, verification.submit, threads)
         verification.on_bytes = lambda nbytes: None
     if verification.is_on:
         with _bar("verifying", job.nbytes, verification.nbytes, show_progress) as bar:

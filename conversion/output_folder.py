@@ -201,6 +201,7 @@ class OutputFolder:
         on_bytes: Callable[[int], object],
         before_tensor: Callable[[str, bool], object] = lambda name, is_first: None,
         on_finished: Callable[[str], object] = lambda name: None,
+        threads: int = 1,
     ) -> None:
         """Writes every tensor that is not written yet.
 
@@ -211,6 +212,7 @@ class OutputFolder:
             before_tensor: Called before a tensor is read, with the name of its file and whether that is now begun or
                 gone on with; may wait, or raise to end the work.
             on_finished: Called with the name of a file that is complete and in its place, in the writing thread.
+            threads: How many compute what is not copied.
 
         Raises:
             OSError: the system refuses, e.g. the disk is full.
@@ -243,7 +245,7 @@ class OutputFolder:
                 finish(task.file)
 
         try:
-            stream(tasks(), uses, source, on_bytes, on_tensor)
+            stream(tasks(), uses, source, on_bytes, on_tensor, threads=threads)
             for name in list(unfinished):  # a file whose last tensor was written just before an interruption
                 finish(name)
         finally:

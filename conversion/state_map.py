@@ -8,6 +8,7 @@ and reads its table both ways: the inverse is derived and never written.
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -94,12 +95,13 @@ class Computation:
 
     Attributes:
         gathered: The tensor that the pieces make.
-        rows: Given the number of the first row and a function that gathers a block of rows from there, the same rows
-            of the planned tensor. It is asked for the blocks in order.
+        rows: Given the number of the first row and a function that gathers a block of rows from there: what computes
+            the same rows of the planned tensor. It is asked for the blocks in order, in the thread that reads, and
+            reads at once whatever is needed. What it returns is called in any thread, for several blocks at a time.
     """
 
     gathered: TensorSpec
-    rows: Callable[[int, Callable[[], torch.Tensor]], torch.Tensor]
+    rows: Callable[[int, Callable[[], torch.Tensor]], Callable[[], torch.Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -429,7 +431,7 @@ def _with_row_beside(tensor: PlannedTensor, operation: FoldedRow) -> PlannedTens
     rows, columns = matrix_shape(tensor.spec.shape)
     beside = Piece(0, operation.of, (operation.row, 0), (0, columns), (rows, columns), repeated=True)
     gathered = TensorSpec((rows, 2 * columns), torch.float32)
-    computation = Computation(gathered, lambda start, gather: with_row_added(gather()))
+    computation = Computation(gathered, lambda start, gather: partial(with_row_added, gather()))
     return replace(tensor, pieces=(*tensor.pieces, beside), computation=computation)
 
 

@@ -24,20 +24,15 @@ from typing import Any, ClassVar
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from .blocks import BLOCK_BYTES, blocks_under_way, copy_peak_bytes, row_blocks
 from .lazy_files import Scratch, TensorFiles, as_buffer
 from .operations import matrix_shape
 from .source_file import SourceFile
 from .state_map import ConversionError, PlannedTensor
 from .torch_zip import read_records, write_checksums
 
-BLOCK_BYTES = 32 * 2**20
-"""Size of each of the two write buffers, and at most of the stretch of the source that is in memory."""
-
 ZIP_ERRORS = (zipfile.BadZipFile, ValueError, EOFError, KeyError, NotImplementedError, OverflowError, struct.error)
 """What `zipfile` raises for archives that are none, or none any more."""
-
-COMPUTING_COPIES = 4
-"""Temporary copies in fp32 of a block that is computed, at most."""
 
 SAFETENSORS_NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int8: "I8"}
 SKELETON_BYTES_PER_TENSOR = 512  # archive headers, alignment and directory entry of one record, rounded up
@@ -253,16 +248,18 @@ def stream(
     on_bytes: Callable[[int], object],
     on_tensor: Callable[[Task, int], None],
     block_bytes: int = BLOCK_BYTES,
+    threads: int = 1,
 ) -> None:
-    """Copies tensors from the source into their files.
+    """Writes tensors, copied or computed from the source, into their files.
 
     Args:
-        tasks: What to copy and where to; taken one by one, so files may be opened as their first task is drawn.
+        tasks: What to write and where to; taken one by one, so files may be opened as their first task is drawn.
         uses: How many of the tasks read each (file, name) of the source; it is forgotten after the last.
-        source: Where the pieces are.
+        source: Where the pieces are; read in this thread only.
         on_bytes: Called with the number of bytes written, after each block, in the writing thread.
         on_tensor: Called with a finished task and the CRC-32 of its bytes, in the writing thread.
         block_bytes: Size of each of the two buffers.
+        threads: How many compute; `blocks.copy_peak_bytes` tells the memory.
 
     Raises:
         DtypeRangeError: a finite number that the target dtype cannot hold.
@@ -270,35 +267,67 @@ def stream(
             to be finished.
         OSError: writing failed, e.g. the disk is full.
     """
-    scratch = Scratch(block_bytes)
-    buffers: list[torch.Tensor | None] = [None, None]
+    scratch, buffers = Scratch(block_bytes), _TwoBuffers(block_bytes)
     pending: deque[Future[None]] = deque()
     write = _BlockWriter(on_bytes, on_tensor, block_bytes)
 
-    with _one_copy_thread(), ThreadPoolExecutor(max_workers=1) as pool:
-        number = 0
+    with (
+        _one_thread_each(),
+        ThreadPoolExecutor(max_workers=1) as writing,
+        ThreadPoolExecutor(max_workers=threads) as computing,
+    ):
         for task in tasks:
             spec = task.tensor.spec
             for start, stop in row_blocks(task.tensor, block_bytes):
-                while len(pending) > 1:
+                while len(pending) >= blocks_under_way(threads):
                     pending.popleft().result()
-                nbytes = (stop - start) * spec.row_nbytes
-                buffer = buffers[number % 2]
-                if buffer is None or len(buffer) < nbytes:
-                    buffer = buffers[number % 2] = torch.empty(max(nbytes, block_bytes), dtype=torch.uint8)
-                number += 1
-                fill_block(buffer[:nbytes], task.tensor, start, stop, source, scratch)
-                offset = task.offset + start * spec.row_nbytes
+                data: torch.Tensor | Future[torch.Tensor]
+                if task.tensor.computation is None:
+                    data = buffers.take((stop - start) * spec.row_nbytes)
+                    fill_block(data, task.tensor, start, stop, source, scratch)
+                else:
+                    data = computing.submit(computed_block(task.tensor, start, stop, source, scratch))
                 last = stop * spec.row_nbytes == spec.nbytes
                 if last:
                     source.check(sources_of(task.tensor))
-                pending.append(pool.submit(write.block, task, buffer[:nbytes], offset, start == 0, last))
+                offset = task.offset + start * spec.row_nbytes
+                pending.append(writing.submit(write.block, task, data, offset, start == 0, last))
+                if task.tensor.computation is None:
+                    buffers.lend(pending[-1])
             for used in sources_of(task.tensor):
                 uses[used] -= 1
                 if not uses[used]:
                     source.forget(*used)
         while pending:
             pending.popleft().result()
+
+
+class _TwoBuffers:
+    """Memory for blocks that are copied: one of two is filled while the other may still be written.
+
+    Args:
+        block_bytes: Size of each; a larger block has a larger one made.
+    """
+
+    def __init__(self, block_bytes: int):
+        self._block_bytes = block_bytes
+        self._memory = [torch.empty(0, dtype=torch.uint8) for _ in range(2)]
+        self._written: list[Future[None] | None] = [None, None]
+        self._turn = 0
+
+    def take(self, nbytes: int) -> torch.Tensor:
+        """The one whose turn it is, (nbytes,) uint8, once what it held is written."""
+        self._turn = 1 - self._turn
+        written = self._written[self._turn]
+        if written is not None:
+            written.result()
+        if len(self._memory[self._turn]) < nbytes:
+            self._memory[self._turn] = torch.empty(max(nbytes, self._block_bytes), dtype=torch.uint8)
+        return self._memory[self._turn][:nbytes]
+
+    def lend(self, written: Future[None]) -> None:
+        """Says when what was put into it will have been written."""
+        self._written[self._turn] = written
 
 
 class _BlockWriter:
@@ -312,12 +341,14 @@ class _BlockWriter:
         self._checksum = 0
         self._is_sound = True
 
-    def block(self, task: Task, data: torch.Tensor, offset: int, first: bool, last: bool) -> None:
-        """Writes a block at an offset; after the last of a tensor, says so."""
+    def block(
+        self, task: Task, data: torch.Tensor | Future[torch.Tensor], offset: int, first: bool, last: bool
+    ) -> None:
+        """Writes a block at an offset, once it is computed; after the last of a tensor, says so."""
         if not self._is_sound:  # the block before was not written, so this one must not complete its tensor
             return
         self._is_sound = False
-        view = as_buffer(data)
+        view = as_buffer(data.result() if isinstance(data, Future) else data)
         self._checksum = zlib.crc32(view, 0 if first else self._checksum)
         pwrite_all(task.descriptor, view, offset)
         self._write_behind.wrote(task, offset, len(view))
@@ -357,8 +388,12 @@ def sources_of(tensor: PlannedTensor) -> set[tuple[int, str]]:
 
 
 @contextmanager
-def _one_copy_thread() -> Iterator[None]:
-    """One thread copies faster than the disk; several would wait for one another wherever other programs run."""
+def _one_thread_each() -> Iterator[None]:
+    """Nothing in here is shared out further among threads, by any of those that work in here.
+
+    One thread copies faster than the disk; several would wait for one another wherever other programs run. Blocks that
+    are computed have threads of their own.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -367,28 +402,10 @@ def _one_copy_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def row_blocks(tensor: PlannedTensor, block_bytes: int) -> Iterator[tuple[int, int]]:
-    """(first, behind last) row of each block: as many rows as fit `block_bytes`, at least one.
-
-    Rows that are computed count with all the temporary copies of them.
-    """
-    rows = tensor.spec.nbytes // tensor.spec.row_nbytes
-    step = max(1, block_bytes // max(tensor.spec.row_nbytes, _computing_row_nbytes(tensor)))
-    for start in range(0, rows, step):
-        yield start, min(start + step, rows)
-
-
-def _computing_row_nbytes(tensor: PlannedTensor) -> int:
-    """Bytes that computing one row takes beside the row itself; 0 for a tensor that is copied."""
-    if tensor.computation is None:
-        return 0
-    return COMPUTING_COPIES * torch.float32.itemsize * matrix_shape(tensor.computation.gathered.shape)[1]
-
-
 def fill_block(
     buffer: torch.Tensor, tensor: PlannedTensor, start: int, stop: int, source: TensorFiles, scratch: Scratch
 ) -> None:
-    """Assembles rows `start` to `stop` of a planned tensor.
+    """Assembles rows `start` to `stop` of a planned tensor that is copied.
 
     Args:
         buffer: Bytes of the block, (rows * row bytes,) uint8.
@@ -402,18 +419,39 @@ def fill_block(
         DtypeRangeError: a finite number that the target dtype cannot hold.
     """
     block = buffer.view(tensor.spec.dtype).view(stop - start, -1)  # (rows, columns)
-    computation = tensor.computation
-    if computation is None:
-        _gather(block, tensor, start, source, scratch)
-        return
+    _gather(block, tensor, start, source, scratch)
+
+
+def computed_block(
+    tensor: PlannedTensor, start: int, stop: int, source: TensorFiles, scratch: Scratch
+) -> Callable[[], torch.Tensor]:
+    """Gathers what rows `start` to `stop` of a planned tensor are computed from.
+
+    Args: as of `fill_block`.
+
+    Returns:
+        What computes them, in any thread: the bytes of the block, (rows * row bytes,) uint8; raises as `fill_block`.
+    """
+    assert tensor.computation is not None
+    gathered = tensor.computation.gathered
 
     def gather() -> torch.Tensor:
-        columns = matrix_shape(computation.gathered.shape)[1]
-        rows = torch.empty(stop - start, columns, dtype=computation.gathered.dtype)
+        rows = torch.empty(stop - start, matrix_shape(gathered.shape)[1], dtype=gathered.dtype)
         _gather(rows, tensor, start, source, scratch)
         return rows
 
-    _copy(block, computation.rows(start, gather), tensor.name)
+    compute = tensor.computation.rows(start, gather)
+    shape = (stop - start, tensor.spec.row_nbytes // tensor.spec.dtype.itemsize)
+
+    def block() -> torch.Tensor:
+        values = compute()
+        if values.dtype != tensor.spec.dtype:
+            narrower = torch.empty(shape, dtype=tensor.spec.dtype)
+            _copy(narrower, values, tensor.name)
+            values = narrower
+        return values.reshape(shape).contiguous().view(torch.uint8).flatten()
+
+    return block
 
 
 def _gather(block: torch.Tensor, tensor: PlannedTensor, start: int, source: TensorFiles, scratch: Scratch) -> None:
@@ -476,28 +514,6 @@ def system_errors(path: Path) -> Iterator[None]:
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
-def copy_peak_bytes(tensors: Iterable[PlannedTensor], block_bytes: int = BLOCK_BYTES) -> int:
-    """Upper bound of what `stream` takes in memory: two buffers, a stretch of the source, what is computed.
-
-    A row wider than a block counts in full. A source is at most 4 bytes an element wide, and read whole if it is
-    smaller than a block, whatever part of it a tensor needs.
-    """
-    tensors = tuple(tensors)
-    sources: Counter[tuple[int, str]] = Counter()
-    for tensor in tensors:
-        for piece in tensor.pieces:
-            sources[piece.part, piece.source] += 4 * piece.size[0] * piece.size[1]
-    largest = max((tensor.spec.nbytes for tensor in tensors), default=0)
-    widest = max((4 * piece.size[1] for tensor in tensors for piece in tensor.pieces), default=0)
-    computing = max((_computing_row_nbytes(t) * _rows_of_first_block(t, block_bytes) for t in tensors), default=0)
-    buffers = 2 * max(min(block_bytes, largest), widest)
-    return buffers + max(min(block_bytes, max(sources.values(), default=0)), widest) + computing
-
-
-def _rows_of_first_block(tensor: PlannedTensor, block_bytes: int) -> int:
-    return next((stop for _, stop in row_blocks(tensor, block_bytes)), 0)
-
-
 __all__ = [
     "BLOCK_BYTES",
     "DtypeRangeError",
@@ -507,11 +523,11 @@ __all__ = [
     "TorchArchive",
     "WriteBehind",
     "WriteError",
+    "computed_block",
     "copy_peak_bytes",
     "fill_block",
     "plan_shards",
     "pwrite_all",
-    "row_blocks",
     "sources_of",
     "stream",
     "system_errors",

@@ -18,12 +18,15 @@ in fp16. Quantization rounds the scale to fp16 first and divides in the dtype of
 Sources: GLM-130B's `quantization/layers.py` and `kernels/quantization.cu` (packing); `tools/convert_tp.py` (ranks).
 """
 
+import sys
+
 import torch
 
 METHOD = "weight_only_int"  # the format's name, in a config's `quant_method`
 SUPPORTED_BITS = (4, 8)
 LARGEST_VALUE = 65472.0  # with a scale rounded up, the value is still within fp16
 ELEMENTS_AT_ONCE = 1 << 22  # temporaries of the functions below stay this small
+ELEMENTS_AT_ONCE_ON_CPU = 1 << 19  # larger ones leave the core's cache, and are new memory from the system each time
 WAY_OUT = "Take LoRA, which merges into integers, or dequantize the model first (model.dequantize())."  # of adapters
 
 
@@ -121,21 +124,30 @@ def quantize(weight: torch.Tensor, bits: int, num_groups: int = 1) -> tuple[torc
         raise ValueError(f"weight has shape {tuple(weight.shape)}; quantize takes (rows, columns).")
     rows, columns = weight.shape
     check_groups(columns, num_groups, bits)
-    q = torch.empty(rows, columns, dtype=torch.int8, device=weight.device)
-    scale = torch.empty(rows, num_groups, dtype=torch.float16, device=weight.device)
-    step = max(1, ELEMENTS_AT_ONCE // max(columns, 1))
-    for first in range(0, rows, step):
-        part = weight[first : first + step].detach().reshape(-1, num_groups, columns // num_groups)
-        part_q, part_scale = _quantize_groups(part, 2 ** (bits - 1) - 1)
-        q[first : first + step] = part_q.reshape(-1, columns)
-        scale[first : first + step] = part_scale
-    return q, scale
+    groups = weight.detach().unflatten(1, (num_groups, columns // num_groups))
+    step = _rows_at_once(weight)
+    parts = [slice(first, first + step) for first in range(0, rows, step)]
+    absmax = torch.empty(rows, num_groups, device=weight.device)
+    for part in parts:
+        absmax[part] = _absmax(groups[part])
+    scale = _scales(absmax, 2 ** (bits - 1) - 1)
+    q = torch.empty(groups.shape, dtype=torch.int8, device=weight.device)
+    for part in parts:
+        q[part] = _rounded_quotients(groups[part], scale[part], 2 ** (bits - 1) - 1)
+    return q.flatten(1), scale
 
 
-def _quantize_groups(part: torch.Tensor, largest: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(n, G, K / G) -> integers of that shape in the dtype of the quotient, and (n, G) scales."""
-    absmax = part.abs().amax(-1).float()
-    if part.device.type != "meta" and not bool((absmax <= LARGEST_VALUE).all()):  # NaN fails the comparison
+def _absmax(part: torch.Tensor) -> torch.Tensor:
+    """Largest magnitude along the last axis, fp32; NaN where there is one."""
+    if part.dtype.itemsize > 2:
+        return part.abs().amax(-1)
+    # Magnitudes of fp16 and of bf16 rise with their bits, NaN above all, and CPUs compare integers ten times as fast.
+    return (part.view(torch.int16) & 0x7FFF).amax(-1).view(part.dtype).float()
+
+
+def _scales(absmax: torch.Tensor, largest: int) -> torch.Tensor:
+    """(N, G) fp32 -> scales of that shape, by which the largest magnitude becomes the largest integer."""
+    if absmax.device.type != "meta" and not bool((absmax <= LARGEST_VALUE).all()):  # NaN fails the comparison
         raise ValueError(
             f"weight holds values that are not finite or above {LARGEST_VALUE:g}: values are fp16 once they "
             "are dequantized. Repair the weight, or leave the module unquantized through modules_to_not_convert."
@@ -145,8 +157,14 @@ def _quantize_groups(part: torch.Tensor, largest: int) -> tuple[torch.Tensor, to
     # integers' reach; there the next larger one is taken.
     too_small = absmax > (largest + 0.5) * scale.float()
     scale = torch.where(too_small, (scale.view(torch.int16) + 1).view(torch.float16), scale)
-    scale = torch.where(absmax == 0, torch.ones_like(scale), scale)
-    return (part / scale[..., None]).round_().clamp_(-largest, largest), scale
+    return torch.where(absmax == 0, torch.ones_like(scale), scale)
+
+
+def _rounded_quotients(part: torch.Tensor, scale: torch.Tensor, largest: int) -> torch.Tensor:
+    """(n, G, K / G) and scales (n, G) -> integers of the first shape, in fp32."""
+    dtype = torch.promote_types(part.dtype, scale.dtype)  # fp16 stays fp16: the quotient is rounded to it, as it was
+    quotient = part.to(dtype) / scale[..., None].to(dtype)
+    return quotient.float().round_().clamp_(-largest, largest)
 
 
 def dequantize(q: torch.Tensor, scale: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -199,14 +217,24 @@ def pack_int4(q: torch.Tensor) -> torch.Tensor:
         raise TypeError(f"integers are {q.dtype}; pack_int4 takes torch.int8.")
     if q.ndim != 2 or q.shape[1] % 2:
         raise ValueError(f"integers of shape {tuple(q.shape)}: pack_int4 takes (rows, an even number of columns).")
-    packed = torch.empty(q.shape[0], q.shape[1] // 2, dtype=torch.int8, device=q.device)
-    step = max(1, ELEMENTS_AT_ONCE // max(q.shape[1], 1))
-    for first in range(0, q.shape[0], step):
-        part = q[first : first + step]
-        if part.device.type != "meta" and not bool(((part >= -8) & (part <= 7)).all()):
+    if q.device.type != "meta" and q.numel():
+        smallest, largest = torch.aminmax(q)
+        if smallest < -8 or largest > 7:
             raise ValueError("integers outside -8..7 do not fit into 4 bits.")
-        packed[first : first + step] = (part[:, 0::2] << 4) | (part[:, 1::2] & 15)
+    packed = torch.empty(q.shape[0], q.shape[1] // 2, dtype=torch.int8, device=q.device)
+    step = _rows_at_once(q)
+    even, odd = (0, 8) if sys.byteorder == "little" else (8, 0)  # bits below each column of a pair
+    for first in range(0, q.shape[0], step):
+        pairs = q[first : first + step].clone(memory_format=torch.contiguous_format).view(torch.int16)
+        low = (pairs >> odd).bitwise_and_(15)
+        packed[first : first + step] = pairs.bitwise_right_shift_(even).bitwise_left_shift_(4).bitwise_or_(low)
     return packed
+
+
+def _rows_at_once(matrix: torch.Tensor) -> int:
+    """How many rows of a matrix to work on at a time."""
+    elements = ELEMENTS_AT_ONCE_ON_CPU if matrix.device.type == "cpu" else ELEMENTS_AT_ONCE
+    return max(1, elements // max(matrix.shape[1], 1))
 
 
 def unpack_int4(packed: torch.Tensor) -> torch.Tensor:

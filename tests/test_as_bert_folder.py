@@ -365,7 +365,7 @@ def carry_out(tensor: PlannedTensor, sources: dict[str, torch.Tensor]) -> torch.
         source = sources[piece.source].t() if piece.transposed else sources[piece.source]
         rows = source[top : top + (1 if piece.repeated else height), left : left + width]
         gathered[to_top : to_top + height, to_left : to_left + width] = rows
-    return gathered if tensor.computation is None else tensor.computation.rows(0, lambda: gathered)
+    return gathered if tensor.computation is None else tensor.computation.rows(0, lambda: gathered)()
 
 
 def made(plan: Plan, sources: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

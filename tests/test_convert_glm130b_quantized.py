@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from benchmarks.make_checkpoint_glm130b import RELEASED, rank_shapes
 from conversion import glm130b_quantized, output_folder, writer
+from conversion.blocks import COMPUTING_COPIES, copy_peak_bytes, row_blocks
 from conversion.classes import expected_shapes
 from conversion.glm130b import TABLE
 from conversion.glm130b_quantized import plan_merging, plan_splitting
@@ -26,7 +27,6 @@ from conversion.operations import (
     SplitQkvScales,
 )
 from conversion.state_map import Computation, Piece, PlannedTensor, TensorSpec
-from conversion.writer import COMPUTING_COPIES, copy_peak_bytes, row_blocks
 from hf_glm_ernie import Glm130bConfig
 from hf_glm_ernie.weight_only import quantize, to_storage
 from tests.support.converting import convert, kill_then_run, listing, weights, write_settings
@@ -327,7 +327,7 @@ def test_blocks_that_are_computed_are_small_enough_for_their_copies() -> None:
         "a",
         TensorSpec((1000, 50), torch.int8),
         (Piece(0, "a", (0, 0), (0, 0), (1000, 100)),),
-        Computation(TensorSpec((1000, 100), torch.float16), lambda start, gather: gather()),
+        Computation(TensorSpec((1000, 100), torch.float16), lambda start, gather: gather),
     )
     step = 40_000 // (COMPUTING_COPIES * 4 * 100)
     blocks = list(row_blocks(computed, 40_000))

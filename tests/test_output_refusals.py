@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -290,7 +291,7 @@ def test_a_block_behind_one_that_failed_does_not_complete_its_tensor(
     work = copying.job({"first": tensor[:1], "a": tensor}, [shard])
     with monkeypatch.context() as patch:
         patch.setattr(writer, "pwrite_all", write)
-        patch.setattr(output_folder, "stream", lambda *arguments: writer.stream(*arguments, block_bytes=1600))
+        patch.setattr(output_folder, "stream", partial(writer.stream, block_bytes=1600))
         with pytest.raises(WriteError, match="the disk is full"):
             go(work, tmp_path / "out")
     assert [line["tensor"] for line in lines_of(tmp_path / "out.incomplete") if "tensor" in line] == ["first"]

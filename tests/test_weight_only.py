@@ -139,9 +139,37 @@ def test_a_big_weight_is_cut_into_pieces_that_change_nothing(monkeypatch: pytest
     weight = weights(20, 64)
     whole = quantize(weight, 4, 2)
     packed = pack_int4(whole[0])
-    monkeypatch.setattr("hf_glm_ernie.weight_only.ELEMENTS_AT_ONCE", 3 * 64)
+    monkeypatch.setattr("hf_glm_ernie.weight_only.ELEMENTS_AT_ONCE_ON_CPU", 3 * 64)
     assert all(torch.equal(a, b) for a, b in zip(quantize(weight, 4, 2), whole, strict=True))
     assert torch.equal(pack_int4(whole[0]), packed)
+
+
+def test_integers_are_packed_from_memory_of_any_kind() -> None:
+    q = torch.randint(-8, 8, (6, 8), dtype=torch.int8)
+    packed = pack_int4(q)
+    odd = torch.cat([torch.zeros(1, dtype=torch.int8), q.flatten()])[1:].view(6, 8)  # no int16 can lie there
+    assert odd.storage_offset() == 1
+    assert torch.equal(pack_int4(odd), packed)
+    assert torch.equal(pack_int4(q.t().contiguous().t()), packed)
+    assert torch.equal(pack_int4(torch.cat([q, q], 1)[:, 8:]), packed)
+    assert pack_int4(q[:0]).shape == (0, 4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_weights_of_any_kind_of_memory_have_the_same_integers(dtype: torch.dtype) -> None:
+    weight = weights(12, 16).to(dtype)
+    expected = quantize(weight, 8, 2)
+    for other in (weight.t().contiguous().t(), torch.cat([weight, weight], 1)[:, 16:]):
+        assert all(torch.equal(a, b) for a, b in zip(quantize(other, 8, 2), expected, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("value", [math.nan, -math.nan, math.inf, -math.inf])
+def test_what_is_not_finite_is_refused_in_every_dtype(dtype: torch.dtype, value: float) -> None:
+    weight = weights(4, 8).to(dtype)
+    weight[2, 3] = value
+    with pytest.raises(ValueError, match="not finite"):
+        quantize(weight, 4)
 
 
 @pytest.mark.parametrize(
