@@ -28,6 +28,7 @@ from .interruption import interruptible
 from .job import ExpectedShapes, ForwardOptions, Job, run
 from .operations import shortened
 from .output_path import check_output, incomplete_of
+from .places import Place
 from .publish import CHECKS, default_output, plan_publication, publish, read_parity
 from .publish_card import CardTexts
 from .publish_classes import license_of
@@ -36,6 +37,8 @@ from .publish_source import PublishError, read_source
 from .publish_space import ROLES, SDK, default_space_output, plan_space, publish_space
 from .reference_outputs import SMALL_BYTES, write_reference
 from .state_map import ConversionError
+from .store_copy import fetched
+from .store_source import parse_place
 from .verify import verify_file
 
 MAX_SHARD_BYTES = 10**15
@@ -161,7 +164,7 @@ def _add_ernie(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         action=argparse.BooleanOptionalAction,
         help="with --pooling: scale vectors to length 1 (default: yes)",
     )
-    parser.set_defaults(run=partial(_run_ernie, parser))
+    parser.set_defaults(run=partial(_with_local_source, partial(_run_ernie, parser)))
 
 
 def _add_publish(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -211,7 +214,7 @@ def _add_ernie3(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
             help="default: the settings', or of size 64",
         )
     parser.add_argument("--reverse", action="store_true", help="write a static graph's files from a converted folder")
-    parser.set_defaults(run=partial(_run_ernie3, parser))
+    parser.set_defaults(run=partial(_with_local_source, partial(_run_ernie3, parser)))
 
 
 def _add_of_paddle(parser: argparse.ArgumentParser, vocab: str, settings: str, eps: str) -> None:
@@ -221,7 +224,7 @@ def _add_of_paddle(parser: argparse.ArgumentParser, vocab: str, settings: str, e
 
 
 def _add_common(parser: argparse.ArgumentParser, source: str) -> None:
-    parser.add_argument("--source", type=Path, required=True, help=source)
+    parser.add_argument("--source", type=parse_source, required=True, help=f"{source}; or a URL of one (s3://, ...)")
     parser.add_argument("--output", type=parse_output, required=True, help="folder to be made; must not exist")
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="default: as stored")
     parser.add_argument(
@@ -289,6 +292,13 @@ def _run_ernie(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
     pooling = Pooling(options.pooling, options.normalize is not False) if options.pooling else None
     forward = partial(bert.BertOptions, **choices, task_type=options.task_type, pooling=pooling)
     _run(options, bert.plan_as_bert, forward, bert.plan_back)
+
+
+def _with_local_source(run: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> None:
+    """Runs a command whose readers take local files alone."""
+    check_output(options.output)
+    with fetched(options.source, options.output) as options.source:
+        run(options)
 
 
 def _run_publish(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -378,12 +388,12 @@ def _run_ernie3(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
 
 def _run(
     options: argparse.Namespace,
-    plan_forward: Callable[[Path, Any, ExpectedShapes], Job],
+    plan_forward: Callable[[Any, Any, ExpectedShapes], Job],
     forward_options: Callable[..., ForwardOptions],
     plan_reverse: Callable[..., Job],
 ) -> None:
     """Plans a family's conversion in the direction asked for, and runs it."""
-    check_output(options.output, options.source)
+    check_output(options.output, options.source if isinstance(options.source, Path) else None)
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     if options.reverse:
         job = plan_reverse(options.source, dtype=dtype, expected=expected_shapes)
@@ -422,6 +432,14 @@ def parse_size(text: str) -> int:
             f"{text!r} is not a size; write e.g. 5GB, 500MiB or a number of bytes, at most {MAX_SHARD_BYTES:.0e}"
         )
     return size
+
+
+def parse_source(text: str) -> Place:
+    """A local path, or a place in a store. Raises `argparse.ArgumentTypeError`."""
+    try:
+        return parse_place(text)
+    except ConversionError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def parse_output(text: str) -> Path:
