@@ -9,6 +9,7 @@ A repository on the Hub is read at the commit that its branch names when it is o
 
 from __future__ import annotations
 
+import errno
 import re
 import threading
 import time
@@ -23,12 +24,15 @@ from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.registry import known_implementations
 from huggingface_hub import HfApi
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from .operations import CheckpointError, ConversionError
 
 URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.+)", re.DOTALL)
 HUB = "hf"
-HUB_ROOT = re.compile(r"(?:models/)?(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?:/(?P<path>.*))?")
+HUB_ROOT = re.compile(
+    r"(?:models/)?(?!(?:datasets|spaces|buckets)/)(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?:/(?P<path>.*))?"
+)
 MARKS = (
     *("ETag", "etag", "md5Hash", "Content-MD5", "generation", "blob_id", "version_id"),
     *("LastModified", "Last-Modified", "last_modified", "mtime", "modified", "created", "updated"),
@@ -45,7 +49,12 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 20.0
 FRESH_SECONDS = 10.0
 """How long what a store told of an object counts as its state; `Store.expire` ends it."""
 
-REFUSED = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, TypeError)
+REFUSED = (
+    *(FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, TypeError),
+    *(ConversionError, ImportError, OfflineModeIsEnabled),
+)
+"""Errors that stay what they are, however often one asks."""
+
 TRY_AGAIN = (408, 425, 429)
 """Statuses below 500 that say so."""
 
@@ -80,12 +89,15 @@ def without_secrets(url: str) -> str:
     return re.sub(r"://[^/@]*@", "://", url)
 
 
-def is_transient(error: BaseException) -> bool:
+def is_transient(error: BaseException | None) -> bool:
     """Whether a request may do when it is made again: not where the store has answered that it will not."""
+    cause = error.__cause__ if error is not None else None
+    if isinstance(error, FileNotFoundError) and (isinstance(cause, OSError) or hasattr(cause, "status")):
+        return is_transient(cause)  # fsspec's http says so of whatever happens
     status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(status, int) and 400 <= status < 500:
         return status in TRY_AGAIN
-    return isinstance(error, Exception) and not isinstance(error, (*REFUSED, ConversionError, ImportError))
+    return isinstance(error, Exception) and not isinstance(error, REFUSED)
 
 
 def retried(request: Callable[[], Result]) -> Result:
@@ -167,10 +179,13 @@ class Store:
 
     def explained(self, error: Exception, inside: str) -> Exception:
         """The error for a request that failed: one that was answered stays `FileNotFoundError`."""
-        if isinstance(error, FileNotFoundError | ConversionError):
-            return error
         place = f"{self}/{inside}" if inside else str(self)
-        what = " ".join(str(error).split())[:300] or type(error).__name__
+        if isinstance(error, ConversionError):
+            return error
+        if isinstance(error, FileNotFoundError) and not is_transient(error):
+            return FileNotFoundError(errno.ENOENT, "the store has no such file", place)
+        failed = error.__cause__ if isinstance(error, FileNotFoundError) else error
+        what = " ".join(str(failed).split())[:300] or type(failed).__name__
         if isinstance(error, PermissionError) or getattr(error, "status", 0) in (401, 403):
             what += ". The credentials do not allow it, or there are none"
         return CheckpointError(

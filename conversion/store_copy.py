@@ -108,9 +108,9 @@ def _filled(copy: Path, into: Path, place: ObjectPath, show_progress: bool) -> P
     """The place's copy, with all of its files."""
     is_file = place.is_file()
     folder = place.at(place.inside.parent) if is_file else place
-    files = {name: folder.at(folder.inside / name).bytes() for name in _names(folder, deep=not is_file)}
-    if not files or (is_file and place.name not in files):
+    if not is_file and not place.is_dir():
         raise CheckpointError(f"{place}: no such file or folder.")
+    files = {name: folder.at(folder.inside / name).bytes() for name in _names(folder, deep=not is_file)}
     planned = {name: [str(source.path), source.size, source.state.marks] for name, source in files.items()}
     kept = json.loads((copy / COPIED).read_text())
     whole = {
