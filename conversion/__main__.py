@@ -26,7 +26,7 @@ from .ernie_names import TASK_NAMES
 from .ernie_released import GRAM_LAYER_NORM_EPS, LAYER_NORM_EPS
 from .interruption import interruptible
 from .job import ExpectedShapes, ForwardOptions, Job, run
-from .operations import shortened
+from .operations import SettingsError, shortened
 from .output_path import check_output, incomplete_of
 from .places import Place
 from .publish import CHECKS, default_output, plan_publication, publish, read_parity
@@ -36,7 +36,9 @@ from .publish_hub import check_repo_name, push, require_token
 from .publish_source import PublishError, read_source
 from .publish_space import ROLES, SDK, default_space_output, plan_space, publish_space
 from .reference_outputs import SMALL_BYTES, write_reference
+from .shipping import Shipping, for_target, parse_target, work_folder
 from .state_map import ConversionError
+from .store import is_url
 from .store_copy import fetched
 from .store_source import parse_place
 from .verify import verify_file
@@ -71,6 +73,7 @@ def _what_is_kept(output: Path | None) -> str:
 
 def _status_of(options: argparse.Namespace) -> int:
     try:
+        _choose_target(options)
         options.run(options)
     except (ConversionError, OSError) as error:
         print(f"error: {shortened(str(error))}", file=sys.stderr)
@@ -79,6 +82,22 @@ def _status_of(options: argparse.Namespace) -> int:
         print("error: there is not enough memory", file=sys.stderr)
         return 1
     return 0
+
+
+def _choose_target(options: argparse.Namespace) -> None:
+    """Of a URL as --output: what it names, and the local name under which files are made on their way there."""
+    options.target = None
+    if not hasattr(options, "work"):
+        return
+    if isinstance(options.output, str):
+        url, options.output = options.output, None
+        options.target = parse_target(url, options.private)
+        if options.no_verify or options.reference:
+            raise SettingsError("--no-verify and --reference are for outputs that stay here; leave them out.")
+        options.output = work_folder(options.target, options.work or Path())
+        options.target.check()
+    elif options.work or options.private:
+        raise SettingsError("--work and --private go with a URL as --output")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -225,7 +244,17 @@ def _add_of_paddle(parser: argparse.ArgumentParser, vocab: str, settings: str, e
 
 def _add_common(parser: argparse.ArgumentParser, source: str) -> None:
     parser.add_argument("--source", type=parse_source, required=True, help=f"{source}; or a URL of one (s3://, ...)")
-    parser.add_argument("--output", type=parse_output, required=True, help="folder to be made; must not exist")
+    parser.add_argument(
+        "--output",
+        type=parse_output_or_url,
+        required=True,
+        help="folder to be made, which must not exist; or hf://OWNER/NAME, s3://BUCKET/PREFIX, ..., where each file is "
+        "sent once it is verified",
+    )
+    parser.add_argument(
+        "--work", type=parse_output, metavar="DIR", help="with a URL as --output: where files are made (default: here)"
+    )
+    parser.add_argument("--private", action="store_true", help="with --output hf://: make a new repository private")
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="default: as stored")
     parser.add_argument(
         "--max-shard-size",
@@ -405,13 +434,20 @@ def _run(
             headers_only=options.dry_run,
         )
         job = plan_forward(options.source, choices, expected_shapes)
-    print(job.describe(), flush=True)
+    hooks = None
+    if options.target is not None:
+        job = for_target(job, options.target)
+        hooks = Shipping(options.target, job)
+        options.reference = False
+        print(job.describe(hooks.disk_needed({file.name: file.size for file in job.files}), options.target.url))
+    else:
+        print(job.describe(), flush=True)
     if options.dry_run:
         print("dry run: nothing was written")
         return
     reference = None if options.reverse or options.reference is False else partial(_keep_reference, options.reference)
-    run(job, options.output, None if options.no_verify else verify_file, reference=reference)
-    print(f"done: {options.output}")
+    run(job, options.output, None if options.no_verify else verify_file, reference=reference, hooks=hooks)
+    print(f"done: {options.output if options.target is None else options.target.url}")
 
 
 def _keep_reference(is_asked: bool | None, folder: Path, into: Path, show_progress: bool) -> None:
@@ -451,6 +487,11 @@ def parse_output(text: str) -> Path:
             f"{text!r} is no text in UTF-8, which the tokenizers library asks of a path; choose another"
         ) from error
     return Path(text)
+
+
+def parse_output_or_url(text: str) -> Path | str:
+    """A folder, or a URL. Raises `argparse.ArgumentTypeError`."""
+    return text if is_url(text) else parse_output(text)
 
 
 def parse_count(text: str) -> int:
