@@ -96,6 +96,8 @@ def _choose_target(options: argparse.Namespace) -> None:
             raise SettingsError("--no-verify and --reference are for outputs that stay here; leave them out.")
         options.output = work_folder(options.target, options.work or Path())
         options.target.check()
+        if not os.path.lexists(incomplete_of(options.output)):
+            options.target.refuse_others(())
     elif options.work or options.private:
         raise SettingsError("--work and --private go with a URL as --output")
 
@@ -248,8 +250,8 @@ def _add_common(parser: argparse.ArgumentParser, source: str) -> None:
         "--output",
         type=parse_output_or_url,
         required=True,
-        help="folder to be made, which must not exist; or hf://OWNER/NAME, s3://BUCKET/PREFIX, ..., where each file is "
-        "sent once it is verified",
+        help="folder to be made, which must not exist; or hf://OWNER/NAME, s3://BUCKET/PREFIX, ...: each file is sent "
+        "there once it is verified",
     )
     parser.add_argument(
         "--work", type=parse_output, metavar="DIR", help="with a URL as --output: where files are made (default: here)"
