@@ -29,6 +29,10 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from .operations import CheckpointError, ConversionError
 
 URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>.+)", re.DOTALL)
+HTTP = ("http", "https")
+PLAIN = {"Accept-Encoding": "identity"}
+"""Headers of every request to a web server: a part of what was compressed is of no use."""
+
 HUB = "hf"
 HUB_ROOT = re.compile(
     r"(?:models/)?(?!(?:datasets|spaces|buckets)/)(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?(?:/(?P<path>.*))?"
@@ -212,10 +216,10 @@ class Store:
             raise told
         return told
 
-    def expire(self, inside: str) -> None:
-        """What the store told of an object counts no more, unless this very second."""
+    def expire(self, inside: str, at_once: bool = False) -> None:
+        """What the store told of an object counts no more, unless it was this very second and need not be `at_once`."""
         told_at, told = self._told.get(inside, (0.0, FileNotFoundError(inside)))
-        if time.monotonic() - told_at > 1:
+        if at_once or time.monotonic() - told_at > 1:
             self._told[inside] = (told_at - FRESH_SECONDS, told)
 
     def _asked_state(self, inside: str) -> ObjectState | Exception:
@@ -276,8 +280,8 @@ def file_system(url: str) -> AbstractFileSystem:
     """
     scheme = url.partition("://")[0].lower()
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
-    if scheme in ("http", "https"):
-        options["headers"] = {"Accept-Encoding": "identity"}  # a part of what was compressed is of no use
+    if scheme in HTTP:
+        options["headers"] = PLAIN
     if "::" in url:
         raise StoreError(f"{without_secrets(url)}: a chain of URLs. Name one place.")
     try:
@@ -297,9 +301,10 @@ def file_system(url: str) -> AbstractFileSystem:
 __all__ = [
     "ATTEMPTS",
     "FRESH_SECONDS",
+    "HTTP",
     "HUB",
     "HUB_ROOT",
-    "URL",
+    "PLAIN",
     "ObjectState",
     "Store",
     "StoreError",

@@ -2,8 +2,8 @@
 
 A range that fails is asked for again, and so is one that comes back short. Two signs tell that an object is another
 than the one that was planned from: the store's marks (an ETag, a time), which nobody sets back, looked at every few
-seconds and before anything is published; and a sample of the content at both. s3 is asked for a range of the object
-with that ETag and of no other.
+seconds and before anything is published; and a sample of the content. s3 and web servers with ETags are asked for a
+range of the object with that ETag and of no other.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import urlsplit
 
 from fsspec.spec import AbstractBufferedFile
@@ -19,7 +20,7 @@ from fsspec.spec import AbstractBufferedFile
 from .byte_source import ByteSource, SourceChangedError
 from .operations import CheckpointError
 from .places import Place, VirtualPath
-from .store import HUB, HUB_ROOT, ObjectState, Store, StoreError, is_url, retried, without_secrets
+from .store import HTTP, HUB, HUB_ROOT, PLAIN, ObjectState, Store, StoreError, is_url, retried, without_secrets
 
 LARGEST_RANGE, SMALLEST_RANGE = 4 * 2**20, 2**19
 """Bytes of one request: a stretch is cut into `RANGES` unless the pieces would be smaller or larger."""
@@ -137,7 +138,7 @@ class ObjectSource(ByteSource):
         except Exception as error:
             if isinstance(error, CheckpointError):
                 raise
-            self._store.expire(self.path.key)
+            self._store.expire(self.path.key, at_once=True)
             self.look()  # what is wrong may be that it is another
             if isinstance(error, _ShortError):
                 raise CheckpointError(
@@ -165,9 +166,18 @@ class ObjectSource(ByteSource):
             if self._idle:
                 return self._idle.pop()
         url = self._store.url(self.path.key)
-        file = self._store.fs.open(url, "rb", cache_type="none")
+        marks = dict(self.state.marks)
+        options: dict[str, Any] = {}
+        if self._store.scheme in HTTP:
+            etag = marks.get("ETag", "")
+            options["headers"] = {**PLAIN, **({"If-Match": etag} if etag.startswith('"') else {})}  # W/ is no match
+            options["size"] = self.size  # or it asks for it
+        file = self._store.fs.open(url, "rb", cache_type="none", **options)
         if not isinstance(file, AbstractBufferedFile):  # memory's files are one and the same
             return partial(self._store.fs.cat_file, url)
+        told = {mark: str(value) for mark, value in file.details.items() if mark in marks}
+        if file.details["size"] != self.size or told.items() - marks.items():
+            raise SourceChangedError(self.path, "it was replaced")
 
         def fetch(start: int, end: int) -> bytes:
             file.seek(start)
@@ -236,7 +246,7 @@ def _split(url: str) -> tuple[str, str]:
             )
         inside = found["path"] or ""
         return url[: len(url) - len(inside)].rstrip("/"), inside
-    if urlsplit(url).query and scheme in ("http", "https"):
+    if urlsplit(url).query and scheme in HTTP:
         raise StoreError(f"{without_secrets(url).partition('?')[0]}: a URL with a `?` names no folder or file here.")
     authority, _, inside = rest.partition("/")
     return f"{scheme}://{authority}", inside

@@ -80,6 +80,9 @@ class _Handler(BaseHTTPRequestHandler):
         headers["Accept-Ranges"] = "bytes" if self.shared.has_ranges else "none"
         if self.shared.has_marks:
             headers["ETag"] = f'"{hashlib.sha1(content).hexdigest()}"'
+        if self.headers.get("If-Match") not in (None, headers.get("ETag")):
+            self._send(412, b"another", {})
+            return
         found = re.fullmatch(r"bytes=(\d+)-(\d+)", asked)
         if found and self.shared.has_ranges:
             start, end = int(found[1]), min(int(found[2]) + 1, len(content))
