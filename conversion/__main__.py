@@ -26,8 +26,9 @@ from .ernie_names import TASK_NAMES
 from .ernie_released import GRAM_LAYER_NORM_EPS, LAYER_NORM_EPS
 from .interruption import interruptible
 from .job import ExpectedShapes, ForwardOptions, Job, run
-from .operations import shortened
+from .operations import SettingsError, shortened
 from .output_path import check_output, incomplete_of
+from .places import Place
 from .publish import CHECKS, default_output, plan_publication, publish, read_parity
 from .publish_card import CardTexts
 from .publish_classes import license_of
@@ -35,7 +36,11 @@ from .publish_hub import check_repo_name, push, require_token
 from .publish_source import PublishError, read_source
 from .publish_space import ROLES, SDK, default_space_output, plan_space, publish_space
 from .reference_outputs import SMALL_BYTES, write_reference
+from .shipping import Shipping, for_target, parse_target, work_folder
 from .state_map import ConversionError
+from .store import is_url
+from .store_copy import fetched
+from .store_source import parse_place
 from .thread_option import add_threads
 from .verify import verify_file
 
@@ -69,6 +74,7 @@ def _what_is_kept(output: Path | None) -> str:
 
 def _status_of(options: argparse.Namespace) -> int:
     try:
+        _choose_target(options)
         options.run(options)
     except (ConversionError, OSError) as error:
         print(f"error: {shortened(str(error))}", file=sys.stderr)
@@ -77,6 +83,24 @@ def _status_of(options: argparse.Namespace) -> int:
         print("error: there is not enough memory", file=sys.stderr)
         return 1
     return 0
+
+
+def _choose_target(options: argparse.Namespace) -> None:
+    """Of a URL as --output: what it names, and the local name under which files are made on their way there."""
+    options.target = None
+    if not hasattr(options, "work"):
+        return
+    if isinstance(options.output, str):
+        url, options.output = options.output, None
+        options.target = parse_target(url, options.private)
+        if options.no_verify or options.reference:
+            raise SettingsError("--no-verify and --reference are for outputs that stay here; leave them out.")
+        options.output = work_folder(options.target, options.work or Path())
+        options.target.check()
+        if not os.path.lexists(incomplete_of(options.output)):
+            options.target.refuse_others(())
+    elif options.work or options.private:
+        raise SettingsError("--work and --private go with a URL as --output")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -162,7 +186,7 @@ def _add_ernie(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         action=argparse.BooleanOptionalAction,
         help="with --pooling: scale vectors to length 1 (default: yes)",
     )
-    parser.set_defaults(run=partial(_run_ernie, parser))
+    parser.set_defaults(run=partial(_with_local_source, partial(_run_ernie, parser)))
 
 
 def _add_publish(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -212,7 +236,7 @@ def _add_ernie3(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
             help="default: the settings', or of size 64",
         )
     parser.add_argument("--reverse", action="store_true", help="write a static graph's files from a converted folder")
-    parser.set_defaults(run=partial(_run_ernie3, parser))
+    parser.set_defaults(run=partial(_with_local_source, partial(_run_ernie3, parser)))
 
 
 def _add_of_paddle(parser: argparse.ArgumentParser, vocab: str, settings: str, eps: str) -> None:
@@ -222,8 +246,18 @@ def _add_of_paddle(parser: argparse.ArgumentParser, vocab: str, settings: str, e
 
 
 def _add_common(parser: argparse.ArgumentParser, source: str) -> None:
-    parser.add_argument("--source", type=Path, required=True, help=source)
-    parser.add_argument("--output", type=parse_output, required=True, help="folder to be made; must not exist")
+    parser.add_argument("--source", type=parse_source, required=True, help=f"{source}; or a URL of one (s3://, ...)")
+    parser.add_argument(
+        "--output",
+        type=parse_output_or_url,
+        required=True,
+        help="folder to be made, which must not exist; or hf://OWNER/NAME, s3://BUCKET/PREFIX, ...: each file is sent "
+        "there once it is verified",
+    )
+    parser.add_argument(
+        "--work", type=parse_output, metavar="DIR", help="with a URL as --output: where files are made (default: here)"
+    )
+    parser.add_argument("--private", action="store_true", help="with --output hf://: make a new repository private")
     parser.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), help="default: as stored")
     parser.add_argument(
         "--max-shard-size",
@@ -291,6 +325,13 @@ def _run_ernie(parser: argparse.ArgumentParser, options: argparse.Namespace) -> 
     pooling = Pooling(options.pooling, options.normalize is not False) if options.pooling else None
     forward = partial(bert.BertOptions, **choices, task_type=options.task_type, pooling=pooling)
     _run(options, bert.plan_as_bert, forward, bert.plan_back)
+
+
+def _with_local_source(run: Callable[[argparse.Namespace], None], options: argparse.Namespace) -> None:
+    """Runs a command whose readers take local files alone."""
+    check_output(options.output)
+    with fetched(options.source, options.output) as options.source:
+        run(options)
 
 
 def _run_publish(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -380,12 +421,12 @@ def _run_ernie3(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
 
 def _run(
     options: argparse.Namespace,
-    plan_forward: Callable[[Path, Any, ExpectedShapes], Job],
+    plan_forward: Callable[[Any, Any, ExpectedShapes], Job],
     forward_options: Callable[..., ForwardOptions],
     plan_reverse: Callable[..., Job],
 ) -> None:
     """Plans a family's conversion in the direction asked for, and runs it."""
-    check_output(options.output, options.source)
+    check_output(options.output, options.source if isinstance(options.source, Path) else None)
     dtype = None if options.dtype is None else getattr(torch, options.dtype)
     if options.reverse:
         job = plan_reverse(options.source, dtype=dtype, expected=expected_shapes)
@@ -397,14 +438,22 @@ def _run(
             headers_only=options.dry_run,
         )
         job = plan_forward(options.source, choices, expected_shapes)
-    print(job.describe(options.threads), flush=True)
+    hooks = None
+    if options.target is not None:
+        job = for_target(job, options.target)
+        hooks = Shipping(options.target, job)
+        options.reference = False
+        disk = hooks.disk_needed({file.name: file.size for file in job.files})
+        print(job.describe(options.threads, disk, options.target.url), flush=True)
+    else:
+        print(job.describe(options.threads), flush=True)
     if options.dry_run:
         print("dry run: nothing was written")
         return
     reference = None if options.reverse or options.reference is False else partial(_keep_reference, options.reference)
     verify = None if options.no_verify else verify_file
-    run(job, options.output, verify, reference=reference, threads=options.threads)
-    print(f"done: {options.output}")
+    run(job, options.output, verify, reference=reference, threads=options.threads, hooks=hooks)
+    print(f"done: {options.output if options.target is None else options.target.url}")
 
 
 def _keep_reference(is_asked: bool | None, folder: Path, into: Path, show_progress: bool) -> None:
@@ -427,6 +476,14 @@ def parse_size(text: str) -> int:
     return size
 
 
+def parse_source(text: str) -> Place:
+    """A local path, or a place in a store. Raises `argparse.ArgumentTypeError`."""
+    try:
+        return parse_place(text)
+    except ConversionError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def parse_output(text: str) -> Path:
     """A folder whose name every library can write to. Raises `argparse.ArgumentTypeError`."""
     try:
@@ -436,6 +493,11 @@ def parse_output(text: str) -> Path:
             f"{text!r} is no text in UTF-8, which the tokenizers library asks of a path; choose another"
         ) from error
     return Path(text)
+
+
+def parse_output_or_url(text: str) -> Path | str:
+    """A folder, or a URL. Raises `argparse.ArgumentTypeError`."""
+    return text if is_url(text) else parse_output(text)
 
 
 def parse_count(text: str) -> int:

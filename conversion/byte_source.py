@@ -97,6 +97,14 @@ class ByteSource(ABC):
             SourceChangedError: it is another for sure.
         """
 
+    def expire(self) -> None:  # noqa: B027  # what is looked at every time does not age
+        """What was told a moment ago counts no more; nothing where `look` asks every time."""
+
+    @property
+    def tells_changes(self) -> bool:
+        """Whether `look` sees every change, so that a few samples are enough; a file's owner can set its time back."""
+        return False
+
     @property
     @abstractmethod
     def identity(self) -> tuple[str | int, ...]:
@@ -119,7 +127,7 @@ class ByteSource(ABC):
         Raises:
             SourceChangedError: it is not as it was before anything of it was read.
         """
-        self._places = sample_places(self.size, starts)
+        self._places = sample_places(self.size, starts, few=self.tells_changes)
         self._sample = self.sampled()
         if self.look() != self.state:
             raise SourceChangedError(self.path, "it was written to while it was looked at")
@@ -133,6 +141,8 @@ class ByteSource(ABC):
         Raises:
             SourceChangedError: it is not.
         """
+        if content:
+            self.expire()
         now = self.look()
         if now != self.state:
             self.close()  # what is read now is what has the name now
@@ -186,19 +196,20 @@ class _Reader(io.RawIOBase):
         return len(view)
 
 
-def sample_places(size: int, starts: Iterable[int]) -> tuple[int, ...]:
+def sample_places(size: int, starts: Iterable[int], few: bool = False) -> tuple[int, ...]:
     """Where the samples of a file begin: evenly spread from its first byte to its last, and where tensors begin.
 
     Args:
         size: Of the file, in bytes; up to `WHOLE_BYTES` there is one sample, the whole file.
         starts: Where tensors begin.
+        few: Take `FEWEST_SAMPLES`, wherever tensors begin.
     """
     if size <= WHOLE_BYTES:
         return (0,) if size else ()
-    count = min(max(size // SAMPLE_SPACING, FEWEST_SAMPLES), MOST_SAMPLES)
+    count = FEWEST_SAMPLES if few else min(max(size // SAMPLE_SPACING, FEWEST_SAMPLES), MOST_SAMPLES)
     last = size - SAMPLE_BYTES
     spread = {last * number // (count - 1) for number in range(count)}
-    return tuple(sorted(spread | {min(start, last) for start in starts}))
+    return tuple(sorted(spread if few else spread | {min(start, last) for start in starts}))
 
 
 __all__ = ["SAMPLE_BYTES", "WHOLE_BYTES", "WORTHWHILE_GAP", "ByteSource", "SourceChangedError", "sample_places"]

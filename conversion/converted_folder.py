@@ -19,6 +19,7 @@ from .folder_files import RECORD, checksum_table, write_code, write_index, write
 from .json_files import MAX_SETTINGS_BYTES, read_json
 from .lazy_files import CheckpointError
 from .operations import ConversionError, SettingsError, TensorSpec
+from .places import Place
 from .safetensors_files import SafetensorsFolder
 from .setting_kinds import HOST_KINDS, TEXT_OF_TEXTS, TEXTS, Kind, either
 from .settings_files import beyond_held, check_kinds, read_settings_object, shown, wrong_kinds
@@ -53,7 +54,9 @@ class Record:
         write_json(folder / RECORD, {**self.source, **made})
 
 
-def read_record(folder: Path, source: Mapping[str, Kind], settings: Mapping[str, Kind] | None = None) -> Record | None:
+def read_record(
+    folder: Place, source: Mapping[str, Kind], settings: Mapping[str, Kind] | None = None
+) -> Record | None:
     """The record of a converted folder; None if it has none, or a file of that name which is no record.
 
     Args:
@@ -168,7 +171,7 @@ Whoever published the source checkpoint sets the licence of these weights.
 
 
 def read_config(
-    folder: Path,
+    folder: Place,
     classes: Sequence[type[Config]],
     what: str,
     check: Callable[[Mapping[str, Any]], None],

@@ -5,7 +5,7 @@ back from the disk and holds what was written. From then on its source is not ne
 itself may go elsewhere. What is done then is a `FileHooks`; this one does nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from .writer import OutputFile
@@ -22,6 +22,16 @@ class FileHooks:
 
     files_at_once: int = 3
     ships: bool = False
+
+    def begin(self, known: Collection[str]) -> None:
+        """Called once the folder is ours and what a former run shipped was looked at, before anything is written.
+
+        Args:
+            known: Files that a former run has written or shipped, the large ones only if they were verified.
+
+        Raises:
+            Exception: ends the run.
+        """
 
     def verified(self, path: Path, file: OutputFile, sha256: str) -> bool:
         """Called once a file is verified and the journal's line about it, the file and its name are on the disk.
@@ -58,6 +68,21 @@ class FileHooks:
                 files.
         """
         return sum(left.values())
+
+    def complete(self, folder: Path, small: Collection[str]) -> bool:
+        """Called once everything is written and the source was looked at for the last time.
+
+        Args:
+            folder: Where it is.
+            small: Names of the small files.
+
+        Returns:
+            Whether all of it is safe elsewhere, so that the folder goes instead of getting its name.
+
+        Raises:
+            Exception: ends the run; everything stays.
+        """
+        return False
 
     def may_discard(self) -> bool:
         """Whether all work may be removed after an error that makes it useless, such as a source that changed."""

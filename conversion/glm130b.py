@@ -38,6 +38,7 @@ from .job import ForwardOptions as CommonOptions
 from .layer_numbers import NUMBER, numbers_in, without_gaps
 from .lazy_files import CheckpointError
 from .operations import Concat, Drop, Operation, Replicated, SettingsError, Shape, Split, SplitGlu, SplitQkv, Tied
+from .places import Place
 from .rank_files import LATEST, MARKS, RankCheckpoint
 from .safetensors_files import SafetensorsFolder
 from .setting_kinds import TEXT
@@ -99,7 +100,7 @@ class ForwardOptions(CommonOptions):
     replicated_from_rank_0: bool = False
 
 
-def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes) -> Job:
+def plan_forward(source: Place, options: ForwardOptions, expected: ExpectedShapes) -> Job:
     """Plans a conversion of the released format into a folder for `from_pretrained`. Writes nothing.
 
     Args:
@@ -110,7 +111,7 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
     Raises:
         ConversionError: anything about the checkpoint, the settings or the tokenizer that does not fit.
     """
-    opened = open_source(source, MARKS)
+    opened = open_source(source, MARKS, ("config.json", TOKENIZER_MODEL))
     beside = _side_files(source, opened.home, options)
     checkpoint = RankCheckpoint(opened.place)
     sizes = read_sizes(checkpoint)
@@ -161,7 +162,7 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
     )
 
 
-def _side_files(source: Path, home: Path, options: ForwardOptions) -> SideFiles:
+def _side_files(source: Place, home: Path, options: ForwardOptions) -> SideFiles:
     settings, tokenizer = options.settings or home / "config.json", options.tokenizer_model or home / TOKENIZER_MODEL
     return SideFiles.of(source / LATEST, settings, tokenizer)
 
@@ -184,7 +185,7 @@ def _configure(
     return config, tokenizer, [*settings.notices, *notices]
 
 
-def plan_reverse(source: Path, ranks: int, dtype: torch.dtype | None, expected: ExpectedShapes) -> Job:
+def plan_reverse(source: Place, ranks: int, dtype: torch.dtype | None, expected: ExpectedShapes) -> Job:
     """Plans writing the released format from a folder for `from_pretrained`. Writes nothing.
 
     Args:
@@ -247,7 +248,7 @@ def _check_degree(ranks: int, config: Glm130bConfig) -> None:
             )
 
 
-def _read_iteration(source: Path) -> tuple[str, list[str]]:
+def _read_iteration(source: Place) -> tuple[str, list[str]]:
     """The iteration a folder was converted from, or the released one, and notices on its record."""
     record = read_record(source, {"iteration": TEXT})
     if record is None:

@@ -130,8 +130,14 @@ class Job:
         """Bytes of all tensors."""
         return self.plan.nbytes
 
-    def describe(self, threads: int = 1) -> str:
-        """The plan in a few lines, for so many threads that compute."""
+    def describe(self, threads: int = 1, disk: int | None = None, target: str | None = None) -> str:
+        """The plan in a few lines.
+
+        Args:
+            threads: How many compute.
+            disk: Bytes that the weights take here at a time; default: all of them.
+            target: Where they are sent, if not to stay.
+        """
         tensors, files = self.plan.tensors, [file.name for file in self.files]
         shown = ", ".join(files[:2]) + (" ..." if len(files) > 2 else "")
         largest = max((tensor.spec.nbytes for tensor in tensors), default=0)
@@ -139,10 +145,12 @@ class Job:
             self.title,
             f"  tensors      {len(tensors)}, {self.nbytes:,} bytes; the largest {largest:,} bytes",
             f"  files        {len(files)}: {shown}",
-            f"  disk needed  {sum(file.size for file in self.files):,} bytes",
+            f"  disk needed  {sum(file.size for file in self.files) if disk is None else disk:,} bytes",
             f"  peak memory  {copy_peak_bytes(tensors, threads=threads):,} bytes for the copy, beside Python and its "
             "libraries (about 0.5 GB)",
         ]
+        if target is not None:
+            lines.insert(3, f"  sent to      {target}, each file once it is verified, and removed here")
         return "\n".join(lines + [f"  note: {notice}" for notice in self.notices])
 
 
@@ -180,6 +188,8 @@ def run(
     with OutputFolder(output, job.files, job.fingerprint, hooks) as folder:
         if folder.is_published:  # a former run was killed just before its last step
             return
+        if hooks is not None:
+            hooks.begin([*folder.small_files, *folder.verified_files])
         verifying = VERIFIED_TOGETHER if job.by_tensor else 1
         with Verification(folder, verify, FileHooks() if hooks is None else hooks, verifying) as verification:
             _recheck(folder, verification, show_progress)
@@ -194,7 +204,10 @@ def run(
         if reference is not None:
             folder.add(lambda path: reference(folder.path, path, show_progress))
         job.check_source()
-        folder.publish()
+        if hooks is not None and hooks.complete(folder.path, folder.small_files):
+            folder.discard()
+        else:
+            folder.publish()
 
 
 def _recheck(folder: OutputFolder, verification: Verification, show_progress: bool) -> None:

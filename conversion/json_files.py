@@ -14,6 +14,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from .places import Place
+
 MAX_BYTES = 100_000_000
 """Of an index or a header: the limit of the safetensors library for its header."""
 
@@ -27,7 +29,7 @@ MAX_DEPTH = 64
 """Of lists and objects in one another; a configuration has about five."""
 
 
-def read_json(path: Path, unique_names: bool = False, most: int | None = None) -> Any:
+def read_json(path: Place, unique_names: bool = False, most: int | None = None) -> Any:
     """The content of a JSON file.
 
     Args:
@@ -40,13 +42,17 @@ def read_json(path: Path, unique_names: bool = False, most: int | None = None) -
         ValueError: it is not JSON in UTF-8, or beyond the limits.
     """
     most = MAX_BYTES if most is None else most
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
-        raise ValueError("a folder, a pipe or a device, no file")
+    if isinstance(path, Path):
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            raise ValueError("a folder, a pipe or a device, no file")
+        size = found.st_size
+    else:
+        size = path.bytes().size
     with path.open("rb") as file:
-        data = file.read(most + 1) if found.st_size <= most else b""  # some systems' files do not tell their size
-    if found.st_size > most or len(data) > most:
-        raise ValueError(f"{max(found.st_size, len(data)):,} bytes, the limit is {most:,}")
+        data = file.read(most + 1) if size <= most else b""  # some systems' files do not tell their size
+    if size > most or len(data) > most:
+        raise ValueError(f"{max(size, len(data)):,} bytes, the limit is {most:,}")
     return parse_json(data, unique_names)
 
 

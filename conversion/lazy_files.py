@@ -261,10 +261,15 @@ class LazyFile:
 
     def digest(self, name: str) -> bytes:
         """A hash of a small tensor's bytes and strides."""
-        stored = self.tensors[name]
-        return hashlib.sha256(
-            str(stored.stride).encode() + self.bytes.read_bytes(stored.offset, stored.extent)
-        ).digest()
+        return self.digests([name])[0]
+
+    def digests(self, names: Sequence[str]) -> list[bytes]:
+        """The hashes of some small tensors, which are read together."""
+        stored = [self.tensors[name] for name in names]
+        content = self.bytes.read_many([(one.offset, one.extent) for one in stored])
+        return [
+            hashlib.sha256(str(one.stride).encode() + raw).digest() for one, raw in zip(stored, content, strict=True)
+        ]
 
     def layout_digest(self) -> str:
         """A hash of the names and of where each tensor lies."""
@@ -319,9 +324,9 @@ class TensorFiles:
         """Some rows of it seen as a matrix, (stop - start, columns), in memory of their own."""
         return self._used(self.number_of(part, name)).rows(name, start, stop)
 
-    def digest(self, part: int, name: str) -> bytes:
-        """A hash of a small tensor's bytes and strides."""
-        return self._used(self.number_of(part, name)).digest(name)
+    def digests(self, part: int, names: Sequence[str]) -> list[bytes]:
+        """A hash of each of some small tensors of one file."""
+        return self._used(part).digests(names)
 
     def rectangles(
         self, part: int, name: str, start: tuple[int, int], size: tuple[int, int], scratch: Scratch

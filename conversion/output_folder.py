@@ -125,6 +125,11 @@ class OutputFolder:
         return [name for name in self.files if name in self._progress.shipped]
 
     @property
+    def small_files(self) -> list[str]:
+        """Names of the small files that are there and as they were written."""
+        return sorted(filter(self._is_as_written, self._progress.small))
+
+    @property
     def done_bytes(self) -> int:
         """Bytes of the tensors already written."""
         return sum(

@@ -21,29 +21,41 @@ IN_MEMORY_BYTES = 5 * 10**6
 """Of a file that is sent from memory; a larger one is LFS."""
 
 
-def check_repo_name(repo: str) -> None:
-    """Raises `PublishError` for what is not `OWNER/NAME` as the Hub allows it."""
+def check_repo_name(repo: str, option: str = "--repo ") -> None:
+    """Raises `PublishError` for what is not `OWNER/NAME` as the Hub allows it.
+
+    Args:
+        repo: The name.
+        option: What it was given behind, for messages.
+    """
     try:
         validate_repo_id(repo)
         problem = "" if repo.count("/") == 1 else "it has no owner"
     except HFValidationError as error:
         problem = str(error)
     if problem:
-        raise PublishError(f"--repo {repo!r} is not OWNER/NAME: {problem}. For example: --repo my-name/glm-130b-int4")
+        raise PublishError(
+            f"{option}{repo!r} is not OWNER/NAME: {problem}. For example: {option}my-name/glm-130b-int4"
+        )
 
 
-def require_token() -> str:
+def require_token(option: str = "--push") -> str:
     """The token of this machine's user.
+
+    Args:
+        option: What needs it, for messages.
 
     Raises:
         PublishError: there is none, or the environment forbids the network.
     """
     if constants.HF_HUB_OFFLINE:
-        raise PublishError("--push needs the network, but HF_HUB_OFFLINE is set. Unset it and run the command again.")
+        raise PublishError(
+            f"{option} needs the network, but HF_HUB_OFFLINE is set. Unset it and run the command again."
+        )
     token = get_token()
     if token is None:
         raise PublishError(
-            "--push needs a token with write access: run `hf auth login`, or set HF_TOKEN. Tokens are made at "
+            f"{option} needs a token with write access: run `hf auth login`, or set HF_TOKEN. Tokens are made at "
             "https://huggingface.co/settings/tokens. Nothing was sent."
         )
     return token

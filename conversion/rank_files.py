@@ -76,9 +76,9 @@ class RankCheckpoint(TensorFiles):
 
     def ranks_that_differ(self, names: Sequence[str]) -> list[tuple[int, str]]:
         """(rank, name) of every tensor that is not, bit for bit, rank 0's; for small tensors that should be alike."""
+        ranks = [self.digests(rank, names) for rank in range(len(self.files))]
         different: list[tuple[int, str]] = []
-        for name in names:
-            digests = [self.digest(rank, name) for rank in range(len(self.files))]
+        for name, digests in zip(names, zip(*ranks, strict=True), strict=True):
             different.extend((rank, name) for rank, digest in enumerate(digests) if digest != digests[0])
         return different
 

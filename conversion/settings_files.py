@@ -7,18 +7,18 @@ settings. What a configuration claims to have many of is held against the tensor
 
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from .json_files import MAX_SETTINGS_BYTES, read_json
 from .operations import SettingsError, TensorSpec
+from .places import Place
 from .setting_kinds import Kind
 
 LONGEST_VALUE = 200
 """Characters of a value in a message."""
 
 
-def read_settings_object(path: Path, where: str) -> dict[str, Any]:
+def read_settings_object(path: Place, where: str) -> dict[str, Any]:
     """The content of a JSON file of settings.
 
     Args:

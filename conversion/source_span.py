@@ -32,6 +32,7 @@ class SourceSpan(ByteSource):
     def __init__(self, path: Place, segments: Sequence[Segment]) -> None:
         self.segments = tuple(segments)
         self._ends = list(accumulate(segment.nbytes for segment in segments))
+        self.worthwhile_gap = max((segment.source.worthwhile_gap for segment in segments), default=0)
         super().__init__(path, tuple(segment.source.state for segment in segments))
 
     @property
@@ -65,6 +66,22 @@ class SourceSpan(ByteSource):
         if view:
             raise ValueError(f"{self.path}: {len(view)} bytes behind the last of {self.size}")
 
+    def read_many(self, places: Sequence[tuple[int, int]]) -> list[bytearray]:
+        """Many short stretches; each source is asked for all of its own at a time. Raises as `read`."""
+        pieces = [list(self.locate(offset, nbytes)) for offset, nbytes in places]
+        by_source: dict[ByteSource, list[Segment]] = {}
+        for segment in (segment for stretch in pieces for segment in stretch):
+            by_source.setdefault(segment.source, []).append(segment)
+        found = {
+            source: iter(source.read_many([(segment.start, segment.nbytes) for segment in segments]))
+            for source, segments in by_source.items()
+        }
+        stretches = [bytearray().join(next(found[segment.source]) for segment in stretch) for stretch in pieces]
+        for (offset, nbytes), stretch in zip(places, stretches, strict=True):
+            if len(stretch) != nbytes:
+                raise ValueError(f"{self.path}: {nbytes} bytes at {offset}, there are {self.size}")
+        return stretches
+
     def will_read(self, offset: int, nbytes: int) -> None:
         """Has the system fetch what is about to be read."""
         for segment in self.locate(offset, nbytes):
@@ -83,6 +100,16 @@ class SourceSpan(ByteSource):
     def look(self) -> tuple[Any, ...]:
         """What can be told of every source."""
         return tuple(segment.source.look() for segment in self.segments)
+
+    def expire(self) -> None:
+        """What was told of the sources a moment ago counts no more."""
+        for segment in self.segments:
+            segment.source.expire()
+
+    @property
+    def tells_changes(self) -> bool:
+        """Whether all sources do."""
+        return all(segment.source.tells_changes for segment in self.segments)
 
     @property
     def identity(self) -> tuple[str | int, ...]:

@@ -6,8 +6,8 @@ from pathlib import Path, PurePosixPath
 from .archive_parts import find_parts
 from .operations import CheckpointError
 from .places import Place
-from .source_file import SourceFile
 from .source_span import Segment, SourceSpan
+from .store_copy import beside
 from .tar_archive import MemberPath, TarArchive
 
 
@@ -17,35 +17,34 @@ class Source:
 
     Attributes:
         place: The folder that its files are looked for in.
-        home: The local folder where what belongs to it may lie beside: settings, a tokenizer.
+        home: The local folder where what belongs to it may lie beside: settings, a tokenizer. Of a source that is not
+            local, a temporary one with copies of them.
     """
 
     place: Place
     home: Path
 
 
-def open_source(path: Path, marks: tuple[str, ...]) -> Source:
+def open_source(path: Place, marks: tuple[str, ...], small: tuple[str, ...] = ()) -> Source:
     """Finds the checkpoint that a path names: the folder itself, or one in the archive whose parts are named.
 
     Args:
         path: A folder; a folder of an archive's parts, one of the parts, or a tar.
         marks: Names by which the checkpoint's folder is known, the surest first; a folder that holds one is not looked
             at for parts.
+        small: Files that may lie beside it.
 
     Raises:
         CheckpointError: parts that are not all there, an archive that is damaged, or without such a folder.
     """
     if path.is_dir() and any((path / mark).is_file() for mark in marks):
-        return Source(path, path)
+        return Source(path, beside(path, small))
     parts = find_parts(path)
     if parts is None:
-        return Source(path, path)
-    segments = []
-    for part in parts.paths:
-        file = SourceFile.of(part)
-        segments.append(Segment(file, 0, file.size))
+        return Source(path, beside(path, small))
+    segments = [Segment(file, 0, file.size) for file in parts.files]
     archive = TarArchive(parts.pattern, SourceSpan(parts.pattern, segments))
-    return Source(_marked(archive, marks), parts.folder)
+    return Source(_marked(archive, marks), beside(parts.folder, small))
 
 
 def _marked(archive: TarArchive, marks: tuple[str, ...]) -> MemberPath:

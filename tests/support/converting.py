@@ -17,7 +17,7 @@ from .tiny import Sizes, State
 SIZES = Sizes()
 
 
-def convert(source: Path, output: Path, *arguments: str) -> int:
+def convert(source: "Path | str", output: Path, *arguments: str) -> int:
     """Runs the command, without computing with the result; returns its exit status."""
     return main(["glm130b", f"--source={source}", f"--output={output}", "--no-reference", *arguments])
 

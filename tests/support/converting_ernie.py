@@ -18,7 +18,7 @@ from .paddle_writing import write_pdparams
 TABLE = "StructuredToParameterName@@"
 
 
-def convert(source: Path, output: Path, *arguments: str) -> int:
+def convert(source: "Path | str", output: Path, *arguments: str) -> int:
     """Runs the command, without computing with the result; returns its exit status."""
     return main(["ernie", f"--source={source}", f"--output={output}", "--no-reference", *arguments])
 

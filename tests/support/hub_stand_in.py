@@ -32,6 +32,11 @@ class Repository:
     files: dict[str, bytes] = field(default_factory=dict)
     lfs: set[str] = field(default_factory=set)
     commits: list[str] = field(default_factory=list)
+    history: dict[str, dict[str, bytes]] = field(default_factory=dict)
+
+    def at(self, revision: str) -> dict[str, bytes]:
+        """The files of a branch, or of a commit that is not the last."""
+        return self.files if revision == self.revision else self.history.get(revision, self.files)
 
     @property
     def revision(self) -> str:
@@ -41,12 +46,18 @@ class Repository:
 
 @dataclass
 class Hub:
-    """Every repository, the LFS objects, and the requests so far."""
+    """Every repository, the LFS objects, and the requests so far.
+
+    `fails`: beginning of a request ("PUT /objects") -> statuses that the next of these are answered with instead (0:
+    the connection is closed); `role`: of the token.
+    """
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     objects: dict[str, bytes] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     damaged: set[str] = field(default_factory=set)
+    fails: dict[str, list[int]] = field(default_factory=dict)
+    role: str = "write"
     url: str = ""
 
 
@@ -77,12 +88,15 @@ def _key(kind: str, name: str) -> str:
 class _Handler(BaseHTTPRequestHandler):
     shared: Hub
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # or each answer waits 40 ms for the client's receipt of its headers
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
 
     def do_POST(self) -> None:
         path, body = self._begin()
+        if self._failed(path):
+            return
         if path == "/api/validate-yaml":
             self._json({"errors": [], "warnings": []})
         elif self.headers.get("Authorization") != f"Bearer {TOKEN}":
@@ -100,6 +114,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         path, body = self._begin()
+        if self._failed(path):
+            return
         oid = path.removeprefix("/objects/")
         assert hashlib.sha256(body).hexdigest() == oid
         self.shared.objects[oid] = body
@@ -110,14 +126,31 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path, _ = self._begin()
+        if self._failed(path):
+            return
         if match := re.fullmatch(r"/((?:spaces/)?[^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            self._file(match[1], match[3])
-        elif match := re.fullmatch(r"/api/(models|spaces)/([^/]+/[^/]+)/tree/[^/]+(/.*)?", path):
-            self._tree(_key(match[1], match[2]), match[3])
+            self._file(match[1], match[2], match[3])
+        elif path == "/api/whoami-v2":
+            is_known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+            who = {"type": "user", "name": OWNER, "auth": {"accessToken": {"role": self.shared.role}}}
+            self._json(who if is_known else {"error": "Invalid username or password."}, 200 if is_known else 401)
+        elif match := re.fullmatch(r"/api/(models|spaces)/([^/]+/[^/]+)/tree/([^/]+)(/.*)?", path):
+            self._tree(_key(match[1], match[2]), match[3], (match[4] or "").strip("/"))
         elif match := re.fullmatch(r"/api/(models|spaces)/([^/]+/[^/]+?)(/revision/[^/]+)?", path):
             self._info(_key(match[1], match[2]))
         else:
             self._json({"error": f"the stand-in knows no GET {path}"}, 404)
+
+    def _failed(self, path: str) -> bool:
+        """Whether the request is one of those that fail, and was answered so."""
+        for start, statuses in self.shared.fails.items():
+            if f"{self.command} {path}".startswith(start) and statuses:
+                status = statuses.pop(0)
+                if status:
+                    self._json({"error": "the stand-in was told to fail"}, status)
+                self.close_connection = True
+                return True
+        return False
 
     def _begin(self) -> tuple[str, bytes]:
         path = unquote(urlsplit(self.path).path)
@@ -183,6 +216,7 @@ class _Handler(BaseHTTPRequestHandler):
                 repository.files[value["path"]] = content
                 repository.lfs.add(value["path"])
         oid = repository.revision
+        repository.history[oid] = dict(repository.files)
         self._json({"success": True, "commitOid": oid, "commitUrl": f"{self.shared.url}/{name}/commit/{oid}"})
 
     def _found(self, name: str) -> Repository | None:
@@ -200,34 +234,45 @@ class _Handler(BaseHTTPRequestHandler):
             siblings = [{"rfilename": path} for path in repository.files]
             self._json({"id": name, "modelId": name, "sha": repository.revision, "siblings": siblings, "tags": []})
 
-    def _tree(self, name: str, inside: str | None) -> None:
+    def _tree(self, name: str, revision: str, inside: str) -> None:
         repository = self._found(name)
         if repository is None:
             return
-        if inside:  # repositories of this project have no folders
-            self._json({"error": "no such folder"}, 404, {"X-Error-Code": "EntryNotFound"})
-            return
-        entries = []
-        for path, content in repository.files.items():
-            oid = hashlib.sha1(content).hexdigest()
+        files, prefix = repository.at(revision), f"{inside}/" if inside else ""
+        is_deep = "recursive=true" in urlsplit(self.path).query.lower()
+        entries: dict[str, dict[str, Any]] = {}
+        for path, content in files.items():
+            folder, _, rest = path.removeprefix(prefix).partition("/")
+            if not path.startswith(prefix):
+                continue
+            if rest and not is_deep:
+                entries[prefix + folder] = {"type": "directory", "path": prefix + folder, "size": 0, "oid": "0" * 40}
+                continue
+            oid = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
             entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": oid}
             if path in repository.lfs:
                 sha256 = "0" * 64 if path in self.shared.damaged else hashlib.sha256(content).hexdigest()
                 entry["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 130}
-            entries.append(entry)
-        self._json(entries)
+            entries[path] = entry
+        if inside and not entries:
+            self._json({"error": "no such folder"}, 404, {"X-Error-Code": "EntryNotFound"})
+            return
+        self._json(list(entries.values()))
 
-    def _file(self, name: str, path: str) -> None:
+    def _file(self, name: str, revision: str, path: str) -> None:
         repository = self._found(name)
         if repository is None:
             return
-        if path not in repository.files:
+        files = repository.at(revision)
+        if path not in files:
             self._json({"error": "Entry not found"}, 404, {"X-Error-Code": "EntryNotFound"})
             return
-        content = repository.files[path]
-        self.send_response(200)
+        content, status = files[path], 200
+        if asked := re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", "")):
+            content, status = content[int(asked[1]) : int(asked[2]) + 1], 206
+        self.send_response(status)
         self.send_header("X-Repo-Commit", repository.revision)
-        self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
+        self.send_header("ETag", f'"{hashlib.sha256(files[path]).hexdigest()}"')
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command == "GET":
