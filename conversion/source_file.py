@@ -97,6 +97,11 @@ class SourceFile(ByteSource):
         return self.state.size
 
     @property
+    def expected(self) -> FileState:
+        """What the system should tell of it now."""
+        return self.state
+
+    @property
     def descriptor(self) -> int:
         """The open file.
 
@@ -110,7 +115,7 @@ class SourceFile(ByteSource):
             except FileNotFoundError as error:
                 raise SourceChangedError(self.path, "it is not there any more") from error
             self._closing = weakref.finalize(self, os.close, self._descriptor)
-            if what := self.state.difference(FileState.of(self._descriptor)):
+            if what := self.expected.difference(FileState.of(self._descriptor)):
                 raise SourceChangedError(self.path, what)
         return self._descriptor
 
@@ -161,7 +166,7 @@ class SourceFile(ByteSource):
             now = FileState.of(self.path)
         except FileNotFoundError as error:
             raise SourceChangedError(self.path, "it is not there any more") from error
-        if what := self.state.difference(now):
+        if what := self.expected.difference(now):
             raise SourceChangedError(self.path, what)
         return now
 
