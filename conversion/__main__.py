@@ -20,6 +20,7 @@ from hf_glm_ernie.planner.devices import parse_size as parse_amount
 from . import bert, ernie, ernie3, glm130b
 from .bert_pooling import POOLINGS, Pooling
 from .classes import expected_shapes
+from .consume_command import convert_and_consume
 from .ernie3_settings import LAYER_NORM_EPS as LAYER_NORM_EPS_10B
 from .ernie3_settings import Choices
 from .ernie_names import TASK_NAMES
@@ -109,6 +110,12 @@ def _add_glm130b(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     glm.add_argument(
         "--replicated-from-rank-0", action="store_true", help="accept ranks whose layer norms and biases differ"
     )
+    glm.add_argument(
+        "--consume",
+        action="store_true",
+        help="delete the source as what is made of it is verified, so that both fit the disk of one; asks first",
+    )
+    glm.add_argument("--yes", action="store_true", help="with --consume: do not ask")
     glm.set_defaults(run=partial(_run_glm130b, glm))
 
 
@@ -249,6 +256,7 @@ def _run_glm130b(parser: argparse.ArgumentParser, options: argparse.Namespace) -
             "--tokenizer, --config, --bits and --replicated-from-rank-0 are for the conversion from the released "
             "format"
         )
+    _check_consume(parser, options)
     forward = partial(
         glm130b.ForwardOptions,
         tokenizer_model=options.tokenizer,
@@ -256,6 +264,18 @@ def _run_glm130b(parser: argparse.ArgumentParser, options: argparse.Namespace) -
         replicated_from_rank_0=options.replicated_from_rank_0,
     )
     _run(options, glm130b.plan_forward, forward, partial(glm130b.plan_reverse, ranks=options.tensor_parallel))
+
+
+def _check_consume(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.yes and not options.consume:
+        parser.error("--yes goes with --consume")
+    if options.consume and options.no_verify:
+        parser.error("--consume deletes what was verified, so it does not go with --no-verify")
+    if options.consume and options.reverse:
+        parser.error(
+            "--consume is for the conversion from the released format: --reverse writes all ranks together, so "
+            "nothing of its source becomes free before the end"
+        )
 
 
 def _run_ernie(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
@@ -378,7 +398,7 @@ def _run_ernie3(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
 
 def _run(
     options: argparse.Namespace,
-    plan_forward: Callable[[Path, Any, ExpectedShapes], Job],
+    plan_forward: Callable[[Any, Any, ExpectedShapes], Job],
     forward_options: Callable[..., ForwardOptions],
     plan_reverse: Callable[..., Job],
 ) -> None:
@@ -394,14 +414,30 @@ def _run(
             max_shard_bytes=options.max_shard_size,
             headers_only=options.dry_run,
         )
+        if getattr(options, "consume", False):
+            convert_and_consume(
+                options.source,
+                options.output,
+                lambda place: plan_forward(place, choices, expected_shapes),
+                is_sure=options.yes,
+                is_dry_run=options.dry_run,
+                reference=_reference(options),
+                say=partial(print, flush=True),
+            )
+            return
         job = plan_forward(options.source, choices, expected_shapes)
     print(job.describe(), flush=True)
     if options.dry_run:
         print("dry run: nothing was written")
         return
-    reference = None if options.reverse or options.reference is False else partial(_keep_reference, options.reference)
-    run(job, options.output, None if options.no_verify else verify_file, reference=reference)
+    run(job, options.output, None if options.no_verify else verify_file, reference=_reference(options))
     print(f"done: {options.output}")
+
+
+def _reference(options: argparse.Namespace) -> Callable[[Path, Path, bool], object] | None:
+    if options.reverse or options.reference is False:
+        return None
+    return partial(_keep_reference, options.reference)
 
 
 def _keep_reference(is_asked: bool | None, folder: Path, into: Path, show_progress: bool) -> None:

@@ -7,10 +7,10 @@ GLM-130B's weights come as `glm-130b-sat.tar.part_00` to `part_59`, 4 GiB each b
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from .byte_source import ByteSource
 from .operations import CheckpointError
-from .places import names_in
+from .places import Place, bytes_of, names_in
 
 PART = re.compile(r"(?P<stem>.+)\.part[_-]?(?P<number>[0-9]{1,6}|[a-z]{2,3})")
 """As `split -d` numbers, or `split` without it letters."""
@@ -30,20 +30,25 @@ class Parts:
     Attributes:
         folder: Where they are.
         stem: What their names begin with.
-        paths: In order, all of them.
+        files: Their bytes, in order, all of them.
     """
 
-    folder: Path
+    folder: Place
     stem: str
-    paths: Sequence[Path]
+    files: Sequence[ByteSource]
 
     @property
-    def pattern(self) -> Path:
+    def paths(self) -> list[Place]:
+        """Where each is."""
+        return [file.path for file in self.files]
+
+    @property
+    def pattern(self) -> Place:
         """A name for all of them, for messages."""
         return self.paths[0] if len(self.paths) == 1 else self.folder / f"{self.stem}.part_*"
 
 
-def find_parts(source: Path) -> Parts | None:
+def find_parts(source: Place) -> Parts | None:
     """The parts that a source names: a folder of them, any one of them, or a tar that is whole. None: none of these.
 
     Raises:
@@ -53,7 +58,7 @@ def find_parts(source: Path) -> Parts | None:
     if source.is_file():
         match = PART.fullmatch(source.name)
         if match is None:
-            return Parts(source.parent, source.name, [source]) if TAR.fullmatch(source.name) else None
+            return Parts(source.parent, source.name, [bytes_of(source)]) if TAR.fullmatch(source.name) else None
         return _checked(source.parent, match["stem"])
     if not source.is_dir():
         return None
@@ -67,10 +72,10 @@ def find_parts(source: Path) -> Parts | None:
     if stems:
         return _checked(source, stems[0])
     tars = sorted(name for name in names if TAR.fullmatch(name))
-    return Parts(source, tars[0], [source / tars[0]]) if len(tars) == 1 else None
+    return Parts(source, tars[0], [bytes_of(source / tars[0])]) if len(tars) == 1 else None
 
 
-def _checked(folder: Path, stem: str) -> Parts:
+def _checked(folder: Place, stem: str) -> Parts:
     numbered = _numbered(folder, stem)
     names = set(names_in(folder))
     unfinished = sorted(
@@ -88,13 +93,13 @@ def _checked(folder: Path, stem: str) -> Parts:
             f"{folder}: missing {_shown(missing)}; there are {len(numbered)} parts up to "
             f"{numbered[max(numbered)].name}. Download what is missing."
         )
-    paths = [numbered[number] for number in sorted(numbered)]
-    _check_sizes(folder, paths)
-    return Parts(folder, stem, paths)
+    files = [bytes_of(numbered[number]) for number in sorted(numbered)]
+    _check_sizes(folder, files)
+    return Parts(folder, stem, files)
 
 
-def _numbered(folder: Path, stem: str) -> dict[int, Path]:
-    numbered: dict[int, Path] = {}
+def _numbered(folder: Place, stem: str) -> dict[int, Place]:
+    numbered: dict[int, Place] = {}
     for name in sorted(names_in(folder)):
         match = PART.fullmatch(name)
         if match is None or match["stem"] != stem or not (folder / name).is_file():
@@ -108,9 +113,9 @@ def _numbered(folder: Path, stem: str) -> dict[int, Path]:
     return numbered
 
 
-def _check_sizes(folder: Path, paths: Sequence[Path]) -> None:
+def _check_sizes(folder: Place, files: Sequence[ByteSource]) -> None:
     """All parts but the last have one size, which is the largest: the others are short."""
-    sizes = [path.stat().st_size for path in paths]
+    paths, sizes = [file.path for file in files], [file.size for file in files]
     whole = max(sizes)
     short = [f"{path.name} ({size:,})" for path, size in zip(paths[:-1], sizes, strict=False) if size != whole]
     if len(sizes) > 1 and sizes[-1] == whole and len(short) == len(sizes) - 1:

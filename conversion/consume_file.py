@@ -274,7 +274,7 @@ class ConsumablePath(VirtualPath):
 
     @property
     def home(self) -> Path:
-        """The local path."""
+        """The local path that it stands for."""
         return Path(self.inside)
 
     def at(self, inside: PurePosixPath) -> ConsumablePath:
@@ -303,4 +303,12 @@ class ConsumablePath(VirtualPath):
         return self.at(PurePosixPath(self.home.resolve()))
 
 
-__all__ = ["DELETED", "ChangedPartError", "ConsumableFile", "ConsumableFiles", "ConsumablePath", "ConsumedError", "Kept"]
+__all__ = [
+    "DELETED",
+    "ChangedPartError",
+    "ConsumableFile",
+    "ConsumableFiles",
+    "ConsumablePath",
+    "ConsumedError",
+    "Kept",
+]

@@ -5,6 +5,7 @@ made from, and of everything between and around them, which is small and is kept
 every file of the output that reads its tensors was verified; the file goes when all its stretches are free.
 """
 
+import itertools
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ from .byte_ranges import Range, count, merged, whole_blocks, without
 from .byte_source import ByteSource
 from .lazy_files import StoredTensor, TensorFiles
 from .source_span import Segment, SourceSpan
+from .tar_archive import MemberPath
 from .writer import OutputFile, sources_of
 
 LARGE_BYTES = 2**20
-"""Matrices from this size on are consumed; everything else is kept until the end, some 100 MB of the released 257 GB."""
+"""Matrices from this size on are consumed; everything else is kept until the end, some 100 MB of the released."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,8 @@ class FileLayout:
 
     def free(self, verified: Collection[str]) -> list[Range]:
         """The bytes that no file but the verified ones is made from, in stretches."""
-        return merged((s.start, s.stop) for s in self.stretches if s.readers and s.readers <= set(verified))
+        known = set(verified)
+        return merged((s.start, s.stop) for s in self.stretches if s.readers and s.readers <= known)
 
     def is_free(self, verified: Collection[str]) -> bool:
         """Whether the file can go: there were stretches, and all are free."""
@@ -73,7 +76,7 @@ class FileLayout:
 
 
 def layouts(source: TensorFiles, files: Iterable[OutputFile]) -> dict[ByteSource, FileLayout]:
-    """The layout of every file that a source's tensors lie in.
+    """The layout of every file that a source consists of: the ranks' files, or all parts of their archive.
 
     Args:
         source: The tensors.
@@ -87,7 +90,8 @@ def layouts(source: TensorFiles, files: Iterable[OutputFile]) -> dict[ByteSource
     claims: dict[ByteSource, list[Stretch]] = {}
     small: dict[ByteSource, list[Range]] = defaultdict(list)
     for number, lazy in enumerate(source.files):
-        for segment in segments(lazy.bytes, 0, lazy.bytes.size):
+        whole = lazy.path.archive.source if isinstance(lazy.path, MemberPath) else lazy.bytes
+        for segment in segments(whole, 0, whole.size):
             claims.setdefault(segment.source, [])
         for name, stored in lazy.tensors.items():
             for segment in segments(lazy.bytes, stored.offset, stored.extent):
@@ -123,7 +127,7 @@ def _swept(claims: Sequence[Stretch]) -> Iterator[Stretch]:
     for claim in claims:
         begins[claim.start].append(claim)
     active: list[Stretch] = []
-    for start, stop in zip(borders, borders[1:], strict=False):
+    for start, stop in itertools.pairwise(borders):
         active = [claim for claim in active if claim.stop > start] + begins[start]
         if active:
             read = [claim.readers for claim in active]

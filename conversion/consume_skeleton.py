@@ -197,8 +197,9 @@ class Skeleton:
 
     def _damaged(self, what: str) -> WriteError:
         return WriteError(
-            f"{self.path}: damaged ({what}). It holds what is needed to go on with a source that --consume has deleted "
-            "a part of. Look after the disk; then download the source again, and convert it to another --output."
+            f"{self.path}: damaged ({what}). It holds what is needed to go on with a source that --consume has "
+            "deleted a part of. Look after the disk; then download the source again, into an empty folder, and "
+            "convert it to another --output."
         )
 
 

@@ -24,6 +24,7 @@ NAMES = (FRESH_SKELETON, LOG, SKELETON)
 
 MARK = "CONSUMED_BY_CONVERSION.json"
 MAX_FOLDERS = 1000
+MAX_MARK_BYTES = 10**5
 NOTE = (
     "A conversion with --consume deletes the files beside this one as their content is written elsewhere. They may "
     "have holes that read as zeros: nothing but that conversion can use them. This file goes when it is done."
@@ -49,7 +50,9 @@ def write_mark(folder: Path, output: Path, digest: str) -> None:
         digest: Of the skeleton.
     """
     fresh = folder / f"{MARK}.new"
-    fresh.write_text(json.dumps({"note": NOTE, "output": os.path.abspath(output), "skeleton": digest}, indent=2) + "\n")
+    fresh.write_text(
+        json.dumps({"note": NOTE, "output": os.path.abspath(output), "skeleton": digest}, indent=2) + "\n"
+    )
     flush(fresh)
     fresh.replace(folder / MARK)
     flush(folder)
@@ -60,8 +63,14 @@ def read_mark(folder: Path) -> tuple[str, str] | None:
     path = folder / MARK
     if not os.path.lexists(path):
         return None
-    content = read_json(path)
-    return str(content.get("output")), str(content.get("skeleton"))
+    try:
+        content = read_json(path, most=MAX_MARK_BYTES)
+        return str(content["output"]), str(content["skeleton"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path}: left by a conversion that deletes the files beside it, and damaged ({error}). Go on with that "
+            "conversion and its --output; without it the files are of no use."
+        ) from error
 
 
 def remove_mark(folder: Path) -> None:
@@ -107,4 +116,14 @@ def _folders(source: Path) -> Iterator[Path]:
                 yield Path(entry)
 
 
-__all__ = ["CONSUMED", "MARK", "NAMES", "marked", "read_mark", "refuse_marked", "remove_consumed", "remove_mark", "write_mark"]
+__all__ = [
+    "CONSUMED",
+    "MARK",
+    "NAMES",
+    "marked",
+    "read_mark",
+    "refuse_marked",
+    "remove_consumed",
+    "remove_mark",
+    "write_mark",
+]

@@ -5,9 +5,10 @@ back from the disk and holds what was written. From then on its source is not ne
 itself may go elsewhere. What is done then is a `FileHooks`; this one does nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from .state_map import PlannedTensor
 from .writer import OutputFile
 
 
@@ -22,6 +23,34 @@ class FileHooks:
 
     files_at_once: int = 3
     ships: bool = False
+
+    def begin(self, state: Path) -> None:
+        """Called once the output folder is this run's, before anything else is done in it.
+
+        Args:
+            state: The folder of the state, which is there.
+
+        Raises:
+            Exception: ends the run.
+        """
+
+    def before_writing(self, left: Sequence[tuple[str, PlannedTensor]]) -> None:
+        """Called when what a former run left was read again, before anything is written.
+
+        Args:
+            left: (file, tensor) of what will be written, in that order.
+
+        Raises:
+            Exception: ends the run.
+        """
+
+    def complete(self) -> None:
+        """Called when everything is written, verified and in its place, just before the folder gets its name; again,
+        if the run is stopped before that.
+
+        Raises:
+            Exception: ends the run.
+        """
 
     def verified(self, path: Path, file: OutputFile, sha256: str) -> bool:
         """Called once a file is verified and the journal's line about it, the file and its name are on the disk.

@@ -38,6 +38,7 @@ from .job import ForwardOptions as CommonOptions
 from .layer_numbers import NUMBER, numbers_in, without_gaps
 from .lazy_files import CheckpointError
 from .operations import Concat, Drop, Operation, Replicated, SettingsError, Shape, Split, SplitGlu, SplitQkv, Tied
+from .places import Place
 from .rank_files import LATEST, MARKS, RankCheckpoint
 from .safetensors_files import SafetensorsFolder
 from .setting_kinds import TEXT
@@ -99,7 +100,7 @@ class ForwardOptions(CommonOptions):
     replicated_from_rank_0: bool = False
 
 
-def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes) -> Job:
+def plan_forward(source: Place, options: ForwardOptions, expected: ExpectedShapes) -> Job:
     """Plans a conversion of the released format into a folder for `from_pretrained`. Writes nothing.
 
     Args:
@@ -161,7 +162,7 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
     )
 
 
-def _side_files(source: Path, home: Path, options: ForwardOptions) -> SideFiles:
+def _side_files(source: Place, home: Path, options: ForwardOptions) -> SideFiles:
     settings, tokenizer = options.settings or home / "config.json", options.tokenizer_model or home / TOKENIZER_MODEL
     return SideFiles.of(source / LATEST, settings, tokenizer)
 

@@ -20,6 +20,7 @@ import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from .byte_source import ByteSource, SourceChangedError
 from .operations import CheckpointError
@@ -183,13 +184,13 @@ class SideFiles:
     them was read.
 
     Attributes:
-        digests: Path -> SHA-256 of the content; empty where there is no such file.
+        digests: Path, or another place of `places`, -> SHA-256 of the content; empty where there is no such file.
     """
 
-    digests: Mapping[Path, str] = field(default_factory=dict)
+    digests: Mapping[Any, str] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, *paths: Path | None) -> "SideFiles":
+    def of(cls, *paths: Any) -> "SideFiles":
         """The files of these paths, those among them that are not there included; None is passed over."""
         return cls({path: _digest(path) for path in paths if path is not None})
 
@@ -211,7 +212,7 @@ class SideFiles:
         return [(path.name, digest) for path, digest in self.digests.items()]
 
 
-def _digest(path: Path) -> str:
+def _digest(path: Any) -> str:
     if not path.is_file():  # nor a pipe, which would wait
         return ""
     try:

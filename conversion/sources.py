@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from .archive_parts import find_parts
+from .consume_state import refuse_marked
 from .operations import CheckpointError
 from .places import Place
-from .source_file import SourceFile
 from .source_span import Segment, SourceSpan
 from .tar_archive import MemberPath, TarArchive
 
@@ -24,7 +24,7 @@ class Source:
     home: Path
 
 
-def open_source(path: Path, marks: tuple[str, ...]) -> Source:
+def open_source(path: Place, marks: tuple[str, ...]) -> Source:
     """Finds the checkpoint that a path names: the folder itself, or one in the archive whose parts are named.
 
     Args:
@@ -33,19 +33,26 @@ def open_source(path: Path, marks: tuple[str, ...]) -> Source:
             at for parts.
 
     Raises:
-        CheckpointError: parts that are not all there, an archive that is damaged, or without such a folder.
+        CheckpointError: parts that are not all there, an archive that is damaged, or without such a folder; files that
+            a conversion with --consume is deleting.
     """
+    if isinstance(path, Path):
+        refuse_marked(path)
     if path.is_dir() and any((path / mark).is_file() for mark in marks):
-        return Source(path, path)
+        return Source(path, _home(path))
     parts = find_parts(path)
     if parts is None:
-        return Source(path, path)
-    segments = []
-    for part in parts.paths:
-        file = SourceFile.of(part)
-        segments.append(Segment(file, 0, file.size))
+        return Source(path, _home(path))
+    segments = [Segment(file, 0, file.size) for file in parts.files]
     archive = TarArchive(parts.pattern, SourceSpan(parts.pattern, segments))
-    return Source(_marked(archive, marks), parts.folder)
+    return Source(_marked(archive, marks), _home(parts.folder))
+
+
+def _home(folder: Place) -> Path:
+    """The local folder that a place is or stands for."""
+    home = folder if isinstance(folder, Path) else folder.home
+    assert home is not None, f"{folder} is no local folder"
+    return home
 
 
 def _marked(archive: TarArchive, marks: tuple[str, ...]) -> MemberPath:
