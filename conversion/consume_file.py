@@ -21,8 +21,6 @@ from .operations import CheckpointError
 from .places import VirtualPath
 from .source_file import FileState, SourceFile
 
-DELETED = FileState(0, 0, 0, 0, 0)
-
 
 class ConsumedError(CheckpointError):
     """Bytes are asked for that were deleted because what was made from them was verified."""
@@ -304,7 +302,6 @@ class ConsumablePath(VirtualPath):
 
 
 __all__ = [
-    "DELETED",
     "ChangedPartError",
     "ConsumableFile",
     "ConsumableFiles",

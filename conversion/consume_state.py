@@ -50,9 +50,8 @@ def write_mark(folder: Path, output: Path, digest: str) -> None:
         digest: Of the skeleton.
     """
     fresh = folder / f"{MARK}.new"
-    fresh.write_text(
-        json.dumps({"note": NOTE, "output": os.path.abspath(output), "skeleton": digest}, indent=2) + "\n"
-    )
+    content = {"note": NOTE, "output": os.path.abspath(output), "skeleton": digest}
+    fresh.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     flush(fresh)
     fresh.replace(folder / MARK)
     flush(folder)
