@@ -16,10 +16,14 @@ from .byte_source import ByteSource
 from .lazy_files import StoredTensor, TensorFiles
 from .source_span import Segment, SourceSpan
 from .tar_archive import MemberPath
+from .torch_zip import END_BYTES, MAX_COMMENT_BYTES
 from .writer import OutputFile, sources_of
 
 LARGE_BYTES = 2**20
 """Matrices from this size on are consumed; everything else is kept until the end, some 100 MB of the released."""
+
+TAIL_BYTES = END_BYTES + MAX_COMMENT_BYTES
+"""Where an archive of torch's is read to find its directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +97,9 @@ def layouts(source: TensorFiles, files: Iterable[OutputFile]) -> dict[ByteSource
         whole = lazy.path.archive.source if isinstance(lazy.path, MemberPath) else lazy.bytes
         for segment in segments(whole, 0, whole.size):
             claims.setdefault(segment.source, [])
+        tail = min(TAIL_BYTES, lazy.bytes.size)
+        for segment in segments(lazy.bytes, lazy.bytes.size - tail, tail):
+            small[segment.source].append((segment.start, segment.start + segment.nbytes))
         for name, stored in lazy.tensors.items():
             for segment in segments(lazy.bytes, stored.offset, stored.extent):
                 start, stop = segment.start, segment.start + segment.nbytes
