@@ -154,6 +154,16 @@ def _large(job: Job, source: Path) -> list[tuple[str, str, list[tuple[str, int, 
 # Killing
 
 
+def without_sync(work: Callable[[], int]) -> Callable[[], int]:
+    """Some work of a child that does not wait for the disk, which kills, unlike a loss of power, do not show."""
+
+    def working() -> int:
+        os.fsync = lambda descriptor: None
+        return work()
+
+    return working
+
+
 def in_child(work: Callable[[], int], seconds: float | None = None) -> int | None:
     """The exit status of some work in a process forked from this one; None if it was killed.
 
