@@ -40,6 +40,9 @@ from .state_map import ConversionError
 from .verify import verify_file
 
 MAX_SHARD_BYTES = 10**15
+CONSUME_HELP = (
+    "delete the source as what is made of it is verified, so that both fit the disk of one; asks first; for glm130b"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,12 +113,6 @@ def _add_glm130b(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
     glm.add_argument(
         "--replicated-from-rank-0", action="store_true", help="accept ranks whose layer norms and biases differ"
     )
-    glm.add_argument(
-        "--consume",
-        action="store_true",
-        help="delete the source as what is made of it is verified, so that both fit the disk of one; asks first",
-    )
-    glm.add_argument("--yes", action="store_true", help="with --consume: do not ask")
     glm.set_defaults(run=partial(_run_glm130b, glm))
 
 
@@ -240,6 +237,8 @@ def _add_common(parser: argparse.ArgumentParser, source: str) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan from the headers and stop")
     parser.add_argument("--no-verify", action="store_true", help="do not re-read the result")
+    parser.add_argument("--consume", action="store_true", help=CONSUME_HELP)
+    parser.add_argument("--yes", action="store_true", help="with --consume: do not ask")
     parser.add_argument(
         "--reference",
         action=argparse.BooleanOptionalAction,
@@ -278,7 +277,16 @@ def _check_consume(parser: argparse.ArgumentParser, options: argparse.Namespace)
         )
 
 
+def _refuse_consume(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.consume or options.yes:
+        parser.error(
+            "--consume is for glm130b, whose source takes 257 GB; this family's takes 40 GB at most: keep it until "
+            "you have looked at the result"
+        )
+
+
 def _run_ernie(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    _refuse_consume(parser, options)
     forward_only = ("vocab", "config", "task", "layer_norm_eps", "prefix", "base")
     if options.reverse and any(getattr(options, name) is not None for name in forward_only):
         names = ", ".join(f"--{name.replace('_', '-')}" for name in forward_only)
@@ -386,6 +394,7 @@ def _about(path: Path) -> str:
 
 
 def _run_ernie3(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    _refuse_consume(parser, options)
     choices = Choices(options.num_attention_heads, options.branch_num_attention_heads, options.layer_norm_eps)
     if options.reverse and (options.vocab or options.config or choices != Choices()):
         parser.error(
@@ -414,7 +423,7 @@ def _run(
             max_shard_bytes=options.max_shard_size,
             headers_only=options.dry_run,
         )
-        if getattr(options, "consume", False):
+        if options.consume:
             convert_and_consume(
                 options.source,
                 options.output,

@@ -162,9 +162,9 @@ class Consumption(FileHooks):
         """
         with self._turn:
             self._verified.add(file.name)
-            due = [file for file, layout in self._layouts.items() if self._is_due(file, layout)]
-            if due:
-                assert self._log is not None
+            assert self._log is not None
+            due = [one for one, layout in self._layouts.items() if self._is_due(one, layout)]
+            if due or file.name not in self._log.said.verified:  # of those without anything due, too: others share it
                 self._mark()
                 self._log.note({"verified": file.name}, durable=True)
                 flush(self._log.path.parent)

@@ -116,9 +116,8 @@ def _former_file(path: Path, former: Former, kept: Kept, log: ReleaseLog) -> tup
     is_pending = log.said.pending and former.name not in log.said.told and bool(released)
     notices = []
     if (state.mtime_ns, state.inode) != known and not is_pending:
-        if not released and state.inode == known[1]:
-            raise ChangedPartError(path, "it was written to")
-        notices.append(f"{path} is not the file that was there before; its headers and samples are the same")
+        # Refusing it, as a run that can start over does, would end this one for good.
+        notices.append(f"{path} was written to or replaced; its headers and the samples of it are the same")
     file = ConsumableFile(path, state, kept, gone)
     _compare(file, kept)
     return file, notices

@@ -31,7 +31,11 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def survive(
-    made: Original, folder: Path, kills: int, choice: random.Random, prepared: Callable[[Work], Work] = lambda work: work
+    made: Original,
+    folder: Path,
+    kills: int,
+    choice: random.Random,
+    prepared: Callable[[Work], Work] = lambda work: work,
 ) -> int:
     """Runs conversions to their end, killed on the way until there were so many kills; the number of conversions."""
     first = made.write(folder / "count")

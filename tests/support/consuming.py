@@ -20,6 +20,7 @@ import pytest
 
 from conversion import consume_file, consume_layout, glm130b, holes, output_path
 from conversion.classes import expected_shapes
+from conversion.consume import Consumption
 from conversion.consume_layout import TAIL_BYTES, is_large, segments
 from conversion.job import Job
 from conversion.writer import sources_of
@@ -113,7 +114,7 @@ def original(folder: Path, in_parts: bool, *options: str, sizes: Sizes = SIZES, 
         ranks = [(rank, rank_path(unpacked, rank)) for rank in (1, 0)]
         archive = write_archive(folder / "parts", released_members(ranks, ITERATION), part_bytes=part_bytes)
         contents = {path.name: path.read_bytes() for path in archive.parts}
-        rest = {"README": b"mine", "glm-130b-sat.tar.sha256": b"sums", "other.tar": b"mine, too"}
+        rest = {"README": b"mine", "glm-130b-sat.tar.sha256": b"sums", "other.zip": b"mine, too"}
     else:
         contents = {f"{ITERATION}/{path.name}": path.read_bytes() for path in (unpacked / ITERATION).iterdir()}
         rest = {"latest": ITERATION.encode(), f"{ITERATION}/notes.txt": b"mine"}
@@ -264,6 +265,26 @@ def killed_at(work: Callable[[], int], call: int, how: str) -> int | None:
 
 
 _real_pwrite, _real_write = os.pwrite, os.write
+
+
+def stop_after(made: Original, source: Path, output: Path, files: int) -> None:
+    """Runs the command in a child that is killed when so many files of the output were verified and acted on."""
+
+    def working() -> int:
+        real, told = Consumption.verified, 0
+
+        def verified(self: Consumption, *arguments: Any) -> bool:
+            nonlocal told
+            real(self, *arguments)
+            told += 1
+            if told == files:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return False
+
+        Consumption.verified = verified  # type: ignore[method-assign]  # in this child only
+        return made.run(source, output)
+
+    assert in_child(without_sync(working)) is None
 
 
 def refusing(work: Callable[[], int], call: int, number: int = errno.ENOSPC) -> int | None:
