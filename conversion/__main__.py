@@ -21,6 +21,7 @@ from . import bert, ernie, ernie3, glm130b
 from .bert_pooling import POOLINGS, Pooling
 from .classes import expected_shapes
 from .consume_command import convert_and_consume
+from .consume_open import refuse_begun
 from .ernie3_settings import LAYER_NORM_EPS as LAYER_NORM_EPS_10B
 from .ernie3_settings import Choices
 from .ernie_names import TASK_NAMES
@@ -434,6 +435,7 @@ def _run(
                 say=partial(print, flush=True),
             )
             return
+        refuse_begun(options.output)
         job = plan_forward(options.source, choices, expected_shapes)
     print(job.describe(), flush=True)
     if options.dry_run:

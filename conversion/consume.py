@@ -41,6 +41,7 @@ from .file_hooks import FileHooks
 from .folder_claim import NO_LOCKS
 from .holes import block_bytes, can_punch
 from .job import Job, progress_bar
+from .journal import LINE_BYTES
 from .operations import CheckpointError
 from .output_path import flush, incomplete_of
 from .source_file import FileState
@@ -48,6 +49,12 @@ from .state_map import PlannedTensor
 from .writer import OutputFile, WriteError, sources_of
 
 SHOWN = 8
+
+BLOCKS_BEYOND = 2
+"""That a file takes beyond its bytes: what is left of its last block, and where its pieces are."""
+
+STATE_FILES = 5
+"""Journal, lock, skeleton, log, mark."""
 
 
 class Consumption(FileHooks):
@@ -192,13 +199,13 @@ class Consumption(FileHooks):
 
     def disk_needed(self, left: Mapping[str, int]) -> int:
         """The most that is taken at any time beside what is taken now; what goes elsewhere gives nothing back."""
-        kept = self._kept_bytes if self._skeleton is None else 0
+        state = self._state_bytes
         existing = next(path for path in self._output.absolute().parents if path.exists())
         if {os.stat(folder).st_dev for folder in self._folders if folder.is_dir()} - {os.stat(existing).st_dev}:
-            return kept + sum(left.values())
+            return state + sum(left.values())
         done = set(self._outputs) - set(left)
         there = [layout for file, layout in self._layouts.items() if not file.is_deleted]
-        return kept + peak_bytes(left, done, there, self._block, self._punches)
+        return state + peak_bytes(left, done, there, self._block, self._punches)
 
     def may_discard(self) -> bool:
         """Only as long as nothing was released: afterwards the output is the only copy."""
@@ -286,6 +293,14 @@ class Consumption(FileHooks):
     @property
     def _kept_bytes(self) -> int:
         return sum(count(layout.kept) for layout in self._layouts.values())
+
+    @property
+    def _state_bytes(self) -> int:
+        """What the state takes that is not there yet, and what files take beyond their bytes."""
+        lines = LINE_BYTES * len(self.job.plan.tensors)
+        beyond = BLOCKS_BEYOND * self._block * (len(self._outputs) + len(self._layouts) + STATE_FILES)
+        kept = 0 if self._skeleton is not None else self._kept_bytes + len(self._header().encode())
+        return kept + lines + beyond
 
     def _bytes_at_risk(self) -> int:
         source = self.job.source

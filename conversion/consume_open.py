@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .byte_ranges import Range, merged, whole_blocks
+from .byte_ranges import Range, count, merged
 from .consume_file import ChangedPartError, ConsumableFile, ConsumableFiles, ConsumablePath, Kept
-from .consume_log import ReleaseLog
+from .consume_log import LOG, ReleaseLog
 from .consume_skeleton import SKELETON, Former, Skeleton
 from .consume_state import CONSUMED, marked, read_mark
-from .holes import block_bytes, has_hole
+from .holes import has_hole
+from .job import progress_bar
 from .journal import STATE
 from .operations import CheckpointError
 from .output_path import incomplete_of
@@ -44,12 +45,13 @@ class Opened:
     notices: Sequence[str]
 
 
-def open_to_consume(source: Path, output: Path) -> Opened:
+def open_to_consume(source: Path, output: Path, show_progress: bool = True) -> Opened:
     """Opens a source, through the state that an interrupted run left in the output.
 
     Args:
         source: What the user names.
         output: What is made of it; the folder that it is made in, or is about to get its name, is looked at.
+        show_progress: Whether a bar goes to stderr.
 
     Raises:
         CheckpointError: another conversion consumes it; a file is not the one it was.
@@ -65,13 +67,30 @@ def open_to_consume(source: Path, output: Path) -> Opened:
     base = source.parent if source.name in names and not source.is_dir() else source
     _refuse_others(base, names, skeleton.digest, output)
     files, notices = {}, []
-    for number, former in enumerate(skeleton.header.files):
-        path = base / former.name
-        kept = Kept(former.layout.kept, skeleton.positions(number), skeleton)
-        file, notice = _former_file(path, former, kept, log)
-        files[os.path.abspath(path)] = file
-        notices += notice
+    total = sum(count(former.layout.kept) for former in skeleton.header.files)
+    with progress_bar("comparing", total, 0, show_progress) as progress:
+        for number, former in enumerate(skeleton.header.files):
+            path = base / former.name
+            kept = Kept(former.layout.kept, skeleton.positions(number), skeleton)
+            file, notice = _former_file(path, former, kept, log)
+            files[os.path.abspath(path)] = file
+            notices += notice
+            progress(count(former.layout.kept))
     return Opened(ConsumableFiles(files).at(source), base, skeleton, log, notices)
+
+
+def refuse_begun(output: Path) -> None:
+    """Makes sure that an output was not begun by a run that has deleted a part of its source.
+
+    Raises:
+        CheckpointError: it was.
+    """
+    made = incomplete_of(output)
+    if os.path.lexists(made / STATE / CONSUMED / LOG):
+        raise CheckpointError(
+            f"{made}: begun with --consume, and a part of its source is deleted. Run the same command again, with "
+            "--consume."
+        )
 
 
 def _state_of(output: Path) -> Path | None:
@@ -111,7 +130,7 @@ def _former_file(path: Path, former: Former, kept: Kept, log: ReleaseLog) -> tup
     if not stat.S_ISREG(os.stat(path).st_mode) or state.size != former.state.size:
         raise ChangedPartError(path, f"it had {former.state.size:,} bytes and has {state.size:,}")
     released = [s for s in stretches if s.readers and s.readers <= log.said.verified]
-    gone = _with_holes(path, [(stretch.start, stretch.stop) for stretch in released])
+    gone = merged(_with_holes(path, [(stretch.start, stretch.stop) for stretch in released]))
     known = log.said.states.get(former.name, (former.state.mtime_ns, former.state.inode))
     is_pending = log.said.pending and former.name not in log.said.told and bool(released)
     notices = []
@@ -124,11 +143,10 @@ def _former_file(path: Path, former: Former, kept: Kept, log: ReleaseLog) -> tup
 
 
 def _with_holes(path: Path, ranges: Sequence[Range]) -> list[Range]:
-    """Those of which whole blocks are gone."""
-    block = block_bytes(path)
+    """Those that have a hole, however small; blocks that also hold kept bytes are never released."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        return [one for one in ranges if any(has_hole(descriptor, *inside) for inside in whole_blocks([one], block))]
+        return [one for one in ranges if has_hole(descriptor, *one)]
     finally:
         os.close(descriptor)
 
@@ -146,4 +164,4 @@ def _compare(file: ConsumableFile, kept: Kept) -> None:
     there.close()
 
 
-__all__ = ["Opened", "open_to_consume"]
+__all__ = ["Opened", "open_to_consume", "refuse_begun"]

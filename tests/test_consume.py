@@ -113,7 +113,11 @@ def test_another_run_cannot_use_what_is_left(
         lambda: parts.run(source / "glm-130b-sat.tar.part_04", tmp_path / "other"),
     ):
         assert command() == 1
-        assert f"with --consume, and --output {output}." in capsys.readouterr().err
+        said = capsys.readouterr().err
+        again = (
+            f"{output}.incomplete: begun with --consume" in said and "Run the same command again, with --con" in said
+        )
+        assert again or f"with --consume, and --output {output}." in said
     assert parts.run(source, output, "--dtype=float32") == 1
     said = capsys.readouterr().err
     assert "begun from another source, with other options" in said
