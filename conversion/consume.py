@@ -172,9 +172,9 @@ class Consumption(FileHooks):
             assert self._log is not None
             due = [one for one, layout in self._layouts.items() if self._is_due(one, layout)]
             if due or file.name not in self._log.said.verified:  # of those without anything due, too: others share it
-                self._mark()
                 self._log.note({"verified": file.name}, durable=True)
                 flush(self._log.path.parent)
+                self._mark()
                 for one in due:
                     self._release(one, self._layouts[one])
                 self._log.note({"released": file.name})

@@ -105,6 +105,22 @@ class ConsumableFile(SourceFile):
         """What the system should tell of it now; only the releasing itself changes that."""
         return self._now
 
+    @property
+    def descriptor(self) -> int:
+        """The open file.
+
+        Raises:
+            ChangedPartError: another file has its name by now.
+            OSError: it cannot be opened.
+        """
+        with self._turn:  # not while a release is about to change what is expected
+            try:
+                return super().descriptor
+            except ChangedPartError:
+                raise
+            except SourceChangedError as error:
+                raise ChangedPartError(self.path, self._difference()) from error
+
     def available(self, offset: int, nbytes: int) -> int:
         """As far as nothing is gone."""
         return free_until(self.gone, offset, offset + nbytes) - offset

@@ -65,7 +65,7 @@ def test_the_disk_takes_no_more_than_planned(
     planned = int(line.split()[2].replace(",", ""))
     small = sum(path.stat().st_blocks * 512 for path in output.iterdir() if path.suffix != ".safetensors")
     assert planned / 2 < most <= planned + small
-    assert lowest < at_first / 4
+    assert lowest < at_first / 2  # before the last file is verified
     whole = sum(len(content) for name, content in made.expected.items() if name.endswith(".safetensors"))
     assert planned < whole * (0.4 if punches else 0.9)
 
