@@ -20,6 +20,8 @@ from hf_glm_ernie.planner.devices import parse_size as parse_amount
 from . import bert, ernie, ernie3, glm130b
 from .bert_pooling import POOLINGS, Pooling
 from .classes import expected_shapes
+from .consume_command import convert_and_consume
+from .consume_open import refuse_begun
 from .ernie3_settings import LAYER_NORM_EPS as LAYER_NORM_EPS_10B
 from .ernie3_settings import Choices
 from .ernie_names import TASK_NAMES
@@ -45,6 +47,9 @@ from .thread_option import add_threads
 from .verify import verify_file
 
 MAX_SHARD_BYTES = 10**15
+CONSUME_HELP = (
+    "delete the source as what is made of it is verified, so that both fit the disk of one; asks first; for glm130b"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -268,6 +273,8 @@ def _add_common(parser: argparse.ArgumentParser, source: str) -> None:
     )
     parser.add_argument("--dry-run", action="store_true", help="print the plan from the headers and stop")
     parser.add_argument("--no-verify", action="store_true", help="do not re-read the result")
+    parser.add_argument("--consume", action="store_true", help=CONSUME_HELP)
+    parser.add_argument("--yes", action="store_true", help="with --consume: do not ask")
     parser.add_argument(
         "--reference",
         action=argparse.BooleanOptionalAction,
@@ -285,6 +292,7 @@ def _run_glm130b(parser: argparse.ArgumentParser, options: argparse.Namespace) -
             "--tokenizer, --config, --bits and --replicated-from-rank-0 are for the conversion from the released "
             "format"
         )
+    _check_consume(parser, options)
     forward = partial(
         glm130b.ForwardOptions,
         tokenizer_model=options.tokenizer,
@@ -294,7 +302,30 @@ def _run_glm130b(parser: argparse.ArgumentParser, options: argparse.Namespace) -
     _run(options, glm130b.plan_forward, forward, partial(glm130b.plan_reverse, ranks=options.tensor_parallel))
 
 
+def _check_consume(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.yes and not options.consume:
+        parser.error("--yes goes with --consume")
+    if options.consume and (options.target is not None or not isinstance(options.source, Path)):
+        parser.error("--consume deletes local files for a local output; neither --source nor --output may be a URL")
+    if options.consume and options.no_verify:
+        parser.error("--consume deletes what was verified, so it does not go with --no-verify")
+    if options.consume and options.reverse:
+        parser.error(
+            "--consume is for the conversion from the released format: --reverse writes all ranks together, so "
+            "nothing of its source becomes free before the end"
+        )
+
+
+def _refuse_consume(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    if options.consume or options.yes:
+        parser.error(
+            "--consume is for glm130b, whose source takes 257 GB; this family's takes 40 GB at most: keep it until "
+            "you have looked at the result"
+        )
+
+
 def _run_ernie(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    _refuse_consume(parser, options)
     forward_only = ("vocab", "config", "task", "layer_norm_eps", "prefix", "base")
     if options.reverse and any(getattr(options, name) is not None for name in forward_only):
         names = ", ".join(f"--{name.replace('_', '-')}" for name in forward_only)
@@ -409,6 +440,7 @@ def _about(path: Path) -> str:
 
 
 def _run_ernie3(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
+    _refuse_consume(parser, options)
     choices = Choices(options.num_attention_heads, options.branch_num_attention_heads, options.layer_norm_eps)
     if options.reverse and (options.vocab or options.config or choices != Choices()):
         parser.error(
@@ -437,6 +469,19 @@ def _run(
             max_shard_bytes=options.max_shard_size,
             headers_only=options.dry_run,
         )
+        if options.consume:
+            convert_and_consume(
+                options.source,
+                options.output,
+                lambda place: plan_forward(place, choices, expected_shapes),
+                is_sure=options.yes,
+                is_dry_run=options.dry_run,
+                reference=_reference(options),
+                threads=options.threads,
+                say=partial(print, flush=True),
+            )
+            return
+        refuse_begun(options.output)
         job = plan_forward(options.source, choices, expected_shapes)
     hooks = None
     if options.target is not None:
@@ -450,10 +495,15 @@ def _run(
     if options.dry_run:
         print("dry run: nothing was written")
         return
-    reference = None if options.reverse or options.reference is False else partial(_keep_reference, options.reference)
     verify = None if options.no_verify else verify_file
-    run(job, options.output, verify, reference=reference, threads=options.threads, hooks=hooks)
+    run(job, options.output, verify, reference=_reference(options), threads=options.threads, hooks=hooks)
     print(f"done: {options.output if options.target is None else options.target.url}")
+
+
+def _reference(options: argparse.Namespace) -> Callable[[Path, Path, bool], object] | None:
+    if options.reverse or options.reference is False:
+        return None
+    return partial(_keep_reference, options.reference)
 
 
 def _keep_reference(is_asked: bool | None, folder: Path, into: Path, show_progress: bool) -> None:

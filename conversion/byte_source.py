@@ -8,7 +8,7 @@ the conversion was planned; whoever reads them sees no difference.
 import hashlib
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, BinaryIO, cast
 
 from .operations import CheckpointError
@@ -54,7 +54,7 @@ class ByteSource(ABC):
     def __init__(self, path: Any, state: Any) -> None:
         self.path = path
         self.state = state
-        self._sample = b""
+        self._sample: dict[int, bytes] = {}
         self._places: tuple[int, ...] = ()
 
     @property
@@ -70,6 +70,10 @@ class ByteSource(ABC):
             SourceChangedError: it ends before.
             CheckpointError: they cannot be read.
         """
+
+    def available(self, offset: int, nbytes: int) -> int:
+        """How many of some bytes can be read in one go; fewer than all only of a source that is being consumed."""
+        return nbytes
 
     def read_bytes(self, offset: int, nbytes: int) -> bytearray:
         """Some bytes, in memory of their own; raises as `read`."""
@@ -147,22 +151,29 @@ class ByteSource(ABC):
         if now != self.state:
             self.close()  # what is read now is what has the name now
         if content or now != self.state:
-            if self.sampled() != self._sample:
+            if any(self._sample.get(place) != digest for place, digest in self.sampled().items()):
                 raise SourceChangedError(self.path, "its content is another, although its time was kept")
             self.state = now
 
     @property
     def sample_digest(self) -> str:
         """The hash of the samples as they were taken, hexadecimal."""
-        return self._sample.hex()
+        return hashlib.sha256(b"".join(self._sample.values())).hexdigest()
 
-    def sampled(self) -> bytes:
-        """A hash of the samples as they are now."""
-        digest = hashlib.sha256()
+    @property
+    def samples(self) -> Mapping[int, str]:
+        """Where each sample begins -> its hash as it was taken, hexadecimal."""
+        return {place: digest.hex() for place, digest in self._sample.items()}
+
+    def sampled(self) -> dict[int, bytes]:
+        """Where each sample begins -> a hash of it as it is now, of those that can be read."""
         width = self.size if self.size <= WHOLE_BYTES else SAMPLE_BYTES
-        for content in self.read_many([(place, min(width, self.size - place)) for place in self._places]):
-            digest.update(content)
-        return digest.digest()
+        stretches = [(place, min(width, self.size - place)) for place in self._places]
+        stretches = [stretch for stretch in stretches if self.available(*stretch) == stretch[1]]
+        contents = self.read_many(stretches)
+        return {
+            place: hashlib.sha256(content).digest() for (place, _), content in zip(stretches, contents, strict=True)
+        }
 
 
 class _Reader(io.RawIOBase):
@@ -191,6 +202,7 @@ class _Reader(io.RawIOBase):
     def readinto(self, buffer: "memoryview | bytearray") -> int:  # type: ignore[override]  # a Buffer, in newer stubs
         view = memoryview(buffer)[: max(0, self._source.size - self._at)]
         if view:
+            view = view[: max(1, self._source.available(self._at, len(view)))]  # what is read ahead may be gone
             self._source.read(view, self._at)
         self._at += len(view)
         return len(view)

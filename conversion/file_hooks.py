@@ -5,9 +5,10 @@ back from the disk and holds what was written. From then on its source is not ne
 itself may go elsewhere. What is done then is a `FileHooks`; this one does nothing.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from .state_map import PlannedTensor
 from .writer import OutputFile
 
 
@@ -23,11 +24,22 @@ class FileHooks:
     files_at_once: int = 3
     ships: bool = False
 
-    def begin(self, known: Collection[str]) -> None:
+    def begin(self, state: Path, known: Collection[str]) -> None:
         """Called once the folder is ours and what a former run shipped was looked at, before anything is written.
 
         Args:
+            state: The folder of the state, which is there.
             known: Files that a former run has written or shipped, the large ones only if they were verified.
+
+        Raises:
+            Exception: ends the run.
+        """
+
+    def before_writing(self, left: Sequence[tuple[str, PlannedTensor]]) -> None:
+        """Called when what a former run left was read again, before anything is written.
+
+        Args:
+            left: (file, tensor) of what will be written, in that order.
 
         Raises:
             Exception: ends the run.

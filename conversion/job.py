@@ -73,6 +73,8 @@ class Job:
         by_tensor: Whether a tensor of all files is written before the next one, because they share what they read.
         notices: What the user should know, one line each.
         beside: The small files that were read; part of the fingerprint.
+        known_as: By what the source was known when a part of it was still there that is gone now; empty: by what it
+            is.
     """
 
     title: str
@@ -86,6 +88,12 @@ class Job:
     by_tensor: bool = False
     notices: Sequence[str] = ()
     beside: SideFiles = field(default_factory=SideFiles)
+    known_as: str = ""
+
+    @property
+    def identity(self) -> str:
+        """By what the source is known."""
+        return self.known_as or repr(self.source.identity())
 
     @property
     def order(self) -> list[tuple[str, int]]:
@@ -107,7 +115,7 @@ class Job:
     def fingerprint(self) -> str:
         """Changes with the source files, those beside them, the plan, the options and the version of the converter."""
         files = [(f.name, [(t.name, str(t.spec), t.pieces) for t in f.tensors]) for f in self.files]
-        source = (self.source.identity(), self.beside.identity)
+        source = (self.identity, self.beside.identity)
         decides = (hf_glm_ernie.__version__, source, files, sorted(self.options.items()))
         return hashlib.sha256(repr(decides).encode()).hexdigest()
 
@@ -189,7 +197,7 @@ def run(
         if folder.is_published:  # a former run was killed just before its last step
             return
         if hooks is not None:
-            hooks.begin([*folder.small_files, *folder.verified_files])
+            hooks.begin(folder.state, [*folder.small_files, *folder.verified_files])
         verifying = VERIFIED_TOGETHER if job.by_tensor else 1
         with Verification(folder, verify, FileHooks() if hooks is None else hooks, verifying) as verification:
             _recheck(folder, verification, show_progress)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .consume_state import CONSUMED
 from .writer import OutputFile, WriteError
 
 JOURNAL, FRESH = "journal.jsonl", "journal.new"
@@ -83,7 +84,7 @@ class Journal:
         if first != {"fingerprint": self._fingerprint}:
             raise WriteError(
                 f"{self._folder}: left by a conversion of another source or with other options, so it cannot be "
-                f"continued. Run that one again to finish it, or remove the folder: rm -r {self._folder}"
+                f"continued. Run that one again to finish it{self._or_remove}"
             )
         progress = Progress({name: {} for name in self._files})
         tensors = {name: {tensor.name for tensor in file.tensors} for name, file in self._files.items()}
@@ -143,6 +144,16 @@ class Journal:
     @property
     def _folder(self) -> Path:
         return self.path.parents[1]
+
+    @property
+    def _or_remove(self) -> str:
+        """How to get rid of the folder, if that loses nothing that is nowhere else."""
+        if os.path.lexists(self.path.parent / CONSUMED):
+            return (
+                ", with --consume as then. Do not remove the folder: it holds the only copy of what --consume has "
+                "deleted of its source."
+            )
+        return f", or remove the folder: rm -r {self._folder}"
 
     def _content(self) -> bytes:
         """The bytes of a plain file that is no larger than this job could have made it."""
@@ -208,7 +219,7 @@ class Journal:
     def _damaged(self, number: int, what: str) -> WriteError:
         return WriteError(
             f"{self.path}: not a journal that this conversion wrote (line {number}: {what}), so the folder cannot be "
-            f"continued; nothing in it was touched. If you do not need it, remove it: rm -r {self._folder}"
+            f"continued; nothing in it was touched. Put the journal back as it was{self._or_remove}"
         )
 
 

@@ -100,6 +100,11 @@ class OutputFolder:
             raise self._explained(error) from error
 
     @property
+    def state(self) -> Path:
+        """The folder of the state."""
+        return self._state
+
+    @property
     def is_published(self) -> bool:
         """Whether the folder has its name: at the end, or at once where a run was killed just before."""
         return self._publication.is_done
@@ -226,6 +231,7 @@ class OutputFolder:
         opened: dict[str, tuple[int, dict[str, int]]] = {}  # file -> descriptor, offset of each tensor
         left = [(name, self.files[name].tensors[position]) for name, position in order]
         left = [(name, tensor) for name, tensor in left if tensor.name not in self.checksums[name]]
+        self._hooks.before_writing(left)
         uses = Counter(used for _, tensor in left for used in sources_of(tensor))
         unfinished = {name: None for name in self.files if not self._is_done(name)}
 
@@ -365,7 +371,7 @@ class OutputFolder:
         Args:
             everything: Whether all goes, because it is of no use.
         """
-        if everything or not any(self.checksums.values()):
+        if everything or (self._hooks.may_discard() and not any(self.checksums.values())):
             self.discard()
             return
         with contextlib.suppress(OSError):  # the run has failed already

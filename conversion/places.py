@@ -67,6 +67,11 @@ class VirtualPath(ABC):
         raise TypeError(f"{self} is no local file")
 
     @property
+    def home(self) -> Path | None:
+        """The local path, of a place that stands for one."""
+        return None
+
+    @property
     def name(self) -> str:
         """The last part."""
         return self.inside.name

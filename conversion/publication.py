@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from .consume_state import remove_consumed
 from .folder_claim import LOCK, Claim
 from .journal import FRESH, JOURNAL, STATE, Journal, Progress
 from .output_path import flush, refuse_existing, rename_new
@@ -40,7 +41,7 @@ class Publication:
         self._files = files
         self._fingerprint = fingerprint
         self._ships = ships
-        self._prefix = f".{_digest(output.name)}-"
+        self._prefix = _prefix(output)
         self.finished = output.with_name(f"{self._prefix}{_digest(fingerprint)}.finished")
 
     def finish_former(self) -> bool:
@@ -132,16 +133,51 @@ class Publication:
             rename_new(self.finished, self._incomplete)
 
 
+def finished_folders(output: Path) -> list[Path]:
+    """Folders that are about to get an output's name."""
+    with contextlib.suppress(OSError):
+        names = [name for name in os.listdir(output.parent) if name.startswith(_prefix(output))]
+        return [output.with_name(name) for name in sorted(names)]
+    return []
+
+
+def finish_without_plan(output: Path) -> bool:
+    """Gives a finished folder its name whose source is gone, so that its job cannot be planned; whether there is one.
+
+    Only a folder without its journal: that goes when everything in it is on the disk.
+
+    Raises:
+        WriteError: the name was taken meanwhile, or another run is in the same place.
+    """
+    for folder in finished_folders(output):
+        claim = Claim(folder)
+        try:
+            if claim.take_existing(is_ours=True) and not claim.has_journal:
+                remove_state(folder)
+                refuse_existing(output)
+                rename_new(folder, output)
+                flush(output.parent)
+                return True
+        finally:
+            claim.release()
+    return False
+
+
 def remove_state(folder: Path) -> None:
-    """Removes the state of a folder, the journal last."""
+    """Removes the state of a folder: the journal, and last what a source is planned from that is gone."""
     for name in (FRESH, LOCK, JOURNAL):
         (folder / STATE / name).unlink(missing_ok=True)
+    remove_consumed(folder / STATE)
     with contextlib.suppress(FileNotFoundError):
         (folder / STATE).rmdir()
+
+
+def _prefix(output: Path) -> str:
+    return f".{_digest(output.name)}-"
 
 
 def _digest(text: str) -> str:
     return hashlib.sha256(os.fsencode(text)).hexdigest()[:16]
 
 
-__all__ = ["Publication", "remove_state"]
+__all__ = ["Publication", "finish_without_plan", "finished_folders", "remove_state"]

@@ -46,7 +46,7 @@ class Shipping(FileHooks):
         self._stopping = threading.Event()
         self._show_progress = show_progress
 
-    def begin(self, known: Collection[str]) -> None:
+    def begin(self, state: Path, known: Collection[str]) -> None:
         """Refuses a target with other files than those of a former run, and makes it where there is none."""
         self._target.refuse_others(known)
         self._target.prepare()

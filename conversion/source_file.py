@@ -98,6 +98,11 @@ class SourceFile(ByteSource):
         return self.state.size
 
     @property
+    def expected(self) -> FileState:
+        """What the system should tell of it now."""
+        return self.state
+
+    @property
     def descriptor(self) -> int:
         """The open file.
 
@@ -111,7 +116,7 @@ class SourceFile(ByteSource):
             except FileNotFoundError as error:
                 raise SourceChangedError(self.path, "it is not there any more") from error
             self._closing = weakref.finalize(self, os.close, self._descriptor)
-            if what := self.state.difference(FileState.of(self._descriptor)):
+            if what := self.expected.difference(FileState.of(self._descriptor)):
                 raise SourceChangedError(self.path, what)
         return self._descriptor
 
@@ -162,7 +167,7 @@ class SourceFile(ByteSource):
             now = FileState.of(self.path)
         except FileNotFoundError as error:
             raise SourceChangedError(self.path, "it is not there any more") from error
-        if what := self.state.difference(now):
+        if what := self.expected.difference(now):
             raise SourceChangedError(self.path, what)
         return now
 

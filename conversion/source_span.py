@@ -50,6 +50,16 @@ class SourceSpan(ByteSource):
             yield Segment(segment.source, segment.start + skipped, taken)
             offset, nbytes, number = offset + taken, nbytes - taken, number + 1
 
+    def available(self, offset: int, nbytes: int) -> int:
+        """As far as every segment's source goes on."""
+        found = 0
+        for segment in self.locate(offset, nbytes):
+            here = segment.source.available(segment.start, segment.nbytes)
+            found += here
+            if here < segment.nbytes:
+                break
+        return found
+
     def part(self, path: Place, offset: int, nbytes: int) -> SourceSpan:
         """A stretch of the stretch."""
         return SourceSpan(path, list(self.locate(offset, nbytes)))

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from .archive_parts import find_parts
+from .consume_state import refuse_marked
 from .operations import CheckpointError
 from .places import Place
 from .source_span import Segment, SourceSpan
@@ -35,8 +36,11 @@ def open_source(path: Place, marks: tuple[str, ...], small: tuple[str, ...] = ()
         small: Files that may lie beside it.
 
     Raises:
-        CheckpointError: parts that are not all there, an archive that is damaged, or without such a folder.
+        CheckpointError: parts that are not all there, an archive that is damaged, or without such a folder; files that
+            a conversion with --consume is deleting.
     """
+    if isinstance(path, Path):
+        refuse_marked(path)
     if path.is_dir() and any((path / mark).is_file() for mark in marks):
         return Source(path, beside(path, small))
     parts = find_parts(path)

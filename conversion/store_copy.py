@@ -40,6 +40,8 @@ def beside(folder: Place, names: Sequence[str]) -> Path:
     """
     if isinstance(folder, Path):
         return folder
+    if folder.home is not None:
+        return folder.home
     if not isinstance(folder, ObjectPath):
         raise TypeError(f"{folder} has no files beside it")
     home = Path(folder.store.scratch.name)

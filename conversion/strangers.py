@@ -5,6 +5,7 @@ import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 
+from .consume_state import CONSUMED, NAMES
 from .folder_claim import LOCK
 from .journal import FRESH, JOURNAL, STATE
 from .writer import WriteError
@@ -35,6 +36,8 @@ def strangers(folder: Path, files: Collection[str], small: Collection[str]) -> l
             # A file that has another name elsewhere would be written to under both.
             allowed = set(files) if entry.name == PARTIAL else None
             found += [f"{inside}/{name}" for name in _unexpected(Path(entry), allowed, most_names=1)]
+        elif entry.name == CONSUMED and entry.is_dir(follow_symlinks=False):
+            found += [f"{inside}/{name}" for name in _unexpected(Path(entry), set(NAMES), most_names=1)]
         elif entry.name not in (JOURNAL, FRESH, LOCK) or not entry.is_file(follow_symlinks=False):
             found.append(inside)
     return sorted(found)
