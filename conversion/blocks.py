@@ -36,7 +36,7 @@ def row_blocks(tensor: PlannedTensor, block_bytes: int) -> Iterator[tuple[int, i
 
     Rows that are computed count with all the temporary copies of them.
     """
-    rows = tensor.spec.nbytes // tensor.spec.row_nbytes
+    rows = _rows(tensor)
     step = max(1, block_bytes // max(tensor.spec.row_nbytes, _computing_row_nbytes(tensor)))
     for start in range(0, rows, step):
         yield start, min(start + step, rows)
@@ -62,13 +62,17 @@ def copy_peak_bytes(tensors: Iterable[PlannedTensor], block_bytes: int = BLOCK_B
     widest = max((4 * piece.size[1] for tensor in tensors for piece in tensor.pieces), default=0)
     buffers = 2 * max(min(block_bytes, largest), widest)
     scratch = max(min(block_bytes, max(sources.values(), default=0)), widest)
-    return buffers + scratch + threads * max((_computing_nbytes(tensor, block_bytes) for tensor in tensors), default=0)
+    of_blocks = [_computing_row_nbytes(tensor) * _rows_of_first_block(tensor, block_bytes) for tensor in tensors]
+    of_all = sum(_computing_row_nbytes(tensor) * _rows(tensor) for tensor in tensors)
+    return buffers + scratch + min(threads * max(of_blocks, default=0), of_all)
 
 
-def _computing_nbytes(tensor: PlannedTensor, block_bytes: int) -> int:
-    """Bytes that computing takes for each thread; 0 for a tensor that is copied."""
-    rows = next((stop for _, stop in row_blocks(tensor, block_bytes)), 0)
-    return _computing_row_nbytes(tensor) * rows
+def _rows(tensor: PlannedTensor) -> int:
+    return tensor.spec.nbytes // tensor.spec.row_nbytes
+
+
+def _rows_of_first_block(tensor: PlannedTensor, block_bytes: int) -> int:
+    return next((stop for _, stop in row_blocks(tensor, block_bytes)), 0)
 
 
 def _computing_row_nbytes(tensor: PlannedTensor) -> int:
