@@ -15,6 +15,7 @@ import torch
 
 from conversion import consume, consume_command
 from conversion.__main__ import main
+from conversion.consume_file import ChangedPartError, ConsumableFile, ConsumedError
 from conversion.consume_state import MARK
 from conversion.journal import STATE
 from tests.support.consuming import (
@@ -418,6 +419,30 @@ def test_numbers_that_would_end_it_half_way(
     assert sorted(os.listdir(tmp_path)) == ["settings.json", "source"]
 
 
+def test_what_is_gone_is_never_read(tmp_path: Path) -> None:
+    """Where it was released the file reads as zeros."""
+    content = random.Random(0).randbytes(5 * 4096)
+    path = tmp_path / "part"
+    path.write_bytes(content)
+    file = ConsumableFile.of(path)
+    file.release([(4000, 12_400)])
+    assert path.read_bytes() == content[:4096] + bytes(8192) + content[12_288:]
+    assert file.look() == file.state
+    assert file.read_bytes(0, 4000) + file.read_bytes(12_400, 8080) == content[:4000] + content[12_400:]
+    assert [file.available(offset, 100) for offset in (3950, 4000, 12_399, 12_400)] == [50, 0, 0, 100]
+    for offset, nbytes in ((0, 4001), (8000, 1), (12_399, 500)):
+        with pytest.raises(ConsumedError, match="part: bytes of it are needed that --consume has deleted"):
+            file.read_bytes(offset, nbytes)
+    with file.open() as opened:  # what is read ahead stops before it
+        assert opened.read(3000) == content[:3000]
+    os.utime(path, ns=(5, 5))
+    with pytest.raises(ChangedPartError, match="it was written to"):
+        file.release([(12_400, 20_000)])
+    with pytest.raises(ChangedPartError, match="it was written to"):
+        file.delete()
+    assert path.read_bytes()[12_288:] == content[12_288:]
+
+
 # In which order
 
 
@@ -430,6 +455,7 @@ def test_everything_is_on_the_disk_before_anything_goes(parts: Original, tmp_pat
     written: dict[str, bytes] = {str(journal): b"", str(log): b""}
     durable = dict(written)
     dirty: set[str] = set()  # files and folders with something that may not be on the disk
+    flushed: set[str] = set()
     gone: list[str] = []
 
     def check() -> None:
@@ -452,6 +478,7 @@ def test_everything_is_on_the_disk_before_anything_goes(parts: Original, tmp_pat
             check()
         result = does()
         if name == "fsync":
+            flushed.add(path)
             dirty.discard(path)
             names.difference_update({one for one in names if one[0] == path})
             durable[path] = written.get(path, b"")
@@ -461,6 +488,7 @@ def test_everything_is_on_the_disk_before_anything_goes(parts: Original, tmp_pat
                 written[path] += bytes(arguments[1])
         elif name in ("rename", "replace", "renameat2"):
             before, after = map(name_of, arguments[:2])
+            assert not before.endswith("skeleton.new") or before in flushed
             dirty.update({after} if before in dirty else set())
             dirty.discard(before)
             names.add((os.path.dirname(after), os.path.basename(after)))
