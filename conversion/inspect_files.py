@@ -4,14 +4,16 @@ The readers of the conversions say what is wrong; here their errors become findi
 where the reader knows. What of a file has a checksum is listed for `inspect_deep`.
 """
 
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from .byte_source import ByteSource
+from .folder_files import dtype_name
 from .inspect_report import FileFacts, Finding, Stretch
 from .lazy_files import LazyFile, StoredTensor
-from .operations import ConversionError
+from .operations import CheckpointError, ConversionError, TensorSpec
 from .places import Place, bytes_of
 from .source_span import SourceSpan
 from .torch_files import PICKLE, open_torch_file
@@ -129,6 +131,24 @@ def look_at_torch(path: Place, name: str) -> Looked:
     return Looked(name, looked.source, looked.file, summed, rest, is_archive=True)
 
 
+def look_at_archive(path: Place, name: str) -> Looked:
+    """Opens any torch archive, and lists its records' checksums; its pickle is not looked at."""
+
+    def opener(place: Place) -> LazyFile:
+        source = bytes_of(place)
+        try:
+            read_records(source)
+        except ZipError as error:
+            raise CheckpointError(f"{place}: {error}") from error
+        return LazyFile(source, {})
+
+    looked = look_at(path, name, opener)
+    if looked.file is None or looked.source is None:
+        return looked
+    summed = _summed(read_records(looked.source), looked.file)
+    return Looked(name, looked.source, looked.file, summed, is_archive=True)
+
+
 def _summed(records: Mapping[str, Record], file: LazyFile) -> tuple[Summed, ...]:
     """Records in order, each under the name of the tensor in it."""
     tensors = {stored.offset: name for name, stored in file.tensors.items()}
@@ -138,6 +158,14 @@ def _summed(records: Mapping[str, Record], file: LazyFile) -> tuple[Summed, ...]
         if record.crc32 or not record.nbytes
     ]
     return tuple(sorted(found, key=lambda one: one.start))
+
+
+def dtype_of(specs: Iterable[TensorSpec]) -> str:
+    """The dtype that most bytes have; empty where there are none."""
+    sizes: Counter[str] = Counter()
+    for spec in specs:
+        sizes[dtype_name(spec.dtype)] += spec.nbytes
+    return sizes.most_common(1)[0][0] if sizes else ""
 
 
 def finding_of(
@@ -175,4 +203,14 @@ def _span_of(error: BaseException, source: ByteSource | None) -> tuple[int, int]
     return None if record is None else (record.offset, record.offset + record.nbytes)
 
 
-__all__ = ["COPY_AGAIN", "Looked", "Summed", "finding_of", "look_at", "look_at_torch", "places_of"]
+__all__ = [
+    "COPY_AGAIN",
+    "Looked",
+    "Summed",
+    "dtype_of",
+    "finding_of",
+    "look_at",
+    "look_at_archive",
+    "look_at_torch",
+    "places_of",
+]

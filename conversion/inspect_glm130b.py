@@ -6,10 +6,11 @@ from pathlib import Path
 
 from . import glm130b
 from .classes import expected_shapes
-from .folder_files import count, dtype_name
+from .folder_files import count
 from .glm130b import TABLE, TOKENIZER_MODEL
 from .glm130b_quantized import linear_rows, quantized_plan
 from .inspect_downloads import findings_on, unfinished_in
+from .inspect_files import dtype_of
 from .inspect_look import Look, Question, needs_of, noted
 from .inspect_ranks import Ranks, look_at_ranks
 from .inspect_released import released_glm130b
@@ -79,7 +80,7 @@ def describe(question: Question, ranks: Ranks, home: Path, form: str, parts: tup
         form=form,
         name=_name(ranks),
         sizes=asdict(ranks.sizes) | {"tensor_parallel": ranks.degree} if ranks.sizes is not None else {},
-        dtype=_dtype(ranks.specs),
+        dtype=dtype_of(ranks.specs.values()),
         files=(*files, *parts),
         findings=worst_first(findings),
         needs=needs,
@@ -105,16 +106,9 @@ def _options(question: Question) -> glm130b.ForwardOptions:
 
 def _name(ranks: Ranks) -> str:
     bits = _bits(ranks.specs)
-    kind = _dtype(ranks.specs) if bits is None else f"INT{bits}"
+    kind = dtype_of(ranks.specs.values()) if bits is None else f"INT{bits}"
     of = f", iteration {ranks.iteration}" if ranks.iteration else ""
     return f"{FAMILY}{of}, {count(ranks.degree or len(ranks.files), 'rank')}{', ' + kind if kind else ''}"
-
-
-def _dtype(specs: Mapping[str, TensorSpec]) -> str:
-    sizes: dict[str, int] = {}
-    for spec in specs.values():
-        sizes[dtype_name(spec.dtype)] = sizes.get(dtype_name(spec.dtype), 0) + spec.nbytes
-    return max(sizes, key=sizes.__getitem__) if sizes else ""
 
 
 def _bits(specs: Mapping[str, TensorSpec]) -> int | None:

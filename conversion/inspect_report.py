@@ -31,6 +31,9 @@ KINDS = {
 ASSUMED_RATE = 500_000_000
 """Bytes a second of a disk that nobody measured."""
 
+MEASURABLE_BYTES = 100_000_000
+"""Read in one go, so many tell of a disk's rate."""
+
 LIBRARIES_BYTES = 500_000_000
 """What Python, torch and transformers take in memory."""
 
@@ -216,7 +219,12 @@ class Report:
     @property
     def rate(self) -> float:
         """Bytes a second that times are counted with."""
-        return self.deep.rate if self.deep is not None and self.deep.nbytes else ASSUMED_RATE
+        return self.deep.rate if self.deep is not None and self.is_measured else ASSUMED_RATE
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether `rate` is what reading everything came to."""
+        return self.deep is not None and self.deep.nbytes >= MEASURABLE_BYTES
 
     def as_json(self) -> dict[str, Any]:
         """For a program to read; the keys are in conversion/README.md."""
@@ -233,7 +241,7 @@ class Report:
             "files": [asdict(file) for file in self.files],
             "findings": [asdict(finding) for finding in self.findings],
             "needs": [{**asdict(need), "seconds": round(need.seconds(self.rate), 1)} for need in self.needs],
-            "rate": {"bytes_per_second": round(self.rate), "measured": self.rate != ASSUMED_RATE},
+            "rate": {"bytes_per_second": round(self.rate), "measured": self.is_measured},
             "released": None
             if self.released is None
             else {

@@ -85,7 +85,7 @@ def _finding(finding: Finding) -> Iterator[str]:
 def _needs(report: Report) -> Iterator[str]:
     if not report.needs:
         return
-    rate = f"{report.rate / 1e9:.2g} GB/s" + (", as just measured" if report.as_json()["rate"]["measured"] else "")
+    rate = f"{report.rate / 1e9:.2g} GB/s" + (", as just measured" if report.is_measured else "")
     yield ""
     yield f"converting takes (time at {rate})"
     for need in report.needs:
