@@ -143,8 +143,8 @@ def _infos(path: Place, source: SourceSpan) -> Iterator[tuple[PurePosixPath, tar
                     raise CheckpointError(f"{path}: more than {MAX_MEMBERS:,} members, so no checkpoint's archive.")
                 if info.issparse():
                     raise CheckpointError(
-                        f"{path}: {info.name} is stored sparse, with its gaps left out, so it cannot be read in place. "
-                        "Unpack it, and pass the folder."
+                        f"{path}: {info.name} is stored sparse, with its gaps left out, so it cannot be read in "
+                        "place. Unpack it, and pass the folder."
                     )
                 end = info.offset_data + (info.size if info.isreg() else 0)
                 if end > source.size:

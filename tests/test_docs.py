@@ -7,8 +7,10 @@ block is what the block above it prints. Blocks that need no package run in a pr
 
 import contextlib
 import importlib.util
+import io
 import json
 import re
+import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +42,7 @@ SOURCES = {
     "ernie-3.0-base-zh": "sample-ernie/masked-lm",
     "uie-base": "sample-ernie/uie",
 }
+PART_BYTES = 300_000
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +51,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("docs")
     for name, sample in SOURCES.items():
         (folder / name).symlink_to(ROOT / "examples" / sample)
+    write_parts(folder / "glm-130b-sat", folder / "downloads")
     tokenizer = Ernie3Tokenizer.from_released_vocabulary(folder / "uie-base" / "vocab.txt", num_pieces=None)
     tokenizer.save_vocabulary(str(folder))
     sizes = replace(SIZES, vocabulary=len(tokenizer))
@@ -63,6 +67,19 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Ernie3ForPreTraining(config).save_pretrained(folder / "ernie3")
     tokenizer.save_pretrained(folder / "ernie3")
     return folder
+
+
+def write_parts(checkpoint: Path, downloads: Path) -> None:
+    """The sample as the released weights come: a tar, cut in pieces."""
+    downloads.mkdir()
+    (downloads / "config.json").symlink_to(checkpoint / "config.json")  # the sample's sizes are not the released ones
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as archive:
+        for name in ("10000/mp_rank_01_model_states.pt", "10000/mp_rank_00_model_states.pt", "latest"):
+            archive.add(checkpoint / name, f"glm-130b-sat/{name}")
+    for number, start in enumerate(range(0, content.tell(), PART_BYTES)):
+        part = content.getvalue()[start : start + PART_BYTES]
+        (downloads / f"glm-130b-sat.tar.part_{number:02d}").write_bytes(part)
 
 
 @pytest.fixture(scope="module")
