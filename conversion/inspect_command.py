@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .inspect_adapters import look_at_adapter
+from .inspect_archive import look_at_parts
 from .inspect_converted import look_at_converted
 from .inspect_deep import read_through
 from .inspect_downloads import findings_on, unfinished_in
@@ -22,6 +23,7 @@ from .tensor_names import entries
 LOOKERS: Sequence[Looker] = (
     look_at_unfinished,
     look_at_glm130b,
+    look_at_parts,
     look_at_adapter,
     look_at_converted,
     look_at_paddle,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from .byte_source import ByteSource
 from .inspect_files import COPY_AGAIN, Looked, Summed
+from .inspect_parts import MissingBytesError
 from .inspect_report import NOTE, Deep, Finding, Stretch
 from .operations import CheckpointError
 from .torch_zip import ZipError, damaged_headers
@@ -71,6 +72,9 @@ class _Reading:
         assert source is not None
         try:
             source.read(view, start)
+        except MissingBytesError:  # the part that is not there is named already
+            self._unread.append((start, stop))
+            view[:] = bytes(len(view))
         except (CheckpointError, OSError) as error:
             self._unread.append((start, stop))
             where = _unreadable(source, start, stop)
@@ -135,6 +139,8 @@ def _around(file: Looked) -> Iterator[Finding]:
                 file.places(start, stop),
                 remedy="Bytes changed that nothing depends on: others may have, too. " + COPY_AGAIN,
             )
+    except MissingBytesError:
+        return
     except (ZipError, CheckpointError, OSError) as error:
         yield Finding("damaged", f"changed while it was read ({_reason(error)})", (Stretch(file.name),))
 

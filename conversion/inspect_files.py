@@ -4,9 +4,10 @@ The readers of the conversions say what is wrong; here their errors become findi
 where the reader knows. What of a file has a checksum is listed for `inspect_deep`.
 """
 
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .byte_source import ByteSource
@@ -127,8 +128,15 @@ def look_at_torch(path: Place, name: str) -> Looked:
     looked = look_at(path, name, opener)
     if looked.file is None or looked.source is None:
         return looked
-    summed = _summed(read_records(looked.source), looked.file)
-    return Looked(name, looked.source, looked.file, summed, rest, is_archive=True)
+    records = read_records(looked.source)
+    pickle = records[PICKLE]
+    if pickle.crc32 and zlib.crc32(looked.source.read_bytes(pickle.offset, pickle.nbytes)) != pickle.crc32:
+        places = looked.places(pickle.offset, pickle.offset + pickle.nbytes)
+        text = "the pickle, which names the tensors, has not the checksum that the archive has for it"
+        return replace(
+            looked, file=None, findings=(Finding("damaged", text, places, tensor=PICKLE, remedy=COPY_AGAIN),)
+        )
+    return Looked(name, looked.source, looked.file, _summed(records, looked.file), rest, is_archive=True)
 
 
 def look_at_archive(path: Place, name: str) -> Looked:

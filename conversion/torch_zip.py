@@ -118,6 +118,18 @@ def read_records(source: ByteSource) -> dict[str, Record]:
     return records
 
 
+def header_places(source: ByteSource) -> Iterator[tuple[int, bytes]]:
+    """Where the headers of an archive's records should be, and the names in them; its directory alone is read.
+
+    Raises:
+        ZipError: the directory is damaged.
+    """
+    with source.open() as file:
+        _, directory = _directory(file, source.size)
+        for entry in directory:
+            yield entry.header_offset, entry.raw_name
+
+
 def damaged_headers(source: ByteSource) -> Iterator[tuple[int, int, str]]:
     """Where what stands around the records of an archive that can be read is not as it was written.
 
@@ -288,4 +300,4 @@ def _uint16(data: bytes | bytearray, at: int) -> int:
     return int.from_bytes(data[at : at + 2], "little")
 
 
-__all__ = ["Record", "ZipError", "damaged_headers", "read_records", "write_checksums"]
+__all__ = ["Record", "ZipError", "damaged_headers", "header_places", "read_records", "write_checksums"]
