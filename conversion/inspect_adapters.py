@@ -7,7 +7,7 @@ from typing import Any
 
 from .inspect_files import Looked, dtype_of, look_at_archive
 from .inspect_look import Look, Question
-from .inspect_report import NOTE, Finding, Report, Stretch, worst_first
+from .inspect_report import NOTE, Finding, Report, Stretch, has_errors, worst_first
 from .inspect_shards import Shards, look_at_shards
 from .json_files import MAX_SETTINGS_BYTES, read_json
 from .lazy_files import StoredTensor
@@ -33,7 +33,7 @@ def look_at_adapter(question: Question) -> Look | None:
     kind = kind if isinstance(kind, str) else "of an unknown kind"
     base = settings.get("base_model_name_or_path")
     sizes = {"rank": rank} if type(rank := settings.get("r")) is int else {}
-    is_complete = not any(finding.severity == "error" for finding in findings)
+    is_complete = not has_errors(findings)
     report = Report(
         source=str(question.source),
         family="",

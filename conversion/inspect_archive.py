@@ -17,7 +17,7 @@ from .inspect_parts import (
     size_findings,
 )
 from .inspect_ranks import Ranks, look_at_ranks
-from .inspect_report import ERROR, Finding, Report, Stretch, worst_first
+from .inspect_report import Finding, Report, Stretch, has_errors, worst_first
 from .inspect_swaps import swapped_parts
 from .operations import CheckpointError
 from .places import Place
@@ -64,7 +64,7 @@ def look_at_parts(question: Question) -> Look | None:
     form = "parts of the released archive" if found.whole else "the released archive, joined"
     ranks = _ranks(opened.archive)
     if ranks is None:
-        if not any(finding.severity == ERROR for finding in findings):
+        if not has_errors(findings):
             findings.append(Finding("unknown", "no rank files of GLM-130B in the archive"))
         report = Report(str(question.source), "", form, "", files=found.facts, findings=worst_first(findings))
         return Look(report)
@@ -171,7 +171,7 @@ def _findings_on_the_end(opened: Opened, before: list[Finding]) -> Iterator[Find
             yield _short_by(found.name(last), size, behind)
     elif behind > 0:
         yield _short_by(found.name(0), found.sizes[0], behind)
-    elif not any(finding.severity == ERROR for finding in before):
+    elif not has_errors(before):
         places = tuple(  # of the header
             Stretch(segment.source.path.name, segment.start, segment.start + segment.nbytes)
             for segment in archive.source.locate(archive.end, BLOCK)

@@ -13,6 +13,7 @@ from .inspect_downloads import findings_on, unfinished_in
 from .inspect_glm130b import look_at_glm130b
 from .inspect_look import Look, Looker, Question
 from .inspect_paddle import look_at_paddle
+from .inspect_paste import as_paste
 from .inspect_report import Finding, Report, Stretch, worst_first
 from .inspect_text import as_json, as_text
 from .inspect_unfinished import look_at_unfinished
@@ -70,7 +71,7 @@ def run_inspect(options: argparse.Namespace) -> tuple[str, int]:
     report = inspect(question, options.deep, show_progress=True)
     if options.json:
         return as_json(report), report.exit_status
-    return as_text(report), report.exit_status
+    return as_paste(report) if options.report else as_text(report), report.exit_status
 
 
 def inspect(question: Question, deep: bool = False, show_progress: bool = False) -> Report:

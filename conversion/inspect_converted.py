@@ -18,7 +18,7 @@ from .folder_files import RECORD
 from .inspect_files import dtype_of, look_at
 from .inspect_look import Look, Question, in_shell
 from .inspect_released_folders import released_folder
-from .inspect_report import NOTE, WARNING, Finding, Report, Stretch, worst_first
+from .inspect_report import NOTE, WARNING, Finding, Report, Stretch, has_errors, worst_first
 from .inspect_shards import Shards, look_at_shards
 from .json_files import MAX_SETTINGS_BYTES, read_json
 from .operations import ConversionError
@@ -98,7 +98,7 @@ def look_at_converted(question: Question) -> Look | None:
     if shards is None or not _is_torchs(folder, model_type, shards):
         return None
     found = Folder(folder, raw, model_type, shards)
-    if not any(finding.severity == "error" for finding in shards.findings):
+    if not has_errors(shards.findings):
         found.findings.extend(_findings_on_tensors(found))
     found.findings.extend(_findings_beside(found))
     return Look(_report(question, found), [file for file in shards.files if file.file is not None])
@@ -194,7 +194,7 @@ def _report(question: Question, found: Folder) -> Report:
     how = f"quantized by {found.method}" if found.method else "floats"
     sizes = {name: value for name in SIZES if type(value := found.raw.get(name)) is int}
     findings = worst_first([*found.shards.findings, *found.findings])
-    is_complete = not any(finding.severity == "error" for finding in findings)
+    is_complete = not has_errors(findings)
     return Report(
         source=str(question.source),
         family=family,

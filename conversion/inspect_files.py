@@ -7,7 +7,7 @@ where the reader knows. What of a file has a checksum is listed for `inspect_dee
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from .byte_source import ByteSource
@@ -68,12 +68,18 @@ class Looked:
         return 0 if self.source is None else self.source.size
 
     @property
+    def is_readable(self) -> bool:
+        """Whether enough of it is known to read it through."""
+        return self.file is not None or bool(self.summed)
+
+    @property
     def facts(self) -> FileFacts:
         """For the report."""
         return FileFacts(
             self.name,
             None if self.source is None else self.source.size,
             None if self.file is None else len(self.file.tensors),
+            isinstance(self.source, SourceSpan),
         )
 
     def places(self, start: int, stop: int) -> tuple[Stretch, ...]:
@@ -97,7 +103,7 @@ def places_of(source: ByteSource | None, name: str, start: int, stop: int) -> tu
 
 
 def look_at(
-    path: Place, name: str, opener: Callable[[Place], LazyFile], remedy: str = COPY_AGAIN, sha256: str = ""
+    path: Place, name: str, opener: Callable[[Any], LazyFile], remedy: str = COPY_AGAIN, sha256: str = ""
 ) -> Looked:
     """Opens a weight file, and notes what is wrong.
 
@@ -133,9 +139,9 @@ def look_at_torch(path: Place, name: str) -> Looked:
     if pickle.crc32 and zlib.crc32(looked.source.read_bytes(pickle.offset, pickle.nbytes)) != pickle.crc32:
         places = looked.places(pickle.offset, pickle.offset + pickle.nbytes)
         text = "the pickle, which names the tensors, has not the checksum that the archive has for it"
-        return replace(
-            looked, file=None, findings=(Finding("damaged", text, places, tensor=PICKLE, remedy=COPY_AGAIN),)
-        )
+        found = Finding("damaged", text, places, tensor=PICKLE, remedy=COPY_AGAIN)
+        summed = tuple(one for one in _summed(records, LazyFile(looked.source, {})) if one.name != PICKLE)
+        return Looked(name, looked.source, None, summed, findings=(found,), is_archive=True)
     return Looked(name, looked.source, looked.file, _summed(records, looked.file), rest, is_archive=True)
 
 

@@ -18,7 +18,7 @@ from .inspect_downloads import findings_on, unfinished_in
 from .inspect_files import Looked, dtype_of, finding_of, look_at
 from .inspect_look import Look, Question, needs_of, noted
 from .inspect_released import pieces_of, released_ernie, released_ernie3
-from .inspect_report import ERROR, NOTE, Finding, Needs, Released, Report, worst_first
+from .inspect_report import ERROR, NOTE, Finding, Needs, Released, Report, has_errors, worst_first
 from .inspect_shards import Shards, look_at_shards, recorded_digests
 from .lazy_files import LazyFile
 from .operations import ConversionError
@@ -32,7 +32,6 @@ from .paddle_files import (
     open_weights,
 )
 from .paddle_lod import looks_like_lod, open_lod_file, variables_in
-from .places import Place
 from .tensor_names import entries
 
 WEIGHTS = re.compile(r".+\.(pdparams|pdiparams)(\.index\.json)?|__params__|params|model\.safetensors(\.index\.json)?")
@@ -52,8 +51,10 @@ def look_at_paddle(question: Question) -> Look | None:
         return None
     shards = _weights(source, folder)
     is_unified = PROJECTION in shards.specs
-    findings, needs, released, sizes, task = list(shards.findings), [], None, {}, ""
-    if not any(finding.severity == ERROR for finding in findings):
+    findings, released, task = list(shards.findings), None, ""
+    needs: list[Needs] = []
+    sizes: dict[str, int] = {}
+    if not has_errors(findings):
         if is_unified:
             sizes, released, needs = _unified(question, findings)
         elif is_lora(source) and question.base is None:
@@ -154,13 +155,15 @@ def _open_one(path: Path) -> LazyFile:
     return open_weights(path).files[0]
 
 
-def _opener(name: str) -> Callable[[Place], LazyFile]:
+def _opener(name: str) -> Callable[[Path], LazyFile]:
     return lambda path: open_lod_file(path, name)
 
 
 def _encoder(question: Question, findings: list[Finding]) -> tuple[dict[str, int], Released | None, list[Needs], str]:
     """Sizes, released name, needs and task of an encoder."""
-    sizes, released, needs, task = {}, None, [], ""
+    sizes: dict[str, int] = {}
+    released, task = None, ""
+    needs: list[Needs] = []
     with noted(findings, question.source):
         read = read_source(question.source, question.base, question.config, None)
         chosen, _ = ernie.choose_task(read.names, read.settings, None, question.source)
@@ -209,7 +212,7 @@ def _form(source: Path, shards: Shards) -> str:
 
 
 def _command(question: Question, is_unified: bool, needs: Sequence[Needs], findings: Sequence[Finding]) -> str:
-    if any(finding.severity == ERROR for finding in findings):
+    if has_errors(findings):
         return ""
     if not needs:  # an adapter without its base
         return question.command("ernie", "--base=CHECKPOINT")
@@ -217,7 +220,7 @@ def _command(question: Question, is_unified: bool, needs: Sequence[Needs], findi
 
 
 def _advice(question: Question, findings: Sequence[Finding]) -> str:
-    if any(finding.severity == ERROR for finding in findings):
+    if has_errors(findings):
         return "mend what is named above, and look again"
     if is_lora(question.source) and question.base is None:
         return f"convert it with the checkpoint that {LORA_SETTINGS} names"

@@ -115,7 +115,7 @@ def _is_rank(name: str) -> bool:
 
 def _count(ranks: Ranks, place: Place, downloading: set[str]) -> None:
     """How many ranks there should be, and which of them are missing or too many."""
-    told = Counter()
+    told: Counter[tuple[Sizes, int]] = Counter()
     for looked in ranks.sound.values():
         try:
             told[sizes_of_rank({name: stored.spec for name, stored in looked.tensors.items()}, looked.name)] += 1

@@ -3,7 +3,7 @@
 Everything that looks at files makes these objects; text, JSON and the text to paste are made of them alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -87,11 +87,13 @@ class FileFacts:
         name: From the source's folder on.
         nbytes: Its size; None where it is not there.
         tensors: How many it holds; None where nobody could read it.
+        is_member: Whether it lies in an archive, whose parts are among the files, too.
     """
 
     name: str
     nbytes: int | None
     tensors: int | None
+    is_member: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,13 +104,13 @@ class Needs:
         options: Of the command; empty for the one that is recommended.
         read_bytes: Of the source.
         disk_bytes: Of the output.
-        memory_bytes: At most, libraries included; None where it cannot be planned yet.
+        memory_bytes: At most, libraries included.
     """
 
     options: str
     read_bytes: int
     disk_bytes: int
-    memory_bytes: int | None
+    memory_bytes: int
 
     def seconds(self, rate: float) -> float:
         """Reading, writing and reading again at so many bytes a second."""
@@ -195,6 +197,12 @@ class Report:
     deep: Deep | None = None
 
     @property
+    def nbytes(self) -> tuple[int, int]:
+        """Number and bytes of the files that are there."""
+        sizes = [file.nbytes for file in self.files if file.nbytes is not None and not file.is_member]
+        return len(sizes), sum(sizes)
+
+    @property
     def errors(self) -> list[Finding]:
         """Findings that stand in the way."""
         return [finding for finding in self.findings if finding.severity == ERROR]
@@ -255,6 +263,11 @@ class Report:
         }
 
 
+def has_errors(findings: Iterable[Finding]) -> bool:
+    """Whether something stands in the way."""
+    return any(finding.severity == ERROR for finding in findings)
+
+
 def worst_first(findings: Sequence[Finding]) -> tuple[Finding, ...]:
     """Errors, then warnings, then notes; as they were found among themselves, each once."""
     order = (ERROR, WARNING, NOTE)
@@ -276,5 +289,6 @@ __all__ = [
     "Released",
     "Report",
     "Stretch",
+    "has_errors",
     "worst_first",
 ]

@@ -20,7 +20,6 @@ from .lazy_files import LazyFile
 from .output_path import INCOMPLETE, incomplete_of
 from .paddle_lod import open_lod_file
 from .paddle_pickle import open_pdparams
-from .places import Place
 from .rank_files import RANK_FILE
 from .safetensors_files import open_safetensors_file
 from .strangers import PARTIAL
@@ -108,7 +107,7 @@ def _weight_files(folder: Path) -> Iterator[tuple[str, Path]]:
 def _looked(path: Path, name: str, written: Mapping[str, int]) -> Looked:
     """A weight file with the journal's checksums of what is written in it."""
 
-    def opener(place: Place) -> LazyFile:
+    def opener(place: Path) -> LazyFile:
         if name.endswith(".safetensors"):
             return open_safetensors_file(place)
         if name.endswith(".pt"):
