@@ -18,7 +18,7 @@ from .operations import CheckpointError, ConversionError, TensorSpec
 from .places import Place, bytes_of
 from .source_span import SourceSpan
 from .torch_files import PICKLE, open_torch_file
-from .torch_zip import Record, ZipError, read_records
+from .torch_zip import CutShortError, Record, ZipError, read_records
 
 COPY_AGAIN = "Copy or download this file again."
 
@@ -200,7 +200,8 @@ def finding_of(
     text = str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ")
     span = _span_of(error, source)
     places = (Stretch(name),) if span is None else places_of(source, name, *span) or (Stretch(name),)
-    return Finding("damaged", text, places, remedy=remedy)
+    kind = "short" if isinstance(error.__cause__, CutShortError) else "damaged"
+    return Finding(kind, text, places, remedy=remedy)
 
 
 def _span_of(error: BaseException, source: ByteSource | None) -> tuple[int, int] | None:

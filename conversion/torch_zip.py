@@ -52,6 +52,10 @@ class ZipError(ValueError):
         self.span = span
 
 
+class CutShortError(ZipError):
+    """The archive has no end: its file was cut short, or its last bytes were overwritten."""
+
+
 @dataclass(frozen=True, slots=True)
 class Record:
     """A stored record: where its bytes begin, how many there are, whether they are plain, and their CRC-32.
@@ -180,7 +184,7 @@ def _directory(file: IO[bytes], size: int) -> tuple[int, Iterator[_Entry]]:
     tail = file.read(size - tail_at)
     at = tail.rfind(END_SIGNATURE)
     if at < 0 or len(tail) - at < END_BYTES:
-        raise ZipError(f"cut short, {size} bytes without the end of the archive", (tail_at, size))
+        raise CutShortError(f"cut short, {size} bytes without the end of the archive", (tail_at, size))
     disk, _, _, count, nbytes, start, comment = struct.unpack("<4H2IH", tail[at + 4 : at + END_BYTES])
     end = tail_at + at
     if disk or len(tail) - at - END_BYTES != comment:
@@ -300,4 +304,12 @@ def _uint16(data: bytes | bytearray, at: int) -> int:
     return int.from_bytes(data[at : at + 2], "little")
 
 
-__all__ = ["Record", "ZipError", "damaged_headers", "header_places", "read_records", "write_checksums"]
+__all__ = [
+    "CutShortError",
+    "Record",
+    "ZipError",
+    "damaged_headers",
+    "header_places",
+    "read_records",
+    "write_checksums",
+]
