@@ -22,6 +22,7 @@ from .inspect_swaps import swapped_parts
 from .operations import CheckpointError
 from .places import Place
 from .rank_files import LATEST, RANK_FILE
+from .source_file import SourceFile
 from .tar_archive import BLOCK, TarArchive
 
 CLOSING_BYTES = 10_240
@@ -134,7 +135,7 @@ def _ranks(archive: TarArchive) -> Ranks | None:
 
 
 def _findings_on_swaps(opened: Opened) -> Iterator[Finding]:
-    for place, number in opened.swapped.items():
+    for place, number in sorted(opened.swapped.items()):
         here, there = opened.found.name(place), opened.found.name(number)
         yield Finding(
             "mismatch",
@@ -148,9 +149,8 @@ def _findings_on_the_end(opened: Opened, before: list[Finding]) -> Iterator[Find
     """What the headers say of the archive's end: parts missing behind the last one, or too many."""
     found, archive = opened.found, opened.archive
     if opened.problem is None:
-        closing = archive.end + CLOSING_BYTES + BLOCK
-        for number in sorted(found.paths) if found.whole else ():
-            if number * found.whole >= closing:
+        for number in sorted(found.paths.keys() - found.unread) if found.whole else ():
+            if number * found.whole >= archive.end and not _closes(found, number, archive.end):
                 text = f"the archive ends in {found.name(opened.last_needed)}"
                 yield Finding("extra", text, (Stretch(found.name(number)),), remedy="Move it elsewhere.")
         return
@@ -180,6 +180,16 @@ def _findings_on_the_end(opened: Opened, before: list[Finding]) -> Iterator[Find
         text = str(opened.problem).removeprefix(f"{archive.path}: ")
         text = re.sub(rf"^{re.escape(str(found.folder))}/[^:]*: byte [0-9,]+: ", "", text)
         yield Finding("damaged", text, places or (Stretch(found.name(found.last)),), remedy=DOWNLOAD)
+
+
+def _closes(found: FoundParts, number: int, end: int) -> bool:
+    """Whether a part behind the members is what closes the tar: empty blocks, up to a whole record of them."""
+    source = SourceFile.of(found.paths[number])
+    try:
+        is_empty = not any(source.read_bytes(0, min(BLOCK, source.size)))
+    finally:
+        source.close()
+    return is_empty and number * found.whole < end + CLOSING_BYTES + BLOCK
 
 
 def _short_by(name: str, size: int, behind: int) -> Finding:

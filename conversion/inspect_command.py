@@ -14,7 +14,7 @@ from .inspect_glm130b import look_at_glm130b
 from .inspect_look import Look, Looker, Question
 from .inspect_paddle import look_at_paddle
 from .inspect_paste import as_paste
-from .inspect_report import Finding, Report, Stretch, worst_first
+from .inspect_report import Finding, Report, Stretch, has_errors, worst_first
 from .inspect_text import as_json, as_text
 from .inspect_unfinished import look_at_unfinished
 from .job import progress_bar
@@ -110,11 +110,11 @@ def _unknown(source: Path) -> Report:
         absent = Finding("missing", "no such file or folder", (Stretch(source.name),), remedy="Look for its name.")
         return Report(str(source), "", "", "", findings=findings_on(begun) or [absent])
     findings = findings_on(unfinished_in(source))
-    if not findings:
+    if not has_errors(findings):
         names = entries(source) if source.is_dir() else []
         there = f" There is: {', '.join(names[:SHOWN])}{' ...' if len(names) > SHOWN else ''}." if names else ""
         text = f"no checkpoint, folder or adapter that is known here.{there}"
-        findings = [Finding("unknown", text, remedy=f"Looked for: {LOOKED_FOR}. Pass the folder that holds them.")]
+        findings += [Finding("unknown", text, remedy=f"Looked for: {LOOKED_FOR}. Pass the folder that holds them.")]
     return Report(str(source), "", "", "", findings=findings)
 
 

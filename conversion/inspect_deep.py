@@ -132,11 +132,11 @@ def _around(file: Looked) -> Iterator[Finding]:
     """Headers of an archive that are read by nobody but unzip programs."""
     assert file.source is not None
     try:
-        for start, stop, what in damaged_headers(file.source):
+        for what, spans in damaged_headers(file.source):
             yield Finding(
                 "damaged",
                 f"{what}; the tensors can be read, and converting does not need it",
-                file.places(start, stop),
+                tuple(place for span in spans for place in file.places(*span)),
                 remedy="Bytes changed that nothing depends on: others may have, too. " + COPY_AGAIN,
             )
     except MissingBytesError:

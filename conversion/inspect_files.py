@@ -17,8 +17,12 @@ from .lazy_files import LazyFile, StoredTensor
 from .operations import CheckpointError, ConversionError, TensorSpec
 from .places import Place, bytes_of
 from .source_span import SourceSpan
-from .torch_files import PICKLE, open_torch_file
+from .torch_files import BYTE_ORDER, MAX_PICKLE_BYTES, PICKLE, VERSION, open_torch_file
 from .torch_zip import CutShortError, Record, ZipError, read_records
+
+SMALL_RECORDS = (PICKLE, BYTE_ORDER, VERSION)
+RECORDS = {PICKLE: "the pickle, which names the tensors,"}
+"""Record -> what it is, in words."""
 
 COPY_AGAIN = "Copy or download this file again."
 
@@ -132,17 +136,33 @@ def look_at_torch(path: Place, name: str) -> Looked:
         return file
 
     looked = look_at(path, name, opener)
-    if looked.file is None or looked.source is None:
+    if looked.source is None:
         return looked
-    records = read_records(looked.source)
-    pickle = records[PICKLE]
-    if pickle.crc32 and zlib.crc32(looked.source.read_bytes(pickle.offset, pickle.nbytes)) != pickle.crc32:
-        places = looked.places(pickle.offset, pickle.offset + pickle.nbytes)
-        text = "the pickle, which names the tensors, has not the checksum that the archive has for it"
-        found = Finding("damaged", text, places, tensor=PICKLE, remedy=COPY_AGAIN)
-        summed = tuple(one for one in _summed(records, LazyFile(looked.source, {})) if one.name != PICKLE)
-        return Looked(name, looked.source, None, summed, findings=(found,), is_archive=True)
-    return Looked(name, looked.source, looked.file, _summed(records, looked.file), rest, is_archive=True)
+    try:
+        records = read_records(looked.source)
+        damaged = [one for one in SMALL_RECORDS if one in records and not _is_whole(looked.source, records[one])]
+    except (ZipError, ConversionError, OSError):
+        return looked
+    findings = [
+        Finding(
+            "damaged",
+            f"{RECORDS.get(one, one)} has not the checksum that the archive has for it",
+            looked.places(records[one].offset, records[one].offset + records[one].nbytes),
+            tensor=one,
+            remedy=COPY_AGAIN,
+        )
+        for one in damaged
+    ]
+    file = looked.file if not damaged else None
+    summed = [one for one in _summed(records, file or LazyFile(looked.source, {})) if one.name not in damaged]
+    return Looked(name, looked.source, file, tuple(summed), rest, tuple(findings) or looked.findings, is_archive=True)
+
+
+def _is_whole(source: ByteSource, record: Record) -> bool:
+    """Whether a small record has its checksum, if it has one."""
+    if not record.crc32 or record.nbytes > MAX_PICKLE_BYTES:
+        return True
+    return zlib.crc32(source.read_bytes(record.offset, record.nbytes)) == record.crc32
 
 
 def look_at_archive(path: Place, name: str) -> Looked:
@@ -198,24 +218,10 @@ def finding_of(
         text = f"cannot be read ({error.strerror or error})"
         return Finding("missing" if isinstance(error, FileNotFoundError) else "damaged", text, (Stretch(name),))
     text = str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ")
-    span = _span_of(error, source)
-    places = (Stretch(name),) if span is None else places_of(source, name, *span) or (Stretch(name),)
-    kind = "short" if isinstance(error.__cause__, CutShortError) else "damaged"
-    return Finding(kind, text, places, remedy=remedy)
-
-
-def _span_of(error: BaseException, source: ByteSource | None) -> tuple[int, int] | None:
-    """The bytes that an error is about, where its cause tells."""
     cause = error.__cause__
-    if isinstance(cause, ZipError):
-        return cause.span
-    if source is None or cause is None:
-        return None
-    try:
-        record = read_records(source).get(PICKLE)  # a pickle that could not be walked
-    except (ZipError, ConversionError, OSError):
-        return None
-    return None if record is None else (record.offset, record.offset + record.nbytes)
+    spans = cause.spans if isinstance(cause, ZipError) else ()
+    places = tuple(place for span in spans for place in places_of(source, name, *span)) or (Stretch(name),)
+    return Finding("short" if isinstance(cause, CutShortError) else "damaged", text, places, remedy=remedy)
 
 
 __all__ = [

@@ -74,6 +74,8 @@ def look_at_shards(
         )
     elif not unfinished:
         return None
+    elif single not in unfinished:
+        shards.findings.append(Finding("missing", "the weights", (Stretch(single),), remedy="Copy or download them."))
     wanted = set(placed.values()) or present | _numbered(present)
     for name in sorted(wanted - present - set(unfinished)):
         if not (folder / name).is_file():

@@ -61,8 +61,7 @@ def _by_part(found: FoundParts, archive: TarArchive) -> Mapping[int, Sequence[Ex
 
 def _signatures(archive: TarArchive) -> Iterator[Expected]:
     """Where in the archive bytes should be, and which; as far as its headers tell."""
-    if archive.end:
-        yield archive.end + TAR_MAGIC_AT, TAR_MAGIC
+    yield archive.end + TAR_MAGIC_AT, TAR_MAGIC
     for name, member in archive.members.items():
         if not name.endswith(".pt"):
             continue
