@@ -170,7 +170,7 @@ def test_the_keys_of_the_json_stay() -> None:
     assert content["released"]["checks"] == [{"what": "words", "expected": "1", "found": "2", "holds": False}]
     assert content["needs"][0]["seconds"] == 10.0
     assert (content["status"], content["exit_status"]) == ("damaged", 1)
-    assert set(json.loads(as_json(inspect(Question(headers))))["files"][0]) == {
+    assert set(json.loads(as_json(inspect(Question(SAMPLE))))["files"][0]) == {
         "name",
         "nbytes",
         "tensors",
