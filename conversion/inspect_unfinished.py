@@ -7,7 +7,7 @@ they are made from: that the same command does.
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from .inspect_files import Looked, Summed, look_at
@@ -39,8 +39,10 @@ def look_at_unfinished(question: Question) -> Look | None:
         return None
     findings: list[Finding] = []
     written = _journal(folder / STATE / JOURNAL, findings)
-    files = [_looked(path, name, written.get(name, {})) for name, path in _weight_files(folder)]
-    done = sum(len(tensors) for tensors in written.values())
+    files = [
+        _looked(path, name, written.tensors.get(name, {}), written.sha256.get(name, ""))
+        for name, path in _weight_files(folder)
+    ]
     findings += [finding for file in files for finding in file.findings]
     findings.append(Finding("unfinished", _how_far(folder, files, written), (Stretch(folder.name),)))
     command, options = _command(folder, [file.name for file in files])
@@ -49,7 +51,7 @@ def look_at_unfinished(question: Question) -> Look | None:
         source=str(question.source),
         family=FAMILIES.get(command, ""),
         form="output folder of a conversion, not finished",
-        name=f"a conversion that was interrupted, or is running: {done:,} tensors are written",
+        name=f"a conversion that was interrupted, or is running: {written.count:,} tensors are written",
         files=[file.facts for file in files],
         findings=worst_first(findings),
         command=in_shell(command, "--source=SOURCE", f"--output={output}", *options),
@@ -58,10 +60,30 @@ def look_at_unfinished(question: Question) -> Look | None:
     return Look(report, [file for file in files if file.file is not None])
 
 
-def _journal(path: Path, findings: list[Finding]) -> dict[str, dict[str, int]]:
-    """File -> tensor -> CRC-32, of what the journal says is written."""
+@dataclass
+class Written:
+    """What a journal says is done.
+
+    Attributes:
+        tensors: File -> tensor -> CRC-32.
+        sha256: File -> SHA-256, of those that were verified.
+        shipped: Files that are kept elsewhere.
+    """
+
+    tensors: dict[str, dict[str, int]] = field(default_factory=dict)
+    sha256: dict[str, str] = field(default_factory=dict)
+    shipped: set[str] = field(default_factory=set)
+
+    @property
+    def count(self) -> int:
+        """Of the tensors."""
+        return sum(map(len, self.tensors.values()))
+
+
+def _journal(path: Path, findings: list[Finding]) -> Written:
+    """What the journal says; what is wrong with it is a finding."""
     where = (Stretch(f"{STATE}/{JOURNAL}"),)
-    written: dict[str, dict[str, int]] = {}
+    written = Written()
     try:
         if not path.is_file() or path.is_symlink():
             raise ValueError("no plain file")
@@ -73,7 +95,11 @@ def _journal(path: Path, findings: list[Finding]) -> dict[str, dict[str, int]]:
             if not isinstance(said, dict) or (number == 0) != ("fingerprint" in said):
                 raise ValueError(f"line {number + 1}")
             if {"file", "tensor"} <= said.keys():
-                written.setdefault(str(said["file"]), {})[str(said["tensor"])] = int(said["crc32"])
+                written.tensors.setdefault(str(said["file"]), {})[str(said["tensor"])] = int(said["crc32"])
+            elif {"file", "sha256"} <= said.keys():
+                written.sha256[str(said["file"])] = str(said["sha256"])
+            elif {"file", "shipped"} <= said.keys():
+                written.shipped.add(str(said["file"]))
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         findings.append(
             Finding(
@@ -104,7 +130,7 @@ def _weight_files(folder: Path) -> Iterator[tuple[str, Path]]:
                 yield inside.as_posix(), path
 
 
-def _looked(path: Path, name: str, written: Mapping[str, int]) -> Looked:
+def _looked(path: Path, name: str, written: Mapping[str, int], sha256: str) -> Looked:
     """A weight file with the journal's checksums of what is written in it."""
 
     def opener(place: Path) -> LazyFile:
@@ -114,7 +140,7 @@ def _looked(path: Path, name: str, written: Mapping[str, int]) -> Looked:
             return open_torch_file(place, "module")[0]
         return open_pdparams(place) if name.endswith(".pdparams") else open_lod_file(place, name)
 
-    looked = look_at(path, name, opener, remedy="The same command writes it again.")
+    looked = look_at(path, name, opener, remedy="The same command writes it again.", sha256=sha256)
     summed = [
         Summed(stored.offset, stored.offset + stored.extent, tensor, written[tensor])
         for tensor, stored in looked.tensors.items()
@@ -123,13 +149,16 @@ def _looked(path: Path, name: str, written: Mapping[str, int]) -> Looked:
     return replace(looked, summed=tuple(sorted(summed, key=lambda one: one.start)))
 
 
-def _how_far(folder: Path, files: list[Looked], written: Mapping[str, Mapping[str, int]]) -> str:
-    finished = [file for file in files if (folder / file.name).is_file()]
-    count = next((int(match["count"]) for file in files if (match := SHARD.fullmatch(file.name))), 0)
+def _how_far(folder: Path, files: list[Looked], written: Written) -> str:
+    finished = {file.name for file in files if (folder / file.name).is_file()} | written.shipped
+    count = next((int(match["count"]) for name in written.tensors if (match := SHARD.fullmatch(name))), 0)
     nbytes = sum(one.stop - one.start for file in files for one in file.summed)
     of = f" of {count}" if count else ""
-    tensors = sum(map(len, written.values()))
-    return f"{len(finished)}{of} weight files are finished; {tensors:,} tensors, {nbytes:,} bytes, are written"
+    shipped = f", {len(written.shipped)} of them kept elsewhere" if written.shipped else ""
+    return (
+        f"{len(finished)}{of} weight files are finished, {len(written.sha256)} verified{shipped}; "
+        f"{written.count:,} tensors are written, {nbytes:,} bytes of them here"
+    )
 
 
 def _command(folder: Path, names: list[str]) -> tuple[str, list[str]]:

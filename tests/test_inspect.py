@@ -375,7 +375,7 @@ def test_unfinished_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert (report.family, report.status) == ("GLM-130B", "incomplete")
         found = only(report)
         assert found.kind == "unfinished"
-        assert "12 tensors" in found.text
+        assert "0 of 2 weight files are finished, 0 verified; 12 tensors are written" in found.text
         assert shlex.split(report.command)[3:] == ["glm130b", "--source=SOURCE", f"--output={output}"]
     path = tmp_path / "out.incomplete" / ".conversion" / "partial" / "model-00001-of-00002.safetensors"
     content = bytearray(path.read_bytes())
