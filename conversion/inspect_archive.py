@@ -3,9 +3,8 @@
 import re
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from .inspect_files import Looked
 from .inspect_glm130b import describe
 from .inspect_look import Look, Question
 from .inspect_parts import (
@@ -24,6 +23,8 @@ from .places import Place
 from .rank_files import LATEST, RANK_FILE
 from .source_file import SourceFile
 from .tar_archive import BLOCK, TarArchive
+
+SHOWN = 3
 
 CLOSING_BYTES = 10_240
 """Of a tar's last record, which closes it with empty blocks."""
@@ -62,6 +63,7 @@ def look_at_parts(question: Question) -> Look | None:
         findings += size_findings(found, opened.last_needed if opened.problem is None else found.last)
     findings += _findings_on_swaps(opened)
     findings += _findings_on_the_end(opened, findings)
+    findings = [_with_members(opened, finding) for finding in findings]
     form = "parts of the released archive" if found.whole else "the released archive, joined"
     ranks = _ranks(opened.archive)
     if ranks is None:
@@ -70,7 +72,6 @@ def look_at_parts(question: Question) -> Look | None:
         report = Report(str(question.source), "", form, "", files=found.facts, findings=worst_first(findings))
         return Look(report)
     ranks.findings = [*findings, *_without_consequences(ranks, opened, findings)]
-    ranks.findings += _lost(ranks, found)
     return describe(question, ranks, found.folder, form, found.facts)
 
 
@@ -207,23 +208,21 @@ def _without_consequences(ranks: Ranks, opened: Opened, before: list[Finding]) -
             yield finding
 
 
-def _lost(ranks: Ranks, found: FoundParts) -> Iterator[Finding]:
-    """Which ranks and tensors the missing bytes are of."""
-    for looked in ranks.files.values():
-        lost = Counter(hole for hole, _ in _tensors_in_holes(looked))
-        names = dict(reversed(list(_tensors_in_holes(looked))))
-        for hole, number in lost.items():
-            text = f"{number} tensors of {looked.name} lie in it, e.g. {names[hole]}"
-            yield Finding("missing", text, (Stretch(hole),), tensor=names[hole], remedy=DOWNLOAD)
-
-
-def _tensors_in_holes(looked: Looked) -> Iterator[tuple[str, str]]:
-    """(part, tensor) for every tensor with bytes that are not there."""
-    source = looked.source
-    if isinstance(source, SpanWithHoles):
-        for name, stored in looked.tensors.items():
-            for hole in source.holes(stored.offset, stored.offset + stored.extent):
-                yield hole.source.path.name, name
+def _with_members(opened: Opened, finding: Finding) -> Finding:
+    """A finding on a part that is not there, with what of the archive's files lies in it."""
+    found = opened.found
+    numbers = {found.name(number): number for number in range(max(found.last, opened.last_needed) + 1)}
+    number = numbers.get(finding.places[0].file) if finding.places else None
+    if number is None or finding.kind not in ("missing", "short", "downloading") or not found.whole:
+        return finding
+    start, stop = number * found.whole, (number + 1) * found.whole
+    held = [
+        f"bytes {max(start, member.offset) - member.offset:,} to {min(stop, end) - member.offset:,} of {name}"
+        for name, member in sorted(opened.archive.members.items(), key=lambda item: item[1].offset)
+        if member.offset < stop and (end := member.offset + member.nbytes) > start
+    ]
+    more = f" and {len(held) - SHOWN} files more" if len(held) > SHOWN else ""
+    return replace(finding, text=f"{finding.text}; in it are {', '.join(held[:SHOWN])}{more}") if held else finding
 
 
 __all__ = ["look_at_parts"]
