@@ -93,13 +93,13 @@ def _needs(report: Report) -> Iterator[str]:
 
 def _need(need: Needs, rate: float) -> str:
     return (
-        f"{need.options or 'as stored':<12}{_gigabytes(need.disk_bytes)} disk, "
-        f"{_gigabytes(need.memory_bytes)} memory, about {_time(need.seconds(rate))}"
+        f"{need.options or 'as stored':<12}{_size(need.disk_bytes)} disk, "
+        f"{_size(need.memory_bytes)} memory, about {_time(need.seconds(rate))}"
     )
 
 
-def _gigabytes(nbytes: int) -> str:
-    return f"{nbytes / 1e9:,.1f} GB"
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:,.1f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:,.0f} MB"
 
 
 def _time(seconds: float) -> str:
