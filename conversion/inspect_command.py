@@ -1,7 +1,8 @@
 """The command `inspect`: its options, the lookers in the order they are asked, reading everything, the exit status."""
 
 import argparse
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from .inspect_glm130b import look_at_glm130b
 from .inspect_look import Look, Looker, Question
 from .inspect_paddle import look_at_paddle
 from .inspect_paste import as_paste
-from .inspect_report import Finding, Report, Stretch, has_errors, worst_first
+from .inspect_report import WARNING, Finding, Report, Stretch, has_errors, worst_first
 from .inspect_text import as_json, as_text
 from .inspect_unfinished import look_at_unfinished
 from .job import progress_bar
@@ -83,12 +84,25 @@ def inspect(question: Question, deep: bool = False, show_progress: bool = False)
         show_progress: Whether a bar goes to stderr.
     """
     look = _look(question)
+    report = replace(look.report, findings=worst_first([*look.report.findings, *_on_space(question, look.report)]))
     if not deep or not look.files:
-        return look.report
+        return report
     total = sum(file.nbytes for file in look.files)
     with progress_bar("reading", total, 0, show_progress) as progress:
         findings, read = read_through(look.files, progress)
-    return replace(look.report, findings=worst_first([*look.report.findings, *findings]), deep=read)
+    return replace(report, findings=worst_first([*report.findings, *findings]), deep=read)
+
+
+def _on_space(question: Question, report: Report) -> Iterator[Finding]:
+    """A warning where the output that the command names would not fit, with every way to convert that would not."""
+    try:
+        free = shutil.disk_usage(question.output.absolute().parent).free
+    except OSError:
+        return
+    too_large = [need.options or "as stored" for need in report.needs if need.disk_bytes > free]
+    if too_large:
+        text = f"{free:,} bytes are free where the output would go; not enough for: {', '.join(too_large)}"
+        yield Finding("space", text, severity=WARNING, remedy="Free some, or choose an --output on another disk.")
 
 
 def _look(question: Question) -> Look:

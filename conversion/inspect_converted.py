@@ -84,7 +84,9 @@ class Folder:
 
 def look_at_converted(question: Question) -> Look | None:
     """Looks at a folder with config.json of one of our model types, and weights in torch's layout."""
-    folder = question.source.parent if question.source.name == CONFIG else question.source
+    folder = question.source
+    if folder.is_file() and (folder.name == CONFIG or ".safetensors" in folder.suffixes):
+        folder = folder.parent
     if not folder.is_dir() or not (folder / CONFIG).is_file():
         return None
     try:

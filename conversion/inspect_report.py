@@ -24,6 +24,7 @@ KINDS = {
     "unfinished": "an output folder is not finished",
     "unchecked": "the format has nothing by which damage could be told",
     "unknown": "nothing that is known here",
+    "space": "what a conversion needs and is not free",
     "information": "good to know",
 }
 """Kind of a finding -> what it says."""

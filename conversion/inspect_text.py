@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 
 from .inspect_report import ERROR, Finding, Needs, Report
+from .operations import shortened
 from .regular_files import printable
 
 MARKS = {True: "ok", False: "NO"}
@@ -13,7 +14,7 @@ SHOWN = 20
 
 def as_text(report: Report) -> str:
     """What a person reads: what it is, what is wrong, what converting takes, what to run."""
-    return "\n".join(map(printable, _lines(report)))  # names in it are somebody else's
+    return "\n".join(printable(shortened(line)) for line in _lines(report))  # names in it are somebody else's
 
 
 def as_json(report: Report) -> str:

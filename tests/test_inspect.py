@@ -388,6 +388,22 @@ def test_unfinished_outputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert look(output).status == "complete"
 
 
+def test_room_for_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = released(tmp_path / "glm")
+    needs = {need.options: need.disk_bytes for need in look(folder).needs}
+    free = needs["--bits 8"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": free}))
+    (found,) = [found for found in look(folder).findings if found.kind == "space"]
+    assert found.text.endswith("not enough for: as stored")
+    assert look(folder).exit_status == 0
+
+
+def test_files_of_a_converted_folder_are_the_folder(tmp_path: Path) -> None:
+    folder = make_source("uie", tmp_path / "out")
+    for name in ("config.json", "model.safetensors"):
+        assert look(folder / name).form == "folder for from_pretrained, floats"
+
+
 def test_exit_status_and_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = released(tmp_path / "glm")
     assert main(["inspect", str(folder)]) == 0

@@ -8,18 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.make_checkpoint_glm130b import RELEASED as RELEASED_SIZES
-from benchmarks.make_checkpoint_glm130b import Shape, write_checkpoint
+from benchmarks.make_checkpoint_glm130b import Shape, rank_shapes, write_checkpoint
 from conversion.__main__ import main
+from conversion.classes import expected_shapes
 from conversion.ernie_released import RELEASED
 from conversion.ernie_settings import Sizes
+from conversion.glm130b import sizes_of_rank
 from conversion.inspect_command import inspect
 from conversion.inspect_look import Question
 from conversion.inspect_paste import as_paste
-from conversion.inspect_released import released_ernie, tokenizer_checks
+from conversion.inspect_released import released_ernie, released_glm130b, tokenizer_checks
 from conversion.inspect_report import KINDS, SCHEMA, Check, Deep, Finding, Needs, Released, Report, Stretch
 from conversion.inspect_text import as_json, as_text
+from conversion.operations import TensorSpec
 from tests.support.converting import SIZES, write_settings
 from tests.support.tiny import rank_path, whole_state, write_ice_text_model, write_released
 
@@ -68,6 +72,26 @@ def test_what_is_not_as_released_is_named(tmp_path: Path) -> None:
     pasted = as_paste(report)
     assert "NO  rank files: 8; here 4" in pasted
     assert "my-run" not in pasted
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_released_integers(bits: int) -> None:
+    specs: dict[str, TensorSpec] = {}
+    for name, shape, _ in rank_shapes(RELEASED_SIZES, 8):
+        is_linear = len(shape) == 2 and "word_embeddings" not in name
+        width = shape[-1] // 2 if is_linear and bits == 4 else shape[-1]
+        specs[name] = TensorSpec((*shape[:-1], width), torch.int8 if is_linear else torch.float16)
+        if is_linear:
+            specs[f"{name}_scale"] = TensorSpec(shape[:1], torch.float16)
+    sizes, ranks = sizes_of_rank(specs, "here")
+    found = released_glm130b(sizes, ranks, "49300", specs, expected_shapes, None, [])
+    assert found is not None
+    assert found.holds
+    assert Check("integers with scales", "280", "280") in found.checks
+    del specs["transformer.layers.3.mlp.dense_4h_to_h.weight_scale"]
+    found = released_glm130b(sizes, ranks, "49300", specs, expected_shapes, None, [2**32] * 59 + [1])
+    assert found is not None
+    assert [check.what for check in found.checks if not check.holds] == ["integers with scales"]
 
 
 def test_other_sizes_are_not_held_against_it(tmp_path: Path) -> None:
