@@ -157,9 +157,12 @@ def _findings_on_the_end(opened: Opened, before: list[Finding]) -> Iterator[Find
         return
     real = archive.source.segments[:-1]  # the last is the hole behind
     behind = archive.end - sum(segment.nbytes for segment in real)
-    if found.last in found.unread and behind > 0:
-        behind = 0
-    if behind > 0 and found.whole:
+    if behind > 0 and found.last in found.unread:
+        return
+    if behind == 0 and archive.end:
+        text = "the empty blocks that close a tar: the archive, or its last part, is not all there"
+        yield Finding("missing", text, (Stretch(found.name(found.last + 1)),), remedy=DOWNLOAD)
+    elif behind > 0 and found.whole:
         last = (archive.end - 1) // found.whole
         for number in range(found.last + 1, last + 1):
             text = f"the archive's headers lead to part {last}, at least"

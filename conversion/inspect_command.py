@@ -12,7 +12,7 @@ from .inspect_converted import look_at_converted
 from .inspect_deep import read_through
 from .inspect_downloads import findings_on, unfinished_in
 from .inspect_glm130b import look_at_glm130b
-from .inspect_look import Look, Looker, Question
+from .inspect_look import MEND, Look, Looker, Question
 from .inspect_paddle import look_at_paddle
 from .inspect_paste import as_paste
 from .inspect_report import WARNING, Finding, Report, Stretch, has_errors, worst_first
@@ -90,6 +90,8 @@ def inspect(question: Question, deep: bool = False, show_progress: bool = False)
     total = sum(file.nbytes for file in look.files)
     with progress_bar("reading", total, 0, show_progress) as progress:
         findings, read = read_through(look.files, progress)
+    if has_errors(findings):
+        report = replace(report, command="", advice=MEND)
     return replace(report, findings=worst_first([*report.findings, *findings]), deep=read)
 
 

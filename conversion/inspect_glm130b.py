@@ -11,7 +11,7 @@ from .glm130b import TABLE, TOKENIZER_MODEL
 from .glm130b_quantized import linear_rows, quantized_plan
 from .inspect_downloads import findings_on, unfinished_in
 from .inspect_files import dtype_of
-from .inspect_look import Look, Question, needs_of, noted
+from .inspect_look import MEND, Look, Question, needs_of, noted
 from .inspect_ranks import Ranks, look_at_ranks
 from .inspect_released import released_glm130b
 from .inspect_report import ERROR, LIBRARIES_BYTES, NOTE, FileFacts, Finding, Needs, Report, has_errors, worst_first
@@ -97,7 +97,7 @@ def _advice(findings: list[Finding]) -> str:
         return "convert it; --bits 4 or --bits 8 quantizes on the way"
     if kinds <= {"settings"}:
         return "pass what is missing, see above, and look again"
-    return "mend what is named above, and look again"
+    return MEND
 
 
 def _options(question: Question) -> glm130b.ForwardOptions:

@@ -15,6 +15,7 @@ from .output_folder import SMALL_FILES_BYTES
 from .writer import copy_peak_bytes
 
 COMMAND = "glm-ernie-convert"
+MEND = "mend what is named above, and look again"
 
 
 @dataclass(frozen=True)
@@ -95,4 +96,4 @@ def noted(findings: list[Finding], source: Path) -> Iterator[None]:
         findings.append(Finding("settings" if isinstance(error, SettingsError) else "damaged", text))
 
 
-__all__ = ["Look", "Looker", "Question", "in_shell", "needs_of", "noted"]
+__all__ = ["MEND", "Look", "Looker", "Question", "in_shell", "needs_of", "noted"]

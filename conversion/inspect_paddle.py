@@ -16,7 +16,7 @@ from .ernie3_names import PROJECTION
 from .ernie_source import read_source
 from .inspect_downloads import findings_on, unfinished_in
 from .inspect_files import Looked, dtype_of, finding_of, look_at
-from .inspect_look import Look, Question, needs_of, noted
+from .inspect_look import MEND, Look, Question, needs_of, noted
 from .inspect_released import pieces_of, released_ernie, released_ernie3
 from .inspect_report import ERROR, NOTE, Finding, Needs, Released, Report, has_errors, worst_first
 from .inspect_shards import Shards, look_at_shards, recorded_digests
@@ -221,7 +221,7 @@ def _command(question: Question, is_unified: bool, needs: Sequence[Needs], findi
 
 def _advice(question: Question, findings: Sequence[Finding]) -> str:
     if has_errors(findings):
-        return "mend what is named above, and look again"
+        return MEND
     if is_lora(question.source) and question.base is None:
         return f"convert it with the checkpoint that {LORA_SETTINGS} names"
     return "convert it"

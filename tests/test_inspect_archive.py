@@ -83,6 +83,18 @@ def test_parts_behind_the_last_are_missed_by_the_headers(archive: Path, tmp_path
     assert named(look(tmp_path / "parts")) == [("missing", part(number)) for number in range(4, len(parts))]
 
 
+def test_the_end_of_the_archive(archive: Path, tmp_path: Path) -> None:
+    """A member may end where the part does: what closes the tar is then missing alone."""
+    with tarfile.open(archive) as opened:
+        end = max(info.offset_data + -(-info.size // 512) * 512 for info in opened)
+    parts = parts_of(archive, tmp_path / "parts", end // 2)
+    assert len(parts) == 3
+    parts[2].unlink()
+    assert named(look(tmp_path / "parts")) == [("missing", part(2))]
+    (tmp_path / "parts" / part(2)).write_bytes(bytes(1024))
+    assert look(tmp_path / "parts").status == "complete"
+
+
 @pytest.mark.parametrize("number", [0, 2, 5])
 def test_short_parts(archive: Path, tmp_path: Path, number: int) -> None:
     parts = parts_of(archive, tmp_path / "parts")

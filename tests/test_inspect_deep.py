@@ -59,6 +59,7 @@ def test_tensors_of_a_rank(folder: Path) -> None:
         assert places([found]) == [("49300/mp_rank_01_model_states.pt", start, start + record.nbytes)]
         assert found.kind == "damaged"
         assert found.tensor.startswith("transformer.")
+        assert not look(folder).command
         assert look(folder, deep=False).status == "complete"  # which reads no tensor
         path.write_bytes(whole)
 
