@@ -139,7 +139,7 @@ def _findings_on_swaps(opened: Opened) -> Iterator[Finding]:
     for place, number in sorted(opened.swapped.items()):
         here, there = opened.found.name(place), opened.found.name(number)
         yield Finding(
-            "mismatch",
+            "swapped",
             f"its bytes are those of another place in the archive; what belongs here is in {there}",
             (Stretch(here),),
             remedy=f"Rename {there} to {here}, or download both again.",

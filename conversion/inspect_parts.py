@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from .archive_parts import MAX_PARTS, PART, TAR, name_of, number_of
+from .archive_parts import MAX_PARTS, PART, TAR, part_name, part_number
 from .byte_source import ByteSource
 from .inspect_downloads import findings_on, unfinished_in
 from .inspect_report import FileFacts, Finding, Stretch
@@ -146,7 +146,7 @@ class FoundParts:
         """What a part is called, whether it is there or not."""
         if number in self.paths or not self.whole:
             return self.paths[min(number, self.last)].name
-        return name_of(next(iter(self.paths.values())).name, number)
+        return part_name(next(iter(self.paths.values())).name, number)
 
     def segments(self, order: Mapping[int, int], with_tail: bool) -> list[Segment]:
         """What the archive is put together from.
@@ -211,7 +211,7 @@ def _parts(folder: Path, stem: str) -> FoundParts:
         match = PART.fullmatch(name)
         if match is None or match["stem"] != stem or not (name in of_it or (folder / name).is_file()):
             continue
-        number = number_of(match["number"])
+        number = part_number(match["number"])
         if number in numbers or number >= MAX_PARTS:
             what = f"the same part as {found.name(number)}" if number in numbers else "no part of any archive"
             found.findings.append(Finding("extra", what, (Stretch(name),), remedy="Remove one, or move it elsewhere."))

@@ -19,6 +19,8 @@ KINDS = {
     "short": "a file has fewer bytes than it should",
     "downloading": "a download is not finished",
     "mismatch": "files are not of one checkpoint, or the content is another than is recorded",
+    "swapped": "parts of an archive took one another's place",
+    "copy": "a part of an archive is there twice",
     "extra": "something that does not belong there",
     "settings": "settings or a tokenizer do not fit, or are needed and not there",
     "unfinished": "an output folder is not finished",

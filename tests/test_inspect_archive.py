@@ -118,7 +118,7 @@ def test_parts_that_took_one_anothers_place(archive: Path, tmp_path: Path) -> No
             report = look(folder)
             names = {name for _, name in named(report)}
             assert names == {part(first), part(second)}, (first, second, report.errors)
-            assert {found.kind for found in report.errors} == {"mismatch"}
+            assert {found.kind for found in report.errors} == {"swapped"}
             assert f"what belongs here is in {part(second)}" in report.errors[0].text
 
 
