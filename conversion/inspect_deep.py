@@ -72,6 +72,7 @@ class _Reading:
         assert source is not None
         try:
             source.read(view, start)
+            source.will_read(stop, min(BLOCK_BYTES, source.size - stop))  # while the checksum is computed
         except MissingBytesError:  # the part that is not there is named already
             self._unread.append((start, stop))
             view[:] = bytes(len(view))
