@@ -2,9 +2,7 @@
 
 import argparse
 import io
-import math
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -14,12 +12,18 @@ from typing import Any
 
 import torch
 
-from hf_glm_ernie.configuration_arguments import EPSILON
-from hf_glm_ernie.planner.devices import parse_size as parse_amount
-
 from . import bert, ernie, ernie3, glm130b
 from .bert_pooling import POOLINGS, Pooling
 from .classes import expected_shapes
+from .command_values import (
+    parse_count,
+    parse_eps,
+    parse_index,
+    parse_output,
+    parse_output_or_url,
+    parse_size,
+    parse_source,
+)
 from .consume_command import convert_and_consume
 from .consume_open import refuse_begun
 from .ernie3_settings import LAYER_NORM_EPS as LAYER_NORM_EPS_10B
@@ -31,23 +35,14 @@ from .interruption import interruptible
 from .job import ExpectedShapes, ForwardOptions, Job, run
 from .operations import SettingsError, shortened
 from .output_path import check_output, incomplete_of
-from .places import Place
-from .publish import CHECKS, default_output, plan_publication, publish, read_parity
-from .publish_card import CardTexts
-from .publish_classes import license_of
-from .publish_hub import check_repo_name, push, require_token
-from .publish_source import PublishError, read_source
-from .publish_space import ROLES, SDK, default_space_output, plan_space, publish_space
+from .publish_command import add_publish
 from .reference_outputs import SMALL_BYTES, write_reference
 from .shipping import Shipping, for_target, parse_target, work_folder
 from .state_map import ConversionError
-from .store import is_url
 from .store_copy import fetched
-from .store_source import parse_place
 from .thread_option import add_threads
 from .verify import verify_file
 
-MAX_SHARD_BYTES = 10**15
 CONSUME_HELP = (
     "delete the source as what is made of it is verified, so that both fit the disk of one; asks first; for glm130b"
 )
@@ -117,7 +112,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_glm130b(commands)
     _add_ernie(commands)
     _add_ernie3(commands)
-    _add_publish(commands)
+    add_publish(commands)
     parser_of_inspect = commands.add_parser("inspect", help="what a source is, whether it is complete, what to run")
     add_options(parser_of_inspect)
     parser_of_inspect.set_defaults(run=_run_inspect)
@@ -195,34 +190,6 @@ def _add_ernie(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         help="with --pooling: scale vectors to length 1 (default: yes)",
     )
     parser.set_defaults(run=partial(_with_local_source, partial(_run_ernie, parser)))
-
-
-def _add_publish(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser("publish", help="a Hub repository from a converted or saved folder, or a Space")
-    parser.add_argument("folder", type=Path, nargs="?", help="what a converter or save_pretrained wrote")
-    parser.add_argument("--repo", required=True, metavar="OWNER/NAME", help="repository on the Hub")
-    parser.add_argument(
-        "--output",
-        type=parse_output,
-        help="folder to be made; must not exist (default: FOLDER_hub, of a Space NAME_space)",
-    )
-    parser.add_argument("--push", action="store_true", help="send it to the Hub; without this nothing is sent")
-    parser.add_argument("--private", action="store_true", help="with --push: make a new repository private")
-    parser.add_argument("--license", help="of the weights, as the Hub spells it (default: the released weights')")
-    parser.add_argument("--license-name", help="name of a licence the Hub does not list; needs --license-link")
-    parser.add_argument("--license-link", help="address of that licence")
-    parser.add_argument("--base-model", metavar="OWNER/NAME", help="repository these weights were made from")
-    parser.add_argument("--base-model-relation", choices=("quantized", "finetune", "adapter", "merge"))
-    parser.add_argument("--about", type=Path, metavar="FILE.md", help="text for the model card, below its title")
-    parser.add_argument("--parity", type=Path, metavar="FILE.json", help="measurements for the model card")
-    parser.add_argument("--check", choices=CHECKS, default="auto", help="auto: full where memory allows")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-    space = parser.add_argument_group("a Space", "the page of examples/space, on models that are on the Hub")
-    space.add_argument("--space", action="store_true", help="make a Space, without FOLDER")
-    for role in ROLES:
-        space.add_argument(f"--{role}", metavar="OWNER/NAME", help=f"repository of the page's {role} model")
-    space.add_argument("--wheel", type=Path, metavar="FILE.whl", help="this package, for a Space to carry")
-    parser.set_defaults(run=partial(_run_publish, parser))
 
 
 def _add_ernie3(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -374,80 +341,6 @@ def _with_local_source(run: Callable[[argparse.Namespace], None], options: argpa
         run(options)
 
 
-def _run_publish(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    if options.private and not options.push:
-        parser.error("--private goes with --push")
-    if bool(options.license_name) != bool(options.license_link) or (options.license and options.license_name):
-        parser.error("give --license, or --license-name and --license-link together")
-    if options.space:
-        _run_space(parser, options)
-        return
-    if options.folder is None:
-        parser.error("give the FOLDER to publish, or --space")
-    if of_space := [f"--{name}" for name in (*ROLES, "wheel") if getattr(options, name) is not None]:
-        parser.error(f"{of_space[0]} goes with --space")
-    options.output = (options.output or default_output(options.folder)).absolute()
-    check_repo_name(options.repo)
-    if options.push:
-        require_token()  # before an hour of hashing
-    plan = plan_publication(options.folder, options.repo, options.output, _card_texts(options), options.check)
-    print(plan.describe(), flush=True)
-    if options.dry_run:
-        print("dry run: nothing was written")
-        return
-    sha256 = publish(plan)
-    print(f"done: {options.output}")
-    if options.push:
-        print(f"pushed: {push(options.output, options.repo, options.private, sha256)}")
-
-
-def _run_space(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
-    of_model = ("folder", "license", "license_name", "base_model", "base_model_relation", "about", "parity")
-    if given := [name for name in of_model if getattr(options, name) is not None]:
-        parser.error(f"{given[0].replace('_', '-')} is for a model's repository; a Space takes its models by --glm ..")
-    if options.wheel and options.private:
-        parser.error("--wheel needs a public Space: a private one cannot install what lies in itself")
-    check_repo_name(options.repo)
-    options.output = options.output or default_space_output(options.repo)
-    if options.push:
-        require_token()
-    models = {role: getattr(options, role) for role in ROLES}
-    plan = plan_space(options.repo, models, options.output, options.wheel, options.check)
-    print(plan.describe(), flush=True)
-    if options.dry_run:
-        print("dry run: nothing was written")
-        return
-    sha256 = publish_space(plan)
-    print(f"done: {options.output}")
-    if options.push:
-        print(f"pushed: {push(options.output, options.repo, options.private, sha256, space_sdk=SDK)}")
-
-
-def _card_texts(options: argparse.Namespace) -> CardTexts:
-    source = read_source(options.folder)
-    licence = license_of(source.row, source.config)
-    if options.license_name:
-        licence = ("other", options.license_name, options.license_link)
-    elif options.license:
-        licence = (options.license, None, None)
-    relation = options.base_model_relation
-    if relation and not options.base_model:
-        raise PublishError("--base-model-relation needs --base-model OWNER/NAME")
-    if options.base_model:
-        check_repo_name(options.base_model)
-        relation = relation or ("quantized" if source.quant_method else None)
-    about = _about(options.about) if options.about else ""
-    parity = read_parity(options.parity) if options.parity else ()
-    return CardTexts(licence, options.base_model, relation, about, parity)
-
-
-def _about(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise PublishError(f"--about {path}: not UTF-8 text (byte {error.start}). Save it as UTF-8.") from error
-
-
 def _run_ernie3(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:
     _refuse_consume(parser, options)
     choices = Choices(options.num_attention_heads, options.branch_num_attention_heads, options.layer_norm_eps)
@@ -519,69 +412,6 @@ def _keep_reference(is_asked: bool | None, folder: Path, into: Path, show_progre
     reason = write_reference(folder, into, show_progress, any_size=bool(is_asked))
     if reason is not None:
         print(f"note: no outputs were kept for publish to compare with: {reason}", file=sys.stderr)
-
-
-def parse_size(text: str) -> int:
-    """Bytes from "5GB" (10^9 each), "500MiB" (2^20 each) or a plain number. Raises `argparse.ArgumentTypeError`."""
-    number, unit = re.fullmatch(r"([\d.]*)\s*(.*)", text.strip(), flags=re.DOTALL).groups()  # type: ignore[union-attr]  # it matches any text
-    try:
-        size = parse_amount(number + (unit.upper().replace("IB", "iB") or "B"), "size")
-    except (ValueError, OverflowError):
-        size = 0
-    if not 1 <= size <= MAX_SHARD_BYTES:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a size; write e.g. 5GB, 500MiB or a number of bytes, at most {MAX_SHARD_BYTES:.0e}"
-        )
-    return size
-
-
-def parse_source(text: str) -> Place:
-    """A local path, or a place in a store. Raises `argparse.ArgumentTypeError`."""
-    try:
-        return parse_place(text)
-    except ConversionError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
-def parse_output(text: str) -> Path:
-    """A folder whose name every library can write to. Raises `argparse.ArgumentTypeError`."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no text in UTF-8, which the tokenizers library asks of a path; choose another"
-        ) from error
-    return Path(text)
-
-
-def parse_output_or_url(text: str) -> Path | str:
-    """A folder, or a URL. Raises `argparse.ArgumentTypeError`."""
-    return text if is_url(text) else parse_output(text)
-
-
-def parse_count(text: str) -> int:
-    """A whole number above 0. Raises `argparse.ArgumentTypeError`."""
-    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
-def parse_index(text: str) -> int:
-    """A whole number, 0 or more. Raises `argparse.ArgumentTypeError`."""
-    if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number, 0 or more")
-    return int(text)
-
-
-def parse_eps(text: str) -> float:
-    """The epsilon of a LayerNorm. Raises `argparse.ArgumentTypeError`."""
-    try:
-        eps = float(text)
-    except ValueError:
-        eps = math.nan
-    if not EPSILON.holds(eps):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number {EPSILON}, such as 1e-12")
-    return eps
 
 
 if __name__ == "__main__":

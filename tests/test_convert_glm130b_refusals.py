@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from conversion import writer
-from conversion.__main__ import parse_size
+from conversion.command_values import parse_size
 from tests.support.converting import SIZES, convert, listing, write_settings
 from tests.support.tiny import (
     Hostile,

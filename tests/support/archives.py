@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 NAME = "glm-130b-sat.tar"
 PART_BYTES = 4 * 2**30
@@ -68,7 +68,7 @@ class Archive:
 def write_archive(
     folder: Path,
     members: Members,
-    tar_format: int = tarfile.GNU_FORMAT,
+    tar_format: Literal[0, 1, 2] = tarfile.GNU_FORMAT,
     *,
     name: str = NAME,
     part_bytes: int | None = None,
@@ -147,7 +147,7 @@ def data_extents(file: BinaryIO) -> Iterator[tuple[int, int]]:
         yield start, end
 
 
-def _layout(members: Members, tar_format: int) -> tuple[list[bytes], list[Place], int]:
+def _layout(members: Members, tar_format: Literal[0, 1, 2]) -> tuple[list[bytes], list[Place], int]:
     """Header and place of each member, and the byte behind the last."""
     headers, places, end = [], [], 0
     for name, content in members:
