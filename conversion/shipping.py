@@ -66,7 +66,7 @@ class Shipping(FileHooks):
 
                 def count(nbytes: int) -> None:
                     if self._stopping.is_set():
-                        raise SendingStoppedError
+                        raise SendingStoppedError("the run ends")
                     bar.update(nbytes)
 
                 self._target.send(path, file.name, sha256, count)
