@@ -441,7 +441,8 @@ def _run(
         job = for_target(job, options.target)
         hooks = Shipping(options.target, job)
         options.reference = False
-        print(job.describe(hooks.disk_needed({file.name: file.size for file in job.files}), options.target.url))
+        disk = hooks.disk_needed({file.name: file.size for file in job.files})
+        print(job.describe(disk, options.target.url), flush=True)
     else:
         print(job.describe(), flush=True)
     if options.dry_run:

@@ -23,7 +23,7 @@ class FileHooks:
     files_at_once: int = 3
     ships: bool = False
 
-    def begin(self, known: Collection[str]) -> None:
+    def compare_known(self, known: Collection[str]) -> None:
         """Called once the folder is ours and what a former run shipped was looked at, before anything is written.
 
         Args:
@@ -69,7 +69,7 @@ class FileHooks:
         """
         return sum(left.values())
 
-    def complete(self, folder: Path, small: Collection[str]) -> bool:
+    def deliver(self, folder: Path, small: Collection[str]) -> bool:
         """Called once everything is written and the source was looked at for the last time.
 
         Args:

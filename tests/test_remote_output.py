@@ -209,8 +209,8 @@ MOMENTS = {
     "before the second shard is sent": (shipping.Shipping, "verified", 2, True),
     "after the second shard was sent": (shipping.Shipping, "verified", 2, False),
     "after that was noted": (OutputFolder, "shipped", 2, False),
-    "before the small files": (shipping.Shipping, "complete", 1, True),
-    "after the small files": (shipping.Shipping, "complete", 1, False),
+    "before the small files": (shipping.Shipping, "deliver", 1, True),
+    "after the small files": (shipping.Shipping, "deliver", 1, False),
 }
 
 
