@@ -10,6 +10,7 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -118,10 +119,15 @@ def test_to_a_store(folder: Path, expected: dict[str, str], tmp_path: Path, monk
 
 
 def test_a_dry_run_sends_nothing(folder: Path, tmp_path: Path, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
-    assert send(folder, "hf://me/glm", "--dry-run") == 0
-    assert send(folder, f"local://{tmp_path}/models/glm", "--dry-run") == 0
-    said = capsys.readouterr().out
-    assert "disk needed  23,1" in said or "disk needed  2" in said
+    """And says the disk that is needed: the two shards in a row that take the most."""
+    assert convert(folder, tmp_path / "out", *SHARDS) == 0
+    sizes = [path.stat().st_size for path in sorted((tmp_path / "out").glob("*.safetensors"))]
+    capsys.readouterr()
+    for url in ("hf://me/glm", f"local://{tmp_path}/models/glm"):
+        assert send(folder, url, "--dry-run") == 0
+        said = capsys.readouterr().out
+        assert f"disk needed  {max(map(sum, pairwise(sizes))):,} bytes" in said
+        assert said.splitlines()[-1] == "dry run: nothing was written"
     assert not hub.repositories
     assert not (tmp_path / "models").exists()
     assert not os.listdir()
