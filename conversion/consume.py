@@ -119,7 +119,7 @@ class Consumption(FileHooks):
 
     # What `job.run` calls
 
-    def begin(self, state: Path, known: Collection[str]) -> None:
+    def begin(self, state: Path) -> None:
         """Keeps what will be needed of the source, if this is the first run.
 
         Raises:
@@ -180,7 +180,7 @@ class Consumption(FileHooks):
                 self._log.note({"released": file.name})
         return False
 
-    def complete(self, folder: Path, small: Collection[str]) -> bool:
+    def complete(self) -> None:
         """Deletes what is left: what no file of the output is made from, and what lies around it.
 
         Raises:
@@ -196,7 +196,6 @@ class Consumption(FileHooks):
                 flush(consumed)
                 remove_mark(consumed)
                 flush(consumed)
-        return False
 
     def disk_needed(self, left: Mapping[str, int]) -> int:
         """The most that is taken at any time beside what is taken now; what goes elsewhere gives nothing back."""

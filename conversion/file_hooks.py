@@ -24,11 +24,20 @@ class FileHooks:
     files_at_once: int = 3
     ships: bool = False
 
-    def begin(self, state: Path, known: Collection[str]) -> None:
-        """Called once the folder is ours and what a former run shipped was looked at, before anything is written.
+    def begin(self, state: Path) -> None:
+        """Called once the output folder is this run's, before anything else is done in it.
 
         Args:
             state: The folder of the state, which is there.
+
+        Raises:
+            Exception: ends the run.
+        """
+
+    def compare_known(self, known: Collection[str]) -> None:
+        """Called once the folder is ours and what a former run shipped was looked at, before anything is written.
+
+        Args:
             known: Files that a former run has written or shipped, the large ones only if they were verified.
 
         Raises:
@@ -81,7 +90,15 @@ class FileHooks:
         """
         return sum(left.values())
 
-    def complete(self, folder: Path, small: Collection[str]) -> bool:
+    def complete(self) -> None:
+        """Called when everything is written, verified and in its place, just before the folder gets its name; again,
+        if the run is stopped before that.
+
+        Raises:
+            Exception: ends the run.
+        """
+
+    def deliver(self, folder: Path, small: Collection[str]) -> bool:
         """Called once everything is written and the source was looked at for the last time.
 
         Args:

@@ -14,7 +14,6 @@ from functools import cached_property
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
-from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from .publish import GITATTRIBUTES
@@ -75,10 +74,9 @@ class HubTarget(Target):
 
     def _listed(self) -> dict[str, RepoFile]:
         def request() -> dict[str, RepoFile]:
-            try:
-                entries = list(self.api.list_repo_tree(self.repo, recursive=True))
-            except (RepositoryNotFoundError, EntryNotFoundError):
+            if not self.api.repo_exists(self.repo):
                 return {}
+            entries = self.api.list_repo_tree(self.repo, recursive=True)
             return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
         return self.asked(request, "its files cannot be listed")

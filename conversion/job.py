@@ -197,7 +197,8 @@ def run(
         if folder.is_published:  # a former run was killed just before its last step
             return
         if hooks is not None:
-            hooks.begin(folder.state, [*folder.small_files, *folder.verified_files])
+            hooks.begin(folder.state)
+            hooks.compare_known([*folder.small_files, *folder.verified_files])
         verifying = VERIFIED_TOGETHER if job.by_tensor else 1
         with Verification(folder, verify, FileHooks() if hooks is None else hooks, verifying) as verification:
             _recheck(folder, verification, show_progress)
@@ -212,7 +213,9 @@ def run(
         if reference is not None:
             folder.add(lambda path: reference(folder.path, path, show_progress))
         job.check_source()
-        if hooks is not None and hooks.complete(folder.path, folder.small_files):
+        if hooks is not None:
+            hooks.complete()
+        if hooks is not None and hooks.deliver(folder.path, folder.small_files):
             folder.discard()
         else:
             folder.publish()

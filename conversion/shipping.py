@@ -46,7 +46,7 @@ class Shipping(FileHooks):
         self._stopping = threading.Event()
         self._show_progress = show_progress
 
-    def begin(self, state: Path, known: Collection[str]) -> None:
+    def compare_known(self, known: Collection[str]) -> None:
         """Refuses a target with other files than those of a former run, and makes it where there is none."""
         self._target.refuse_others(known)
         self._target.prepare()
@@ -66,7 +66,7 @@ class Shipping(FileHooks):
 
                 def count(nbytes: int) -> None:
                     if self._stopping.is_set():
-                        raise SendingStoppedError
+                        raise SendingStoppedError("the run ends")
                     bar.update(nbytes)
 
                 self._target.send(path, file.name, sha256, count)
@@ -84,7 +84,7 @@ class Shipping(FileHooks):
             disable=not self._show_progress,
         )
 
-    def complete(self, folder: Path, small: Collection[str]) -> bool:
+    def deliver(self, folder: Path, small: Collection[str]) -> bool:
         """Sends the small files, after all others were found there; compares what the target lists with what was sent.
 
         Args:

@@ -217,7 +217,7 @@ class Store:
         return told
 
     def expire(self, inside: str, at_once: bool = False) -> None:
-        """What the store told of an object counts no more, but if it was this second and need not be `at_once`."""
+        """What the store told of an object counts no more; of this very second it does, unless `at_once`."""
         told_at, told = self._told.get(inside, (0.0, FileNotFoundError(inside)))
         if at_once or time.monotonic() - told_at > 1:
             self._told[inside] = (told_at - FRESH_SECONDS, told)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from .operations import ConversionError
 from .store import ATTEMPTS, is_transient, retried
 from .writer import WriteError
 
@@ -18,7 +19,7 @@ SHOWN = 8
 Result = TypeVar("Result")
 
 
-class SendingStoppedError(Exception):
+class SendingStoppedError(ConversionError):
     """The run ends, so nobody waits for what is being sent."""
 
 

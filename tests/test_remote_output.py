@@ -10,6 +10,7 @@ import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,9 @@ from conversion.hub_target import HubTarget
 from conversion.lazy_files import LazyFile
 from conversion.output_folder import OutputFolder
 from conversion.store_target import StoreTarget, piece_bytes, s3_etag
+from conversion.target import SendingStoppedError
 from tests.support.converting import SIZES, convert, listing, write_settings
+from tests.support.ernie_goldens import SMALL
 from tests.support.hub_stand_in import TOKEN, Hub, serve
 from tests.support.tiny import whole_state, write_released
 from tests.test_archive_parts import digests
@@ -116,10 +119,15 @@ def test_to_a_store(folder: Path, expected: dict[str, str], tmp_path: Path, monk
 
 
 def test_a_dry_run_sends_nothing(folder: Path, tmp_path: Path, hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
-    assert send(folder, "hf://me/glm", "--dry-run") == 0
-    assert send(folder, f"local://{tmp_path}/models/glm", "--dry-run") == 0
-    said = capsys.readouterr().out
-    assert "disk needed  23,1" in said or "disk needed  2" in said
+    """And says the disk that is needed: the two shards in a row that take the most."""
+    assert convert(folder, tmp_path / "out", *SHARDS) == 0
+    sizes = [path.stat().st_size for path in sorted((tmp_path / "out").glob("*.safetensors"))]
+    capsys.readouterr()
+    for url in ("hf://me/glm", f"local://{tmp_path}/models/glm"):
+        assert send(folder, url, "--dry-run") == 0
+        said = capsys.readouterr().out
+        assert f"disk needed  {max(map(sum, pairwise(sizes))):,} bytes" in said
+        assert said.splitlines()[-1] == "dry run: nothing was written"
     assert not hub.repositories
     assert not (tmp_path / "models").exists()
     assert not os.listdir()
@@ -207,13 +215,16 @@ MOMENTS = {
     "before the second shard is sent": (shipping.Shipping, "verified", 2, True),
     "after the second shard was sent": (shipping.Shipping, "verified", 2, False),
     "after that was noted": (OutputFolder, "shipped", 2, False),
-    "before the small files": (shipping.Shipping, "complete", 1, True),
-    "after the small files": (shipping.Shipping, "complete", 1, False),
+    "before the small files": (shipping.Shipping, "deliver", 1, True),
+    "after the small files": (shipping.Shipping, "deliver", 1, False),
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("kind", ["hub", "store"])
+@pytest.mark.parametrize(
+    ("kind", "moment"),
+    [("store", moment) for moment in MOMENTS]
+    + [("hub", moment) for moment in list(MOMENTS)[2:] if "noted" not in moment],
+)
 def test_a_killed_run_is_gone_on_with(
     folder: Path, expected: dict[str, str], hub: Hub, tmp_path: Path, kind: str, moment: str
 ) -> None:
@@ -288,18 +299,16 @@ def test_ctrl_c(
     assert on_hub(hub) == expected
 
 
-@pytest.mark.parametrize("statuses", [[503, 0, 500], [0]])
 @pytest.mark.parametrize("request_", ["PUT /objects", "POST /api/models/me/glm/commit", "POST /me/glm.git/info/lfs"])
 def test_the_network_stumbles(
     folder: Path,
     expected: dict[str, str],
     hub: Hub,
     request_: str,
-    statuses: list[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
-    hub.fails[request_] = list(statuses)
+    hub.fails[request_] = [503, 0, 500]
     assert send(folder, "hf://me/glm") == 0
     assert not hub.fails[request_]
     assert on_hub(hub) == expected
@@ -351,6 +360,29 @@ def test_a_source_that_changes_takes_back_what_was_sent(
     assert send(copy, f"local://{tmp_path}/models/glm") == 1
     assert "changed while it was converted" in capsys.readouterr().err
     assert not list((tmp_path / "models").rglob("*.safetensors"))
+    assert not os.listdir()
+
+
+def test_sending_that_is_ended_is_not_begun_again(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"x" * 2**20)
+    target, calls = StoreTarget("memory://ended"), []
+
+    def end(nbytes: int) -> None:
+        calls.append(nbytes)
+        raise SendingStoppedError("the run ends")
+
+    with pytest.raises(SendingStoppedError):
+        target.send(tmp_path / "x", "x", "", end)
+    assert len(calls) == 1
+
+
+def test_ernie_from_a_store_to_a_store(tmp_path: Path) -> None:
+    """Of its source there is a copy here meanwhile."""
+    name = sorted(path.parent.name for path in SMALL.glob("*/case.json"))[0]
+    assert main(["ernie", f"--source={SMALL / name}", f"--output={tmp_path / 'expected'}", "--no-reference"]) == 0
+    arguments = ["ernie", f"--source=local://{SMALL / name}", f"--output=local://{tmp_path}/there/ernie"]
+    assert main(arguments) == 0
+    assert digests(tmp_path / "there" / "ernie") == digests(tmp_path / "expected")
     assert not os.listdir()
 
 

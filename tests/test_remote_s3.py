@@ -150,7 +150,7 @@ def test_a_file_in_pieces_has_the_etag_computed_here(tmp_path: Path, s3: Any) ->
 
 MOMENTS = {
     "after the second shard was sent": (shipping.Shipping, "verified", 2, False),
-    "before the small files": (shipping.Shipping, "complete", 1, True),
+    "before the small files": (shipping.Shipping, "deliver", 1, True),
 }
 
 
