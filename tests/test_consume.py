@@ -16,9 +16,11 @@ import torch
 
 from conversion import consume, consume_command, publication
 from conversion.__main__ import main
-from conversion.consume_file import ChangedPartError, ConsumableFile, ConsumedError
+from conversion.consume_file import ChangedPartError, ConsumableFile, ConsumableFiles, ConsumedError
+from conversion.consume_open import open_to_consume
 from conversion.consume_state import MARK
 from conversion.journal import STATE
+from conversion.operations import CheckpointError
 from tests.support.consuming import (
     SHARD,
     SIZES,
@@ -407,6 +409,11 @@ def test_options_that_do_not_go_together(
     with pytest.raises(SystemExit):
         main([*arguments, f"--source={tmp_path}", f"--output={tmp_path / 'out'}"])
     assert said in capsys.readouterr().err
+
+
+def test_a_source_that_is_not_local(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="--consume deletes files of this machine"):
+        open_to_consume(ConsumableFiles({}).at(tmp_path), tmp_path / "out")
 
 
 @pytest.mark.parametrize("kind", ["symbolic link", "hard links"])
