@@ -50,7 +50,7 @@ from .writer import OutputFile, WriteError, sources_of
 
 SHOWN = 8
 
-BLOCKS_BEYOND = 2
+BLOCKS_BEYOND = 4
 """That a file takes beyond its bytes: what is left of its last block, and where its pieces are."""
 
 STATE_FILES = 5

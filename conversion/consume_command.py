@@ -14,7 +14,7 @@ from .verify import verify_file
 
 
 def convert_and_consume(
-    source: Path,
+    source: Place,
     output: Path,
     plan: Callable[[Place], Job],
     is_sure: bool,

@@ -20,6 +20,7 @@ from .job import progress_bar
 from .journal import STATE
 from .operations import CheckpointError
 from .output_path import incomplete_of
+from .places import Place
 from .publication import finished_folders
 from .source_file import FileState, SourceFile
 
@@ -45,7 +46,7 @@ class Opened:
     notices: Sequence[str]
 
 
-def open_to_consume(source: Path, output: Path, show_progress: bool = True) -> Opened:
+def open_to_consume(source: Place, output: Path, show_progress: bool = True) -> Opened:
     """Opens a source, through the state that an interrupted run left in the output.
 
     Args:
@@ -54,9 +55,13 @@ def open_to_consume(source: Path, output: Path, show_progress: bool = True) -> O
         show_progress: Whether a bar goes to stderr.
 
     Raises:
-        CheckpointError: another conversion consumes it; a file is not the one it was.
+        CheckpointError: it is not on this machine; another conversion consumes it; a file is not the one it was.
         WriteError: the state is damaged.
     """
+    if not isinstance(source, Path):
+        raise CheckpointError(
+            f"{source}: --consume deletes files of this machine, and that one lies elsewhere. Leave it out."
+        )
     folder = _state_of(output)
     if folder is None:
         base = source.parent if source.is_file() else source

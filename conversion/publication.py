@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from .consume_state import remove_consumed
+from .consume_state import CONSUMED, remove_consumed
 from .folder_claim import LOCK, Claim
 from .journal import FRESH, JOURNAL, STATE, Journal, Progress
 from .output_path import flush, refuse_existing, rename_new
@@ -60,9 +60,12 @@ class Publication:
                 return False
             damaged = [name for name, file in self._files.items() if not self._is_whole(self.finished / name, file)]
             if damaged:
+                advice = f"Remove the folder, and run the same command again: rm -r {self.finished}"
+                if os.path.lexists(self.finished / STATE / CONSUMED):
+                    advice = "Its source is deleted: put that file back, and run the same command again."
                 raise WriteError(
                     f"{self.finished}: a finished conversion that was not given its name, and {damaged[0]} in it is "
-                    f"missing or damaged. Remove the folder, and run the same command again: rm -r {self.finished}"
+                    f"missing or damaged. {advice}"
                 )
             self._name()
             flush(self._output.parent)

@@ -5,6 +5,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +14,13 @@ from typing import Any
 import pytest
 import torch
 
-from conversion import consume, consume_command
+from conversion import consume, consume_command, publication
 from conversion.__main__ import main
-from conversion.consume_file import ChangedPartError, ConsumableFile, ConsumedError
+from conversion.consume_file import ChangedPartError, ConsumableFile, ConsumableFiles, ConsumedError
+from conversion.consume_open import open_to_consume
 from conversion.consume_state import MARK
 from conversion.journal import STATE
+from conversion.operations import CheckpointError
 from tests.support.consuming import (
     SHARD,
     SIZES,
@@ -25,6 +28,7 @@ from tests.support.consuming import (
     consume_small_weights,
     count_calls,
     counted,
+    in_child,
     original,
     refusing,
     stop_after,
@@ -154,6 +158,35 @@ def test_a_run_begun_without_it_goes_on_with_it(parts: Original, tmp_path: Path)
     assert refusing(without_sync(working), calls // 2) == 1
     assert list((output.parent / "out.incomplete").glob("*.safetensors"))
     assert parts.run(source, output) == 0
+    assert parts.is_done(source, output)
+
+
+def test_killed_just_before_it_has_its_name(
+    parts: Original, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Everything is there but the name, and nothing is left of the source or the state to plan it from."""
+    source, output = parts.write(tmp_path / "source"), tmp_path / "made" / "out"
+    output.parent.mkdir()
+
+    def working() -> int:
+        real = publication.rename_new
+
+        def rename_new(before: Path, after: Path) -> None:
+            if after == output:
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(before, after)
+
+        publication.rename_new = rename_new
+        return parts.run(source, output)
+
+    assert in_child(working) is None
+    (finished,) = output.parent.iterdir()
+    assert not (finished / STATE).exists()
+    assert convert(source, output, parts.settings, SHARD) == 1
+    assert parts.run(tmp_path / "another", output, "--dry-run") == 1
+    capsys.readouterr()
+    assert parts.run(source, output) == 0
+    assert capsys.readouterr().out == f"done: {output}\n"
     assert parts.is_done(source, output)
 
 
@@ -376,6 +409,11 @@ def test_options_that_do_not_go_together(
     with pytest.raises(SystemExit):
         main([*arguments, f"--source={tmp_path}", f"--output={tmp_path / 'out'}"])
     assert said in capsys.readouterr().err
+
+
+def test_a_source_that_is_not_local(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="--consume deletes files of this machine"):
+        open_to_consume(ConsumableFiles({}).at(tmp_path), tmp_path / "out")
 
 
 @pytest.mark.parametrize("kind", ["symbolic link", "hard links"])

@@ -19,7 +19,7 @@ from tests.support.consuming import (
     without_sync,
 )
 
-FEW, MANY = 20, 200
+FEW, MANY = 12, 200
 CHAINS = {"parts": (True, (SHARD,)), "folder, quantized": (False, ("--max-shard-size=60000", "--bits=4"))}
 
 Work = Callable[[], int]
