@@ -6,7 +6,8 @@
 
 Every run is a process of its own, without verification, and starts with the files evicted from the page cache (in
 /dev/shm they stay). The ways alternate, and which of them goes first does, too: only ratios within one run mean
-anything on a machine that others use. Seconds are of the phase of writing; so is processor time, of all threads.
+anything on a machine that others use. Seconds are of the phase of writing; so is processor time, of all threads
+together and of the one that reads.
 
 Beside `--bits` stands what bounds it, measured in the same minutes by one thread each: reading the source's bytes,
 quantizing its weights in blocks as the converter's, checksums and writing of the result. No order of the work takes
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import time
 import zlib
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,9 @@ def evict(folder: Path) -> None:
 
 
 def run_child(tree: str, source: Path, target: Path, settings: Path, bits: int | None, threads: int) -> None:
-    """Converts with the checkout `tree`; prints (seconds, processor seconds, peak bytes, bytes) as JSON."""
+    """Converts with the checkout `tree`; prints seconds, processor seconds of all threads and of the one that reads,
+    peak bytes and bytes written as JSON.
+    """
     sys.path.insert(0, tree)
     from conversion import job as jobs
     from conversion import output_folder
@@ -55,15 +59,18 @@ def run_child(tree: str, source: Path, target: Path, settings: Path, bits: int |
     real, measured = output_folder.stream, []
 
     def stream(*arguments: Any, **options: Any) -> None:
-        started = time.perf_counter(), time.process_time()
+        clocks = (time.perf_counter, time.process_time, time.thread_time)
+        started = [clock() for clock in clocks]
         real(*arguments, **options)
-        measured.extend([time.perf_counter() - started[0], time.process_time() - started[1]])
+        measured.extend(clock() - before for clock, before in zip(clocks, started, strict=True))
 
     output_folder.stream = stream  # type: ignore[assignment]
     job = plan_forward(source, ForwardOptions(settings=settings, bits=bits), expected_shapes)
-    takes = inspect.signature(jobs.run).parameters  # a checkout from before may know no threads
+    run = jobs.run
+    if "threads" in inspect.signature(run).parameters:  # a checkout from before may know none
+        run = partial(run, threads=threads)
     evict(source)
-    jobs.run(job, target, None, show_progress=False, **({"threads": threads} if "threads" in takes else {}))
+    run(job, target, None, show_progress=False)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps([*measured, peak, job.nbytes]))
 
@@ -130,10 +137,13 @@ def report(runs: dict[str, list[list[float]]], limits: list[list[float]], nbytes
     """Prints medians, ratios and what bounds them."""
     first = next(iter(runs))
     for name, measured in runs.items():
-        seconds, processor, peak, written = (statistics.median(column) for column in zip(*measured, strict=True))
+        seconds, processor, reading, peak, written = (
+            statistics.median(column) for column in zip(*measured, strict=True)
+        )
         ratios = sorted(one[0] / other[0] for one, other in zip(runs[first], measured, strict=True))
-        line = f"  {name:12} {seconds:6.2f} s  {nbytes / seconds / 1e9:5.2f} GB/s  processor {processor:5.2f} s  "
+        line = f"  {name:12} {seconds:6.2f} s  {nbytes / seconds / 1e9:5.2f} GB/s  processor {processor:5.2f} s, of "
         spread = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} .. {ratios[-1]:.2f})"
+        line += f"the reading thread {reading:.2f} s  "
         print(f"{line}peak {peak / 1e9:.2f} GB  {written / 1e9:.2f} GB written  speed / {first} {spread}")
     if limits:
         *took, weights = (statistics.median(column) for column in zip(*limits, strict=True))
@@ -149,8 +159,8 @@ def report(runs: dict[str, list[list[float]]], limits: list[list[float]], nbytes
 def main() -> None:
     """Command line."""
     if sys.argv[1:2] == ["--convert"]:
-        tree, source, target, settings, bits, threads = sys.argv[2:]
-        run_child(tree, Path(source), Path(target), Path(settings), int(bits) or None, int(threads))
+        tree, *paths, bits, threads = sys.argv[2:]
+        run_child(tree, *map(Path, paths), bits=int(bits) or None, threads=int(threads))
         return
     if sys.argv[1:2] == ["--limits"]:
         run_limits(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
