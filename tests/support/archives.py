@@ -155,7 +155,7 @@ def _layout(members: Members, tar_format: Literal[0, 1, 2]) -> tuple[list[bytes]
         info.mtime, info.mode = MTIME, 0o755 if content is None else 0o644
         info.type = tarfile.DIRTYPE if content is None else tarfile.REGTYPE
         info.size = content.stat().st_size if isinstance(content, Path) else len(content or b"")
-        header = info.tobuf(tar_format)
+        header = info.tobuf(tar_format)  # type: ignore[arg-type]  # typeshed wants the numbers spelled out
         places.append(Place(end, end + len(header), info.size))
         headers.append(header)
         end += len(header) + -(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
