@@ -24,6 +24,7 @@ from .ernie3_settings import LAYER_NORM_EPS as LAYER_NORM_EPS_10B
 from .ernie3_settings import Choices
 from .ernie_names import TASK_NAMES
 from .ernie_released import GRAM_LAYER_NORM_EPS, LAYER_NORM_EPS
+from .inspect_command import add_options, run_inspect
 from .interruption import interruptible
 from .job import ExpectedShapes, ForwardOptions, Job, run
 from .operations import shortened
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 done, 1 refused (the reason is on stderr), 128 and the signal's number if it was interrupted
-        (130 by Ctrl-C).
+        (130 by Ctrl-C). `inspect`: 0 complete, 1 something is missing or damaged.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with interruptible():
             return _status_of(options)
     except KeyboardInterrupt as stopped:
-        print(f"interrupted: {_what_is_kept(options.output)}", file=sys.stderr)
+        print(f"interrupted: {_what_is_kept(getattr(options, 'output', None))}", file=sys.stderr)
         return getattr(stopped, "status", 128 + signal.SIGINT)
 
 
@@ -68,14 +69,13 @@ def _what_is_kept(output: Path | None) -> str:
 
 def _status_of(options: argparse.Namespace) -> int:
     try:
-        options.run(options)
+        return options.run(options) or 0
     except (ConversionError, OSError) as error:
         print(f"error: {shortened(str(error))}", file=sys.stderr)
         return 1
     except MemoryError:
         print("error: there is not enough memory", file=sys.stderr)
         return 1
-    return 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -88,6 +88,9 @@ def build_parser() -> argparse.ArgumentParser:
     _add_ernie(commands)
     _add_ernie3(commands)
     _add_publish(commands)
+    parser_of_inspect = commands.add_parser("inspect", help="what a source is, whether it is complete, what to run")
+    add_options(parser_of_inspect)
+    parser_of_inspect.set_defaults(run=_run_inspect)
     return parser
 
 
@@ -239,6 +242,12 @@ def _add_common(parser: argparse.ArgumentParser, source: str) -> None:
         help="compute with the result and keep a few outputs, for publish to compare with; takes the memory of the "
         f"model (default: for weights of up to {SMALL_BYTES // 10**6} MB)",
     )
+
+
+def _run_inspect(options: argparse.Namespace) -> int:
+    text, status = run_inspect(options)
+    print(text)
+    return status
 
 
 def _run_glm130b(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None:

@@ -37,7 +37,19 @@ from .job import ExpectedShapes, Job
 from .job import ForwardOptions as CommonOptions
 from .layer_numbers import NUMBER, numbers_in, without_gaps
 from .lazy_files import CheckpointError
-from .operations import Concat, Drop, Operation, Replicated, SettingsError, Shape, Split, SplitGlu, SplitQkv, Tied
+from .operations import (
+    Concat,
+    Drop,
+    Operation,
+    Replicated,
+    SettingsError,
+    Shape,
+    Split,
+    SplitGlu,
+    SplitQkv,
+    TensorSpec,
+    Tied,
+)
 from .rank_files import LATEST, MARKS, RankCheckpoint
 from .safetensors_files import SafetensorsFolder
 from .setting_kinds import TEXT
@@ -112,7 +124,7 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
     """
     opened = open_source(source, MARKS)
     beside = _side_files(source, opened.home, options)
-    checkpoint = RankCheckpoint(opened.place)
+    checkpoint = RankCheckpoint(opened.place, sampled=not options.headers_only)
     sizes = read_sizes(checkpoint)
     ranks = len(checkpoint.files)
     config, tokenizer, notices = _configure(opened.home, sizes, ranks, options)
@@ -271,18 +283,10 @@ def read_sizes(checkpoint: RankCheckpoint) -> Sizes:
         CheckpointError: a tensor that tells a size is missing or has the wrong number of dimensions; ranks too few or
             too many.
     """
-    layers = numbers_in(checkpoint.specs, _LAYER)
-    embedding = _matrix(checkpoint, "transformer.word_embeddings.weight")
-    attention = _matrix(checkpoint, "transformer.layers.{i}.attention.query_key_value.weight")
-    mlp = _matrix(checkpoint, "transformer.layers.{i}.mlp.dense_h_to_4h.weight")
-    hidden, ranks = embedding[1], len(checkpoint.files)
-    if attention[0] == 0 or 3 * hidden % attention[0]:
-        raise CheckpointError(
-            f"{checkpoint.folder}: query_key_value has {attention[0]} rows on a rank, which is no equal part of 3 x "
-            f"{hidden}. Not a GLM-130B checkpoint, or a damaged one."
-        )
-    cut_for = 3 * hidden // attention[0]
+    ranks = len(checkpoint.files)
+    sizes, cut_for = sizes_of_rank(checkpoint.specs, checkpoint.folder)
     if cut_for != ranks:
+        rows, whole = 3 * sizes.hidden_size // cut_for, 3 * sizes.hidden_size
         names = [file.path.name for file in checkpoint.files]
         there = f"{ranks} rank files are there ({names[0]} .. {names[-1]})"
         mend = (
@@ -291,27 +295,48 @@ def read_sizes(checkpoint: RankCheckpoint) -> Sizes:
             else f"Too many: {', '.join(names[cut_for:])}; move them elsewhere"
         )
         raise CheckpointError(
-            f"{checkpoint.folder}: each rank holds 1/{cut_for} of the model (query_key_value {attention[0]} of "
-            f"{3 * hidden} rows), but {there}. {mend}."
+            f"{checkpoint.folder}: each rank holds 1/{cut_for} of the model (query_key_value {rows} of "
+            f"{whole} rows), but {there}. {mend}."
         )
-    num_hidden_layers = without_gaps(layers, "transformer.layers.*", checkpoint.folder)
-    return Sizes(embedding[0] * ranks, hidden, mlp[0] * ranks // 2, num_hidden_layers)
+    return sizes
 
 
-def _matrix(checkpoint: RankCheckpoint, template: str) -> Shape:
+def sizes_of_rank(specs: Mapping[str, TensorSpec], where: object) -> tuple[Sizes, int]:
+    """The sizes of the model that one rank is a part of, and how many ranks it was cut for.
+
+    Args:
+        specs: What the rank holds.
+        where: The checkpoint, for messages.
+
+    Raises:
+        CheckpointError: a tensor that tells a size is missing or has the wrong number of dimensions.
+    """
+    layers = numbers_in(specs, _LAYER)
+    embedding = _matrix(specs, "transformer.word_embeddings.weight", where)
+    attention = _matrix(specs, "transformer.layers.{i}.attention.query_key_value.weight", where)
+    mlp = _matrix(specs, "transformer.layers.{i}.mlp.dense_h_to_4h.weight", where)
+    hidden = embedding[1]
+    if attention[0] == 0 or 3 * hidden % attention[0]:
+        raise CheckpointError(
+            f"{where}: query_key_value has {attention[0]} rows on a rank, which is no equal part of 3 x "
+            f"{hidden}. Not a GLM-130B checkpoint, or a damaged one."
+        )
+    ranks = 3 * hidden // attention[0]
+    num_hidden_layers = without_gaps(layers, "transformer.layers.*", where)
+    return Sizes(embedding[0] * ranks, hidden, mlp[0] * ranks // 2, num_hidden_layers), ranks
+
+
+def _matrix(specs: Mapping[str, TensorSpec], template: str, where: object) -> Shape:
     """Shape of the first tensor of that name; `{i}` stands for any layer."""
     pattern = re.compile(re.escape(template).replace(r"\{i\}", NUMBER))
-    for name, spec in checkpoint.specs.items():
+    for name, spec in specs.items():
         if pattern.fullmatch(name):
             if len(spec.shape) != 2 or 0 in spec.shape:
-                raise CheckpointError(
-                    f"{checkpoint.folder}: {name} should be a matrix, its shape is {list(spec.shape)}."
-                )
+                raise CheckpointError(f"{where}: {name} should be a matrix, its shape is {list(spec.shape)}.")
             return spec.shape
-    some = ", ".join(sorted(checkpoint.specs)[:3]) or "none"
+    some = ", ".join(sorted(specs)[:3]) or "none"
     raise CheckpointError(
-        f"{checkpoint.folder}: no tensor {template}, so this is not a complete GLM-130B checkpoint. Names found: "
-        f"{some} ..."
+        f"{where}: no tensor {template}, so this is not a complete GLM-130B checkpoint. Names found: {some} ..."
     )
 
 
@@ -368,4 +393,4 @@ def _check_config(raw: Mapping[str, Any]) -> None:
         )
 
 
-__all__ = ["TABLE", "ForwardOptions", "plan_forward", "plan_reverse", "read_sizes"]
+__all__ = ["TABLE", "TOKENIZER_MODEL", "ForwardOptions", "plan_forward", "plan_reverse", "read_sizes", "sizes_of_rank"]

@@ -288,16 +288,21 @@ class TensorFiles:
 
     Their content is sampled when this is made, so that a file that is changed afterwards is found out.
 
+    Args:
+        files: The open files.
+        sampled: Whether that is done; without it nothing but headers is read, and nothing may be converted.
+
     Raises:
         SourceChangedError: a file was changed while its header was read.
     """
 
-    def __init__(self, files: Sequence[LazyFile]):
+    def __init__(self, files: Sequence[LazyFile], sampled: bool = True):
         self.files = tuple(files)
         self._open: OrderedDict[int, LazyFile] = OrderedDict()  # least recently used first
         for number, file in enumerate(self.files):
             self._used(number)
-            file.bytes.sample(stored.offset for stored in file.tensors.values())
+            if sampled:
+                file.bytes.sample(stored.offset for stored in file.tensors.values())
 
     def number_of(self, part: int, name: str) -> int:
         """The number of the file that holds `name` of part `part`."""

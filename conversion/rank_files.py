@@ -23,6 +23,7 @@ class RankCheckpoint(TensorFiles):
 
     Args:
         folder: The folder with `latest`, or the iteration's folder itself.
+        sampled: As of `TensorFiles`.
 
     Attributes:
         iteration: The iteration, as text.
@@ -33,12 +34,11 @@ class RankCheckpoint(TensorFiles):
             dtypes or iteration; an unreadable file.
     """
 
-    def __init__(self, folder: Place):
-        iteration_folder = _iteration_folder(folder)
-        opened = [open_torch_file(path, "module") for path in _rank_paths(iteration_folder)]
-        super().__init__([file for file, _ in opened])
-        self.folder = iteration_folder
-        self.iteration = iteration_folder.resolve().name
+    def __init__(self, folder: Place, sampled: bool = True):
+        self.folder = iteration_folder(folder)
+        opened = [open_torch_file(path, "module") for path in _rank_paths(self.folder)]
+        super().__init__([file for file, _ in opened], sampled)
+        self.iteration = self.folder.resolve().name
         self._check_iterations([rest for _, rest in opened])
         self._check_ranks_agree()
         self.specs = {name: stored.spec for name, stored in self.files[0].tensors.items()}
@@ -83,7 +83,8 @@ class RankCheckpoint(TensorFiles):
         return different
 
 
-def _iteration_folder(folder: Place) -> Place:
+def iteration_folder(folder: Place) -> Place:
+    """The folder with the rank files of the iteration that `latest` names; raises `CheckpointError`."""
     if not folder.is_dir():
         raise CheckpointError(f"{folder}: no such folder. --source is the folder that holds `latest`.")
     latest = folder / LATEST
@@ -145,4 +146,4 @@ def _rank_paths(folder: Place) -> list[Place]:
     return [paths[rank] for rank in sorted(paths)]
 
 
-__all__ = ["LATEST", "MARKS", "RankCheckpoint"]
+__all__ = ["LATEST", "MARKS", "MAX_RANKS", "RANK_FILE", "RankCheckpoint", "iteration_folder"]

@@ -25,7 +25,13 @@ END_SIGNATURE, END_BYTES = b"PK\x05\x06", 22
 END_64_SIGNATURE, END_64_BYTES = b"PK\x06\x06", 56
 LOCATOR_64_SIGNATURE, LOCATOR_64_BYTES = b"PK\x06\x07", 20
 
+DESCRIPTOR_BYTES = 8
+"""Of the signature and the checksum; the sizes behind them have 4 or 8 bytes each."""
+PADDING_FIELD, PADDING = b"FB", b"Z"
+"""With which torch moves records to the multiples of 64 bytes."""
+
 STORED = 0
+HAS_DESCRIPTOR = 8
 ENCRYPTED = 1 | 64
 ZIP64_EXTRA = 1
 MAX_COMMENT_BYTES = 65535
@@ -35,16 +41,28 @@ MAX_DIRECTORY_BYTES = 2**25
 
 
 class ZipError(ValueError):
-    """The archive is damaged, or one that torch does not write. The message says how."""
+    """The archive is damaged, or one that torch does not write. The message says how.
+
+    Attributes:
+        span: First byte of what is damaged, and the byte behind it, where that is known.
+    """
+
+    def __init__(self, message: str, span: tuple[int, int] | None = None):
+        super().__init__(message)
+        self.span = span
 
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A stored record: where its bytes begin, how many there are, and whether they are plain."""
+    """A stored record: where its bytes begin, how many there are, whether they are plain, and their CRC-32.
+
+    torch writes 0 where it was told to compute no checksums.
+    """
 
     offset: int
     nbytes: int
     is_plain: bool
+    crc32: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +74,13 @@ class _Entry:
     is_plain: bool
     stored_bytes: int
     header_offset: int
+    crc32: int
+    common: bytes
+
+    @property
+    def header_span(self) -> tuple[int, int]:
+        """Where its local header is, the name included."""
+        return self.header_offset, self.header_offset + LOCAL_HEADER_BYTES + len(self.raw_name)
 
 
 def read_records(source: ByteSource) -> dict[str, Record]:
@@ -75,20 +100,65 @@ def read_records(source: ByteSource) -> dict[str, Record]:
     behind: list[tuple[int, int, str]] = []
     for entry in entries:
         if entry.header_offset > start - LOCAL_HEADER_BYTES - len(entry.raw_name):
-            raise ZipError(f"{entry.name} should lie at byte {entry.header_offset}, behind the records")
+            raise ZipError(
+                f"{entry.name} should lie at byte {entry.header_offset}, behind the records", (start, source.size)
+            )
     places = [(entry.header_offset, LOCAL_HEADER_BYTES + len(entry.raw_name)) for entry in entries]
     for entry, header in zip(entries, source.read_many(places), strict=True):
-        record = Record(_data_offset(entry, header), entry.stored_bytes, entry.is_plain)
+        record = Record(_data_offset(entry, header), entry.stored_bytes, entry.is_plain, entry.crc32)
         name = entry.name.partition("/")[2]
         if name in records:
-            raise ZipError(f"two records are called {name}")
+            raise ZipError(f"two records are called {name}", (start, source.size))
         records[name] = record
         behind.append((entry.header_offset, record.offset + record.nbytes, entry.name))
     behind.sort()
     for (_, end, name), (begin, *_) in zip(behind, [*behind[1:], (start, 0, "")], strict=True):
         if end > begin:
-            raise ZipError(f"{name} reaches to byte {end}, into what begins at byte {begin}")
+            raise ZipError(f"{name} reaches to byte {end}, into what begins at byte {begin}", (begin, end))
     return records
+
+
+def damaged_headers(source: ByteSource) -> Iterator[tuple[int, int, str]]:
+    """Where what stands around the records of an archive that can be read is not as it was written.
+
+    The directory, the header before a record and the descriptor behind it say the same; torch fills the space between
+    a header and its record with one letter. Nothing of that is needed to read a tensor, and no checksum covers it.
+
+    Args:
+        source: The archive's bytes, which `read_records` takes.
+
+    Yields:
+        First byte, byte behind the last, and what is wrong.
+    """
+    with source.open() as file:
+        _, directory = _directory(file, source.size)
+        entries = list(directory)
+    for entry in entries:
+        begin, end = entry.header_span
+        header = source.read_bytes(begin, end - begin)
+        offset = end + _uint16(header, 28)
+        if header[4:14] != entry.common or (any(header[14:18]) and header[14:18] != entry.crc32.to_bytes(4, "little")):
+            yield begin, end, f"the header of {entry.name} is another than the archive's directory says"
+        filling = bytes(source.read_bytes(end, offset - end))
+        if PADDING * 4 in filling and not _is_padding(filling):
+            yield end, offset, f"the space before {entry.name} is not as torch leaves it"
+        behind = offset + entry.stored_bytes
+        if int.from_bytes(header[6:8], "little") & HAS_DESCRIPTOR:
+            descriptor = source.read_bytes(behind, DESCRIPTOR_BYTES)
+            if descriptor[:4] != DESCRIPTOR_SIGNATURE or descriptor[4:8] != entry.crc32.to_bytes(4, "little"):
+                yield behind, behind + DESCRIPTOR_BYTES, f"what stands behind {entry.name} is not its checksum"
+
+
+def _is_padding(extra: bytes) -> bool:
+    """Whether the last field of a header's extra fields is all of torch's letter, and those before it are whole."""
+    at = 0
+    while at + 4 <= len(extra):
+        nbytes = _uint16(extra, at + 2)
+        content = extra[at + 4 : at + 4 + nbytes]
+        if len(content) < nbytes or (extra[at : at + 2] == PADDING_FIELD and content.strip(PADDING)):
+            return False
+        at += 4 + nbytes
+    return at == len(extra) and extra.endswith(PADDING)
 
 
 def _directory(file: IO[bytes], size: int) -> tuple[int, Iterator[_Entry]]:
@@ -98,11 +168,11 @@ def _directory(file: IO[bytes], size: int) -> tuple[int, Iterator[_Entry]]:
     tail = file.read(size - tail_at)
     at = tail.rfind(END_SIGNATURE)
     if at < 0 or len(tail) - at < END_BYTES:
-        raise ZipError(f"cut short, {size} bytes without the end of the archive")
+        raise ZipError(f"cut short, {size} bytes without the end of the archive", (tail_at, size))
     disk, _, _, count, nbytes, start, comment = struct.unpack("<4H2IH", tail[at + 4 : at + END_BYTES])
     end = tail_at + at
     if disk or len(tail) - at - END_BYTES != comment:
-        raise ZipError("its end is damaged")
+        raise ZipError("its end is damaged", (tail_at, size))
     file.seek(max(0, end - LOCATOR_64_BYTES))
     locator = file.read(LOCATOR_64_BYTES)
     if locator[:4] == LOCATOR_64_SIGNATURE and end >= LOCATOR_64_BYTES + END_64_BYTES:
@@ -110,23 +180,25 @@ def _directory(file: IO[bytes], size: int) -> tuple[int, Iterator[_Entry]]:
         file.seek(min(at_64, size))
         record = file.read(END_64_BYTES)
         if len(record) < END_64_BYTES or record[:4] != END_64_SIGNATURE or at_64 + END_64_BYTES > end:
-            raise ZipError("its end is damaged")
+            raise ZipError("its end is damaged", (tail_at, size))
         count, nbytes, start = struct.unpack("<3Q", record[32:56])
         end = at_64
     if count > MAX_RECORDS or nbytes > MAX_DIRECTORY_BYTES:
-        raise ZipError(f"{count:,} records, {nbytes:,} bytes of directory; no checkpoint of one rank has so many")
+        raise ZipError(
+            f"{count:,} records, {nbytes:,} bytes of directory; no checkpoint of one rank has so many", (end, size)
+        )
     if start + nbytes != end:
-        raise ZipError(f"a directory of {nbytes} bytes at byte {start}, which should end at byte {end}")
+        raise ZipError(f"a directory of {nbytes} bytes at byte {start}, which should end at byte {end}", (end, size))
     file.seek(start)
-    return start, _entries(file.read(nbytes), count)
+    return start, _entries(file.read(nbytes), count, start)
 
 
-def _entries(directory: bytes, count: int) -> Iterator[_Entry]:
-    at = 0
+def _entries(directory: bytes, count: int, start: int) -> Iterator[_Entry]:
+    at, span = 0, (start, start + len(directory))
     for _ in range(count):
         entry = directory[at : at + DIRECTORY_ENTRY_BYTES]
         if len(entry) < DIRECTORY_ENTRY_BYTES or entry[:4] != ENTRY_SIGNATURE:
-            raise ZipError("its directory is damaged")
+            raise ZipError("its directory is damaged", span)
         flags, method = struct.unpack("<2H", entry[8:12])
         stored, whole, name_bytes, extra_bytes, comment_bytes = struct.unpack("<2I3H", entry[20:34])
         (header_offset,) = struct.unpack("<I", entry[42:46])
@@ -136,17 +208,18 @@ def _entries(directory: bytes, count: int) -> Iterator[_Entry]:
         extra = directory[at + name_bytes : at + name_bytes + extra_bytes]
         at += name_bytes + extra_bytes + comment_bytes
         if at > len(directory):
-            raise ZipError("its directory is damaged")
+            raise ZipError("its directory is damaged", span)
         whole, stored, header_offset = _large(extra, whole, stored, header_offset)
         if flags & ENCRYPTED:
-            raise ZipError(f"{name} is encrypted")
+            raise ZipError(f"{name} is encrypted", span)
         if ".." in name.split("/") or name.startswith("/") or "\0" in name or "\ufffd" in name:
-            raise ZipError(f"a record is called {name!r}")
+            raise ZipError(f"a record is called {name!r}", span)
         if method == STORED and stored != whole:
-            raise ZipError(f"{name} has {stored} bytes stored for {whole}")
-        yield _Entry(name, raw_name, method == STORED, stored, header_offset)
+            raise ZipError(f"{name} has {stored} bytes stored for {whole}", span)
+        crc32 = int.from_bytes(entry[16:20], "little")
+        yield _Entry(name, raw_name, method == STORED, stored, header_offset, crc32, entry[6:16])
     if at != len(directory):
-        raise ZipError("its directory is damaged")
+        raise ZipError("its directory is damaged", span)
 
 
 def _large(extra: bytes, *values: int) -> tuple[int, ...]:
@@ -198,7 +271,9 @@ def _data_offset(entry: _Entry, header: bytearray) -> int:
     offset = entry.header_offset + LOCAL_HEADER_BYTES + _uint16(header, 26) + _uint16(header, 28)
     is_same = header[LOCAL_HEADER_BYTES:] == entry.raw_name and _uint16(header, 26) == len(entry.raw_name)
     if header[:4] != LOCAL_SIGNATURE or not is_same or (_uint16(header, 8) == STORED) != entry.is_plain:
-        raise ZipError(f"{entry.name} is not at byte {entry.header_offset}, where the archive's directory says")
+        raise ZipError(
+            f"{entry.name} is not at byte {entry.header_offset}, where the archive's directory says", entry.header_span
+        )
     return offset
 
 
@@ -213,4 +288,4 @@ def _uint16(data: bytes | bytearray, at: int) -> int:
     return int.from_bytes(data[at : at + 2], "little")
 
 
-__all__ = ["Record", "ZipError", "read_records", "write_checksums"]
+__all__ = ["Record", "ZipError", "damaged_headers", "read_records", "write_checksums"]
