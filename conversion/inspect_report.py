@@ -20,6 +20,8 @@ KINDS = {
     "downloading": "a download is not finished",
     "mismatch": "files are not of one checkpoint, or the content is another than is recorded",
     "extra": "something that does not belong there",
+    "swapped": "files are under one another's names",
+    "copy": "a file is a copy of another, and its own content is not there",
     "settings": "settings or a tokenizer do not fit, or are needed and not there",
     "unfinished": "an output folder is not finished",
     "unchecked": "the format has nothing by which damage could be told",
