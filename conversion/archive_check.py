@@ -88,6 +88,7 @@ def survey(source: Place) -> Survey | None:
     told = [file for file in layout.files if file.name in result.unfinished or file in matched.copies]
     findings += findings_on_structure(layout, structure, [*told, *matched.nowhere])
     result.findings = worst_first(findings)
+    layout.close()
     return result
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from .archive_marks import Fit, Fragment
-from .archive_match import Match, are_alike, copies_among
-from .archive_members import RECORD_BYTES, TarMember
+from .archive_match import Match, are_alike
+from .archive_members import RECORD_BYTES, TarMember, damaged_blocks
 from .archive_pickle import read_small
 from .archive_places import DOWNLOAD, Layout, PartFile, peek
 from .archive_structure import Structure
@@ -52,13 +52,12 @@ def findings_on_files(
         unfinished: Files that are still being downloaded.
     """
     last = last_place(layout, structure)
-    copies = dict(match.copies)
-    copies |= {file: other for file, other in copies_among(layout) if file not in copies and other not in copies}
+    copies = match.copies
     strangers = [*copies, *match.nowhere]
     return [
         *_missing(named, layout, last, unfinished, strangers),
-        *_exchanged(named, layout),
-        *_copied(copies, last, named),
+        *_exchanged(named, layout, structure),
+        *_copied(copies, match.twins, last),
         *_nowhere(layout, structure, match.nowhere, unfinished, last),
         *_sizes(layout, structure, last, unfinished, strangers),
         *_too_many(named, layout, structure, last, copies),
@@ -85,23 +84,28 @@ def _missing(
             yield Finding("missing", text, (Stretch(name),), remedy=DOWNLOAD)
 
 
-def _exchanged(named: Layout, layout: Layout) -> Iterator[Finding]:
+def _exchanged(named: Layout, layout: Layout, structure: Structure) -> Iterator[Finding]:
     """Files in other places than their names say: pairs, and longer rounds."""
     homes = {file: place for place, file in named.holding.items()}
-    moved = {homes.get(file): place for place, file in layout.holding.items() if homes.get(file, place) != place}
-    told: set[int | None] = set()
+    moved = {homes[file]: place for place, file in layout.holding.items() if homes.get(file, place) != place}
+    told: set[int] = set()
     for origin, place in moved.items():
         if origin in told:
             continue
-        told |= {origin}
-        there, here = layout.name_of(place), "" if origin is None else named.name_of(origin)
-        if moved.get(place) == origin and origin is not None:
-            told |= {place}
-            text = f"{here} holds what {there} should, and {there} what {here} should"
+        here, there = named.name_of(origin), layout.name_of(place)
+        proved, proved_back = (structure.fittings[one].count(Fit.FITS) > 0 for one in (place, moved.get(place, place)))
+        if moved.get(place) == origin:
+            told |= {origin, place}
+            if not proved:
+                here, there = there, here
+            back = f"and {there} what {here} should"
+            if not (proved and proved_back):
+                back = f"and {there} presumably what {here} should, by which nothing can be told"
             remedy = f"Exchange the names of {here} and {there}."
-            yield Finding("swapped", text, (Stretch(here), Stretch(there)), remedy=remedy)
-        else:
-            places = (Stretch(here), Stretch(there)) if place in named.holding else (Stretch(here),)
+            yield Finding("swapped", f"{here} holds what {there} should, {back}", _both(here, there), remedy=remedy)
+        elif proved:
+            told |= {origin}
+            places = _both(here, there) if place in named.holding else (Stretch(here),)
             yield Finding("swapped", f"{here} holds what {there} should", places, remedy=f"Call {here} {there}.")
     for place, file in layout.holding.items():
         if file not in homes:  # of two files with one number, the one that was not looked at first
@@ -109,14 +113,21 @@ def _exchanged(named: Layout, layout: Layout) -> Iterator[Finding]:
             yield Finding("swapped", text, (Stretch(file.name),), remedy=f"Keep it as {layout.name_of(place)}.")
 
 
-def _copied(copies: Mapping[PartFile, PartFile], last: int | None, named: Layout) -> Iterator[Finding]:
+def _both(here: str, there: str) -> tuple[Stretch, Stretch]:
+    return Stretch(here), Stretch(there)
+
+
+def _copied(copies: Mapping[PartFile, PartFile], twins: Collection[PartFile], last: int | None) -> Iterator[Finding]:
     for file, other in copies.items():
         if file.number == other.number:
             continue  # told as two files of one number
         is_behind = last is not None and file.number > last
         remedy = "Move it elsewhere." if is_behind else f"Download {file.name} again."
-        text = f"{file.name} is a copy of {other.name}"
-        yield Finding("extra" if is_behind else "copy", text, (Stretch(file.name),), remedy=remedy)
+        text, places = f"{file.name} is a copy of {other.name}", (Stretch(file.name),)
+        if not is_behind and other in twins:
+            text = f"{other.name} and {file.name} hold the same, and one of them is a copy"
+            places, remedy = (Stretch(other.name), Stretch(file.name)), "Download both again."
+        yield Finding("extra" if is_behind else "copy", text, places, remedy=remedy)
 
 
 def _nowhere(
@@ -131,7 +142,7 @@ def _nowhere(
         if file not in files or file.name in unfinished or (last is not None and place > last):
             continue
         fitting = structure.fittings[place]
-        bad = [fragment for fragment, fit in fitting.fits if fit in (Fit.MISSES, Fit.ZEROS)]
+        bad = [fragment for fragment, fit in fitting.fits if fit in (Fit.NEAR, Fit.MISSES, Fit.ZEROS)]
         count, whole = len(bad), Stretch(file.name, 0, file.size)
         if fitting.is_empty:
             text = f"zeros where {_counted(bad)} should be: it was never written, or not downloaded"
@@ -140,7 +151,7 @@ def _nowhere(
             text = f"{_counted(bad)} should be here, and something else is: damaged, or a part of another archive"
             yield Finding("damaged", text, (Stretch(file.name, bad[0].start, bad[-1].stop),), remedy=DOWNLOAD)
         else:
-            text = f"none of the {count} headers that should be in it are: a part of another archive"
+            text = f"{count} of the {len(fitting.fits)} headers that should be in it are not: of another archive"
             yield Finding("mismatch", text, (whole,), remedy=DOWNLOAD)
 
 
@@ -265,11 +276,11 @@ def as_finding(layout: Layout, one: Contradiction, tensor: str = "") -> Finding:
 
 
 def _of_tar(layout: Layout, structure: Structure) -> Iterator[Contradiction]:
-    last = "the archive begins"
+    last = begins = "the archive begins"
     span = layout.span
     for member in structure.members.members:
         if not member.is_sound:
-            yield Contradiction(member.header_at, member.offset, f"no tar header where {last}")
+            yield Contradiction(*damaged_blocks(span, member.header_at), f"no tar header where {last}")
         if member.is_sparse:
             text = f"{member.name} is stored sparse, with its gaps left out; unpack the archive and convert the folder"
             yield Contradiction(member.header_at, member.offset, text)
@@ -278,8 +289,10 @@ def _of_tar(layout: Layout, structure: Structure) -> Iterator[Contradiction]:
             text = f"the filling behind {member.name} is not empty"
             yield Contradiction(member.stop, member.next_at, text, is_harmless=True)
         last = f"{member.name or 'a member'} ends"
-    for start, stop in structure.members.unknown:
-        yield Contradiction(start, min(start + BLOCK, stop), f"no tar header where {last}")
+    for start, _ in structure.members.unknown:
+        before = [member for member in structure.members.members if member.next_at == start]
+        where = f"{before[0].name or 'a member'} ends" if before else "one should be"
+        yield Contradiction(*damaged_blocks(span, start), f"no tar header where {where if start else begins}")
     found = closing(structure)
     if found is not None:
         raw = peek(span, found[0], min(found[1], span.size) - found[0]) if span.size > found[0] else None

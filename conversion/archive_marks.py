@@ -112,14 +112,18 @@ class Fitting:
 
     @property
     def is_misfit(self) -> bool:
-        """Whether nothing speaks for it, and something against it."""
-        against = self.count(Fit.MISSES, Fit.ZEROS)
-        return against > 0 and not self.count(Fit.FITS) and self.count(Fit.NEAR) < against
+        """Whether it is another part: nothing speaks for it, or very little and it is alike in many marks.
+
+        Ranks differ by a digit, and so do their headers where they lie at the same bytes of two parts.
+        """
+        fits, near, misses = self.count(Fit.FITS), self.count(Fit.NEAR), self.count(Fit.MISSES)
+        against = misses + self.count(Fit.ZEROS)
+        return (against > near and not fits) or (near > 1 and near + misses > 2 * fits)
 
     @property
     def is_empty(self) -> bool:
         """Whether a misfit has zeros everywhere: never written."""
-        return self.is_misfit and not self.count(Fit.MISSES)
+        return self.is_misfit and not self.count(Fit.MISSES, Fit.NEAR)
 
 
 def marks_of_members(members: Iterable[TarMember]) -> Iterator[Mark]:
@@ -186,6 +190,7 @@ def fit(file: PartFile, fragments: Sequence[Fragment]) -> Fitting:
         else:
             windows.append((fragment.start, fragment.stop))
     read = iter(peek_many(file.source, [(start, stop - start) for start, stop in windows]))
+    file.source.close()
     results = [Fit.NOTHING] * len(fragments)
     number, raw = -1, None
     for index, fragment in there:
@@ -219,7 +224,7 @@ def belongs(file: PartFile, fragments: Sequence[Fragment]) -> bool:
     if not few or not fit(file, few).count(Fit.FITS, Fit.NEAR):
         return False
     whole = fit(file, strong)
-    good, bad = whole.count(Fit.FITS), whole.count(Fit.MISSES, Fit.ZEROS)
+    good, bad = whole.count(Fit.FITS), whole.count(Fit.MISSES, Fit.ZEROS) + max(0, whole.count(Fit.NEAR) - 1)
     return good > 4 * bad
 
 

@@ -27,12 +27,14 @@ class Match:
     Attributes:
         holding: Place -> the file that belongs there, as far as it is known.
         copies: File -> the file that it is a copy of.
+        twins: Files of which it cannot be told whether they are the copies themselves.
         nowhere: Files none of whose marks fit, and that fit no other place.
     """
 
     holding: Mapping[int, PartFile]
     copies: Mapping[PartFile, PartFile]
     nowhere: Sequence[PartFile]
+    twins: Sequence[PartFile] = ()
 
 
 def match(layout: Layout, fragments: Mapping[int, Sequence[Fragment]], fittings: Mapping[int, Fitting]) -> Match:
@@ -45,7 +47,7 @@ def match(layout: Layout, fragments: Mapping[int, Sequence[Fragment]], fittings:
     """
     wrong = [place for place, fitting in fittings.items() if fitting.is_misfit]
     empty = [place for place in range(layout.count) if place not in layout.holding]
-    at_home = {layout.holding[place] for place, fitting in fittings.items() if fitting.count(Fit.FITS)}
+    at_home = {layout.holding[place] for place, one in fittings.items() if one.count(Fit.FITS) and place not in wrong}
     candidates = [file for file in layout.files if file not in at_home]
     found: dict[int, PartFile] = {}
     for place in [*wrong, *empty]:
@@ -55,19 +57,18 @@ def match(layout: Layout, fragments: Mapping[int, Sequence[Fragment]], fittings:
                 found[place] = file
                 break
     holding = _moved(layout, found, fragments)
-    placed = set(holding.values())
+    lost = [layout.holding[place] for place in wrong]
+    lost = [file for file in lost if holding.get(file.number) == file or file not in holding.values()]
     copies: dict[PartFile, PartFile] = {}
-    nowhere = []
-    for place in wrong:
-        file = layout.holding[place]
-        if place in found and file in placed:
-            continue
-        other = _original(file, layout, fragments, holding)
-        if other is not None:
+    twins = []
+    for file, other in copies_among(layout):
+        if file in lost or other in lost:
+            copy, original = (file, other) if file in lost else (other, file)
+            copies[copy] = original
+        elif other not in copies:
             copies[file] = other
-        elif holding.get(place) == file:
-            nowhere.append(file)
-    return Match(holding, copies, nowhere)
+            twins += [other] if other not in at_home else []
+    return Match(holding, copies, [file for file in lost if file not in copies], twins)
 
 
 def _moved(
@@ -91,18 +92,6 @@ def _moved(
 
 def _speaks_against(file: PartFile, fragments: Sequence[Fragment]) -> bool:
     return any(fragment.is_strong for fragment in fragments) and not belongs(file, fragments)
-
-
-def _original(
-    file: PartFile, layout: Layout, fragments: Mapping[int, Sequence[Fragment]], holding: Mapping[int, PartFile]
-) -> PartFile | None:
-    """The file whose copy a file is: it fits the other's place as well, and is the same in samples."""
-    for place, other in holding.items():
-        if other == file or other.size != file.size:
-            continue
-        if belongs(file, fragments.get(place, ())) and are_alike(file, other):
-            return other
-    return None
 
 
 def are_alike(file: PartFile, other: PartFile) -> bool:

@@ -116,49 +116,71 @@ def member_at(span: SourceSpan, at: int) -> TarMember | None:
     return TarMember(whole.name, at, at + whole.offset_data, nbytes, whole.isreg(), whole.issparse())
 
 
+def damaged_blocks(span: SourceSpan, at: int) -> tuple[int, int]:
+    """The first byte of what is damaged in the headers of a member that begin at a byte, and the byte behind it."""
+    first = _parsed(span, at)
+    if first is None or first.type not in LONG_HEADERS:
+        return at, at + BLOCK
+    behind = at + BLOCK + -(-first.size // BLOCK) * BLOCK
+    if not 0 < behind - at <= MAX_HEADER_BYTES:
+        return at, at + BLOCK
+    return (at + BLOCK, behind) if _parsed(span, behind) is not None else damaged_blocks(span, behind)
+
+
+def _parsed(span: SourceSpan, at: int) -> tarfile.TarInfo | None:
+    """One block of a header; None where it is none."""
+    raw = peek(span, at, BLOCK)
+    try:
+        return None if raw is None else tarfile.TarInfo.frombuf(raw, tarfile.ENCODING, "strict")
+    except (tarfile.TarError, UnicodeError, ValueError, OverflowError):
+        return None
+
+
 def find_members(span: SourceSpan) -> Members:
     """Finds the members of a tar, from its beginning and, where a header is missing or damaged, on any other way."""
     found = Members()
     at = 0
     while len(found.members) < MAX_MEMBERS and found.end is None:
         member = member_at(span, at)
-        if member is END:
-            found.end, found.is_end_sound = at, True
-        elif member is not None:
+        if member is not None and member is not END:
             found.members.append(member)
             at = member.next_at
-        elif at + BLOCK > span.size:
+            continue
+        if at + BLOCK > span.size:
             found.end = at  # of the last member that is known; its header is not behind a hole
+            break
+        beyond = _by_guess(span, at, found) or _by_end(span, at, found)
+        if not beyond and member is END:  # and not zeros in the place of a header
+            found.end, found.is_end_sound = at, True
+        elif beyond or (beyond := _unproved(span, at, found)):
+            found.members += beyond
+            at = beyond[-1].next_at
         else:
-            guessed = _beyond(span, at, found)
-            if guessed is None:
-                break
-            found.members += guessed
-            at = found.members[-1].next_at
+            found.unknown.append((at, span.size))
+            break
     return found
 
 
-def _beyond(span: SourceSpan, at: int, found: Members) -> list[TarMember] | None:
-    """Members from one whose header cannot be read to the next known one; None where the rest is unknown."""
+def _by_guess(span: SourceSpan, at: int, found: Members) -> list[TarMember]:
+    """The member whose header at a byte cannot be read, if a sound header is where a guess says; or none."""
     for guess in _guesses(span, at, found):
-        behind = member_at(span, guess.next_at)
-        if behind is not None:
+        behind = member_at(span, guess.next_at) if guess.next_at > at else None
+        if behind is not None and (behind is not END or guess.next_at == _last_end(span)):
             return [guess]
-    backwards = list(_backwards(span, at))
-    if backwards:
-        backwards.reverse()
-        first = backwards[0]
-        found.end = backwards[-1].next_at
-        found.is_end_sound = member_at(span, found.end) is END
-        if first.header_at > at:
-            found.unknown.append((at, first.header_at))
-        return backwards
-    # Nothing to hold a guess against: what is behind it may be in a hole as well.
-    for guess in _guesses(span, at, found):
-        if _is_open(span, guess):
-            return [guess]
-    found.unknown.append((at, span.size))
-    return None
+    return []
+
+
+def _by_end(span: SourceSpan, at: int, found: Members) -> list[TarMember]:
+    """The members from the one at a byte, or behind it, to the last; none if they cannot be followed backwards."""
+    members = list(_backwards(span, at))[::-1]
+    if members and members[0].header_at > at:
+        found.unknown.append((at, members[0].header_at))
+    return members
+
+
+def _unproved(span: SourceSpan, at: int, found: Members) -> list[TarMember]:
+    """A guess that nothing can be held against, because what is behind it may be in a hole as well; or none."""
+    return next(([guess] for guess in _guesses(span, at, found) if _is_open(span, guess)), [])
 
 
 def _guesses(span: SourceSpan, at: int, found: Members) -> Iterator[TarMember]:
@@ -167,7 +189,7 @@ def _guesses(span: SourceSpan, at: int, found: Members) -> Iterator[TarMember]:
         own = _own_words(header, at)
         if own is not None:
             yield own
-    sizes = {(one.offset - one.header_at, one.nbytes) for one in found.members if one.nbytes > BLOCK}
+    sizes = {(one.offset - one.header_at, one.nbytes) for one in found.members if one.is_sound and one.nbytes > BLOCK}
     for header_bytes, nbytes in sorted(sizes, key=lambda pair: -pair[1]):
         yield TarMember("", at, at + header_bytes, nbytes, is_sound=False)
 
@@ -188,8 +210,7 @@ def _own_words(header: bytes, at: int) -> TarMember | None:
 
 def _is_open(span: SourceSpan, guess: TarMember) -> bool:
     """Whether a guess cannot be refuted: what is behind it is not there, and where it ends a torch archive may end."""
-    behind = peek(span, guess.next_at, BLOCK)
-    if behind is not None:
+    if guess.next_at + BLOCK > span.size or peek(span, guess.next_at, BLOCK) is not None:
         return False
     end = peek(span, guess.stop - END_BYTES, END_BYTES)
     return end is None or end[:4] == END_SIGNATURE
@@ -221,14 +242,14 @@ def _last_end(span: SourceSpan) -> int | None:
 def _ending_at(span: SourceSpan, end: int, first: int) -> TarMember | None:
     """The member whose blocks end at a byte."""
     start = zip_start(span, end)
-    if start is not None:
+    if start is not None and start[0] >= first:
         nbytes = start[1] - start[0]
         for blocks in range(MAX_HEADER_BLOCKS, 0, -1):
             member = member_at(span, start[0] - blocks * BLOCK) if start[0] >= blocks * BLOCK else None
             if member is not None and member is not END and (member.offset, member.nbytes) == (start[0], nbytes):
                 return member
         return TarMember("", max(first, start[0] - BLOCK), start[0], nbytes, is_sound=False)
-    for blocks in range(1, MAX_SMALL_BLOCKS + MAX_HEADER_BLOCKS):
+    for blocks in range(MAX_SMALL_BLOCKS + MAX_HEADER_BLOCKS, 0, -1):  # the first of a long header's blocks
         member = member_at(span, end - blocks * BLOCK) if end - blocks * BLOCK >= first else None
         if member is not None and member is not END and member.next_at == end:
             return member
@@ -250,7 +271,17 @@ def zip_start(span: SourceSpan, end: int) -> tuple[int, int] | None:
     else:
         field_ = tail[at : at + END_BYTES]
         start = stop - END_BYTES - int.from_bytes(field_[12:16], "little") - int.from_bytes(field_[16:20], "little")
-    return (start, stop) if 0 <= start < stop else None
+    return (start, stop) if 0 <= start < stop and stop > end - BLOCK else None
 
 
-__all__ = ["END", "RECORD_BYTES", "TORCH_END", "Members", "TarMember", "find_members", "member_at", "zip_start"]
+__all__ = [
+    "END",
+    "RECORD_BYTES",
+    "TORCH_END",
+    "Members",
+    "TarMember",
+    "damaged_blocks",
+    "find_members",
+    "member_at",
+    "zip_start",
+]

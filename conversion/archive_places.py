@@ -150,6 +150,11 @@ class Layout:
             found.append(Stretch(file.name if file is not None else self.name_of(place), begin, end))
         return tuple(found)
 
+    def close(self) -> None:
+        """Closes all files, of which there may be more than a process may hold open."""
+        for file in self.files:
+            file.source.close()
+
     def with_holding(self, holding: Mapping[int, PartFile]) -> Layout:
         """The same places with other files in them."""
         return replace(self, holding=dict(holding))

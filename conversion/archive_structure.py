@@ -55,12 +55,14 @@ def read_structure(layout: Layout) -> Structure:
         sources[member] = span.part(layout.path, member.offset, member.nbytes)
         if _is_torch(sources[member], member):
             views[member] = view_zip(sources[member])
+    _drop_foreign(views)
     for member, view in views.items():
         others = [one for one in views.values() if one is not view and one.nbytes == view.nbytes and one.is_read]
         lender = min(others, key=lambda one: len(one.damage), default=None)
         if not view.is_read and lender is not None:
             lend(view, lender, _root(sources[member], view, lender, member, views))
         find_records(sources[member], view, lender)
+        layout.close()
     marks: list[Mark] = list(marks_of_members(members.members))
     for member, view in views.items():
         marks += marks_of_zip(view, member.offset)
@@ -81,6 +83,15 @@ def _is_torch(source: ByteSource, member: TarMember) -> bool:
     if member.name.endswith(RANK_SUFFIX) or not member.name:
         return True
     return peek(source, 0, 4) == LOCAL_SIGNATURE
+
+
+def _drop_foreign(views: dict[TarMember, ZipView]) -> None:
+    """Takes away directories that name another member: torch calls an archive's folder as it calls the file."""
+    stems = {_stem(member.name).encode() for member in views}
+    for member, view in views.items():
+        folder = view.entries[0].raw_name.partition(b"/")[0] if view.entries else b""
+        if member.name and folder in stems and folder != _stem(member.name).encode():
+            view.entries, view.is_read, view.damage = (), False, []
 
 
 def _root(
@@ -107,18 +118,19 @@ def explored(layout: Layout) -> tuple[Layout, Structure]:
     structure = read_structure(layout)
     trials = max(1, MOST_TRIALS // max(1, layout.count * 8))
     for start, stop in _unread(layout, structure):
-        for place, _, _ in layout.pieces(start, stop):
+        for place, begin, end in layout.pieces(start, stop):
             if place >= layout.count:
                 continue
             for other in exchanges(layout, place, trials):
-                if _is_better(other, structure, start):
+                speaks = peek(other.holding[place].source, begin, end - begin)
+                if speaks and any(speaks) and _is_better(other, structure, start):
                     return other, read_structure(other)
     return layout, structure
 
 
 def _unread(layout: Layout, structure: Structure) -> Iterator[tuple[int, int]]:
     """Stretches that tell where everything else is, and cannot be read."""
-    yield from ((start, min(start + BLOCK, stop)) for start, stop in structure.members.unknown)
+    yield from ((start, min(start + 3 * BLOCK, stop)) for start, stop in structure.members.unknown)
     for member, view in structure.views.items():
         if not view.is_read and not view.is_lent:
             begin = view.directory_at if view.directory_at is not None else max(0, view.nbytes - END_BYTES)
@@ -128,8 +140,10 @@ def _unread(layout: Layout, structure: Structure) -> Iterator[tuple[int, int]]:
 def _is_better(layout: Layout, before: Structure, start: int) -> bool:
     """Whether what could not be read from a byte on can be read now."""
     if any(start == unknown for unknown, _ in before.members.unknown):
-        found = member_at(layout.span, start)
-        return found is not None and found is not END
+        if member_at(layout.span, start) in (None, END):
+            return False
+        now = find_members(layout.span)
+        return now.is_end_sound and not now.unknown and all(member.is_sound for member in now.members)
     member = next((one for one in before.views if one.offset <= start < one.stop), None)
     if member is None:
         return False

@@ -40,6 +40,8 @@ WIDE = 0xFFFFFFFF
 ALIGNMENT = 64
 """torch writes records at multiples of it, filling the header before with a field of its own."""
 PADDING_FIELD = b"FB"
+VERSIONS = (b"\x1e\x03-\0", b"-\0-\0")
+"""Of who made an archive, and who can read it: torch's and Python's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +234,9 @@ def _check_end(
         head = END_64_SIGNATURE + struct.pack("<Q", END_64_BYTES - 12)
         if wide[:12] != head or wide[16:24] != bytes(8) or wide[24:] != numbers:
             view.damage.append(Contradiction(at_64, at_locator, "the record of the directory's place is damaged"))
+        elif wide[12:16] not in VERSIONS:
+            text = "the version in the record of the directory's place is none that torch writes"
+            view.damage.append(Contradiction(at_64, at_locator, text, is_harmless=True))
     if locator is not None and locator != LOCATOR_64_SIGNATURE + struct.pack("<IQI", 0, at_64, 1):
         view.damage.append(Contradiction(at_locator, at, "the record of the end's place is damaged"))
 
@@ -399,7 +404,7 @@ def _behind(source: ByteSource, entry: Entry, header: bytes) -> tuple[int | None
     extra = peek(source, entry.header_stop, nbytes)
     offset = entry.header_stop + nbytes
     if extra is None:
-        return None, False
+        return None, offset > source.size
     if not _is_extra(extra) or (PADDING_FIELD in extra[:2] and offset % ALIGNMENT):
         return None, True
     return offset, False
