@@ -82,7 +82,7 @@ def _checked(folder: Path, stem: str) -> Parts:
             "it, or start the download again."
         )
     example = next(iter(numbered.values())).name
-    missing = [part_name(example, number) for number in range(max(numbered)) if number not in numbered]
+    missing = [name_of(example, number) for number in range(max(numbered)) if number not in numbered]
     if missing:
         raise CheckpointError(
             f"{folder}: missing {_shown(missing)}; there are {len(numbered)} parts up to "
@@ -99,7 +99,7 @@ def _numbered(folder: Path, stem: str) -> dict[int, Path]:
         match = PART.fullmatch(name)
         if match is None or match["stem"] != stem or not (folder / name).is_file():
             continue
-        number = part_number(match["number"])
+        number = number_of(match["number"])
         if number in numbered:
             raise CheckpointError(f"{folder}: {numbered[number].name} and {name} are the same part. Remove one.")
         if number >= MAX_PARTS:
@@ -127,8 +127,8 @@ def _check_sizes(folder: Path, paths: Sequence[Path]) -> None:
         raise CheckpointError(f"{paths[-1]}: 0 bytes. Download it again.")
 
 
-def part_number(text: str) -> int:
-    """The number that a part's name ends in, in digits or letters."""
+def number_of(text: str) -> int:
+    """The number of a part, from the last group of `PART`."""
     if text.isdigit():
         return int(text)
     number = 0
@@ -137,7 +137,7 @@ def part_number(text: str) -> int:
     return number
 
 
-def part_name(example: str, number: int) -> str:
+def name_of(example: str, number: int) -> str:
     """The name of a part, in the manner of another's."""
     match = PART.fullmatch(example)
     assert match is not None
@@ -157,4 +157,4 @@ def _shown(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-__all__ = ["MAX_PARTS", "PART", "TAR", "UNFINISHED", "Parts", "find_parts", "part_name", "part_number"]
+__all__ = ["MAX_PARTS", "PART", "TAR", "UNFINISHED", "Parts", "find_parts", "name_of", "number_of"]

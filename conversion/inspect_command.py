@@ -5,16 +5,38 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from .inspect_adapters import look_at_adapter
+from .inspect_archive import look_at_parts
+from .inspect_converted import look_at_converted
 from .inspect_deep import read_through
+from .inspect_downloads import findings_on, unfinished_in
 from .inspect_glm130b import look_at_glm130b
 from .inspect_look import Look, Looker, Question
-from .inspect_report import Finding, Report, worst_first
+from .inspect_paddle import look_at_paddle
+from .inspect_paste import as_paste
+from .inspect_report import Finding, Report, Stretch, has_errors, worst_first
 from .inspect_text import as_json, as_text
+from .inspect_unfinished import look_at_unfinished
 from .job import progress_bar
 from .operations import ConversionError
+from .tensor_names import entries
 
-LOOKERS: Sequence[Looker] = (look_at_glm130b,)
+LOOKERS: Sequence[Looker] = (
+    look_at_unfinished,
+    look_at_glm130b,
+    look_at_parts,
+    look_at_adapter,
+    look_at_converted,
+    look_at_paddle,
+)
 """Asked one after the other; the first that knows the source answers."""
+
+LOOKED_FOR = (
+    "mp_rank_XX_model_states.pt, parts of their archive, config.json with model.safetensors or its shards, "
+    "model_state.pdparams, *.pdparams, *.pdiparams, params, files of static variables, adapter_config.json, "
+    "lora_config.json, .conversion"
+)
+SHOWN = 12
 
 DAMAGE = (ConversionError, OSError)
 """What a looker may still raise of files that change under it, or cannot be listed."""
@@ -49,7 +71,7 @@ def run_inspect(options: argparse.Namespace) -> tuple[str, int]:
     report = inspect(question, options.deep, show_progress=True)
     if options.json:
         return as_json(report), report.exit_status
-    return as_text(report), report.exit_status
+    return as_paste(report) if options.report else as_text(report), report.exit_status
 
 
 def inspect(question: Question, deep: bool = False, show_progress: bool = False) -> Report:
@@ -75,13 +97,25 @@ def _look(question: Question) -> Look:
         for looker in LOOKERS:
             if (found := looker(question)) is not None:
                 return found
+        return Look(_unknown(source))
     except DAMAGE as error:
-        return Look(_unknown(source, Finding("damaged", str(error).removeprefix(f"{source}: "))))
-    return Look(_unknown(source, Finding("unknown", "nothing that is known here")))
+        text = str(error).removeprefix(f"{source}: ")
+        return Look(Report(str(source), "", "", "", findings=(Finding("damaged", text),)))
 
 
-def _unknown(source: Path, finding: Finding) -> Report:
-    return Report(str(source), "", "", "", findings=(finding,))
+def _unknown(source: Path) -> Report:
+    """Of what no looker knows: a download, nothing at all, or something else."""
+    if not source.exists():
+        begun = {name: by for name, by in unfinished_in(source.parent).items() if name == source.name}
+        absent = Finding("missing", "no such file or folder", (Stretch(source.name),), remedy="Look for its name.")
+        return Report(str(source), "", "", "", findings=findings_on(begun) or [absent])
+    findings = findings_on(unfinished_in(source))
+    if not has_errors(findings):
+        names = entries(source) if source.is_dir() else []
+        there = f" There is: {', '.join(names[:SHOWN])}{' ...' if len(names) > SHOWN else ''}." if names else ""
+        text = f"no checkpoint, folder or adapter that is known here.{there}"
+        findings += [Finding("unknown", text, remedy=f"Looked for: {LOOKED_FOR}. Pass the folder that holds them.")]
+    return Report(str(source), "", "", "", findings=findings)
 
 
 __all__ = ["add_options", "inspect", "run_inspect"]

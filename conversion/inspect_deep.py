@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from .byte_source import ByteSource
 from .inspect_files import COPY_AGAIN, Looked, Summed
+from .inspect_parts import MissingBytesError
 from .inspect_report import NOTE, Deep, Finding, Stretch
 from .operations import CheckpointError
 from .torch_zip import ZipError, damaged_headers
@@ -71,6 +72,9 @@ class _Reading:
         assert source is not None
         try:
             source.read(view, start)
+        except MissingBytesError:  # the part that is not there is named already
+            self._unread.append((start, stop))
+            view[:] = bytes(len(view))
         except (CheckpointError, OSError) as error:
             self._unread.append((start, stop))
             where = _unreadable(source, start, stop)
@@ -128,13 +132,15 @@ def _around(file: Looked) -> Iterator[Finding]:
     """Headers of an archive that are read by nobody but unzip programs."""
     assert file.source is not None
     try:
-        for start, stop, what in damaged_headers(file.source):
+        for what, spans in damaged_headers(file.source):
             yield Finding(
                 "damaged",
                 f"{what}; the tensors can be read, and converting does not need it",
-                file.places(start, stop),
+                tuple(place for span in spans for place in file.places(*span)),
                 remedy="Bytes changed that nothing depends on: others may have, too. " + COPY_AGAIN,
             )
+    except MissingBytesError:
+        return
     except (ZipError, CheckpointError, OSError) as error:
         yield Finding("damaged", f"changed while it was read ({_reason(error)})", (Stretch(file.name),))
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from .archive_parts import UNFINISHED
-from .inspect_report import Finding, Stretch
+from .inspect_report import ERROR, WARNING, Finding, Stretch
 from .output_path import INCOMPLETE
 from .places import Place
 from .tensor_names import entries
@@ -49,7 +49,7 @@ def _of_the_hub(folder: Path, found: Mapping[str, str]) -> Iterator[tuple[str, s
 
 
 def findings_on(unfinished: Mapping[str, str], within: str = "") -> list[Finding]:
-    """A finding for each.
+    """A finding for each; a warning where nobody can tell which file it is of.
 
     Args:
         unfinished: As `unfinished_in` gives it.
@@ -60,6 +60,7 @@ def findings_on(unfinished: Mapping[str, str], within: str = "") -> list[Finding
             "downloading",
             f"still being downloaded: {within}{beside} is there" if name else f"a download is not finished: {beside}",
             (Stretch(within + (name or beside)),),
+            ERROR if name else WARNING,
             remedy=WAIT,
         )
         for name, beside in unfinished.items()

@@ -4,18 +4,25 @@ The readers of the conversions say what is wrong; here their errors become findi
 where the reader knows. What of a file has a checksum is listed for `inspect_deep`.
 """
 
-from collections.abc import Callable, Mapping
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from .byte_source import ByteSource
+from .folder_files import dtype_name
 from .inspect_report import FileFacts, Finding, Stretch
 from .lazy_files import LazyFile, StoredTensor
-from .operations import ConversionError
+from .operations import CheckpointError, ConversionError, TensorSpec
 from .places import Place, bytes_of
 from .source_span import SourceSpan
-from .torch_files import PICKLE, open_torch_file
-from .torch_zip import Record, ZipError, read_records
+from .torch_files import BYTE_ORDER, MAX_PICKLE_BYTES, PICKLE, VERSION, open_torch_file
+from .torch_zip import CutShortError, Record, ZipError, read_records
+
+SMALL_RECORDS = (PICKLE, BYTE_ORDER, VERSION)
+RECORDS = {PICKLE: "the pickle, which names the tensors,"}
+"""Record -> what it is, in words."""
 
 COPY_AGAIN = "Copy or download this file again."
 
@@ -65,12 +72,18 @@ class Looked:
         return 0 if self.source is None else self.source.size
 
     @property
+    def is_readable(self) -> bool:
+        """Whether enough of it is known to read it through."""
+        return self.file is not None or bool(self.summed)
+
+    @property
     def facts(self) -> FileFacts:
         """For the report."""
         return FileFacts(
             self.name,
             None if self.source is None else self.source.size,
             None if self.file is None else len(self.file.tensors),
+            isinstance(self.source, SourceSpan),
         )
 
     def places(self, start: int, stop: int) -> tuple[Stretch, ...]:
@@ -94,7 +107,7 @@ def places_of(source: ByteSource | None, name: str, start: int, stop: int) -> tu
 
 
 def look_at(
-    path: Place, name: str, opener: Callable[[Place], LazyFile], remedy: str = COPY_AGAIN, sha256: str = ""
+    path: Place, name: str, opener: Callable[[Any], LazyFile], remedy: str = COPY_AGAIN, sha256: str = ""
 ) -> Looked:
     """Opens a weight file, and notes what is wrong.
 
@@ -123,10 +136,51 @@ def look_at_torch(path: Place, name: str) -> Looked:
         return file
 
     looked = look_at(path, name, opener)
+    if looked.source is None:
+        return looked
+    try:
+        records = read_records(looked.source)
+        damaged = [one for one in SMALL_RECORDS if one in records and not _is_whole(looked.source, records[one])]
+    except (ZipError, ConversionError, OSError):
+        return looked
+    findings = [
+        Finding(
+            "damaged",
+            f"{RECORDS.get(one, one)} has not the checksum that the archive has for it",
+            looked.places(records[one].offset, records[one].offset + records[one].nbytes),
+            tensor=one,
+            remedy=COPY_AGAIN,
+        )
+        for one in damaged
+    ]
+    file = looked.file if not damaged else None
+    summed = [one for one in _summed(records, file or LazyFile(looked.source, {})) if one.name not in damaged]
+    return Looked(name, looked.source, file, tuple(summed), rest, tuple(findings) or looked.findings, is_archive=True)
+
+
+def _is_whole(source: ByteSource, record: Record) -> bool:
+    """Whether a small record has its checksum, if it has one."""
+    if not record.crc32 or record.nbytes > MAX_PICKLE_BYTES:
+        return True
+    return zlib.crc32(source.read_bytes(record.offset, record.nbytes)) == record.crc32
+
+
+def look_at_archive(path: Place, name: str) -> Looked:
+    """Opens any torch archive, and lists its records' checksums; its pickle is not looked at."""
+
+    def opener(place: Place) -> LazyFile:
+        source = bytes_of(place)
+        try:
+            read_records(source)
+        except ZipError as error:
+            raise CheckpointError(f"{place}: {error}") from error
+        return LazyFile(source, {})
+
+    looked = look_at(path, name, opener)
     if looked.file is None or looked.source is None:
         return looked
     summed = _summed(read_records(looked.source), looked.file)
-    return Looked(name, looked.source, looked.file, summed, rest, is_archive=True)
+    return Looked(name, looked.source, looked.file, summed, is_archive=True)
 
 
 def _summed(records: Mapping[str, Record], file: LazyFile) -> tuple[Summed, ...]:
@@ -138,6 +192,14 @@ def _summed(records: Mapping[str, Record], file: LazyFile) -> tuple[Summed, ...]
         if record.crc32 or not record.nbytes
     ]
     return tuple(sorted(found, key=lambda one: one.start))
+
+
+def dtype_of(specs: Iterable[TensorSpec]) -> str:
+    """The dtype that most bytes have; empty where there are none."""
+    sizes: Counter[str] = Counter()
+    for spec in specs:
+        sizes[dtype_name(spec.dtype)] += spec.nbytes
+    return sizes.most_common(1)[0][0] if sizes else ""
 
 
 def finding_of(
@@ -156,23 +218,20 @@ def finding_of(
         text = f"cannot be read ({error.strerror or error})"
         return Finding("missing" if isinstance(error, FileNotFoundError) else "damaged", text, (Stretch(name),))
     text = str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ")
-    span = _span_of(error, source)
-    places = (Stretch(name),) if span is None else places_of(source, name, *span) or (Stretch(name),)
-    return Finding("damaged", text, places, remedy=remedy)
-
-
-def _span_of(error: BaseException, source: ByteSource | None) -> tuple[int, int] | None:
-    """The bytes that an error is about, where its cause tells."""
     cause = error.__cause__
-    if isinstance(cause, ZipError):
-        return cause.span
-    if source is None or cause is None:
-        return None
-    try:
-        record = read_records(source).get(PICKLE)  # a pickle that could not be walked
-    except (ZipError, ConversionError, OSError):
-        return None
-    return None if record is None else (record.offset, record.offset + record.nbytes)
+    spans = cause.spans if isinstance(cause, ZipError) else ()
+    places = tuple(place for span in spans for place in places_of(source, name, *span)) or (Stretch(name),)
+    return Finding("short" if isinstance(cause, CutShortError) else "damaged", text, places, remedy=remedy)
 
 
-__all__ = ["COPY_AGAIN", "Looked", "Summed", "finding_of", "look_at", "look_at_torch", "places_of"]
+__all__ = [
+    "COPY_AGAIN",
+    "Looked",
+    "Summed",
+    "dtype_of",
+    "finding_of",
+    "look_at",
+    "look_at_archive",
+    "look_at_torch",
+    "places_of",
+]

@@ -6,20 +6,21 @@ from pathlib import Path
 
 from . import glm130b
 from .classes import expected_shapes
-from .folder_files import count, dtype_name
+from .folder_files import count
 from .glm130b import TABLE, TOKENIZER_MODEL
 from .glm130b_quantized import linear_rows, quantized_plan
 from .inspect_downloads import findings_on, unfinished_in
+from .inspect_files import dtype_of
 from .inspect_look import Look, Question, needs_of, noted
 from .inspect_ranks import Ranks, look_at_ranks
 from .inspect_released import released_glm130b
-from .inspect_report import NOTE, FileFacts, Finding, Needs, Report, worst_first
+from .inspect_report import ERROR, LIBRARIES_BYTES, NOTE, FileFacts, Finding, Needs, Report, has_errors, worst_first
 from .job import Job
 from .operations import TensorSpec
 from .output_folder import SMALL_FILES_BYTES
 from .rank_files import RANK_FILE
 from .state_map import Plan
-from .writer import plan_shards
+from .writer import BLOCK_BYTES, plan_shards
 
 FAMILY = "GLM-130B"
 DESCRIPTION = "released rank files"
@@ -51,7 +52,7 @@ def describe(question: Question, ranks: Ranks, home: Path, form: str, parts: tup
         parts: The parts of their archive, if they are in one.
     """
     findings, needs = list(ranks.findings), []
-    if not any(finding.severity == "error" for finding in findings):
+    if not has_errors(findings):
         with noted(findings, question.source):
             job = glm130b.plan_forward(question.source, _options(question), expected_shapes)
             needs = [needs_of(job)]
@@ -79,19 +80,19 @@ def describe(question: Question, ranks: Ranks, home: Path, form: str, parts: tup
         form=form,
         name=_name(ranks),
         sizes=asdict(ranks.sizes) | {"tensor_parallel": ranks.degree} if ranks.sizes is not None else {},
-        dtype=_dtype(ranks.specs),
+        dtype=dtype_of(ranks.specs.values()),
         files=(*files, *parts),
         findings=worst_first(findings),
         needs=needs,
-        command=question.command("glm130b") if needs and needs[0].memory_bytes is not None else "",
+        command="" if has_errors(findings) else question.command("glm130b"),
         advice=_advice(findings),
         released=released,
     )
-    return Look(report, [looked for _, looked in sorted(ranks.files.items()) if looked.file is not None])
+    return Look(report, [looked for _, looked in sorted(ranks.files.items()) if looked.is_readable])
 
 
 def _advice(findings: list[Finding]) -> str:
-    kinds = {finding.kind for finding in findings if finding.severity == "error"}
+    kinds = {finding.kind for finding in findings if finding.severity == ERROR}
     if not kinds:
         return "convert it; --bits 4 or --bits 8 quantizes on the way"
     if kinds <= {"settings"}:
@@ -105,16 +106,9 @@ def _options(question: Question) -> glm130b.ForwardOptions:
 
 def _name(ranks: Ranks) -> str:
     bits = _bits(ranks.specs)
-    kind = _dtype(ranks.specs) if bits is None else f"INT{bits}"
+    kind = dtype_of(ranks.specs.values()) if bits is None else f"INT{bits}"
     of = f", iteration {ranks.iteration}" if ranks.iteration else ""
     return f"{FAMILY}{of}, {count(ranks.degree or len(ranks.files), 'rank')}{', ' + kind if kind else ''}"
-
-
-def _dtype(specs: Mapping[str, TensorSpec]) -> str:
-    sizes: dict[str, int] = {}
-    for spec in specs.values():
-        sizes[dtype_name(spec.dtype)] = sizes.get(dtype_name(spec.dtype), 0) + spec.nbytes
-    return max(sizes, key=sizes.__getitem__) if sizes else ""
 
 
 def _bits(specs: Mapping[str, TensorSpec]) -> int | None:
@@ -142,7 +136,7 @@ def _estimated(ranks: Ranks) -> Needs:
     part = sum(spec.nbytes for name, spec in ranks.specs.items() if name not in alike)
     same = sum(spec.nbytes for name, spec in ranks.specs.items() if name in alike)
     whole = ranks.degree * part + same
-    return Needs("", ranks.degree * (part + same), whole + SMALL_FILES_BYTES, None)
+    return Needs("", ranks.degree * (part + same), whole + SMALL_FILES_BYTES, 3 * BLOCK_BYTES + LIBRARIES_BYTES)
 
 
 __all__ = ["FAMILY", "describe", "look_at_glm130b"]

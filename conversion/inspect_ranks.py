@@ -115,7 +115,7 @@ def _is_rank(name: str) -> bool:
 
 def _count(ranks: Ranks, place: Place, downloading: set[str]) -> None:
     """How many ranks there should be, and which of them are missing or too many."""
-    told = Counter()
+    told: Counter[tuple[Sizes, int]] = Counter()
     for looked in ranks.sound.values():
         try:
             told[sizes_of_rank({name: stored.spec for name, stored in looked.tensors.items()}, looked.name)] += 1
@@ -154,7 +154,9 @@ def _of_file(ranks: Ranks, looked: Looked) -> Iterator[Finding]:
     """What is wrong with one file; what is only shorter than the others is named so."""
     whole = max((other.nbytes for other in ranks.sound.values()), default=0)
     for finding in looked.findings:
-        if looked.file is None and looked.nbytes < ALIKE * whole:
+        if finding.kind == "short" and looked.nbytes >= ALIKE * whole > 0:
+            yield replace(finding, kind="damaged")
+        elif finding.kind == "short" and whole:
             text = f"{looked.nbytes:,} bytes, the other ranks have {whole:,}; {finding.text}"
             places = (Stretch(looked.name, looked.nbytes, whole),)
             yield replace(

@@ -13,7 +13,6 @@ from hf_glm_ernie.configuration_glm130b import Glm130bConfig
 from hf_glm_ernie.tokenization_glm130b import Glm130bTokenizer
 from hf_glm_ernie.tokenization_icetext import parse_ice_text, read_ice_text
 
-from .ernie3_settings import Sizes as Ernie3Sizes
 from .ernie_released import RELEASED
 from .ernie_settings import Sizes as ErnieSizes
 from .glm130b import ARCHITECTURE, TABLE
@@ -39,6 +38,7 @@ TENSORS_10B, PARAMETERS_10B = 1179, 10_022_903_684
 
 VOCABULARY_3_0, UNKNOWN = 39_980, "[UNK]"
 """Pieces of the ERNIE 3.0 encoders' vocab.txt, the last of which is `[UNK]`; the embeddings have 40,000 rows."""
+MAX_VOCABULARY_BYTES = 10_000_000
 
 SHOWN = 3
 
@@ -67,7 +67,7 @@ def released_glm130b(
     if (sizes.hidden_size, sizes.num_hidden_layers) != (released.hidden_size, released.num_hidden_layers):
         return None
     checks = [
-        Check(_words(name), f"{value:,}", f"{getattr(sizes, name):,}") for name, value in asdict(released).items()
+        Check(in_words(name), f"{value:,}", f"{getattr(sizes, name):,}") for name, value in asdict(released).items()
     ]
     checks += [
         Check("iteration", DEFAULT_ITERATION, iteration),
@@ -85,7 +85,8 @@ def released_glm130b(
     return Released("GLM-130B", tuple(checks))
 
 
-def _words(name: str) -> str:
+def in_words(name: str) -> str:
+    """A size's name, as it is written in a report."""
     return name.removeprefix("num_").replace("_", " ").replace("vocab size", "words")
 
 
@@ -178,12 +179,20 @@ def released_ernie(
     ]
     for key, value in (("num_attention_heads", nearest.stack.heads), ("hidden_act", nearest.activation)):
         if settings.get(key) is not None:
-            checks.append(Check(_words(key), str(value), str(settings[key])))
+            checks.append(Check(in_words(key), str(value), str(settings[key])))
     if vocabulary and nearest.words == 40_000:
         checks.append(Check("pieces of vocab.txt", f"{VOCABULARY_3_0:,}", f"{len(vocabulary):,}"))
         checks.append(Check("its last piece", UNKNOWN, vocabulary[-1] if vocabulary[-1].isprintable() else "another"))
     more = f" (or {len(names) - SHOWN} more)" if len(names) > SHOWN else ""
     return Released(", ".join(names[:SHOWN]) + more, tuple(checks))
+
+
+def pieces_of(path: Path) -> list[str]:
+    """The pieces of a vocab.txt, without the ids that ERNIE-kit's has; none where there is no such file."""
+    if not path.is_file() or path.stat().st_size > MAX_VOCABULARY_BYTES:
+        return []
+    text = path.read_bytes().decode("utf-8", "replace")
+    return [line.partition("\t")[0] for line in text.split("\n") if line.strip()]
 
 
 def _is_of(name: str, task: str) -> bool:
@@ -192,25 +201,22 @@ def _is_of(name: str, task: str) -> bool:
     return name.startswith(heads[task]) if task in heads else not name.startswith(own)
 
 
-def released_ernie3(sizes: Ernie3Sizes, specs: Mapping[str, TensorSpec]) -> Released | None:
-    """The facts of ERNIE 3.0's 10B, whose files were never released; None for other sizes."""
+def released_ernie3(sizes: Mapping[str, int], specs: Mapping[str, TensorSpec]) -> Released | None:
+    """The facts of ERNIE 3.0's 10B, whose files were never released; None for other sizes.
+
+    Args:
+        sizes: Under the names of `Ernie3Config`.
+        specs: What the converted model holds.
+    """
     config = Ernie3Config()
-    fields = (
-        "hidden_size",
-        "num_hidden_layers",
-        "intermediate_size",
-        "branch_hidden_size",
-        "branch_num_hidden_layers",
-    )
-    if any(getattr(sizes, name) != getattr(config, name) for name in fields[:2]):
+    if any(sizes.get(name) != getattr(config, name) for name in ("hidden_size", "num_hidden_layers")):
         return None
-    checks = [Check(_words(name), f"{getattr(config, name):,}", f"{getattr(sizes, name):,}") for name in fields]
+    checks = [Check(in_words(name), f"{getattr(config, name):,}", f"{value:,}") for name, value in sizes.items()]
     checks += [
-        Check("words", f"{config.vocab_size:,}", f"{sizes.vocab_size:,}"),
         Check("tensors of both branches", f"{TENSORS_10B:,}", f"{len(specs):,}"),
         Check("parameters", f"{PARAMETERS_10B:,}", f"{sum(s.nbytes // s.dtype.itemsize for s in specs.values()):,}"),
     ]
     return Released("ERNIE 3.0's unified model (10B), never released", tuple(checks))
 
 
-__all__ = ["released_ernie", "released_ernie3", "released_glm130b", "tokenizer_checks"]
+__all__ = ["in_words", "pieces_of", "released_ernie", "released_ernie3", "released_glm130b", "tokenizer_checks"]

@@ -3,7 +3,7 @@
 Everything that looks at files makes these objects; text, JSON and the text to paste are made of them alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -32,6 +32,9 @@ KINDS = {
 
 ASSUMED_RATE = 500_000_000
 """Bytes a second of a disk that nobody measured."""
+
+MEASURABLE_BYTES = 100_000_000
+"""Read in one go, so many tell of a disk's rate."""
 
 LIBRARIES_BYTES = 500_000_000
 """What Python, torch and transformers take in memory."""
@@ -86,11 +89,13 @@ class FileFacts:
         name: From the source's folder on.
         nbytes: Its size; None where it is not there.
         tensors: How many it holds; None where nobody could read it.
+        is_member: Whether it lies in an archive, whose parts are among the files, too.
     """
 
     name: str
     nbytes: int | None
     tensors: int | None
+    is_member: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,13 +106,13 @@ class Needs:
         options: Of the command; empty for the one that is recommended.
         read_bytes: Of the source.
         disk_bytes: Of the output.
-        memory_bytes: At most, libraries included; None where it cannot be planned yet.
+        memory_bytes: At most, libraries included.
     """
 
     options: str
     read_bytes: int
     disk_bytes: int
-    memory_bytes: int | None
+    memory_bytes: int
 
     def seconds(self, rate: float) -> float:
         """Reading, writing and reading again at so many bytes a second."""
@@ -194,6 +199,12 @@ class Report:
     deep: Deep | None = None
 
     @property
+    def nbytes(self) -> tuple[int, int]:
+        """Number and bytes of the files that are there."""
+        sizes = [file.nbytes for file in self.files if file.nbytes is not None and not file.is_member]
+        return len(sizes), sum(sizes)
+
+    @property
     def errors(self) -> list[Finding]:
         """Findings that stand in the way."""
         return [finding for finding in self.findings if finding.severity == ERROR]
@@ -218,7 +229,12 @@ class Report:
     @property
     def rate(self) -> float:
         """Bytes a second that times are counted with."""
-        return self.deep.rate if self.deep is not None and self.deep.nbytes else ASSUMED_RATE
+        return self.deep.rate if self.deep is not None and self.is_measured else ASSUMED_RATE
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether `rate` is what reading everything came to."""
+        return self.deep is not None and self.deep.nbytes >= MEASURABLE_BYTES
 
     def as_json(self) -> dict[str, Any]:
         """For a program to read; the keys are in conversion/README.md."""
@@ -235,7 +251,7 @@ class Report:
             "files": [asdict(file) for file in self.files],
             "findings": [asdict(finding) for finding in self.findings],
             "needs": [{**asdict(need), "seconds": round(need.seconds(self.rate), 1)} for need in self.needs],
-            "rate": {"bytes_per_second": round(self.rate), "measured": self.rate != ASSUMED_RATE},
+            "rate": {"bytes_per_second": round(self.rate), "measured": self.is_measured},
             "released": None
             if self.released is None
             else {
@@ -247,6 +263,11 @@ class Report:
             "command": self.command or None,
             "advice": self.advice or None,
         }
+
+
+def has_errors(findings: Iterable[Finding]) -> bool:
+    """Whether something stands in the way."""
+    return any(finding.severity == ERROR for finding in findings)
 
 
 def worst_first(findings: Sequence[Finding]) -> tuple[Finding, ...]:
@@ -270,5 +291,6 @@ __all__ = [
     "Released",
     "Report",
     "Stretch",
+    "has_errors",
     "worst_first",
 ]

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 
-from .inspect_report import Finding, Needs, Report
+from .inspect_report import ERROR, Finding, Needs, Report
 from .regular_files import printable
 
 MARKS = {True: "ok", False: "NO"}
@@ -28,8 +28,7 @@ def _lines(report: Report) -> Iterator[str]:
     if report.sizes:
         yield "  sizes     " + ", ".join(f"{name} {value:,}" for name, value in report.sizes.items())
     if report.files:
-        there = [file for file in report.files if file.nbytes is not None]
-        yield f"  files     {len(there)}, {sum(file.nbytes or 0 for file in there):,} bytes"
+        yield "  files     {}, {:,} bytes".format(*report.nbytes)
     yield f"  status    {_status(report)}"
     if report.deep is not None:
         yield (
@@ -75,7 +74,7 @@ def _findings(report: Report) -> Iterator[str]:
 
 
 def _finding(finding: Finding) -> Iterator[str]:
-    word = finding.kind if finding.severity == "error" else finding.severity
+    word = finding.kind if finding.severity == ERROR else finding.severity
     places = "; ".join(map(str, finding.places))
     yield f"  {word:<11} {places}: {finding.text}" if places else f"  {word:<11} {finding.text}"
     if finding.remedy:
@@ -85,7 +84,7 @@ def _finding(finding: Finding) -> Iterator[str]:
 def _needs(report: Report) -> Iterator[str]:
     if not report.needs:
         return
-    rate = f"{report.rate / 1e9:.2g} GB/s" + (", as just measured" if report.as_json()["rate"]["measured"] else "")
+    rate = f"{report.rate / 1e9:.2g} GB/s" + (", as just measured" if report.is_measured else "")
     yield ""
     yield f"converting takes (time at {rate})"
     for need in report.needs:
@@ -93,10 +92,9 @@ def _needs(report: Report) -> Iterator[str]:
 
 
 def _need(need: Needs, rate: float) -> str:
-    memory = "memory cannot be told yet" if need.memory_bytes is None else f"{_gigabytes(need.memory_bytes)} memory"
     return (
-        f"{need.options or 'as stored':<12}{_gigabytes(need.disk_bytes)} disk, {memory}, about "
-        f"{_time(need.seconds(rate))}"
+        f"{need.options or 'as stored':<12}{_gigabytes(need.disk_bytes)} disk, "
+        f"{_gigabytes(need.memory_bytes)} memory, about {_time(need.seconds(rate))}"
     )
 
 

@@ -229,4 +229,12 @@ def _open_safetensors(path: Path) -> LazyFile:
     return LazyFile(source, tensors)
 
 
-__all__ = ["PaddleFiles", "open_paddle_source", "open_weights"]
+__all__ = [
+    "COMBINED_NAMES",
+    "PDPARAMS",
+    "SAFETENSORS",
+    "TRAINING_FILES",
+    "PaddleFiles",
+    "open_paddle_source",
+    "open_weights",
+]

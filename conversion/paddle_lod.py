@@ -101,14 +101,14 @@ def open_lod_folder(folder: Path) -> list[LazyFile]:
     Raises:
         CheckpointError: a file that is neither a variable nor known; none at all.
     """
-    names = sorted(_variables(folder))
+    names = sorted(variables_in(folder))
     check_names(names, folder)
     if not names:
         raise CheckpointError(f"{folder}: no files of variables. Pass the folder that Paddle's save_vars wrote.")
     return [open_lod_file(folder / name, name) for name in names]
 
 
-def _variables(folder: Path) -> Iterator[str]:
+def variables_in(folder: Path) -> Iterator[str]:
     """Paths, relative to a folder, of the files in it that may be variables."""
     seen = 0
     for parent, folders, files in os.walk(folder):
@@ -396,4 +396,5 @@ __all__ = [
     "open_lod_file",
     "open_lod_folder",
     "read_program",
+    "variables_in",
 ]

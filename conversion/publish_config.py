@@ -48,7 +48,7 @@ def check_config(path: Path, raw: Mapping[str, Any], tensors: int, elements: int
             f"{path.parent}: architectures in config.json is {names!r}; it should name one of "
             f"{', '.join(row.auto_classes)}. Save the model again with save_pretrained."
         )
-    _check_sizes(path, raw, tensors, elements)
+    check_sizes(path, raw, tensors, elements)
     config_class = config_class_of(model_type)
     try:
         config = config_class.from_dict(dict(raw))
@@ -70,7 +70,7 @@ def check_config(path: Path, raw: Mapping[str, Any], tensors: int, elements: int
     return row, names[0]
 
 
-def _check_sizes(path: Path, raw: Mapping[str, Any], tensors: int, elements: int) -> None:
+def check_sizes(path: Path, raw: Mapping[str, Any], tensors: int, elements: int) -> None:
     """Before the class sees it: some of these it would make lists or tensors of."""
     for name, value in raw.items():
         is_size = name.startswith("num_") or name.endswith(("_size", "_layers", "_heads", "_length", "_embeddings"))
@@ -99,4 +99,4 @@ def publishable_config(path: Path, raw: Mapping[str, Any]) -> tuple[dict[str, An
     return known, [name for name in left_out if name != "auto_map"]  # it is written anew
 
 
-__all__ = ["PublishError", "check_config", "publishable_config"]
+__all__ = ["PublishError", "check_config", "check_sizes", "publishable_config"]

@@ -47,29 +47,42 @@ class TarArchive:
     Args:
         path: What messages call it.
         source: Its bytes, over all its parts.
+        problems: Takes what would be raised, for those who want to see what can be read all the same.
 
     Attributes:
         members: Files by name.
         folders: Names of folders, whether the archive lists them or not; "." is one.
+        end: The byte where the next header is, or what closes the archive, behind the members that were found.
 
     Raises:
         CheckpointError: compressed, no tar, with a damaged header, cut short, with members that cannot be read in
             place (sparse), under unsafe names, or twice.
     """
 
-    def __init__(self, path: Place, source: SourceSpan) -> None:
+    def __init__(self, path: Place, source: SourceSpan, problems: list[CheckpointError] | None = None) -> None:
         self.path = path
         self.source = source
         self.members: dict[str, Member] = {}
         self.folders: set[str] = {"."}
-        _check_plain(path, source)
-        for name, info in _infos(path, source):
-            self._add(name, info)
+        self.end = 0
+        try:
+            self._read()
+        except CheckpointError as error:
+            if problems is None:
+                raise
+            problems.append(error)
 
     @property
     def root(self) -> MemberPath:
         """The folder that all members are in."""
         return MemberPath(self, PurePosixPath())
+
+    def _read(self) -> None:
+        _check_plain(self.path, self.source)
+        for name, info in _infos(self.path, self.source):
+            self._add(name, info)
+            nbytes = info.size if info.isreg() else 0
+            self.end = info.offset_data + -(-nbytes // BLOCK) * BLOCK
 
     def _add(self, name: PurePosixPath, info: tarfile.TarInfo) -> None:
         self.folders.update(str(parent) for parent in name.parents)

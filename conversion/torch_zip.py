@@ -25,8 +25,6 @@ END_SIGNATURE, END_BYTES = b"PK\x05\x06", 22
 END_64_SIGNATURE, END_64_BYTES = b"PK\x06\x06", 56
 LOCATOR_64_SIGNATURE, LOCATOR_64_BYTES = b"PK\x06\x07", 20
 
-DESCRIPTOR_BYTES = 8
-"""Of the signature and the checksum; the sizes behind them have 4 or 8 bytes each."""
 PADDING_FIELD, PADDING = b"FB", b"Z"
 """With which torch moves records to the multiples of 64 bytes."""
 
@@ -44,12 +42,16 @@ class ZipError(ValueError):
     """The archive is damaged, or one that torch does not write. The message says how.
 
     Attributes:
-        span: First byte of what is damaged, and the byte behind it, where that is known.
+        spans: First byte of what is damaged, and the byte behind it, where that is known; of several, one is damaged.
     """
 
-    def __init__(self, message: str, span: tuple[int, int] | None = None):
+    def __init__(self, message: str, *spans: tuple[int, int]):
         super().__init__(message)
-        self.span = span
+        self.spans = spans
+
+
+class CutShortError(ZipError):
+    """The archive has no end: its file was cut short, or its last bytes were overwritten."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +78,7 @@ class _Entry:
     header_offset: int
     crc32: int
     common: bytes
+    place: tuple[int, int]
 
     @property
     def header_span(self) -> tuple[int, int]:
@@ -118,7 +121,19 @@ def read_records(source: ByteSource) -> dict[str, Record]:
     return records
 
 
-def damaged_headers(source: ByteSource) -> Iterator[tuple[int, int, str]]:
+def header_places(source: ByteSource) -> Iterator[tuple[int, bytes]]:
+    """Where the headers of an archive's records should be, and the names in them; its directory alone is read.
+
+    Raises:
+        ZipError: the directory is damaged.
+    """
+    with source.open() as file:
+        _, directory = _directory(file, source.size)
+        for entry in directory:
+            yield entry.header_offset, entry.raw_name
+
+
+def damaged_headers(source: ByteSource) -> Iterator[tuple[str, tuple[tuple[int, int], ...]]]:
     """Where what stands around the records of an archive that can be read is not as it was written.
 
     The directory, the header before a record and the descriptor behind it say the same; torch fills the space between
@@ -128,7 +143,7 @@ def damaged_headers(source: ByteSource) -> Iterator[tuple[int, int, str]]:
         source: The archive's bytes, which `read_records` takes.
 
     Yields:
-        First byte, byte behind the last, and what is wrong.
+        What is wrong; first byte and the byte behind the last of everything that it may be wrong in.
     """
     with source.open() as file:
         _, directory = _directory(file, source.size)
@@ -137,28 +152,40 @@ def damaged_headers(source: ByteSource) -> Iterator[tuple[int, int, str]]:
         begin, end = entry.header_span
         header = source.read_bytes(begin, end - begin)
         offset = end + _uint16(header, 28)
-        if header[4:14] != entry.common or (any(header[14:18]) and header[14:18] != entry.crc32.to_bytes(4, "little")):
-            yield begin, end, f"the header of {entry.name} is another than the archive's directory says"
+        if header[4:14] != entry.common or not _is_one_of(header[14:26], entry):
+            what = f"the header of {entry.name} is another than the archive's directory says"
+            yield what, ((begin, end), entry.place)
         filling = bytes(source.read_bytes(end, offset - end))
         if PADDING * 4 in filling and not _is_padding(filling):
-            yield end, offset, f"the space before {entry.name} is not as torch leaves it"
+            yield f"the space before {entry.name} is not as torch leaves it", ((end, offset),)
         behind = offset + entry.stored_bytes
-        if int.from_bytes(header[6:8], "little") & HAS_DESCRIPTOR:
-            descriptor = source.read_bytes(behind, DESCRIPTOR_BYTES)
-            if descriptor[:4] != DESCRIPTOR_SIGNATURE or descriptor[4:8] != entry.crc32.to_bytes(4, "little"):
-                yield behind, behind + DESCRIPTOR_BYTES, f"what stands behind {entry.name} is not its checksum"
+        if _uint16(header, 6) & HAS_DESCRIPTOR:
+            wide = entry.stored_bytes >= 2**32
+            size = entry.stored_bytes.to_bytes(8 if wide else 4, "little")
+            expected = DESCRIPTOR_SIGNATURE + entry.crc32.to_bytes(4, "little") + 2 * size
+            if source.read_bytes(behind, len(expected)) != expected:
+                what = f"what stands behind {entry.name} are not its checksum and size"
+                yield what, ((behind, behind + len(expected)), entry.place)
+
+
+def _is_one_of(header: bytearray, entry: _Entry) -> bool:
+    """Whether checksum and sizes in a header are the entry's, or left open for those behind the record."""
+    size = min(entry.stored_bytes, 0xFFFFFFFF).to_bytes(4, "little")
+    known = entry.crc32.to_bytes(4, "little") + 2 * size
+    return header in (known, bytes(12), bytes(4) + b"\xff" * 8, known[:4] + b"\xff" * 8)
 
 
 def _is_padding(extra: bytes) -> bool:
-    """Whether the last field of a header's extra fields is all of torch's letter, and those before it are whole."""
-    at = 0
+    """Whether one of a header's extra fields is torch's, all of one letter, and all of them are whole."""
+    at, is_torchs = 0, False
     while at + 4 <= len(extra):
         nbytes = _uint16(extra, at + 2)
         content = extra[at + 4 : at + 4 + nbytes]
         if len(content) < nbytes or (extra[at : at + 2] == PADDING_FIELD and content.strip(PADDING)):
             return False
+        is_torchs |= extra[at : at + 2] == PADDING_FIELD
         at += 4 + nbytes
-    return at == len(extra) and extra.endswith(PADDING)
+    return at == len(extra) and is_torchs
 
 
 def _directory(file: IO[bytes], size: int) -> tuple[int, Iterator[_Entry]]:
@@ -168,7 +195,7 @@ def _directory(file: IO[bytes], size: int) -> tuple[int, Iterator[_Entry]]:
     tail = file.read(size - tail_at)
     at = tail.rfind(END_SIGNATURE)
     if at < 0 or len(tail) - at < END_BYTES:
-        raise ZipError(f"cut short, {size} bytes without the end of the archive", (tail_at, size))
+        raise CutShortError(f"cut short, {size} bytes without the end of the archive", (tail_at, size))
     disk, _, _, count, nbytes, start, comment = struct.unpack("<4H2IH", tail[at + 4 : at + END_BYTES])
     end = tail_at + at
     if disk or len(tail) - at - END_BYTES != comment:
@@ -217,7 +244,8 @@ def _entries(directory: bytes, count: int, start: int) -> Iterator[_Entry]:
         if method == STORED and stored != whole:
             raise ZipError(f"{name} has {stored} bytes stored for {whole}", span)
         crc32 = int.from_bytes(entry[16:20], "little")
-        yield _Entry(name, raw_name, method == STORED, stored, header_offset, crc32, entry[6:16])
+        place = start + at - DIRECTORY_ENTRY_BYTES - name_bytes - extra_bytes - comment_bytes, start + at
+        yield _Entry(name, raw_name, method == STORED, stored, header_offset, crc32, entry[6:16], place)
     if at != len(directory):
         raise ZipError("its directory is damaged", span)
 
@@ -272,7 +300,9 @@ def _data_offset(entry: _Entry, header: bytearray) -> int:
     is_same = header[LOCAL_HEADER_BYTES:] == entry.raw_name and _uint16(header, 26) == len(entry.raw_name)
     if header[:4] != LOCAL_SIGNATURE or not is_same or (_uint16(header, 8) == STORED) != entry.is_plain:
         raise ZipError(
-            f"{entry.name} is not at byte {entry.header_offset}, where the archive's directory says", entry.header_span
+            f"{entry.name} is not at byte {entry.header_offset}, where the archive's directory says",
+            entry.header_span,
+            entry.place,
         )
     return offset
 
@@ -288,4 +318,12 @@ def _uint16(data: bytes | bytearray, at: int) -> int:
     return int.from_bytes(data[at : at + 2], "little")
 
 
-__all__ = ["Record", "ZipError", "damaged_headers", "read_records", "write_checksums"]
+__all__ = [
+    "CutShortError",
+    "Record",
+    "ZipError",
+    "damaged_headers",
+    "header_places",
+    "read_records",
+    "write_checksums",
+]
