@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 from .archive_marks import Fit, Fragment
@@ -17,6 +18,9 @@ from .tar_archive import BLOCK
 LATEST = "latest"
 MANY = 3
 """Marks in a row that are not there become one finding."""
+
+MOST_OF_A_PART = 12
+"""Damaged places of a part that are told of one by one."""
 
 ZEROS_BEHIND = 2**20
 """Zeros behind the end of a tar that nobody minds."""
@@ -241,13 +245,22 @@ def findings_on_structure(layout: Layout, structure: Structure, quiet: Iterable[
         *_of_archives(layout, structure),
         *_of_latest(layout, structure),
     ]
-    found = []
+    found: list[Finding] = []
     told: set[tuple[int, int]] = set()
+    counts: Counter[int] = Counter()
     for one in damage:
         is_told = any(start < one.stop and one.start < stop for start, stop in told)
-        if not is_told and not _is_explained(layout, one, silent):
-            found.append(as_finding(layout, one))
+        if is_told or _is_explained(layout, one, silent):
+            continue
+        place = one.start // layout.part_bytes
+        counts[place] += 1
+        if counts[place] <= MOST_OF_A_PART:
             told.add((one.start, one.stop))
+            found.append(as_finding(layout, one))
+    for place, count in counts.items():
+        if count > MOST_OF_A_PART:
+            text = f"{count - MOST_OF_A_PART} more damaged places"
+            found.append(Finding("damaged", text, (Stretch(layout.holding[place].name),), remedy=DOWNLOAD))
     return found
 
 

@@ -105,6 +105,11 @@ class Entry:
         return bool(int.from_bytes(self.common[2:4], "little") & HAS_DESCRIPTOR)
 
     @property
+    def is_wide(self) -> bool:
+        """Whether the sizes behind it take 8 bytes: miniz writes so from 4 GiB on, of size or of place."""
+        return max(self.nbytes, self.header_at) >= WIDE
+
+    @property
     def header_stop(self) -> int:
         """Behind the name in the record's header."""
         return self.header_at + LOCAL_HEADER_BYTES + len(self.raw_name)
@@ -377,7 +382,7 @@ def _record(
             text = f"the header of {entry.name} tells a wrong length"
             view.damage.append(Contradiction(entry.header_at, entry.header_stop + 4, text))
     is_sound = offset is not None
-    width = (16 if entry.nbytes < WIDE else 24) if entry.has_descriptor else 0
+    width = (24 if entry.is_wide else 16) if entry.has_descriptor else 0
     if offset is not None and entry.whole != entry.nbytes and offset + entry.whole + width == end:
         entry = replace(entry, nbytes=entry.whole)
     if offset is None:  # torch leaves nothing between a record's descriptor and the next header
@@ -457,7 +462,7 @@ def is_near(header: bytes, entry: Entry) -> bool:
 def descriptor_of(record: ZipRecord) -> bytes:
     """What stands behind a record: signature, checksum, sizes."""
     entry = record.entry
-    sizes = struct.pack("<2I" if entry.nbytes < WIDE else "<2Q", entry.nbytes, entry.nbytes)
+    sizes = struct.pack("<2Q" if entry.is_wide else "<2I", entry.nbytes, entry.nbytes)
     return DESCRIPTOR_SIGNATURE + struct.pack("<I", entry.crc32) + sizes
 
 

@@ -54,7 +54,7 @@ from .rank_files import LATEST, MARKS, RankCheckpoint
 from .safetensors_files import SafetensorsFolder
 from .setting_kinds import TEXT
 from .source_file import SideFiles
-from .sources import open_source
+from .sources import explained, open_source
 from .state_map import Row, StateMap, pair
 from .writer import TorchArchive, plan_shards
 
@@ -124,7 +124,8 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
     """
     opened = open_source(source, MARKS)
     beside = _side_files(source, opened.home, options)
-    checkpoint = RankCheckpoint(opened.place, sampled=not options.headers_only)
+    with explained(source):
+        checkpoint = RankCheckpoint(opened.place, sampled=not options.headers_only)
     sizes = read_sizes(checkpoint)
     ranks = len(checkpoint.files)
     config, tokenizer, notices = _configure(opened.home, sizes, ranks, options)

@@ -1,14 +1,21 @@
 """Opens what `--source` names: finds the place in which a checkpoint's files are looked for."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from .archive_check import survey
 from .archive_parts import find_parts
+from .byte_source import SourceChangedError
+from .inspect_report import ERROR
 from .operations import CheckpointError
 from .places import Place
 from .source_file import SourceFile
 from .source_span import Segment, SourceSpan
 from .tar_archive import MemberPath, TarArchive
+
+SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,11 @@ def open_source(path: Path, marks: tuple[str, ...]) -> Source:
     """
     if path.is_dir() and any((path / mark).is_file() for mark in marks):
         return Source(path, path)
+    with explained(path):
+        return _open_parts(path, marks)
+
+
+def _open_parts(path: Path, marks: tuple[str, ...]) -> Source:
     parts = find_parts(path)
     if parts is None:
         return Source(path, path)
@@ -46,6 +58,49 @@ def open_source(path: Path, marks: tuple[str, ...]) -> Source:
         segments.append(Segment(file, 0, file.size))
     archive = TarArchive(parts.pattern, SourceSpan(parts.pattern, segments))
     return Source(_marked(archive, marks), parts.folder)
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Adds to what a reader says of an archive, which is the first thing that does not fit, what all its parts show.
+
+    Args:
+        path: What was to be read; nothing is added to what is said of anything but parts.
+
+    Raises:
+        CheckpointError: the reader's, with the parts that are missing, damaged or under a wrong name.
+    """
+    try:
+        yield
+    except SourceChangedError:
+        raise
+    except CheckpointError as error:
+        told = _told_by_parts(path)
+        if told is None:
+            raise
+        raise CheckpointError(told if told.startswith(ALONE) else f"{error}\n{told}") from error
+
+
+ALONE = "The parts are not what their names say"
+"""Begins what is said of parts where the first thing that does not fit is the fault of another one."""
+
+
+def _told_by_parts(path: Path) -> str | None:
+    try:
+        found = survey(path)
+    except (CheckpointError, OSError):
+        return None
+    findings = [] if found is None else [finding for finding in found.findings if finding.severity == ERROR]
+    if found is None or not findings:
+        return None
+    lines = []
+    for finding in findings[:SHOWN]:
+        places = ", ".join(str(place) for place in finding.places[:SHOWN])
+        lines.append(f"  {places}: {finding.text}. {finding.remedy}".rstrip())
+    more = [f"  and {len(findings) - SHOWN} more"] if len(findings) > SHOWN else []
+    is_mixed_up = any(finding.kind in ("swapped", "extra", "copy", "mismatch") for finding in findings)
+    head = f"{ALONE} ({path}):" if is_mixed_up else "What its parts show:"
+    return "\n".join([head, *lines, *more])
 
 
 def _marked(archive: TarArchive, marks: tuple[str, ...]) -> MemberPath:
@@ -67,4 +122,4 @@ def _marked(archive: TarArchive, marks: tuple[str, ...]) -> MemberPath:
     return archive.root.at(found[0])
 
 
-__all__ = ["Source", "open_source"]
+__all__ = ["Source", "explained", "open_source"]
