@@ -85,7 +85,7 @@ def survey(source: Place) -> Survey | None:
     ours = [name for name in result.unfinished if PART.fullmatch(name) or any(name == one.name for one in named.files)]
     findings += findings_on({name: result.unfinished[name] for name in ours})
     findings += findings_on_files(named, layout, structure, matched, result.unfinished)
-    told = [file for file in layout.files if file.name in result.unfinished or file in matched.copies]
+    told = [file for file in layout.files if file.name in result.unfinished or file in matched.alike]
     findings += findings_on_structure(layout, structure, [*told, *matched.nowhere])
     result.findings = worst_first(findings)
     layout.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from .archive_marks import Fit, Fragment
 from .archive_match import Match, are_alike
@@ -266,10 +267,11 @@ def findings_on_structure(layout: Layout, structure: Structure, quiet: Iterable[
 
 def _is_explained(layout: Layout, one: Contradiction, silent: set[int]) -> bool:
     """Whether a part is told of that some of the bytes should be in."""
-    for place, _, stop in layout.pieces(one.start, max(one.stop, one.start + 1)):
-        file = layout.holding.get(place)
-        if place in silent or file is None or stop > file.size:
-            return True
+    for start, end in ((one.start, max(one.stop, one.start + 1)), *one.others, *one.told_by):
+        for place, _, stop in layout.pieces(start, end):
+            file = layout.holding.get(place)
+            if place in silent or file is None or stop > file.size:
+                return True
     return False
 
 
@@ -353,8 +355,7 @@ def _of_archives(layout: Layout, structure: Structure) -> Iterator[Contradiction
         source = span.part(layout.path, member.offset, member.nbytes)
         small = read_small(source, view)
         for one in (*view.damage, *small.damage):
-            named = Contradiction(one.start, one.stop, f"{member.name}: {one.text}", one.others, one.is_harmless)
-            yield named.moved(member.offset)
+            yield replace(one, text=f"{member.name}: {one.text}").moved(member.offset)
         if view.directory_at is None and not view.is_lent and not view.damage:
             text = f"{member.name}: the end of its archive cannot be read"
             yield Contradiction(member.stop - BLOCK, member.stop, text)

@@ -36,6 +36,11 @@ class Match:
     nowhere: Sequence[PartFile]
     twins: Sequence[PartFile] = ()
 
+    @property
+    def alike(self) -> set[PartFile]:
+        """Copies, and what may be one."""
+        return {*self.copies, *self.twins}
+
 
 def match(layout: Layout, fragments: Mapping[int, Sequence[Fragment]], fittings: Mapping[int, Fitting]) -> Match:
     """Looks for what belongs in the places that nothing fits, and for where what does not fit belongs.

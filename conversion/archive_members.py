@@ -21,7 +21,9 @@ from .torch_zip import END_64_BYTES, END_64_SIGNATURE, END_BYTES, END_SIGNATURE,
 TORCH_END = END_64_BYTES + LOCATOR_64_BYTES + END_BYTES
 """Bytes behind the directory of an archive that torch wrote."""
 
-TAIL_BYTES = 2**16
+TAIL_BYTES = (2**10, 2**12, 2**14, 2**16)
+"""Of the end of a tar, until something that is not empty is among them."""
+
 MAX_HEADER_BLOCKS = 8
 MAX_SMALL_BLOCKS = 16
 """Of a member that is no torch archive, looked for from its end."""
@@ -229,14 +231,17 @@ def _backwards(span: SourceSpan, first: int) -> Iterator[TarMember]:
 
 def _last_end(span: SourceSpan) -> int | None:
     """Where the last member's blocks end; None where the end of the tar is not there."""
-    start = max(0, span.size - TAIL_BYTES)
-    tail = peek(span, start, span.size - start)
-    if tail is None:
-        return None
-    at = tail.rfind(END_SIGNATURE)
-    used = max(len(tail.rstrip(b"\0")), at + END_BYTES if at >= 0 else 0)
-    end = -(-(start + used) // BLOCK) * BLOCK
-    return end if used and end + BLOCK <= span.size else None
+    for nbytes in TAIL_BYTES:  # no more than it takes: there may be a hole before
+        start = max(0, span.size - nbytes)
+        tail = peek(span, start, span.size - start)
+        if tail is None:
+            return None
+        at = tail.rfind(END_SIGNATURE)
+        used = max(len(tail.rstrip(b"\0")), at + END_BYTES if at >= 0 else 0)
+        if used > END_BYTES:
+            end = -(-(start + used) // BLOCK) * BLOCK
+            return end if end + BLOCK <= span.size else None
+    return None
 
 
 def _ending_at(span: SourceSpan, end: int, first: int) -> TarMember | None:

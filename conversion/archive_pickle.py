@@ -63,7 +63,8 @@ def _checked(source: ByteSource, record: ZipRecord, raw: bytes, view: ZipView) -
     behind = peek(source, record.stop + 4, 4) if record.entry.has_descriptor else None
     if behind is None or int.from_bytes(behind, "little") != found:
         what = "the pickle, which names the tensors," if record.entry.name == PICKLE else record.entry.name
-        yield Contradiction(record.offset, record.stop, f"{what} has not the checksum that the archive has for it")
+        text, entry = f"{what} has not the checksum that the archive has for it", record.entry
+        yield Contradiction(record.offset, record.stop, text, told_by=((entry.at, entry.stop),))
 
 
 def _tensors(raw: bytes) -> tuple[dict[str, str], str]:

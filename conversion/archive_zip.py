@@ -54,6 +54,7 @@ class Contradiction:
         text: In words.
         others: Stretches that are damaged instead, for all that can be told.
         is_harmless: Whether nothing is read by them.
+        told_by: What tells how they should be; where that is not there, nothing is known.
     """
 
     start: int
@@ -61,11 +62,13 @@ class Contradiction:
     text: str
     others: tuple[tuple[int, int], ...] = ()
     is_harmless: bool = False
+    told_by: tuple[tuple[int, int], ...] = ()
 
     def moved(self, by: int) -> Contradiction:
         """The same in what the archive is a part of."""
         others = tuple((start + by, stop + by) for start, stop in self.others)
-        return replace(self, start=self.start + by, stop=self.stop + by, others=others)
+        told_by = tuple((start + by, stop + by) for start, stop in self.told_by)
+        return replace(self, start=self.start + by, stop=self.stop + by, others=others, told_by=told_by)
 
 
 @dataclass(frozen=True, slots=True)
@@ -449,7 +452,7 @@ def _of_header(entry: Entry, header: bytes, usual: Entry | None, entries: Sequen
         and sum(other.raw_name == entry.raw_name for other in entries) == 1
     )
     others = () if is_listed_right else ((entry.at, entry.stop),)
-    yield Contradiction(entry.header_at, entry.header_stop, text, others)
+    yield Contradiction(entry.header_at, entry.header_stop, text, others, told_by=((entry.at, entry.stop),))
 
 
 def is_near(header: bytes, entry: Entry) -> bool:

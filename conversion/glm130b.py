@@ -50,6 +50,7 @@ from .operations import (
     TensorSpec,
     Tied,
 )
+from .places import Place
 from .rank_files import LATEST, MARKS, RankCheckpoint
 from .safetensors_files import SafetensorsFolder
 from .setting_kinds import TEXT
@@ -124,8 +125,7 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
     """
     opened = open_source(source, MARKS)
     beside = _side_files(source, opened.home, options)
-    with explained(source):
-        checkpoint = RankCheckpoint(opened.place, sampled=not options.headers_only)
+    checkpoint = _read_checkpoint(source, opened.place, options)
     sizes = read_sizes(checkpoint)
     ranks = len(checkpoint.files)
     config, tokenizer, notices = _configure(opened.home, sizes, ranks, options)
@@ -172,6 +172,11 @@ def plan_forward(source: Path, options: ForwardOptions, expected: ExpectedShapes
             *notices_on_left_out(plan.dropped),
         ],
     )
+
+
+def _read_checkpoint(source: Path, place: Place, options: ForwardOptions) -> RankCheckpoint:
+    with explained(source):
+        return RankCheckpoint(place, sampled=not options.headers_only)
 
 
 def _side_files(source: Path, home: Path, options: ForwardOptions) -> SideFiles:

@@ -78,11 +78,12 @@ def explained(path: Path) -> Iterator[None]:
         told = _told_by_parts(path)
         if told is None:
             raise
-        raise CheckpointError(told if told.startswith(ALONE) else f"{error}\n{told}") from error
+        if told.startswith(MIXED_UP):  # then what the reader met is a consequence, and may name a sound part
+            raise CheckpointError(f"{told}\nReading stops at what may come of it: {error}") from error
+        raise CheckpointError(f"{error}\n{told}") from error
 
 
-ALONE = "The parts are not what their names say"
-"""Begins what is said of parts where the first thing that does not fit is the fault of another one."""
+MIXED_UP = "The parts are not what their names say"
 
 
 def _told_by_parts(path: Path) -> str | None:
@@ -99,7 +100,7 @@ def _told_by_parts(path: Path) -> str | None:
         lines.append(f"  {places}: {finding.text}. {finding.remedy}".rstrip())
     more = [f"  and {len(findings) - SHOWN} more"] if len(findings) > SHOWN else []
     is_mixed_up = any(finding.kind in ("swapped", "extra", "copy", "mismatch") for finding in findings)
-    head = f"{ALONE} ({path}):" if is_mixed_up else "What its parts show:"
+    head = f"{MIXED_UP} ({path}):" if is_mixed_up else "What its parts show:"
     return "\n".join([head, *lines, *more])
 
 
