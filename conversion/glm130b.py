@@ -55,7 +55,7 @@ from .rank_files import LATEST, MARKS, RankCheckpoint
 from .safetensors_files import SafetensorsFolder
 from .setting_kinds import TEXT
 from .source_file import SideFiles
-from .sources import open_source
+from .sources import explained, open_source
 from .state_map import Row, StateMap, pair
 from .writer import TorchArchive, plan_shards
 
@@ -125,7 +125,7 @@ def plan_forward(source: Place, options: ForwardOptions, expected: ExpectedShape
     """
     opened = open_source(source, MARKS, ("config.json", TOKENIZER_MODEL))
     beside = _side_files(source, opened.home, options)
-    checkpoint = RankCheckpoint(opened.place, sampled=not options.headers_only)
+    checkpoint = _read_checkpoint(source, opened.place, options)
     sizes = read_sizes(checkpoint)
     ranks = len(checkpoint.files)
     config, tokenizer, notices = _configure(opened.home, sizes, ranks, options)
@@ -172,6 +172,11 @@ def plan_forward(source: Place, options: ForwardOptions, expected: ExpectedShape
             *notices_on_left_out(plan.dropped),
         ],
     )
+
+
+def _read_checkpoint(source: Place, place: Place, options: ForwardOptions) -> RankCheckpoint:
+    with explained(source):
+        return RankCheckpoint(place, sampled=not options.headers_only)
 
 
 def _side_files(source: Place, home: Path, options: ForwardOptions) -> SideFiles:

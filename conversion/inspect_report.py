@@ -22,6 +22,8 @@ KINDS = {
     "swapped": "parts of an archive took one another's place",
     "copy": "a part of an archive is there twice",
     "extra": "something that does not belong there",
+    "swapped": "files are under one another's names",
+    "copy": "a file is a copy of another, and its own content is not there",
     "settings": "settings or a tokenizer do not fit, or are needed and not there",
     "unfinished": "an output folder is not finished",
     "unchecked": "the format has nothing by which damage could be told",

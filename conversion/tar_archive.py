@@ -228,4 +228,4 @@ class _Headers(io.RawIOBase):
         return self._file.tell()
 
 
-__all__ = ["MemberPath", "TarArchive", "where"]
+__all__ = ["BLOCK", "MAX_HEADER_BYTES", "MAX_MEMBERS", "MemberPath", "TarArchive", "where"]

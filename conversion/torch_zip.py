@@ -28,6 +28,9 @@ LOCATOR_64_SIGNATURE, LOCATOR_64_BYTES = b"PK\x06\x07", 20
 PADDING_FIELD, PADDING = b"FB", b"Z"
 """With which torch moves records to the multiples of 64 bytes."""
 
+ALIGNMENT = 64
+"""torch writes records at multiples of it."""
+
 STORED = 0
 HAS_DESCRIPTOR = 8
 ENCRYPTED = 1 | 64
@@ -106,9 +109,17 @@ def read_records(source: ByteSource) -> dict[str, Record]:
             raise ZipError(
                 f"{entry.name} should lie at byte {entry.header_offset}, behind the records", (start, source.size)
             )
-    places = [(entry.header_offset, LOCAL_HEADER_BYTES + len(entry.raw_name)) for entry in entries]
-    for entry, header in zip(entries, source.read_many(places), strict=True):
-        record = Record(_data_offset(entry, header), entry.stored_bytes, entry.is_plain, entry.crc32)
+    spans = [entry.header_span for entry in entries]
+    places = [(begin, end - begin) for begin, end in spans]
+    headers = source.read_many(places)
+    offsets = [_data_offset(entry, header) for entry, header in zip(entries, headers, strict=True)]
+    # What stands between a header and its record, of a length that the header alone tells.
+    between = [(end, max(0, min(at, source.size) - end)) for at, (_, end) in zip(offsets, spans, strict=True)]
+    extras = source.read_many(between)
+    for entry, offset, extra in zip(entries, offsets, extras, strict=True):
+        if not _is_whole(extra) or (extra[:2] == PADDING_FIELD and offset % ALIGNMENT):
+            raise ZipError(f"the header of {entry.name} tells a wrong length", entry.header_span)
+        record = Record(offset, entry.stored_bytes, entry.is_plain, entry.crc32)
         name = entry.name.partition("/")[2]
         if name in records:
             raise ZipError(f"two records are called {name}", (start, source.size))
@@ -173,6 +184,14 @@ def _is_one_of(header: bytearray, entry: _Entry) -> bool:
     size = min(entry.stored_bytes, 0xFFFFFFFF).to_bytes(4, "little")
     known = entry.crc32.to_bytes(4, "little") + 2 * size
     return header in (known, bytes(12), bytes(4) + b"\xff" * 8, known[:4] + b"\xff" * 8)
+
+
+def _is_whole(extra: bytes | bytearray) -> bool:
+    """Whether extra fields follow one another to the end; otherwise the header tells a wrong length of them."""
+    at = 0
+    while at + 4 <= len(extra):
+        at += 4 + _uint16(extra, at + 2)
+    return at == len(extra)
 
 
 def _is_padding(extra: bytes) -> bool:
