@@ -128,7 +128,8 @@ def _copied(copies: Mapping[PartFile, PartFile], twins: Collection[PartFile], la
             continue  # told as two files of one number
         is_behind = last is not None and file.number > last
         remedy = "Move it elsewhere." if is_behind else f"Download {file.name} again."
-        text, places = f"{file.name} is a copy of {other.name}", (Stretch(file.name),)
+        text = f"{file.name} is a copy of {other.name}"
+        places: tuple[Stretch, ...] = (Stretch(file.name),)
         if not is_behind and other in twins:
             text = f"{other.name} and {file.name} hold the same, and one of them is a copy"
             places, remedy = (Stretch(other.name), Stretch(file.name)), "Download both again."

@@ -147,7 +147,10 @@ def marks_of_zip(view: ZipView, at: int) -> Iterator[Mark]:
     for record in view.records:
         entry, begin = record.entry, at + record.entry.header_at
         name_at = begin + LOCAL_HEADER_BYTES
-        pieces = ((begin, LOCAL_SIGNATURE), (begin + 26, len(entry.raw_name).to_bytes(2, "little")))
+        pieces: tuple[tuple[int, bytes], ...] = (
+            (begin, LOCAL_SIGNATURE),
+            (begin + 26, len(entry.raw_name).to_bytes(2, "little")),
+        )
         pieces = (*pieces, (name_at, entry.raw_name))
         yield Mark(begin, at + entry.header_stop, pieces, f"the header of {entry.name}", is_told=record.is_near)
         if entry.has_descriptor and record.is_sound:

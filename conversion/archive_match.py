@@ -88,7 +88,7 @@ def _moved(
         if displaced is None or displaced in found.values():
             continue
         origin: int | None = place  # backwards along the chain of those that took one another's place
-        while origin in found:
+        while origin is not None and origin in found:
             origin = where.get(found[origin])
         if origin is not None and origin not in holding and not _speaks_against(displaced, fragments.get(origin, ())):
             holding[origin] = displaced
