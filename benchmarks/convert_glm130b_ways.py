@@ -56,7 +56,8 @@ def run_child(tree: str, source: Path, target: Path, settings: Path, bits: int |
     from conversion.glm130b import ForwardOptions, plan_forward
 
     assert jobs.__file__.startswith(tree)
-    real, measured = output_folder.stream, []
+    real = output_folder.stream
+    measured: list[float] = []
 
     def stream(*arguments: Any, **options: Any) -> None:
         clocks = (time.perf_counter, time.process_time, time.thread_time)
@@ -159,8 +160,8 @@ def report(runs: dict[str, list[list[float]]], limits: list[list[float]], nbytes
 def main() -> None:
     """Command line."""
     if sys.argv[1:2] == ["--convert"]:
-        tree, *paths, bits, threads = sys.argv[2:]
-        run_child(tree, *map(Path, paths), bits=int(bits) or None, threads=int(threads))
+        source, target, settings = map(Path, sys.argv[3:6])
+        run_child(sys.argv[2], source, target, settings, int(sys.argv[6]) or None, int(sys.argv[7]))
         return
     if sys.argv[1:2] == ["--limits"]:
         run_limits(Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
@@ -174,14 +175,15 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    ways, settings = ways_of(options), options.checkpoint / "config.json"
+    ways = ways_of(options)
     runs: dict[str, list[list[float]]] = {name: [] for name in ways}
     limits: list[list[float]] = []
     target = options.work / "converted"
     for repeat in range(options.repeats):
         for name in list(ways)[:: -1 if repeat % 2 else 1]:
-            tree, source, threads = ways[name]
-            runs[name].append(child("--convert", tree, source, target, settings, options.bits or 0, threads))
+            tree, place, threads = ways[name]
+            told = options.checkpoint / "config.json"
+            runs[name].append(child("--convert", tree, place, target, told, options.bits or 0, threads))
             shutil.rmtree(target)
         if options.bits and not options.parts:
             limits.append(child("--limits", options.checkpoint, options.work, options.bits))
