@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from .archive_parts import MAX_PARTS, PART, name_of, number_of
+from .archive_parts import MAX_PARTS, PART, part_name, part_number
 from .byte_source import ByteSource
 from .inspect_report import Finding, Stretch
 from .operations import CheckpointError
@@ -108,7 +108,7 @@ class Layout:
     def name_of(self, place: int) -> str:
         """The name of the part that belongs there, which may not be there."""
         named = next((file.name for file in self.files if file.number == place), None)
-        return named or name_of(self.files[0].name, place)
+        return named or part_name(self.files[0].name, place)
 
     def room(self, place: int) -> int:
         """Bytes of a place; the last one is as long as what is in it."""
@@ -188,7 +188,7 @@ def lay_out(folder: Place, stem: str, names: Sequence[str]) -> tuple[Layout, lis
         match = PART.fullmatch(name)
         if match is None or match["stem"] != stem:
             continue
-        number = number_of(match["number"])
+        number = part_number(match["number"])
         if number >= MAX_PARTS:
             findings.append(Finding("extra", "no part of any archive", (Stretch(name),), remedy="Move it elsewhere."))
             continue

@@ -19,8 +19,6 @@ KINDS = {
     "short": "a file has fewer bytes than it should",
     "downloading": "a download is not finished",
     "mismatch": "files are not of one checkpoint, or the content is another than is recorded",
-    "swapped": "parts of an archive took one another's place",
-    "copy": "a part of an archive is there twice",
     "extra": "something that does not belong there",
     "swapped": "files are under one another's names",
     "copy": "a file is a copy of another, and its own content is not there",

@@ -171,7 +171,7 @@ def damaged_headers(source: ByteSource) -> Iterator[tuple[str, tuple[tuple[int, 
             yield f"the space before {entry.name} is not as torch leaves it", ((end, offset),)
         behind = offset + entry.stored_bytes
         if _uint16(header, 6) & HAS_DESCRIPTOR:
-            wide = entry.stored_bytes >= 2**32
+            wide = max(entry.stored_bytes, entry.header_offset) >= 2**32  # as miniz writes it
             size = entry.stored_bytes.to_bytes(8 if wide else 4, "little")
             expected = DESCRIPTOR_SIGNATURE + entry.crc32.to_bytes(4, "little") + 2 * size
             if source.read_bytes(behind, len(expected)) != expected:
