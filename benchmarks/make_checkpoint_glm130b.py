@@ -5,18 +5,33 @@
 makes 2.2 GB on 8 ranks (hidden 2048, inner 5632, 16 layers, vocabulary 150528). One rank is in memory at a time.
 `--headers-only` leaves the data out: the files have their full size and names but take no disk, which is enough for
 `--dry-run`, also at the released size (`--released-size`, 8 files of 32 GB).
+
+    python benchmarks/make_checkpoint_glm130b.py --archive PARTS [--output DIR] [--part-bytes N] [--order 5,4,0,1,...]
+
+writes the archive that the weights are released in: one plain tar cut into `glm-130b-sat.tar.part_00`, ...; without
+`--output` the rank files it is made of are removed again. With `--headers-only --released-size` these are 60 parts of
+4 GiB whose headers (tar, zip, pickle) are real, made in seconds.
 """
 
 import argparse
 import json
-from collections.abc import Iterator
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, which need not be installed
+
+from tests.support.archives import PART_BYTES, Archive, released_members, write_archive
+
 ITERATION = "49300"
+RELEASED_ORDER = (5, 4, 0, 1)
+"""How the ranks begin in the released archive; the others follow by number."""
 
 
 @dataclass(frozen=True)
@@ -79,23 +94,64 @@ def write_checkpoint(output: Path, shape: Shape, ranks: int, headers_only: bool)
         torch.save({"module": tensors}, path)
 
 
+def write_archive_of(
+    checkpoint: Path, folder: Path, part_bytes: int = PART_BYTES, order: Sequence[int] = RELEASED_ORDER
+) -> Archive:
+    """Writes the ranks of a checkpoint as the archive in parts, and beside the parts the settings.
+
+    Args:
+        checkpoint: From `write_checkpoint`.
+        folder: Where the parts go.
+        part_bytes: Size of every part but the last.
+        order: Ranks in the order of the archive; the others follow, numbers that no rank has are passed over.
+    """
+    ranks = dict(enumerate(sorted((checkpoint / ITERATION).iterdir())))
+    first = [rank for rank in order if rank in ranks]
+    members = released_members([(rank, ranks[rank]) for rank in [*first, *(ranks.keys() - set(first))]], ITERATION)
+    archive = write_archive(folder, members, part_bytes=part_bytes)
+    shutil.copy(checkpoint / "config.json", folder)
+    return archive
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", type=Path, required=True, help="folder to be made")
+    parser.add_argument("--output", type=Path, help="folder to be made")
     parser.add_argument("--ranks", type=int, default=8)
     parser.add_argument(
         "--released-size", action="store_true", help="the sizes of the released 130B; with --headers-only"
     )
     parser.add_argument("--headers-only", action="store_true", help="no data: full file sizes, no disk taken")
+    parser.add_argument("--archive", type=Path, metavar="PARTS", help="folder for the same as a tar in parts")
+    parser.add_argument("--part-bytes", type=int, default=PART_BYTES, help="default: 4 GiB, as released")
+    parser.add_argument(
+        "--order",
+        type=lambda text: tuple(map(int, text.split(","))),
+        default=RELEASED_ORDER,
+        help="ranks as they follow in the tar (default: 5,4,0,1 and the others, as released)",
+    )
     options = parser.parse_args()
     if options.released_size and not options.headers_only:
         parser.error("--released-size needs --headers-only (the data would be 260 GB)")
-    write_checkpoint(
-        options.output, RELEASED if options.released_size else Shape(), options.ranks, options.headers_only
-    )
-    files = sorted((options.output / ITERATION).iterdir())
-    print(f"{len(files)} files, {sum(path.stat().st_size for path in files):,} bytes in {options.output}")
+    if options.output is None and options.archive is None:
+        parser.error("give --output, --archive or both")
+    if options.archive:
+        options.archive.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.archive) as aside:
+        checkpoint = options.output or Path(aside) / "checkpoint"
+        write_checkpoint(
+            checkpoint, RELEASED if options.released_size else Shape(), options.ranks, options.headers_only
+        )
+        if options.output:
+            _report(sorted((checkpoint / ITERATION).iterdir()), checkpoint)
+        if options.archive:
+            _report(
+                write_archive_of(checkpoint, options.archive, options.part_bytes, options.order).parts, options.archive
+            )
+
+
+def _report(files: Sequence[Path], folder: Path) -> None:
+    print(f"{len(files)} files, {sum(path.stat().st_size for path in files):,} bytes in {folder}")
 
 
 if __name__ == "__main__":

@@ -1,38 +1,36 @@
 """A planned conversion, and the one way to run it: small files, weights, verification, publication."""
 
-import errno
 import hashlib
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from tqdm import tqdm
 
 import hf_glm_ernie
 
+from .file_hooks import FileHooks
 from .lazy_files import CheckpointError, TensorFiles
 from .operations import Shape, TensorSpec, shortened
 from .output_folder import OutputFolder
 from .source_file import SideFiles
-from .state_map import ConversionError, Plan
-from .writer import OutputFile, WriteError, copy_peak_bytes
-
-Progress = Callable[[int], object]
-"""Called with the number of bytes just done."""
-
-Verifier = Callable[[Path, OutputFile, Mapping[str, int], Progress], str]
-"""(folder, file, CRC-32 by tensor, progress) -> SHA-256 of the file; raises `verify.VerifyError`."""
+from .state_map import Plan
+from .verification import Progress, Verification, Verifier
+from .writer import OutputFile, copy_peak_bytes
 
 ExpectedShapes = Callable[[str, Any], Mapping[str, Shape]]
 """(name of a model class, its configuration) -> names and shapes it has, tied names included; see `classes`."""
 
+VERIFIED_TOGETHER = 2
+"""Files that are verified at one time where all are finished at the end."""
 
-LOST = (errno.EIO, errno.ENOSPC, errno.EDQUOT)
-"""Errors of a system that could not put on the disk, or get from it, what it had taken."""
+REFRESH_SECONDS = 0.5
+"""How often a bar shows what another thread has done."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +152,7 @@ def run(
     verify: Verifier | None,
     show_progress: bool = True,
     reference: Callable[[Path, Path, bool], object] | None = None,
+    hooks: FileHooks | None = None,
 ) -> None:
     """Runs a job into a new folder.
 
@@ -165,26 +164,30 @@ def run(
         show_progress: Whether bars with bytes and time left go to stderr.
         reference: Computes with the complete folder and keeps what comes out; given the folder, where to keep it, and
             whether bars go to stderr. `None` leaves that out.
+        hooks: What happens to files once they are verified; `None`: nothing. With shipped files the folder is not
+            opened as its users will, because it does not hold everything.
 
     Raises:
         ConversionError: the output exists, the disk is full, another run is at work, the written files do not hold
             what was written, the source changed meanwhile.
+        ValueError: hooks without verification.
+        Exception: the hooks' own.
     """
-    with OutputFolder(output, job.files, job.fingerprint) as folder:
+    if hooks is not None and verify is None:
+        raise ValueError("hooks act on files that were verified, so there must be a verification")
+    with OutputFolder(output, job.files, job.fingerprint, hooks) as folder:
         if folder.is_published:  # a former run was killed just before its last step
             return
-        with progress_bar("checking", folder.done_bytes, 0, show_progress and folder.done_bytes > 0) as progress:
-            damaged = folder.recheck(progress)
-        if damaged and show_progress:
-            note = f"damaged since they were written, so they are written again: {', '.join(damaged)}"
-            tqdm.write(shortened(f"note: {folder.path}: {note}"), file=sys.stderr)
-        folder.add(job.write_first)
-        job.beside.check()  # some are read only now
-        with progress_bar("writing", job.nbytes, folder.done_bytes, show_progress) as progress:
-            folder.fill(job.order, job.source, progress)
-        digests = {} if verify is None else _verified(job, folder, verify, show_progress)
+        threads = VERIFIED_TOGETHER if job.by_tensor else 1
+        with Verification(folder, verify, FileHooks() if hooks is None else hooks, threads) as verification:
+            _recheck(folder, verification, show_progress)
+            folder.add(job.write_first)
+            job.beside.check()  # some are read only now
+            _write(job, folder, verification, show_progress)
+        digests = {} if verify is None else folder.verified_files
+        assert verify is None or len(digests) == len(job.files), "a file was not verified"
         folder.add(lambda path: job.write_last(path, digests))
-        if verify is not None and job.reopen(folder.path) != job.first_part:
+        if verify is not None and not folder.shipped_files and job.reopen(folder.path) != job.first_part:
             raise CheckpointError(f"{folder.path}: the files do not hold the planned tensors")
         if reference is not None:
             folder.add(lambda path: reference(folder.path, path, show_progress))
@@ -192,42 +195,53 @@ def run(
         folder.publish()
 
 
-def _verified(job: Job, folder: OutputFolder, verify: Verifier, show_progress: bool) -> dict[str, str]:
-    """SHA-256 of each file, after all were read again.
+def _recheck(folder: OutputFolder, verification: Verification, show_progress: bool) -> None:
+    """Reads again what a former run has written. For finished files that is their verification."""
+    nbytes = folder.done_bytes
+    with progress_bar("checking", nbytes, 0, show_progress and nbytes > 0) as progress:
+        verification.on_bytes = progress
+        damaged = folder.recheck(progress, verification.holds)
+    if damaged and show_progress:
+        note = f"damaged since they were written, so they are written again: {', '.join(damaged)}"
+        tqdm.write(shortened(f"note: {folder.path}: {note}"), file=sys.stderr)
 
-    Raises:
-        WriteError: some do not hold what was written; it names them, and they were removed.
+
+def _write(job: Job, folder: OutputFolder, verification: Verification, show_progress: bool) -> None:
+    """Writes what is missing, while what is finished is verified.
+
+    One bar shows both: the bytes written, and beside them the bytes verified. What is verified after the last was
+    written has a bar of its own.
     """
-    digests: dict[str, str] = {}
-    damaged: dict[str, Exception] = {}
-    with progress_bar("verifying", job.nbytes, 0, show_progress) as progress:
-        for file in job.files:
-            try:
-                digests[file.name] = verify(folder.path, file, folder.checksums[file.name], progress)
-            except (ConversionError, OSError) as error:
-                if isinstance(error, OSError) and error.errno not in LOST:
-                    raise
-                folder.reject(file.name)
-                damaged[file.name] = error
-    if not damaged:
-        return digests
-    first = next(iter(damaged.values()))
-    if len(damaged) == 1:
-        raise WriteError(f"{first} The file was removed; run the same command again.") from first
-    reasons = "\n".join(f"  {error}" for error in damaged.values())
-    raise WriteError(
-        f"{folder.path}: {len(damaged)} files are damaged: {', '.join(damaged)}. They were removed; run the same "
-        f"command again.\n{reasons}"
-    ) from first
+    with _bar("writing", job.nbytes, folder.done_bytes, show_progress) as bar:
+        shown = 0.0
+
+        def verified(nbytes: int) -> None:
+            nonlocal shown
+            bar.set_postfix_str(f"{tqdm.format_sizeof(verification.nbytes, 'B')} verified", refresh=False)
+            if time.monotonic() > shown + REFRESH_SECONDS:
+                shown = time.monotonic()
+                bar.refresh()
+
+        verification.on_bytes = verified
+        folder.fill(job.order, job.source, bar.update, verification.before_tensor, verification.submit)
+        verification.on_bytes = lambda nbytes: None
+    if verification.is_on:
+        with _bar("verifying", job.nbytes, verification.nbytes, show_progress) as bar:
+            verification.on_bytes = lambda nbytes: bar.update(verification.nbytes - bar.n)
+            verification.finish()
 
 
 @contextmanager
 def progress_bar(what: str, total: int, initial: int, show: bool) -> Iterator[Progress]:
     """A bar of bytes on stderr."""
-    with tqdm(
-        total=total, initial=initial, desc=what, unit="B", unit_scale=True, unit_divisor=1000, disable=not show
-    ) as bar:
+    with _bar(what, total, initial, show) as bar:
         yield bar.update
+
+
+def _bar(what: str, total: int, initial: int, show: bool) -> "tqdm[NoReturn]":
+    return tqdm(
+        total=total, initial=initial, desc=what, unit="B", unit_scale=True, unit_divisor=1000, disable=not show
+    )
 
 
 __all__ = ["ExpectedShapes", "ForwardOptions", "Job", "Progress", "Verifier", "progress_bar", "run"]

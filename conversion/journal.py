@@ -1,14 +1,16 @@
 """The journal of an output folder: which job it is of, and the CRC-32 of everything finished in it.
 
 A line of JSON each: first the fingerprint of the job, then `{"file", "tensor", "crc32"}` for a tensor of a weight
-file, `{"file", "crc32"}` for what is around the tensors where the plan does not tell it, and `{"small", "crc32"}` for
-a small file. A line is appended when what it speaks of is written; the last may be cut short by a kill. What it says
-is a claim: a line that this job could not have written refuses the folder, and tensors are read again before the work
-goes on behind them (`recheck.py`).
+file, `{"file", "crc32"}` for what is around the tensors where the plan does not tell it, `{"file", "sha256"}` for a
+weight file that was verified, `{"file", "shipped": true}` for one that is kept elsewhere since, and `{"small",
+"crc32"}` for a small file. A line is appended when what it speaks of is written; the last may be cut short by a kill.
+What it says is a claim: a line that this job could not have written refuses the folder, and what is in the folder is
+read again before the work goes on behind it (`recheck.py`).
 """
 
 import json
 import os
+import re
 import stat
 import threading
 from collections.abc import Mapping
@@ -33,11 +35,21 @@ class Progress:
         checksums: Weight file -> tensor -> CRC-32.
         around: Weight file -> the CRC-32 that everything but its tensors had, at first or in the end.
         small: Small file -> the CRC-32 it has, or had before the run that wrote it anew was stopped.
+        verified: Weight file -> SHA-256, of those that were read back whole.
+        shipped: Weight files that are kept elsewhere; all of them verified.
     """
 
     checksums: dict[str, dict[str, int]]
     around: dict[str, set[int]] = field(default_factory=dict)
     small: dict[str, set[int]] = field(default_factory=dict)
+    verified: dict[str, str] = field(default_factory=dict)
+    shipped: set[str] = field(default_factory=set)
+
+    def forget(self, file: str) -> None:
+        """Takes out a weight file that is no more."""
+        self.checksums[file] = {}
+        self.verified.pop(file, None)
+        self.shipped.discard(file)
 
 
 class Journal:
@@ -47,13 +59,15 @@ class Journal:
         state: The folder of the state.
         files: What the output will hold.
         fingerprint: Of the job.
+        ships: Whether this job ships files.
     """
 
-    def __init__(self, state: Path, files: Mapping[str, OutputFile], fingerprint: str):
+    def __init__(self, state: Path, files: Mapping[str, OutputFile], fingerprint: str, ships: bool = False):
         self.path = state / JOURNAL
         self._fresh = state / FRESH
         self._files = files
         self._fingerprint = fingerprint
+        self._ships = ships
         self._descriptor: int | None = None
         self._turn = threading.Lock()  # files are begun in one thread and tensors finished in another
 
@@ -85,6 +99,8 @@ class Journal:
         lines += [{"file": name, "crc32": value} for name, values in progress.around.items() for value in values]
         for file, done in progress.checksums.items():
             lines += [{"file": file, "tensor": tensor, "crc32": value} for tensor, value in done.items()]
+        lines += [{"file": name, "sha256": value} for name, value in progress.verified.items()]
+        lines += [{"file": name, "shipped": True} for name in sorted(progress.shipped)]
         self._fresh.unlink(missing_ok=True)
         descriptor = os.open(self._fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
@@ -95,16 +111,28 @@ class Journal:
         self._fresh.replace(self.path)
         self._descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW)
 
-    def note(self, line: Mapping[str, Any]) -> None:
-        """Appends a line. After one that failed nothing is appended: it would stand behind half a line."""
+    def note(self, line: Mapping[str, Any], durable: bool = False) -> None:
+        """Appends a line. After one that failed nothing is appended: it would stand behind half a line.
+
+        Args:
+            line: What to append.
+            durable: Whether to return only when it is on the disk, with all lines before it; others may append
+                meanwhile.
+        """
         with self._turn:
             if self._descriptor is None:
                 return
             try:
                 _write_all(self._descriptor, (json.dumps(line) + "\n").encode())
+                descriptor = os.dup(self._descriptor) if durable else None
             except OSError:
                 self.close()
                 raise
+        if descriptor is not None:
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
     def close(self) -> None:
         """Ends the appending."""
@@ -120,7 +148,7 @@ class Journal:
         """The bytes of a plain file that is no larger than this job could have made it."""
         most = LINE_BYTES + SMALL_FILES * (LINE_BYTES + 6 * LONGEST_NAME)
         for name, file in self._files.items():  # JSON may write a character in six
-            most += 2 * (LINE_BYTES + 6 * len(name))
+            most += 4 * (LINE_BYTES + 6 * len(name))
             most += sum(LINE_BYTES + 6 * (len(name) + len(tensor.name)) for tensor in file.tensors)
         status = os.lstat(self.path)
         if not stat.S_ISREG(status.st_mode) or status.st_size > most:
@@ -138,6 +166,9 @@ class Journal:
     def _enter(self, line: Any, number: int, progress: Progress, tensors: Mapping[str, set[str]]) -> None:
         """Takes a line over into the progress, if this job can have written it."""
         keys = line.keys() if isinstance(line, dict) else set()
+        if keys in ({"file", "sha256"}, {"file", "shipped"}):
+            self._enter_whole(line, number, progress)
+            return
         value = line["crc32"] if "crc32" in keys else None
         if type(value) is not int or not 0 <= value < 2**32:
             raise self._damaged(number, "no checksum")
@@ -155,6 +186,24 @@ class Journal:
         if keys != {"file", "tensor", "crc32"} or not known or tensor in progress.checksums[file]:
             raise self._damaged(number, "no tensor of this conversion, or one for the second time")
         progress.checksums[file][tensor] = value
+
+    def _enter_whole(self, line: Mapping[str, Any], number: int, progress: Progress) -> None:
+        """Takes over what a line says of a whole weight file: verified after its last tensor, shipped after that."""
+        file = line["file"]
+        if not isinstance(file, str) or file not in self._files:
+            raise self._damaged(number, "no file of this conversion")
+        if "shipped" in line:
+            is_next = self._ships and file in progress.verified and file not in progress.shipped
+            if line["shipped"] is not True or not is_next:
+                raise self._damaged(number, "no file that can have been shipped, or one for the second time")
+            progress.shipped.add(file)
+            return
+        is_complete = len(progress.checksums[file]) == len(self._files[file].tensors)
+        if not isinstance(line["sha256"], str) or not re.fullmatch(r"[0-9a-f]{64}", line["sha256"], re.ASCII):
+            raise self._damaged(number, "no SHA-256")
+        if not is_complete or file in progress.verified:
+            raise self._damaged(number, "verified before it was complete, or for the second time")
+        progress.verified[file] = line["sha256"]
 
     def _damaged(self, number: int, what: str) -> WriteError:
         return WriteError(

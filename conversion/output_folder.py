@@ -4,14 +4,16 @@ Everything is made in `<output>.incomplete/`. Its `.conversion/` holds a journal
 and small file, `partial/` with the weight files being filled, and `small/` where the small files are written; what is
 complete moves out of them. At the very end `.conversion/` goes and the folder gets its name, by way of a hidden name
 that tells which job has finished: so whatever stands under the output's name is complete, a run that was killed goes
-on behind the last finished tensor, and nothing is left beside the output.
+on behind the last finished tensor, and nothing is left beside the output (`publication.py`).
+
+A weight file is partial, finished, then verified (`verification.py`), and may then be shipped: it is safe elsewhere,
+so the folder neither holds it nor misses it.
 
 What the journal does not list was made by somebody else. It is neither published nor removed.
 """
 
 import contextlib
 import errno
-import hashlib
 import os
 import shutil
 from collections import Counter
@@ -20,11 +22,13 @@ from pathlib import Path
 from types import TracebackType
 
 from .byte_source import SourceChangedError
-from .folder_claim import LOCK, Claim
-from .journal import FRESH, JOURNAL, STATE, Journal, Progress, is_plain_name
+from .file_hooks import FileHooks
+from .folder_claim import Claim
+from .journal import STATE, Journal, Progress, is_plain_name
 from .lazy_files import TensorFiles
 from .output_path import check_output, flush, incomplete_of, refuse_existing, rename_new
-from .recheck import checksum_around, checksum_of, recheck
+from .publication import Publication, remove_state
+from .recheck import checksum_around, checksum_of, damaged_tensors, recheck
 from .strangers import PARTIAL, SMALL, refuse_strangers
 from .writer import DtypeRangeError, OutputFile, Task, WriteError, sources_of, stream, system_errors
 
@@ -49,28 +53,25 @@ class OutputFolder:
         output: The final name. Must not exist.
         files: What the folder will hold, beside small files.
         fingerprint: Identifies source, plan and options: work of another fingerprint is not continued.
-
-    Attributes:
-        is_published: Whether the folder has its name: at the end, or at once where a run was killed just before.
+        hooks: What happens to verified files; default: nothing.
 
     Raises:
         WriteError: the output exists; another run holds the lock; the incomplete folder belongs to other work or to
             somebody else; not enough disk; the system refuses to write.
     """
 
-    def __init__(self, output: Path, files: Sequence[OutputFile], fingerprint: str):
+    def __init__(self, output: Path, files: Sequence[OutputFile], fingerprint: str, hooks: FileHooks | None = None):
         self.output = output
         self.files = {file.name: file for file in files}
         self.path = incomplete_of(output)
-        self.is_published = False
-        self._fingerprint = fingerprint
+        self._hooks = FileHooks() if hooks is None else hooks
+        self._is_acted_on = hooks is not None
         self._state = self.path / STATE
-        self._journal = Journal(self._state, self.files, fingerprint)
+        self._journal = Journal(self._state, self.files, fingerprint, self._hooks.ships)
         self._progress = Progress({name: {} for name in self.files})
         self._claim = Claim(self.path)
         self._added: set[str] = set()
-        self._finished_prefix = f".{_digest(output.name)}-"
-        self._finished = output.with_name(f"{self._finished_prefix}{_digest(fingerprint)}.finished")
+        self._publication = Publication(output, self.path, self.files, fingerprint, self._hooks.ships)
         for name in self.files:
             if not is_plain_name(name):
                 raise WriteError(f"{name!r} cannot be the name of a file in {output}.")
@@ -78,7 +79,7 @@ class OutputFolder:
     def __enter__(self) -> "OutputFolder":
         check_output(self.output)
         try:
-            if not self._finish_published():
+            if not self._publication.finish_former():
                 self._begin()
         except OSError as error:
             self._claim.release()
@@ -92,11 +93,16 @@ class OutputFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is not None and not self.is_published and not issubclass(kind, KeyboardInterrupt):
-            self._clean_up(everything=issubclass(kind, USELESS))
+            self._clean_up(everything=issubclass(kind, USELESS) and self._hooks.may_discard())
         self._journal.close()
         self._claim.release()
         if isinstance(error, OSError):
             raise self._explained(error) from error
+
+    @property
+    def is_published(self) -> bool:
+        """Whether the folder has its name: at the end, or at once where a run was killed just before."""
+        return self._publication.is_done
 
     @property
     def checksums(self) -> dict[str, dict[str, int]]:
@@ -105,8 +111,18 @@ class OutputFolder:
 
     @property
     def finished_files(self) -> list[str]:
-        """Names of the files that are complete."""
+        """Names of the files that are complete and in the folder."""
         return [name for name in self.files if (self.path / name).is_file()]
+
+    @property
+    def verified_files(self) -> dict[str, str]:
+        """Name -> SHA-256 of the files that were verified, in the order of the plan, those shipped since included."""
+        return {name: self._progress.verified[name] for name in self.files if name in self._progress.verified}
+
+    @property
+    def shipped_files(self) -> list[str]:
+        """Names of the files that are kept elsewhere, and not in the folder."""
+        return [name for name in self.files if name in self._progress.shipped]
 
     @property
     def done_bytes(self) -> int:
@@ -115,17 +131,35 @@ class OutputFolder:
             t.spec.nbytes for file in self.files.values() for t in file.tensors if t.name in self.checksums[file.name]
         )
 
-    def recheck(self, on_bytes: Callable[[int], object]) -> list[str]:
+    def recheck(
+        self, on_bytes: Callable[[int], object], holds: Callable[[str], bool | None] = lambda name: None
+    ) -> list[str]:
         """Reads again what a former run has written; what does not hold will be written again.
 
         Args:
-            on_bytes: Called with the number of bytes read.
+            on_bytes: Called with the number of bytes read, except by `holds`.
+            holds: Verifies a finished file, which is then not read once more; whether it is sound, None if this is
+                not looked at.
 
         Returns:
             The files that were damaged.
         """
-        damaged = recheck(self._progress, self.files, self._place, on_bytes)
+
+        def read(name: str, path: Path) -> list[str]:
+            is_sound = holds(name) if path == self.path / name else None
+            if is_sound:
+                return []
+            try:
+                damaged = damaged_tensors(path, self.files[name], self.checksums[name], on_bytes)
+            except OSError:
+                if is_sound is None:
+                    raise
+                damaged = []  # not to be read, which is why it does not hold
+            return damaged if damaged or is_sound is None else list(self.checksums[name])
+
+        damaged = recheck(self._progress, self.files, self._place, read, skip=self._progress.shipped)
         for name in damaged:
+            self._progress.verified.pop(name, None)
             if self._place(name) == self.path / name:  # finished, and now to be mended
                 self._partial(name).parent.mkdir(parents=True, exist_ok=True)
                 (self.path / name).rename(self._partial(name))
@@ -160,13 +194,23 @@ class OutputFolder:
             target.parent.mkdir(parents=True, exist_ok=True)
             path.replace(target)
 
-    def fill(self, order: Sequence[tuple[str, int]], source: TensorFiles, on_bytes: Callable[[int], object]) -> None:
+    def fill(
+        self,
+        order: Sequence[tuple[str, int]],
+        source: TensorFiles,
+        on_bytes: Callable[[int], object],
+        before_tensor: Callable[[str, bool], object] = lambda name, is_first: None,
+        on_finished: Callable[[str], object] = lambda name: None,
+    ) -> None:
         """Writes every tensor that is not written yet.
 
         Args:
             order: (file name, position in that file's `tensors`), in the order to be written.
             source: Where the pieces are.
             on_bytes: Called with the number of bytes written, after each block.
+            before_tensor: Called before a tensor is read, with the name of its file and whether that is now begun or
+                gone on with; may wait, or raise to end the work.
+            on_finished: Called with the name of a file that is complete and in its place, in the writing thread.
 
         Raises:
             OSError: the system refuses, e.g. the disk is full.
@@ -176,9 +220,16 @@ class OutputFolder:
         left = [(name, self.files[name].tensors[position]) for name, position in order]
         left = [(name, tensor) for name, tensor in left if tensor.name not in self.checksums[name]]
         uses = Counter(used for _, tensor in left for used in sources_of(tensor))
+        unfinished = {name: None for name in self.files if not self._is_done(name)}
+
+        def finish(name: str) -> None:
+            self._finish(name)
+            del unfinished[name]
+            on_finished(name)
 
         def tasks() -> Iterator[Task]:
             for name, tensor in left:
+                before_tensor(name, name not in opened)
                 if name not in opened:
                     opened[name] = self._open(name)
                 descriptor, offsets = opened[name]
@@ -189,22 +240,42 @@ class OutputFolder:
             self.checksums[task.file][task.tensor.name] = checksum
             if len(self.checksums[task.file]) == len(self.files[task.file].tensors):
                 os.close(opened.pop(task.file)[0])
-                self._finish(task.file)
+                finish(task.file)
 
         try:
             stream(tasks(), uses, source, on_bytes, on_tensor)
-            for name in self.files:  # a file whose last tensor was written just before an interruption
-                if not (self.path / name).is_file():
-                    self._finish(name)
+            for name in list(unfinished):  # a file whose last tensor was written just before an interruption
+                finish(name)
         finally:
             for descriptor, _ in opened.values():
                 with contextlib.suppress(OSError):  # there is an error already, and tensors are read again
                     os.close(descriptor)
 
+    def verified(self, name: str, sha256: str) -> bool:
+        """Notes that a finished file was verified; whether that agrees with what a former run has noted about it.
+
+        Returns once the note is on the disk; before somebody acts on it, so are the names that lead to the file.
+        """
+        if self._is_acted_on:
+            inside = [self.path / parent for parent in Path(name).parents]
+            made = [made.parent for made in self._claim.made_parents]
+            for folder in (*inside, self._state, self.output.parent, *made):
+                flush(folder)
+        if name not in self._progress.verified:
+            self._journal.note({"file": name, "sha256": sha256}, durable=True)
+            self._progress.verified[name] = sha256
+        return self._progress.verified[name] == sha256
+
+    def shipped(self, name: str) -> None:
+        """Notes that a verified file is safe elsewhere, and removes it here."""
+        self._journal.note({"file": name, "shipped": True}, durable=True)
+        self._progress.shipped.add(name)
+        (self.path / name).unlink()
+
     def reject(self, name: str) -> None:
         """Removes a finished file that turned out damaged, so that the next run writes it again."""
         (self.path / name).unlink()
-        self.checksums[name] = {}
+        self._progress.forget(name)
 
     def publish(self) -> None:
         """Gives the folder its name; from here on it is complete."""
@@ -214,14 +285,7 @@ class OutputFolder:
         self._remove_folder(self._state / PARTIAL)
         refuse_strangers(self.path, self.files, list(filter(self._is_as_written, self._added)))
         self._flush_all()
-        refuse_existing(self.output)
-        rename_new(self.path, self._finished)
-        try:
-            self._name(self._finished)
-        except BaseException:
-            self._take_back()
-            raise
-        flush(self.output.parent)
+        self._publication.publish(self._progress)
 
     def _begin(self) -> None:
         """Makes the folder or takes over what is there."""
@@ -231,7 +295,7 @@ class OutputFolder:
         try:
             self._claim.take()
             resumes = self._claim.has_journal
-            self._refuse_finished()  # another run may have got there a moment ago
+            self._publication.refuse_finished()  # another run may have got there a moment ago
             refuse_existing(self.output)
             if resumes:
                 self._resume()
@@ -251,14 +315,26 @@ class OutputFolder:
         self._progress.small = {name: values for name, values in small.items() if self._is_as_written(name)}
         files = [name for name in self.files if self._is_ours(name)]
         refuse_strangers(self.path, files, self._progress.small)
+        for name in self.shipped_files:
+            (self.path / name).unlink(missing_ok=True)  # the run was killed before it came to that
+            if not self._hooks.is_kept(self.files[name], self._progress.verified[name]):
+                self._progress.forget(name)
         for name, file in self.files.items():
+            if name in self._progress.shipped:
+                continue
             done, finished = self.checksums[name], self.path / name
             if finished.is_file() and len(done) < len(file.tensors):
                 self._partial(name).parent.mkdir(parents=True, exist_ok=True)
                 finished.replace(self._partial(name))
-            if not finished.is_file() and not self._partial(name).is_file():
-                done.clear()
+            if not finished.is_file():
+                self._progress.verified.pop(name, None)
+                if not self._partial(name).is_file():
+                    done.clear()
         self._check_disk()
+
+    def _is_done(self, name: str) -> bool:
+        """Whether a weight file needs no more writing."""
+        return name in self._progress.shipped or (self.path / name).is_file()
 
     def _is_as_written(self, name: str) -> bool:
         """Whether a small file is there and has the bytes that this conversion gave it."""
@@ -270,8 +346,10 @@ class OutputFolder:
         power the journal may know less.
         """
         path, file = self.path / name, self.files[name]
-        if path.is_symlink() or not path.is_file() or len(self.checksums[name]) == len(file.tensors):
+        if path.is_symlink() or not path.is_file():
             return True  # or is refused anyway
+        if len(self.checksums[name]) == len(file.tensors) and name not in self._progress.shipped:
+            return True
         return file.is_laid_out(path)
 
     def _clean_up(self, everything: bool) -> None:
@@ -304,85 +382,14 @@ class OutputFolder:
             if set(os.listdir(self.path)) <= {STATE}:
                 self._journal.close()
                 self._claim.shut()
-                self._remove_state(self.path)
+                remove_state(self.path)
                 self.path.rmdir()
                 self._claim.remove_parents()
-
-    def _remove_state(self, folder: Path) -> None:
-        """Removes the state, the journal last."""
-        for name in (FRESH, LOCK, JOURNAL):
-            (folder / STATE / name).unlink(missing_ok=True)
-        with contextlib.suppress(FileNotFoundError):
-            (folder / STATE).rmdir()
 
     def _remove_folder(self, folder: Path) -> None:
         """Removes a folder of the state; links in it are not followed."""
         if os.path.lexists(folder):
             shutil.rmtree(folder)
-
-    def _finish_published(self) -> bool:
-        """Ends the publication in which a former run of this job was killed; whether there was nothing else to do."""
-        self._refuse_finished(but=self._finished)
-        claim = Claim(self._finished)
-        try:
-            if not claim.take_existing(is_ours=True):
-                return False
-            if claim.has_journal:
-                rename_new(self._finished, self.path)  # where it is resumed
-                return False
-            damaged = [name for name, file in self.files.items() if not self._is_whole(self._finished / name, file)]
-            if damaged:
-                raise WriteError(
-                    f"{self._finished}: a finished conversion that was not given its name, and {damaged[0]} in it is "
-                    f"missing or damaged. Remove the folder, and run the same command again: rm -r {self._finished}"
-                )
-            self._name(self._finished)
-            flush(self.output.parent)
-        finally:
-            claim.release()
-        return True
-
-    def _is_whole(self, path: Path, file: OutputFile) -> bool:
-        return path.is_file() and not path.is_symlink() and file.is_laid_out(path)
-
-    def _refuse_finished(self, but: Path | None = None) -> None:
-        """Raises `WriteError` if another run is giving its folder the output's name, or was killed then."""
-        parent = self.output.parent
-        with contextlib.suppress(FileNotFoundError, PermissionError):  # a folder may be written to and not be read
-            for name in os.listdir(parent):
-                if name.startswith(self._finished_prefix) and parent / name != but:
-                    claim = Claim(parent / name)
-                    is_there = claim.take_existing(is_ours=True)
-                    claim.release()
-                    if is_there:
-                        raise WriteError(
-                            f"{parent / name}: a finished conversion of another source or with other options, killed "
-                            f"before it was named {self.output}. Run that one again, or remove the folder: rm -r "
-                            f"{parent / name}"
-                        )
-
-    def _name(self, folder: Path) -> None:
-        """Gives a finished folder the output's name, after the last of its state is gone."""
-        self._remove_state(folder)
-        flush(folder)
-        try:
-            rename_new(folder, self.output)
-        except FileExistsError:
-            refuse_existing(self.output)
-            raise
-        self.is_published = True
-
-    def _take_back(self) -> None:
-        """After a publication that failed: the folder is incomplete again, with its journal."""
-        if not os.path.lexists(self._finished):
-            self.is_published = True  # interrupted just behind the last step
-            return
-        with contextlib.suppress(OSError):  # otherwise it stays finished, and the next run gives it its name
-            journal = Journal(self._finished / STATE, self.files, self._fingerprint)
-            journal.path.parent.mkdir(exist_ok=True)
-            journal.restart(self._progress)
-            journal.close()
-            rename_new(self._finished, self.path)
 
     def _flush_all(self) -> None:
         """Returns once everything is on the disk.
@@ -393,6 +400,8 @@ class OutputFolder:
         """
         folders = {self.path}
         for name in [*self.files, *self._added]:
+            if name in self._progress.shipped:
+                continue
             path = self.path / name
             if not path.is_file():
                 raise WriteError(f"{path}: was there, and is no more. Run the same command again.")
@@ -444,12 +453,12 @@ class OutputFolder:
     def _check_disk(self) -> None:
         existing = next(parent for parent in (self.path, *self.path.absolute().parents) if parent.exists())
         free = shutil.disk_usage(existing).free
-        finished = set(self.finished_files)
-        needed = SMALL_FILES_BYTES
+        left = {}
         for name, file in self.files.items():
-            if name not in finished:
+            if not self._is_done(name):
                 partial = self._partial(name)
-                needed += file.size - (partial.stat().st_blocks * 512 if partial.is_file() else 0)
+                left[name] = file.size - (partial.stat().st_blocks * 512 if partial.is_file() else 0)
+        needed = SMALL_FILES_BYTES + self._hooks.disk_needed(left)
         if needed > free:
             raise WriteError(
                 f"{self.output}: needs {needed:,} bytes of disk, {free:,} are free on that file system. Free some, "
@@ -466,13 +475,15 @@ class OutputFolder:
                 f"{self.output}: complete, but the system cannot say that its name is on the disk: {what}. Look "
                 "after the disk; nothing needs to be converted again."
             )
-        if os.path.lexists(self._finished):
-            kept = f"everything is finished and kept in {self._finished}"
+        if os.path.lexists(self._publication.finished):
+            kept = f"everything is finished and kept in {self._publication.finished}"
         elif not os.path.lexists(self.path):
             kept = "nothing was left behind"
         elif finished := self.finished_files:
             kept = f"{len(finished)} of {len(self.files)} files are complete and kept in {self.path}, and what of the "
             kept += "others was written"
+        elif shipped := self.shipped_files:
+            kept = f"{len(shipped)} of {len(self.files)} files are shipped; what was written is kept in {self.path}"
         else:
             kept = f"what was written is kept in {self.path}"
         advice = ADVICE.get(error.errno or 0, "Mend that")
@@ -480,10 +491,6 @@ class OutputFolder:
             f"{self.output}: {what}{where}, after {self.done_bytes:,} bytes of tensors; {kept}. {advice} and run the "
             "same command again."
         )
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(os.fsencode(text)).hexdigest()[:16]
 
 
 __all__ = ["OutputFolder", "refuse_existing"]

@@ -6,7 +6,7 @@ damaged them, and anybody can write a line. Reading is bounded by what was writt
 
 import os
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 from .journal import Progress
@@ -73,7 +73,8 @@ def recheck(
     progress: Progress,
     files: Mapping[str, OutputFile],
     place: Callable[[str], Path],
-    on_bytes: Callable[[int], object],
+    read: Callable[[str, Path], Collection[str]],
+    skip: Collection[str] = (),
 ) -> list[str]:
     """Takes out of the progress what does not hold.
 
@@ -81,7 +82,8 @@ def recheck(
         progress: What a former run says.
         files: What the output will hold.
         place: Where a file is now.
-        on_bytes: Called with the number of bytes read.
+        read: (file, where it is) -> those of its tensors that do not hold; called if what is around them does.
+        skip: Files that are not looked at.
 
     Returns:
         The files something was wrong with.
@@ -89,13 +91,13 @@ def recheck(
     wrong = []
     for name, file in files.items():
         done = progress.checksums[name]
-        if not done:
+        if not done or name in skip:
             continue
         path = place(name)
         is_sound = file.is_laid_out(path)
         if is_sound and not file.is_known:
             is_sound = checksum_around(path, file) in progress.around.get(name, ())
-        damaged = damaged_tensors(path, file, done, on_bytes) if is_sound else list(done)
+        damaged = read(name, path) if is_sound else list(done)
         for tensor in damaged:
             del done[tensor]
         wrong += [name] if damaged else []
@@ -114,4 +116,4 @@ def _blocks(descriptor: int, buffer: bytearray, start: int, nbytes: int) -> Iter
         start += count
 
 
-__all__ = ["checksum_around", "checksum_of", "recheck"]
+__all__ = ["checksum_around", "checksum_of", "damaged_tensors", "recheck"]

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from conversion import __main__ as command
-from conversion import job, output_folder, output_path, writer
+from conversion import job, output_folder, output_path, publication, writer
 from conversion.interruption import interruptible
 from conversion.output_path import check_output, rename_new
 from conversion.verify import verify_file
@@ -69,7 +69,7 @@ def test_the_lock_holds_until_the_folder_has_its_name(
             go(copying.job(), tmp_path / "out")
         said.append(str(caught.value))
 
-    real = output_folder.rename_new
+    real = publication.rename_new
 
     def rename(source: Path, target: Path) -> None:
         if source.name == "out.incomplete" or target.name == "out":
@@ -81,7 +81,7 @@ def test_the_lock_holds_until_the_folder_has_its_name(
         else:
             real(source, target)
 
-    monkeypatch.setattr(output_folder, "rename_new", rename)
+    monkeypatch.setattr(publication, "rename_new", rename)
     go(copying.job(), tmp_path / "out")
     assert len(said) == 2
     assert "another conversion is writing here" in said[0]
@@ -99,7 +99,7 @@ def killed_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """As after kill -9 just before the last rename, when the journal is gone."""
     with monkeypatch.context() as patch:
         patch.setattr(output_folder, "flush", lambda path: None)
-        real = output_folder.rename_new
+        real = publication.rename_new
         ended = RuntimeError("ended here")
 
         def rename(source: Path, target: Path) -> None:
@@ -107,8 +107,8 @@ def killed_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
                 raise ended
             real(source, target)
 
-        patch.setattr(output_folder, "rename_new", rename)
-        patch.setattr(output_folder.OutputFolder, "_take_back", lambda self: None)
+        patch.setattr(publication, "rename_new", rename)
+        patch.setattr(publication.Publication, "_take_back", lambda self, progress: None)
         patch.setattr(output_folder.OutputFolder, "_clean_up", lambda self, everything: None)
         with pytest.raises(RuntimeError, match="ended here"):
             go(copying.job(), tmp_path / "out")
@@ -162,7 +162,7 @@ def test_a_name_that_is_taken_is_not_renamed_to(tmp_path: Path, monkeypatch: pyt
 
 
 def test_an_empty_folder_that_appears_last_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = output_folder.rename_new
+    real = publication.rename_new
 
     def rename(source: Path, target: Path) -> None:
         if target.name == "out":
@@ -170,7 +170,7 @@ def test_an_empty_folder_that_appears_last_is_not_replaced(tmp_path: Path, monke
         real(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(output_folder, "rename_new", rename)
+        patch.setattr(publication, "rename_new", rename)
         with pytest.raises(WriteError, match="already exists"):
             go(copying.job(), tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.incomplete"]

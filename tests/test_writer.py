@@ -33,7 +33,7 @@ from conversion.writer import (
     copy_peak_bytes,
     plan_shards,
 )
-from tests.support.copying import STATE, Memory, copied, fail_after, go, job, result
+from tests.support.copying import STATE, Memory, copied, fail_after, go, job, lines_of, result
 from tests.support.tiny import equal_bits
 
 FP16, BF16, FP32 = torch.float16, torch.bfloat16, torch.float32
@@ -375,13 +375,18 @@ def test_files_lost_since_are_written_again(tmp_path: Path, monkeypatch: pytest.
     assert equal_bits(result(tmp_path / "out"), STATE)
 
 
-def test_a_run_stopped_while_verifying_goes_on(tmp_path: Path) -> None:
-    def stop(*arguments: Any) -> str:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_a_run_stopped_while_verifying_goes_on(tmp_path: Path, number: int) -> None:
+    def stop(folder: Path, file: OutputFile, *rest: Any) -> str:
+        if file.name.startswith(f"model-0000{number}"):
+            raise KeyboardInterrupt
+        return verify_file(folder, file, *rest)
 
     with pytest.raises(KeyboardInterrupt):
         run(job(), tmp_path / "out", stop, show_progress=False)
-    assert len(list((tmp_path / "out.incomplete").glob("*.safetensors"))) == 3
+    verified = [line["file"][:11] for line in lines_of(tmp_path / "out.incomplete") if "sha256" in line]
+    assert verified == [f"model-0000{before}" for before in range(1, number)]
+    assert len(list((tmp_path / "out.incomplete").glob("*.safetensors"))) >= number
     go(job(), tmp_path / "out")
     assert equal_bits(result(tmp_path / "out"), STATE)
 
