@@ -67,7 +67,7 @@ class ControlLabels:
                 raise ValueError(f"{CONTROLLABLE_LM}: {name} returned {len(labels)} labels for {len(texts)} texts.")
             if name == "sentiment":
                 for label in filter(None, labels):
-                    place_of(label, SENTIMENTS, name)
+                    place_of(str(label), SENTIMENTS, name)
             made[name] = labels
         return made
 
