@@ -12,7 +12,12 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 
 from hf_glm_ernie.configuration_arguments import MAX_LAYERS
-from hf_glm_ernie.configuration_ernie3 import POSITION_EMBEDDING_TYPES, RECURRENCES, Ernie3Config
+from hf_glm_ernie.configuration_ernie3 import (
+    POSITION_EMBEDDING_TYPES,
+    POSITION_OVERFLOWS,
+    RECURRENCES,
+    Ernie3Config,
+)
 from hf_glm_ernie.tokenization_ernie3 import Ernie3Tokenizer
 
 from .ernie3_names import BRANCHES, POSITIONS, PROJECTION, TASK_HEADS, TASK_TYPES, TYPES, WORDS
@@ -74,6 +79,7 @@ CONFIG_KINDS: Mapping[str, Kind] = KINDS | {
     "eos_token_id": SOME_TOKEN_IDS,
     "branches": list_of(one_of(BRANCHES), f"{' and '.join(BRANCHES)}"),
     "position_embedding_type": one_of(POSITION_EMBEDDING_TYPES),
+    "position_overflow": one_of(POSITION_OVERFLOWS),
     **dict.fromkeys(("num_soft_prompt_genres", "soft_prompt_length"), COUNT),
     "tie_word_embeddings": TRUTH,
 }

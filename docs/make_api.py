@@ -49,15 +49,15 @@ GROUPS = {
         *("Ernie3ForTokenClassification", "Ernie3ForQuestionAnswering", "Ernie3ForMultipleChoice"),
     ),
     "ERNIE 3.0: prompts and scores": (
-        *("build_control_prompt", "GENRES", "SENTIMENTS", "zero_shot", "ZeroShotAnswer", "pair_scores", "rerank"),
-        "RankedText",
+        *("build_control_prompt", "add_control_marks", "GENRES", "SENTIMENTS", "zero_shot", "ZeroShotAnswer"),
+        *("pair_scores", "rerank", "RankedText"),
     ),
     "ERNIE 3.0: pre-training": (
         *("Ernie3PretrainingTrainer", "Ernie3PretrainingMixture", "Ernie3PretrainingCollator", "ProgressiveSchedule"),
         *("MemoryBank", "layerwise_lr_groups", "KnowledgeMasking", "Lexicon", "DocumentTokens", "DocumentStreams"),
         *("SentenceReordering", "SentenceDistance", "label_permutation", "permutation_classes", "permutation_label"),
         *("KnowledgeTextPrediction", "DistantSupervision", "sentences_with", "CredibleRows", "AdversarialTexts"),
-        *("ModelContinuations", "ControllableLM"),
+        *("ModelContinuations", "ControllableLM", "ControlLabels", "JiebaKeywords", "ClassifierLabels"),
     ),
     "ERNIE 3.0: distillation": (
         *("OnlineDistillation", "Ernie3DistillationTrainer", "add_auxiliary_layer", "drop_auxiliary_layer"),

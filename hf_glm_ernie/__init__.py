@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from .ernie3_training.distillation_trainer import Ernie3DistillationTrainer
     from .ernie3_training.documents import DocumentStreams, DocumentTokens
     from .ernie3_training.knowledge import DistantSupervision, KnowledgeTextPrediction, sentences_with
+    from .ernie3_training.labels import ClassifierLabels, ControlLabels, JiebaKeywords
     from .ernie3_training.learning_rates import layerwise_lr_groups
     from .ernie3_training.masking import KnowledgeMasking, Lexicon
     from .ernie3_training.memories import MemoryBank
@@ -87,7 +88,7 @@ if TYPE_CHECKING:
     )
     from .ernie3_training.trainer import Ernie3PretrainingTrainer
     from .ernie_tasks.onnx_encoder import OnnxEncoder
-    from .ernie_tasks.prompts import GENRES, SENTIMENTS, build_control_prompt
+    from .ernie_tasks.prompts import GENRES, SENTIMENTS, add_control_marks, build_control_prompt
     from .ernie_tasks.scoring import RankedText, ZeroShotAnswer, pair_scores, rerank, zero_shot
     from .ernie_training.evaluation import Evaluation, evaluate_ernie
     from .finetuning.collator import Glm130bCollator
@@ -124,6 +125,7 @@ _LATER = {
     "ernie3_training.credible": ["AdversarialTexts", "CredibleRows", "ModelContinuations"],
     "ernie3_training.documents": ["DocumentStreams", "DocumentTokens"],
     "ernie3_training.knowledge": ["DistantSupervision", "KnowledgeTextPrediction", "sentences_with"],
+    "ernie3_training.labels": ["ClassifierLabels", "ControlLabels", "JiebaKeywords"],
     "ernie3_training.masking": ["KnowledgeMasking", "Lexicon"],
     "ernie3_training.memories": ["MemoryBank"],
     "ernie3_training.mixture": ["Ernie3PretrainingMixture"],
@@ -137,7 +139,7 @@ _LATER = {
     ],
     "ernie_tasks.onnx_encoder": ["OnnxEncoder"],
     "ernie_training.evaluation": ["Evaluation", "evaluate_ernie"],
-    "ernie_tasks.prompts": ["GENRES", "SENTIMENTS", "build_control_prompt"],
+    "ernie_tasks.prompts": ["GENRES", "SENTIMENTS", "add_control_marks", "build_control_prompt"],
     "ernie_tasks.scoring": ["RankedText", "ZeroShotAnswer", "pair_scores", "rerank", "zero_shot"],
     "glm130b_evaluation.scoring": ["cond_log_probs", "lm_loss"],
     "ernie3_training.splitting": ["split_sentences"],
@@ -202,6 +204,8 @@ __all__ = [
     "AdapterArguments",
     "AdversarialTexts",
     "BlankInfilling",
+    "ClassifierLabels",
+    "ControlLabels",
     "ControllableLM",
     "CredibleRows",
     "DistantSupervision",
@@ -252,6 +256,7 @@ __all__ = [
     "Glm130bTextGenerationPipeline",
     "Glm130bTokenizer",
     "InstructionPairs",
+    "JiebaKeywords",
     "KnowledgeMasking",
     "KnowledgeTextPrediction",
     "Lexicon",
@@ -269,6 +274,7 @@ __all__ = [
     "ZeroShotAnswer",
     "adapt",
     "add_auxiliary_layer",
+    "add_control_marks",
     "answer_questions",
     "build_control_prompt",
     "cond_log_probs",

@@ -69,6 +69,7 @@ TASK_BRANCHES = {
     CONTROLLABLE_LM: "nlg",
 }
 POSITION_EMBEDDING_TYPES = ("absolute", "relative")
+POSITION_OVERFLOWS = ("wrap", "refuse", "last")
 RECURRENCES = ("same_layer", "shift_down")
 # What the numbers may be; of what may be left out, 0 says so.
 _COUNT = Range(0, MAX_SIZE)
@@ -135,8 +136,11 @@ class Ernie3Config(PreTrainedConfig):
         branch_hidden_act: Activation of the branches.
         branches: Which branches there are, of `"nlu"` and `"nlg"`. A class with one task builds only the branch it
             uses, whatever else is listed.
-        max_position_embeddings: Rows of the absolute position table; later positions take the last row. With relative
-            positions the longest segment in tokens.
+        max_position_embeddings: Rows of the absolute position table. With relative positions the longest segment in
+            tokens.
+        position_overflow: What a position behind the table is, as a document's may be that goes on from memories:
+            `"wrap"`, counted on from 0 again, with a warning once; `"refuse"`, an error; `"last"`, the last row for
+            all of them. Without absolute positions (`"relative"`) documents may be of any length.
         type_vocab_size: Rows of the token-type embedding; 0 = there is none, as in the 10B model.
         task_type_vocab_size: Rows of the task-type embedding; 0 = there is none.
         position_embedding_type: `"absolute"`, as the only public 10B code, or `"relative"`: Transformer-XL scores with
@@ -204,6 +208,7 @@ class Ernie3Config(PreTrainedConfig):
     max_position_embeddings: int = 3072
     type_vocab_size: int = 0
     task_type_vocab_size: int = 0
+    position_overflow: str = "wrap"
     position_embedding_type: str = "absolute"
     memory_length: int = 128
     recurrence: str = "same_layer"
@@ -288,6 +293,7 @@ class Ernie3Config(PreTrainedConfig):
         if not self.branches or len(set(self.branches)) < len(self.branches) or set(self.branches) - set(BRANCHES):
             raise ValueError(f"branches={self.branches} must name one or both of {list(BRANCHES)}, each once.")
         for name, choices in (
+            ("position_overflow", POSITION_OVERFLOWS),
             ("position_embedding_type", POSITION_EMBEDDING_TYPES),
             ("recurrence", RECURRENCES),
         ):

@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.utils import logging
 
 from .attention_ernie3 import relative_rows
 from .configuration_ernie3 import Ernie3Config
-from .host_inputs import check_columns, check_mask, refuse_integer_pattern
+from .host_inputs import check_columns, check_mask, refuse_integer_pattern, traced
+
+logger = logging.get_logger(__name__)
 
 
 def check_inputs(
@@ -88,6 +91,41 @@ def soft_prompt_rows(
     return rows.masked_fill(~placeholders, -1)
 
 
+def rows_of_positions(config: Ernie3Config, position_ids: torch.Tensor) -> torch.Tensor:
+    """The rows of the table of absolute positions, by `config.position_overflow`.
+
+    Whether any position lies behind the table is looked at on the CPU, and elsewhere for more than one token only: a
+    look waits for the device, and would at every step of a generation.
+
+    Args:
+        config: The settings.
+        position_ids: (B or 1, L) int64, at least 0.
+
+    Returns:
+        The rows, of the same shape.
+
+    Raises:
+        ValueError: a position behind the table, with `"refuse"`.
+    """
+    rows, overflow = config.max_position_embeddings, config.position_overflow
+    if overflow == "last":
+        return position_ids.clamp_max(rows - 1)
+    looks = position_ids.shape[-1] > 1 and not position_ids.is_meta or position_ids.device.type == "cpu"
+    if looks and not traced() and bool((position_ids >= rows).any()):
+        if overflow == "refuse":
+            raise ValueError(
+                f"Position {int(position_ids.max())} is behind the table of max_position_embeddings={rows} rows, and "
+                "position_overflow='refuse'. End the document earlier (reset its memories), or set "
+                "config.position_overflow to 'wrap'."
+            )
+        logger.warning_once(
+            f"A document is longer than max_position_embeddings={rows} tokens: its positions are counted on from 0 "
+            "again (config.position_overflow='wrap'). 'refuse' makes this an error; "
+            "position_embedding_type='relative' has no such end."
+        )
+    return position_ids % rows
+
+
 class Ernie3Embeddings(nn.Module):
     """Word and absolute position, summed: no norm and no dropout. Types are added where the config has them.
 
@@ -157,13 +195,13 @@ class Ernie3Embeddings(nn.Module):
 
         Args:
             words: (B, L, hidden).
-            position_ids: (B or 1, L) int64; one behind the table takes its last row. Not read where positions are
-                relative.
+            position_ids: (B or 1, L) int64; for one behind the table see [`rows_of_positions`]. Not read where
+                positions are relative.
             types: (B, L, hidden) or `None`; not read where positions are relative.
         """
         if self.relative or position_ids is None:
             return words
-        embedded = words + self.position_embeddings(position_ids.clamp_max(self.config.max_position_embeddings - 1))
+        embedded = words + self.position_embeddings(rows_of_positions(self.config, position_ids))
         return embedded if types is None else embedded + types
 
     def distances(self, distances: torch.Tensor) -> torch.Tensor:
@@ -173,4 +211,4 @@ class Ernie3Embeddings(nn.Module):
         return self.position_norm(table(rows))
 
 
-__all__ = ["Ernie3Embeddings", "check_inputs", "soft_prompt_rows"]
+__all__ = ["Ernie3Embeddings", "check_inputs", "rows_of_positions", "soft_prompt_rows"]

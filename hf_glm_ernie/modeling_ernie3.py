@@ -387,8 +387,8 @@ class Ernie3Model(Ernie3PreTrainedModel):
             input_ids: (B, L) int64.
             attention_mask: (B, S) with 0 = padding, S counting cached tokens but not the memory; or (B, 1, L, M + S)
                 bool (True = may attend) or float (added) in place of the pattern. Left out, pad ids are padding.
-            position_ids: (B, L) int64 in place of those counted over real tokens and on from the memory. One behind
-                the table takes its last row. Not read where positions are relative.
+            position_ids: (B, L) int64 in place of those counted over real tokens and on from the memory. For one
+                behind the table see `config.position_overflow`. Not read where positions are relative.
             token_type_ids: (B, L) int64; no effect where the model has no such embedding.
             task_type_ids: (B, L) int64; likewise.
             genre_ids: (B,) int64, the genre of each row's soft prompt. The k-th placeholder of a row becomes the

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import DynamicCache, StaticCache
+from transformers.utils import logging
 
 from hf_glm_ernie.configuration_ernie3 import Ernie3Config
 from hf_glm_ernie.host_interface import CACHE_NAME
@@ -237,14 +239,44 @@ def test_cached_equals_whole(positions: str, implementation: str, kind: str) -> 
 
 
 @torch.no_grad()
-def test_positions_are_clamped() -> None:
-    """Absolute positions behind the table take its last row."""
-    model = tiny_model(Ernie3Model, max_position_embeddings=4)
-    ids = random_ids(1, 7)
+@pytest.mark.parametrize(
+    ("overflow", "positions"), [("wrap", [0, 1, 2, 3, 0, 1, 2, 3, 0]), ("last", [0, 1, 2, 3, 3, 3, 3, 3, 3])]
+)
+def test_positions_behind_the_table(overflow: str, positions: list[int]) -> None:
+    """Counted on from 0, or the last row: in a row, over a memory, and step by step with a cache."""
+    model = tiny_model(Ernie3Model, max_position_embeddings=4, position_overflow=overflow)
+    ids = random_ids(1, 9)
     counted = model(ids, branch="nlg").last_hidden_state
-    explicit = model(ids, branch="nlg", position_ids=torch.tensor([[0, 1, 2, 3, 3, 3, 3]])).last_hidden_state
+    explicit = model(ids, branch="nlg", position_ids=torch.tensor([positions])).last_hidden_state
     assert torch.equal(counted, explicit)
     assert apart(counted, run_reference(model, ids, "nlg", {})) < EXACT
+    first = model(ids[:, :5], branch="nlg", return_memories=True)
+    told = {"memories": first.memories, "position_ids": torch.tensor([positions[5:]])}
+    second = model(ids[:, 5:], branch="nlg", memories=first.memories).last_hidden_state
+    assert torch.equal(second, model(ids[:, 5:], branch="nlg", **told).last_hidden_state)
+    cache = model(ids[:, :5], branch="nlg", use_cache=True).past_key_values
+    steps = [model(ids[:, at : at + 1], branch="nlg", past_key_values=cache).last_hidden_state for at in range(5, 9)]
+    assert apart(torch.cat(steps, 1), counted[:, 5:]) < EXACT
+
+
+def test_a_position_behind_the_table_is_warned_of_or_refused(caplog: pytest.LogCaptureFixture) -> None:
+    ids = random_ids(1, 5)
+    logger = logging.get_logger("hf_glm_ernie.inputs_ernie3")
+    logger.warning_once.cache_clear()  # the host's, once in a process
+    logger.propagate = True
+    tiny_model(Ernie3Model, max_position_embeddings=4)(ids[:, :4], branch="nlg")
+    assert not caplog.records
+    for _ in range(2):
+        tiny_model(Ernie3Model, max_position_embeddings=4)(ids, branch="nlg")
+    assert [record.message.partition(":")[0] for record in caplog.records] == [
+        "A document is longer than max_position_embeddings=4 tokens"
+    ]
+    model = tiny_model(Ernie3Model, max_position_embeddings=4, position_overflow="refuse")
+    first = model(ids[:, :4], branch="nlg", return_memories=True)
+    with pytest.raises(ValueError, match=r"Position 4 is behind the table .* position_overflow='refuse'"):
+        model(ids[:, 4:], branch="nlg", memories=first.memories)
+    with pytest.raises(StrictDataclassClassValidationError, match="position_overflow='on' is not one of"):
+        tiny_model(Ernie3Model, position_overflow="on")
 
 
 def test_tensor_parallel_plan() -> None:

@@ -15,6 +15,7 @@ from hf_glm_ernie.ernie3_training.masking import (
     segmenter_spans,
     units_of_tokens,
 )
+from hf_glm_ernie.ernie3_training.tokens import tokens_of
 from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
 from tests.support.ernie3_rows import random_text, small_tokenizer, within_three_sigma
 from tests.support.ernie_vocabulary import SMALL, write_vocabulary
@@ -33,7 +34,7 @@ def units_by_hand(text, encoding, spans, never):
     for at, (start, end) in enumerate(encoding.offsets):
         if encoding.ids[at] not in never:
             for character in range(start, end):
-                word_of[character] = encoding.word_ids[at]
+                word_of[character] = encoding.words[at]
     owner = {word: ("word alone", word) for word in word_of.values()}
     order = sorted(
         spans, key=lambda span: (["entity", "phrase", "word"].index(span.kind), -(span.end - span.start), span.start)
@@ -43,7 +44,7 @@ def units_by_hand(text, encoding, spans, never):
         if all(owner[word][0] == "word alone" for word in words):
             owner |= dict.fromkeys(words, ("span", number))
     groups = {}
-    for at, word in enumerate(encoding.word_ids):
+    for at, word in enumerate(encoding.words):
         if encoding.ids[at] not in never and word is not None:
             groups.setdefault(owner[word], []).append(at)
     return sorted(groups.values())
@@ -57,7 +58,7 @@ def test_units_are_the_definitions(tokenizer):
     several = 0
     for _ in range(300):
         text = "".join(random.choice(pieces) for _ in range(random.integers(1, 15)))
-        encoding = masking.encoding(text)
+        (encoding,) = tokens_of(tokenizer, [text])
         ends = (
             [sorted(random.choice(len(text) + 1, 2, replace=False)) for _ in range(random.integers(6))]
             if len(text) > 1
@@ -74,7 +75,7 @@ def test_sentence_marks_and_special_tokens_are_never_masked(tokenizer):
     masking = KnowledgeMasking(tokenizer, rate=0.99)
     text = "今天[MASK]气。真好！我们"
     rows = masking({"text": [text] * 50}, range(50))
-    original = masking.encoding(text).ids
+    original = tokens_of(tokenizer, [text])[0].ids
     assert tokenizer.sentence_token_id in original
     special = {MASK, tokenizer.sentence_token_id}
     for labels in rows["labels"]:
@@ -118,6 +119,13 @@ def test_rates_are_the_published_ones_whatever_the_spans(tokenizer):
     assert within_three_sigma(fates["masked"], total, 0.8)
     assert within_three_sigma(fates["other"], total, 0.1 * (1 - hit))
     assert within_three_sigma(fates["kept"], total, 0.1 + 0.1 * hit)
+
+
+def test_an_entry_is_found_wherever_it_stands_free():
+    """Also right behind the end of another entry, where its first character repeats."""
+    lexicon = Lexicon({"好哈": "entity", "哈哈": "phrase", "北京大学": "entity", "北京": "word"})
+    assert lexicon.spans("好哈哈哈") == [Span(0, 2, "entity"), Span(2, 4, "phrase")]
+    assert lexicon.spans("在北京") == [Span(1, 3, "word")]
 
 
 def test_random_tokens_are_ordinary_and_all_of_them_come(tokenizer):

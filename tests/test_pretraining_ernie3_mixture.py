@@ -287,3 +287,26 @@ def test_the_bank_gives_every_row_its_own(tmp_path):
     assert len(bank) == 0
     with pytest.raises(ValueError, match="must have states, mask and tokens_seen"):
         bank.put(torch.tensor([0]), Ernie3Memories(mask=torch.ones(1, 2, dtype=torch.bool)))
+
+
+# Many rows at a time
+
+
+def test_rows_built_together_are_the_rows_built_alone(tokenizer):
+    """The tokenizer gets the texts of all rows at once; every row is what it is by itself."""
+    for rows, builder in every_task(tokenizer):
+        places = [(index, epoch) for index in range(len(rows)) for epoch in range(2)]
+        together = builder.rows([rows[index] for index, _ in places], places, 40)
+        assert together == [builder.row(rows[index], index, epoch, 40) for index, epoch in places]
+        assert {row["task"] for row in together} == {builder.task}
+        assert builder.rows([], [], 40) == []
+
+
+def test_of_many_rows_the_bad_one_is_named(tokenizer):
+    masking = KnowledgeMasking(tokenizer)
+    rows = [{"text": "今天"}, {"text": "气"}, {"text": " "}]
+    with pytest.raises(ValueError, match=r"knowledge_masked_lm, row 7: column 'text' is an empty text"):
+        masking.rows(rows, [(5, 0), (6, 0), (7, 0)], 40)
+    long = [{"text": "今天"}, {"text": "今天气真好"}]
+    with pytest.raises(ValueError, match=r"knowledge_masked_lm, row 1: the text has 5 tokens"):
+        masking.rows(long, [(0, 0), (1, 0)], 4)

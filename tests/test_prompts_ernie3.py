@@ -4,12 +4,16 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 
 from hf_glm_ernie.ernie3_training.control import ControllableLM
-from hf_glm_ernie.ernie_tasks.prompts import GENRES, SENTIMENTS, build_control_prompt
+from hf_glm_ernie.ernie_tasks.prompts import GENRES, SENTIMENTS, add_control_marks, build_control_prompt
+from hf_glm_ernie.modeling_ernie3_pretraining import Ernie3ForPreTraining
 from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
+from hf_glm_ernie.tokenization_ernie3 import Ernie3Tokenizer
 from tests.support.ernie3_rows import small_tokenizer, within_three_sigma
 from tests.support.ernie_vocabulary import SMALL, write_vocabulary
+from tests.support.tiny_ernie3 import tiny_model
 
 ROW = {
     "text": "今天天气真好hello",
@@ -67,6 +71,27 @@ def test_marks_in_the_vocabulary_are_one_token(tmp_path):
     names = tokenizer.convert_ids_to_tokens(ids)
     assert names[1:5] == ["[t]", "大", "桥", "[/t]"]
     assert (names[5], names[-1]) == ("[w]", "[/w]")
+
+
+def test_marks_are_added_with_rows_for_them(tokenizer, tmp_path):
+    in_pieces, tokenizer = tokenizer, small_tokenizer(tmp_path)
+    size = len(tokenizer)
+    model = tiny_model(Ernie3ForPreTraining, vocab_size=size)
+    given = {"topic": "大桥", "keywords": ["公园"], "sentiment": "neutral", "length": 9}
+    before = build_control_prompt(tokenizer, **given).input_ids
+    assert add_control_marks(tokenizer, model) == 8
+    after = build_control_prompt(tokenizer, **given).input_ids
+    marks = [f"[{slash}{name}]" for name in ("t", "k", "senti", "w") for slash in ("", "/")]
+    names = tokenizer.convert_ids_to_tokens(after)
+    assert [name for name in names if name in marks] == marks
+    assert len(before) - len(after) == sum(len(words(in_pieces, mark)) - 1 for mark in marks) > 16
+    assert model.get_input_embeddings().num_embeddings == model.config.vocab_size == len(tokenizer) == size + 8
+    logits = model(torch.tensor([after]), branch="nlg").logits
+    assert logits.shape == (1, len(after), size + 8)
+    assert add_control_marks(tokenizer, model) == 0
+    tokenizer.save_pretrained(tmp_path / "saved")
+    reopened = Ernie3Tokenizer.from_pretrained(tmp_path / "saved")
+    assert build_control_prompt(reopened, **given).input_ids == after
 
 
 def test_a_tokenizer_without_the_placeholder(tmp_path):

@@ -14,11 +14,14 @@ Source: arXiv 2107.02137 (P10), section 3.2; arXiv 2112.12731 (PT), section 3.
 
 import abc
 import dataclasses
+import itertools
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+
+from .tokens import Asking, Tokens, tokens_of
 
 IGNORED = -100  # label of what no loss is taken of
 
@@ -124,8 +127,11 @@ class RowBuilder(abc.ABC):
     task: ClassVar[str]
 
     @abc.abstractmethod
-    def build(self, row: Mapping[str, Any], generator: np.random.Generator, max_length: int) -> dict[str, Any]:
-        """One row of inputs, as lists and numbers, without padding.
+    def build(self, row: Mapping[str, Any], generator: np.random.Generator, max_length: int) -> Asking:
+        """Builds one row of inputs, as lists and numbers, without padding.
+
+        A generator function: what it yields, a list of texts, comes back as their [`Tokens`], and what it returns is
+        the row. So the texts of many rows go through the tokenizer together.
 
         Args:
             row: One row of data.
@@ -151,12 +157,42 @@ class RowBuilder(abc.ABC):
         Raises:
             ValueError: the row does not serve the task; the message names the task and the index.
         """
-        generator = row_generator(self.seed, self.task, epoch, index)
-        try:
-            built = self.build(row, generator, max_length)
-        except ValueError as error:
-            raise ValueError(f"{self.task}, row {index}: {error}") from error
-        return {"task": self.task, **built}
+        return self.rows([row], [(index, epoch)], max_length)[0]
+
+    def rows(
+        self, rows: Sequence[Mapping[str, Any]], places: Sequence[tuple[int, int]], max_length: int
+    ) -> list[dict[str, Any]]:
+        """[`row`] of many, their texts tokenized together.
+
+        Args:
+            rows: Rows of data.
+            places: (index, epoch) of each.
+            max_length: Tokens each row may have.
+
+        Returns:
+            The rows of inputs, each with its `task`.
+
+        Raises:
+            ValueError: a row does not serve the task; the message names the task and the index.
+        """
+        building = [
+            self.build(row, row_generator(self.seed, self.task, epoch, index), max_length)
+            for row, (index, epoch) in zip(rows, places, strict=True)
+        ]
+        built: dict[int, dict[str, Any]] = {}
+        answers: dict[int, list[Tokens] | None] = dict.fromkeys(range(len(rows)))
+        while answers:
+            asked: dict[int, list[str]] = {}
+            for at, tokens in answers.items():
+                try:
+                    asked[at] = next(building[at]) if tokens is None else building[at].send(tokens)
+                except StopIteration as done:
+                    built[at] = {"task": self.task, **done.value}
+                except ValueError as error:
+                    raise ValueError(f"{self.task}, row {places[at][0]}: {error}") from error
+            tokens_in_order = iter(tokens_of(self.tokenizer, [text for texts in asked.values() for text in texts]))
+            answers = {at: list(itertools.islice(tokens_in_order, len(texts))) for at, texts in asked.items()}
+        return [built[at] for at in range(len(rows))]
 
     def __call__(self, rows: Mapping[str, list[Any]], indices: Sequence[int]) -> dict[str, list[Any]]:
         """Builds a batch of rows.
@@ -171,10 +207,8 @@ class RowBuilder(abc.ABC):
         Raises:
             ValueError: a row does not serve the task.
         """
-        built = [
-            self.row({name: column[place] for name, column in rows.items()}, index, self.epoch, self.max_length)
-            for place, index in enumerate(indices)
-        ]
+        given = [{name: column[place] for name, column in rows.items()} for place in range(len(indices))]
+        built = self.rows(given, [(index, self.epoch) for index in indices], self.max_length)
         return {name: [row[name] for row in built] for name in built[0]} if built else {}
 
 

@@ -24,9 +24,10 @@ from hf_glm_ernie.ernie_tasks.prompts import (
     build_control_prompt,
     place_of,
 )
-from hf_glm_ernie.inference.token_ids import special_id, text_ids
+from hf_glm_ernie.inference.token_ids import special_id
 
 from .builders import IGNORED, RowBuilder, checked_text, fitted
+from .tokens import Asking
 
 PLAIN_SHARE = 0.5
 DROP_PROBABILITY = 0.5
@@ -52,7 +53,7 @@ class ControllableLM(RowBuilder):
 
     task = CONTROLLABLE_LM
 
-    def build(self, row: Mapping[str, Any], generator: np.random.Generator, max_length: int) -> dict[str, Any]:
+    def build(self, row: Mapping[str, Any], generator: np.random.Generator, max_length: int) -> Asking:
         """A plain or a prompted text."""
         unknown = set(row) - COLUMNS
         if unknown:
@@ -62,7 +63,8 @@ class ControllableLM(RowBuilder):
         for name, choices in (("genre", GENRES), ("sentiment", SENTIMENTS)):
             if row.get(name):
                 place_of(row[name], choices, name)
-        text = text_ids(self.tokenizer, checked_text(row, "text"))
+        (tokens,) = yield [checked_text(row, "text")]
+        text = tokens.ids
         end = special_id(self.tokenizer, "eos")
         settings: dict[str, Any] = {}
         if generator.random() > PLAIN_SHARE:

@@ -24,6 +24,7 @@ from hf_glm_ernie.inference.token_ids import special_id, text_ids
 
 from .builders import RowBuilder, checked_text, fitted, row_generator
 from .splitting import complete_sentences, split_sentences
+from .tokens import Asking, tokens_of
 
 logger = logging.get_logger(__name__)
 
@@ -46,10 +47,10 @@ def within(tokenizer: Any, text: str, most: int) -> str:
     Returns:
         The text, or its first whole sentences; nothing where not even one fits.
     """
-    encoding = tokenizer([text], add_special_tokens=False, verbose=False).encodings[0]
-    if len(encoding.ids) <= most:
+    (tokens,) = tokens_of(tokenizer, [text])
+    if len(tokens.ids) <= most:
         return text
-    text = complete_sentences(text[: max((end for _, end in encoding.offsets[:most]), default=0)])
+    text = complete_sentences(text[: max((end for _, end in tokens.offsets[:most]), default=0)])
     while text and len(text_ids(tokenizer, text)) > most:  # the mark behind its last sentence is one token more
         text = "".join(split_sentences(text)[:-1])
     return text
@@ -193,15 +194,15 @@ class CredibleRows(RowBuilder):
 
     task = CREDIBLE
 
-    def build(self, row: Mapping[str, Any], generator: np.random.Generator, max_length: int) -> dict[str, Any]:
+    def build(self, row: Mapping[str, Any], generator: np.random.Generator, max_length: int) -> Asking:
         """`[CLS] text` and its label."""
-        ids = text_ids(self.tokenizer, checked_text(row, "text"))
+        (text,) = yield [checked_text(row, "text")]
         label = row.get("credible_labels")
         if label not in (GENERATED, ORIGINAL):
             raise ValueError(f"credible_labels={label!r} must be {ORIGINAL} (original) or {GENERATED} (generated).")
         cls = special_id(self.tokenizer, "cls")
         return {
-            "input_ids": [cls, *fitted(ids, max_length - 1, self.truncation, "the text")],
+            "input_ids": [cls, *fitted(text.ids, max_length - 1, self.truncation, "the text")],
             "credible_labels": int(label),
         }
 

@@ -17,11 +17,12 @@ from typing import Any
 import numpy as np
 
 from hf_glm_ernie.configuration_ernie3 import KNOWLEDGE_TEXT_PREDICTION
-from hf_glm_ernie.inference.token_ids import special_id, text_ids
+from hf_glm_ernie.inference.token_ids import special_id
 
 from .builders import IGNORED, checked_text, fitted
 from .masking import MaskingBuilder, Span, find_mentions
 from .splitting import split_sentences
+from .tokens import Asking
 
 PARTS = ("head", "relation", "tail")
 
@@ -60,8 +61,30 @@ def sentences_with(document: str, head: str, tail: str) -> list[str]:
     Returns:
         Sentences in order, without white space around them.
     """
-    sentences = (sentence.strip() for sentence in split_sentences(document))
-    return [one for one in sentences if find_mentions(one, head) and find_mentions(one, tail)]
+    return Page(document).sentences_with(head, tail)
+
+
+class Page:
+    """A document whose sentences are looked through for many mentions, and split once.
+
+    Args:
+        document: A text.
+    """
+
+    def __init__(self, document: str) -> None:
+        self.sentences = [sentence.strip() for sentence in split_sentences(document)]
+        self._mentioning: dict[str, list[int]] = {}
+
+    def mentioning(self, mention: str) -> list[int]:
+        """The numbers of the sentences that mention something, in order."""
+        if mention not in self._mentioning:
+            self._mentioning[mention] = [at for at, one in enumerate(self.sentences) if find_mentions(one, mention)]
+        return self._mentioning[mention]
+
+    def sentences_with(self, head: str, tail: str) -> list[str]:
+        """The sentences that mention both."""
+        with_tail = set(self.mentioning(tail))
+        return [self.sentences[at] for at in self.mentioning(head) if at in with_tail]
 
 
 class DistantSupervision:
@@ -85,8 +108,9 @@ class DistantSupervision:
                 parts = [checked_triple(triple) for triple in triples]
             except ValueError as error:
                 raise ValueError(f"{KNOWLEDGE_TEXT_PREDICTION}, page {place} of the batch: {error}") from error
+            page = Page(text)
             for head, relation, tail in parts:
-                for sentence in sentences_with(text, head, tail):
+                for sentence in page.sentences_with(head, tail):
                     for name, value in zip(made, (head, relation, tail, sentence), strict=True):
                         made[name].append(value)
         return made
@@ -113,7 +137,7 @@ class KnowledgeTextPrediction(MaskingBuilder):
         if not 0 <= self.relation_share <= 1:
             raise ValueError(f"relation_share={self.relation_share} must be from 0 to 1.")
 
-    def build(self, row: Mapping[str, Any], generator: np.random.Generator, max_length: int) -> dict[str, Any]:
+    def build(self, row: Mapping[str, Any], generator: np.random.Generator, max_length: int) -> Asking:
         """The triple and the sentence, one of them with something to find."""
         head, relation, tail = checked_triple({part: row.get(part) for part in PARTS})
         sentence = checked_text(row, "sentence")
@@ -128,17 +152,17 @@ class KnowledgeTextPrediction(MaskingBuilder):
             mentions += [Span(start, end, "entity") for start, end in places]
         cls = special_id(self.tokenizer, "cls")
         sep = special_id(self.tokenizer, "sep")
-        head_ids, relation_ids, tail_ids = (text_ids(self.tokenizer, part) for part in (head, relation, tail))
-        encoding = self.encoding(sentence)
+        *parts, tokens = yield [head, relation, tail, sentence]
+        head_ids, relation_ids, tail_ids = (part.ids for part in parts)
         fixed = 3 + len(head_ids) + len(relation_ids) + len(tail_ids)
-        ids = fitted(encoding.ids, max_length - fixed, self.truncation, "the sentence")
+        ids = fitted(tokens.ids, max_length - fixed, self.truncation, "the sentence")
         labels = [IGNORED] * len(ids)
         relation_labels = [IGNORED] * len(relation_ids)
         if generator.random() < self.relation_share:
             mask = special_id(self.tokenizer, "mask")
             relation_ids, relation_labels = [mask] * len(relation_ids), relation_ids
         else:
-            ids, labels = self.masked(encoding, ids, mentions + self.spans(sentence, row.get("spans")), generator)
+            ids, labels = self.masked(tokens, ids, mentions + self.spans(sentence, row.get("spans")), generator)
         before, after = [IGNORED] * (1 + len(head_ids)), [IGNORED] * (len(tail_ids) + 1)
         return {
             "input_ids": [cls, *head_ids, *relation_ids, *tail_ids, sep, *ids, sep],

@@ -24,8 +24,10 @@ from hf_glm_ernie.configuration_ernie3 import KNOWLEDGE_MASKED_LM
 from hf_glm_ernie.inference.token_ids import special_id
 
 from .builders import IGNORED, RowBuilder, checked_text, fitted
+from .tokens import Asking, Tokens
 
 KINDS = ("word", "phrase", "entity")  # where spans overlap, later kinds win
+PRECEDENCE = {kind: -place for place, kind in enumerate(KINDS)}
 MASK_SHARE, RANDOM_SHARE = 0.8, 0.1  # of the chosen tokens; the rest stays as it is
 LATIN = re.compile(r"[A-Za-z0-9]")
 
@@ -49,14 +51,16 @@ def find_mentions(text: str, mention: str) -> list[tuple[int, int]]:
         (start, end) of every place in characters. A mention that starts or ends with a Latin letter or digit is found
         only where no further one adjoins: "art" is not in "party", 巴黎 is in 大巴黎区.
     """
-    mentions = []
-    for match in re.finditer(re.escape(mention), text) if mention else ():
-        start, end = match.span()
-        cut_before = start > 0 and LATIN.match(text[start]) and LATIN.match(text[start - 1])
-        cut_after = end < len(text) and LATIN.match(text[end]) and LATIN.match(text[end - 1])
-        if not cut_before and not cut_after:
-            mentions.append((start, end))
-    return mentions
+    found = (match.span() for match in re.finditer(re.escape(mention), text)) if mention in text and mention else ()
+    return [(start, end) for start, end in found if not _is_cut(text, start, end)]
+
+
+def _is_cut(text: str, start: int, end: int) -> bool:
+    """Whether a Latin letter or digit inside adjoins one outside."""
+    return bool(
+        (start > 0 and LATIN.match(text[start]) and LATIN.match(text[start - 1]))
+        or (end < len(text) and LATIN.match(text[end]) and LATIN.match(text[end - 1]))
+    )
 
 
 class Lexicon:
@@ -82,18 +86,17 @@ class Lexicon:
 
     def spans(self, text: str) -> list[Span]:
         """The entries in a text, from left to right and without overlaps; at each place the longest one."""
-        spans, start = [], 0
-        while start < len(text):
-            end = next((start + n for n in self._lengths.get(text[start], ()) if self._stands_at(text, start, n)), 0)
-            if end:
-                spans.append(Span(start, end, self.entries[text[start:end]]))
-            start = end or start + 1
+        spans, free = [], 0
+        for start, first in enumerate(text):
+            if start < free or first not in self._lengths:
+                continue
+            for length in self._lengths[first]:
+                entry = text[start : start + length]
+                if entry in self.entries and not _is_cut(text, start, start + len(entry)):
+                    free = start + len(entry)  # at the end of the text fewer characters are left
+                    spans.append(Span(start, free, self.entries[entry]))
+                    break
         return spans
-
-    def _stands_at(self, text: str, start: int, length: int) -> bool:
-        entry = text[start : start + length]
-        around = text[max(start - 1, 0) : start + length + 1]
-        return entry in self.entries and (min(start, 1), min(start, 1) + length) in find_mentions(around, entry)
 
 
 def segmenter_spans(text: str, segmenter: Callable[[str], Iterable[str]]) -> list[Span]:
@@ -120,11 +123,11 @@ def segmenter_spans(text: str, segmenter: Callable[[str], Iterable[str]]) -> lis
     return spans
 
 
-def units_of_tokens(encoding: Any, spans: Sequence[Span], never: frozenset[int]) -> list[list[int]]:
+def units_of_tokens(tokens: Tokens, spans: Sequence[Span], never: frozenset[int]) -> list[list[int]]:
     """Partitions the tokens that may be masked into units.
 
     Args:
-        encoding: What the `tokenizers` library says about a text: `ids`, `offsets`, `word_ids`.
+        tokens: A text's.
         spans: Spans of the text. Each is widened to whole words. Of overlapping ones the later kind of `KINDS` wins,
             then the longer, then the first.
         never: Ids that are never masked: those of special tokens.
@@ -132,25 +135,27 @@ def units_of_tokens(encoding: Any, spans: Sequence[Span], never: frozenset[int])
     Returns:
         Indices of tokens, each in one unit at most; the units in the order of their first tokens.
     """
-    places = [
-        at
-        for at, (start, end) in enumerate(encoding.offsets)
-        if start < end and encoding.ids[at] not in never and encoding.word_ids[at] is not None
-    ]
+    offsets, word_of = tokens.offsets, tokens.words
+    places: list[int] = []
     words: dict[int, list[int]] = {}
-    for at in places:
-        words.setdefault(encoding.word_ids[at], []).append(at)
+    for at, (token, word, (start, end)) in enumerate(zip(tokens.ids, word_of, offsets, strict=True)):
+        if word is not None and start < end and token not in never:
+            places.append(at)
+            words.setdefault(word, []).append(at)
+    if not spans:
+        return list(words.values())  # in the order of their first tokens already
     units: list[list[int]] = []
     taken: set[int] = set()
-    starts = [encoding.offsets[at][0] for at in places]
-    for span in sorted(spans, key=lambda one: (-KINDS.index(one.kind), one.start - one.end, one.start)):
+    starts, owners = [offsets[at][0] for at in places], [word for word, unit in words.items() for _ in unit]
+    for span in sorted(spans, key=lambda one: (PRECEDENCE[one.kind], one.start - one.end, one.start)):
         first = max(bisect.bisect_right(starts, span.start) - 1, 0)
         last = bisect.bisect_left(starts, span.end)
-        inside = {encoding.word_ids[at] for at in places[first:last] if encoding.offsets[at][1] > span.start}
-        if inside and inside.isdisjoint(taken):
-            taken |= inside
-            units.append(sorted(at for word in inside for at in words[word]))
-    units += [tokens for word, tokens in words.items() if word not in taken]
+        first += first < last and offsets[places[first]][1] <= span.start  # ends where the span begins
+        inside = owners[first:last]
+        if inside and taken.isdisjoint(inside):
+            taken.update(inside)
+            units.append([at for word in dict.fromkeys(inside) for at in words[word]])  # words follow one another
+    units += [unit for word, unit in words.items() if word not in taken]
     return sorted(units)
 
 
@@ -184,7 +189,7 @@ def mask_units(
             if fate < MASK_SHARE:
                 masked[at] = mask_token_id
             elif fate < MASK_SHARE + RANDOM_SHARE:
-                masked[at] = int(generator.choice(ordinary_ids))
+                masked[at] = int(ordinary_ids[generator.integers(len(ordinary_ids))])
     return masked, labels
 
 
@@ -223,20 +228,6 @@ class MaskingBuilder(RowBuilder):
         added = set(getattr(self.tokenizer, "added_tokens_decoder", {}))
         return np.array(sorted(set(self.tokenizer.get_vocab().values()) - self._special - added))
 
-    def encoding(self, text: str) -> Any:
-        """What the `tokenizers` library says about a text without special tokens around it.
-
-        Raises:
-            ValueError: a tokenizer that does not say which token stands where.
-        """
-        encoded = self.tokenizer([text], add_special_tokens=False, verbose=False)
-        if not getattr(encoded, "encodings", None):
-            raise ValueError(
-                f"{type(self.tokenizer).__name__} does not say which tokens are one word; masking whole words needs a "
-                "tokenizer on the tokenizers library (tokenizer.is_fast)."
-            )
-        return encoded.encodings[0]
-
     def spans(self, text: str, given: Any) -> list[Span]:
         """All spans of a text that count: those given with it, the segmenter's and the lexicon's.
 
@@ -255,14 +246,16 @@ class MaskingBuilder(RowBuilder):
         return [span for span in spans if span.kind in self.kinds]
 
     def masked(
-        self, encoding: Any, ids: Sequence[int], spans: Sequence[Span], generator: np.random.Generator
+        self, tokens: Tokens, ids: Sequence[int], spans: Sequence[Span], generator: np.random.Generator
     ) -> tuple[list[int], list[int]]:
         """[`mask_units`] on what is left of a text: its `ids`, and of each unit the tokens among them."""
-        units = units_of_tokens(encoding, spans, self._special)
-        kept = [[at for at in unit if at < len(ids)] for unit in units]
+        units = units_of_tokens(tokens, spans, self._special)
+        if len(ids) < len(tokens.ids):
+            kept = [[at for at in unit if at < len(ids)] for unit in units]
+            units = [unit for unit in kept if unit]
         return mask_units(
             ids,
-            [unit for unit in kept if unit],
+            units,
             generator,
             rate=self.rate,
             mask_token_id=special_id(self.tokenizer, "mask"),
@@ -288,12 +281,12 @@ class KnowledgeMasking(MaskingBuilder):
 
     task = KNOWLEDGE_MASKED_LM
 
-    def build(self, row: Mapping[str, Any], generator: np.random.Generator, max_length: int) -> dict[str, Any]:
+    def build(self, row: Mapping[str, Any], generator: np.random.Generator, max_length: int) -> Asking:
         """`[CLS] text` with whole units masked; of a text that is cut, a unit's tokens up to the cut."""
         text = checked_text(row, "text")
-        encoding = self.encoding(text)
-        ids = fitted(encoding.ids, max_length - 1, self.truncation, "the text")
-        masked, labels = self.masked(encoding, ids, self.spans(text, row.get("spans")), generator)
+        (tokens,) = yield [text]
+        ids = fitted(tokens.ids, max_length - 1, self.truncation, "the text")
+        masked, labels = self.masked(tokens, ids, self.spans(text, row.get("spans")), generator)
         cls = special_id(self.tokenizer, "cls")
         return {"input_ids": [cls, *masked], "labels": [IGNORED, *labels]}
 

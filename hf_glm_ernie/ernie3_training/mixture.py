@@ -138,14 +138,14 @@ class Ernie3PretrainingMixture(ShardedStream):
                     assert reader is not None
                     groups[task] = stream_segments(reader.read(count, length or self.length), shard)
                 else:
-                    groups[task] = [self._row(task, place, length) for place in itertools.islice(cursors[task], count)]
+                    groups[task] = self._rows(task, list(itertools.islice(cursors[task], count)), length)
             yield mixed_batch(groups, pad, self.pad_to_multiple_of)
 
-    def _row(self, task: str, place: tuple[int, int], length: int | None) -> dict[str, Any]:
+    def _rows(self, task: str, places: list[tuple[int, int]], length: int | None) -> list[dict[str, Any]]:
         rows, builder = self.tasks[task]
-        index, epoch = place
         most = builder.max_length if length is None else min(length, builder.max_length)
-        return builder.row(rows[index], index, builder.epoch + epoch, most)
+        epochs = [(index, builder.epoch + epoch) for index, epoch in places]
+        return builder.rows([rows[index] for index, _ in places], epochs, most)
 
     def _places(self, task: str, shard: Shard) -> Iterator[tuple[int, int]]:
         """(index, epoch) of the rows that a shard reads."""

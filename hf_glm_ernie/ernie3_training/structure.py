@@ -21,9 +21,10 @@ from typing import Any, Literal
 import numpy as np
 
 from hf_glm_ernie.configuration_ernie3 import SENTENCE_DISTANCE, SENTENCE_REORDERING
-from hf_glm_ernie.inference.token_ids import special_id, text_ids
+from hf_glm_ernie.inference.token_ids import special_id
 
 from .builders import RowBuilder, checked_texts, fitted
+from .tokens import Asking
 
 ADJACENT, SAME_DOCUMENT, OTHER_DOCUMENT = 0, 1, 2
 DRAWS = 64  # of a document, until one is another than the row's own
@@ -98,10 +99,10 @@ class SentenceReordering(RowBuilder):
         if self.uniform not in ("segments", "classes"):
             raise ValueError(f"uniform={self.uniform!r} must be 'segments' or 'classes'.")
 
-    def build(self, row: Mapping[str, Any], generator: np.random.Generator, max_length: int) -> dict[str, Any]:
+    def build(self, row: Mapping[str, Any], generator: np.random.Generator, max_length: int) -> Asking:
         """`[CLS] segments` in a random order; its class as `reorder_labels`."""
-        sentences = [text_ids(self.tokenizer, text) for text in checked_texts(row, "sentences", 1)]
-        sentences = _leading(sentences, max_length - 1, self.truncation)
+        tokens = yield checked_texts(row, "sentences", 1)
+        sentences = _leading([one.ids for one in tokens], max_length - 1, self.truncation)
         permutation = self._permutation(min(self.max_segments, len(sentences)), generator)
         inner = generator.choice(np.arange(1, len(sentences)), size=len(permutation) - 1, replace=False)
         cuts = [0, *sorted(inner.tolist()), len(sentences)]
@@ -133,7 +134,7 @@ class SentenceDistance(RowBuilder):
 
     task = SENTENCE_DISTANCE
 
-    def build(self, row: Mapping[str, Any], generator: np.random.Generator, max_length: int) -> dict[str, Any]:
+    def build(self, row: Mapping[str, Any], generator: np.random.Generator, max_length: int) -> Asking:
         """`[CLS] a [SEP] b` and the class as `distance_labels`."""
         sentences = checked_texts(row, "sentences", 3)
         label = int(generator.integers(3))
@@ -148,7 +149,8 @@ class SentenceDistance(RowBuilder):
         else:
             other = self._other(sentences, generator)
             pair = sentences[int(generator.integers(count))], other[int(generator.integers(len(other)))]
-        first_ids, second_ids = self._pair([text_ids(self.tokenizer, text) for text in pair], max_length - 2)
+        tokens = yield list(pair)
+        first_ids, second_ids = self._pair([one.ids for one in tokens], max_length - 2)
         cls = special_id(self.tokenizer, "cls")
         sep = special_id(self.tokenizer, "sep")
         return {"input_ids": [cls, *first_ids, sep, *second_ids], "distance_labels": label}

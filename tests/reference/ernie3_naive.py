@@ -79,7 +79,9 @@ class Row:
             else:
                 x = self.w["embeddings.word_embeddings.weight"][token]
             if not self.relative:
-                position = min(seen + i, self.s["max_position_embeddings"] - 1)
+                rows = self.s["max_position_embeddings"]
+                wraps = self.s.get("position_overflow", "wrap") == "wrap"
+                position = (seen + i) % rows if wraps else min(seen + i, rows - 1)
                 x = x + self.w["embeddings.position_embeddings.weight"][position]
                 own_type = types[i]
                 x = x if own_type is None else x + own_type
