@@ -48,6 +48,10 @@ class Hole(ByteSource):
         """Raises `HoleError`."""
         raise HoleError(f"{self.path}: {len(view):,} bytes from {offset:,} on are not there.")
 
+    def available(self, offset: int, nbytes: int) -> int:
+        """None."""
+        return 0
+
     def close(self) -> None:
         """Nothing."""
 
@@ -109,6 +113,11 @@ class Layout:
         """The name of the part that belongs there, which may not be there."""
         named = next((file.name for file in self.files if file.number == place), None)
         return named or part_name(self.files[0].name, place)
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it is in parts."""
+        return self.part_bytes != NOT_CUT
 
     def room(self, place: int) -> int:
         """Bytes of a place; the last one is as long as what is in it."""

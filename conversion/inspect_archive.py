@@ -1,133 +1,72 @@
-"""Looks at GLM-130B in the archive it was released as: sixty parts of one tar, or the joined tar."""
+"""Looks at GLM-130B in the archive it was released as: sixty parts of one tar, or the joined tar.
 
-import re
+What is wrong with the parts is `archive_check`'s to say; here what lies in them is looked at as any ranks are, with
+holes where parts are missing, and with every part where it belongs.
+"""
+
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 
+from .archive_check import Survey, survey
+from .archive_deep import checked_bytes, read_through
+from .inspect_deep import around
 from .inspect_glm130b import describe
 from .inspect_look import Look, Question
-from .inspect_parts import (
-    DOWNLOAD,
-    FoundParts,
-    Hole,
-    SpanWithHoles,
-    look_for_parts,
-    size_findings,
-)
 from .inspect_ranks import Ranks, look_at_ranks
-from .inspect_report import Finding, Report, Stretch, has_errors, worst_first
-from .inspect_swaps import swapped_parts
+from .inspect_report import Deep, FileFacts, Finding, Report, Stretch, has_errors, worst_first
 from .operations import CheckpointError
 from .places import Place
 from .rank_files import LATEST, RANK_FILE
-from .source_file import SourceFile
-from .tar_archive import BLOCK, TarArchive
+from .tar_archive import Member, TarArchive, check_plain
 
 SHOWN = 3
 
-CLOSING_BYTES = 10_240
-"""Of a tar's last record, which closes it with empty blocks."""
-
-
-@dataclass
-class Opened:
-    """An archive as far as it can be read.
-
-    Attributes:
-        found: Its parts.
-        archive: What is in them.
-        problem: Where reading its headers ended too early; None if they are sound to the end.
-        swapped: Place -> part that belongs there, where parts took one another's place.
-    """
-
-    found: FoundParts
-    archive: TarArchive
-    problem: CheckpointError | None
-    swapped: dict[int, int]
-
-    @property
-    def last_needed(self) -> int:
-        """Number of the part that the archive ends in, as far as its headers tell."""
-        return max(self.archive.end - 1, 0) // self.found.whole if self.found.whole else 0
+OF_PARTS = ("missing", "damaged", "short", "unknown", "downloading")
+"""What follows for the ranks from parts that are not there or not sound."""
 
 
 def look_at_parts(question: Question) -> Look | None:
     """Looks at the parts of an archive, or at a tar."""
-    found = look_for_parts(question.source)
+    found = survey(question.source)
     if found is None:
         return None
-    opened = _open(found)
-    findings = [finding for finding in found.findings if not _is_behind(opened, finding)]
-    if not opened.swapped:
-        findings += size_findings(found, opened.last_needed if opened.problem is None else found.last)
-    findings += _findings_on_swaps(opened)
-    findings += _findings_on_the_end(opened, findings)
-    findings = [_with_members(opened, finding) for finding in findings]
-    form = "parts of the released archive" if found.whole else "the released archive, joined"
-    ranks = _ranks(opened.archive)
+    findings = [_with_members(found, finding) for finding in found.findings]
+    if 0 in found.layout.holding:
+        try:
+            check_plain(found.layout.path, found.layout.span)
+        except CheckpointError as error:  # of which nothing that is said of headers is worth saying
+            text = str(error).removeprefix(f"{found.layout.path}: ")
+            findings = [Finding("damaged", text, (Stretch(found.layout.holding[0].name),))]
+    facts = tuple(FileFacts(file.name, file.size, None) for file in found.layout.files)
+    form = "parts of the released archive" if found.layout.is_cut else "the released archive, joined"
+    ranks = _ranks(found)
     if ranks is None:
         if not has_errors(findings):
             findings.append(Finding("unknown", "no rank files of GLM-130B in the archive"))
-        report = Report(str(question.source), "", form, "", files=found.facts, findings=worst_first(findings))
-        return Look(report)
-    ranks.findings = [*findings, *_without_consequences(ranks, opened, findings)]
-    return describe(question, ranks, found.folder, form, found.facts)
+        return Look(Report(str(question.source), "", form, "", files=facts, findings=worst_first(findings)))
+    is_sound = not has_errors(findings)
+    ranks.findings = [*findings, *(one for one in ranks.findings if is_sound or one.kind not in OF_PARTS)]
+    home = question.source if question.source.is_dir() else question.source.parent
+    look = describe(question, ranks, home, form, facts)
+    return replace(look, nbytes=checked_bytes(found), read=partial(_read, found, ranks))
 
 
-def _open(found: FoundParts) -> Opened:
-    """Reads the headers; with a hole behind the last part where they lead beyond it; in another order where parts took
-    one another's place.
-    """
-    archive, problem = _read(found, {}, with_tail=False)
-    if problem is None and not any(_is_unreadable(archive)):
-        return Opened(found, archive, None, {})
-    if problem is not None:
-        archive, _ = _read(found, {}, with_tail=True)
-    swapped = _last_elsewhere(found) or swapped_parts(found, archive)
-    if swapped:
-        mended, left = _read(found, swapped, with_tail=False)
-        if left is not None:
-            mended, _ = _read(found, swapped, with_tail=True)
-        return Opened(found, mended, left, swapped)
-    return Opened(found, archive, problem, {})
+def _read(found: Survey, ranks: Ranks, on_bytes: Callable[[int], object]) -> tuple[list[Finding], Deep]:
+    """Every record's checksum; and where nothing is wrong so far, also what stands around the records."""
+    findings, deep = read_through(found, on_bytes)
+    if not has_errors([*found.findings, *findings]):
+        for file in ranks.files.values():
+            findings += around(file) if file.is_readable else ()
+    return findings, deep
 
 
-def _last_elsewhere(found: FoundParts) -> dict[int, int]:
-    """The last part and another one where they took one another's place; nothing where they did not.
-
-    The last is the only one that may be shorter.
-    """
-    short = [number for number in found.paths if found.sizes[number] < found.whole and number not in found.unread]
-    if len(short) != 1 or short[0] == found.last or found.sizes[found.last] != found.whole:
-        return {}
-    order = {short[0]: found.last, found.last: short[0]}
-    return order if _read(found, order, with_tail=False)[1] is None else {}
-
-
-def _read(found: FoundParts, order: dict[int, int], with_tail: bool) -> tuple[TarArchive, CheckpointError | None]:
-    problems: list[CheckpointError] = []
-    pattern = found.folder / found.pattern
-    span = SpanWithHoles(pattern, found.segments(order, with_tail))
-    return TarArchive(pattern, span, problems), problems[0] if problems else None
-
-
-def _is_unreadable(archive: TarArchive) -> Iterator[bool]:
-    """Of every rank, whether its headers are not as they should be."""
-    ranks = _ranks(archive)
-    for looked in ranks.files.values() if ranks is not None else ():
-        yield looked.file is None
-
-
-def _is_behind(opened: Opened, finding: Finding) -> bool:
-    """Whether a part is said to be missing that the archive has no need of."""
-    needless = {opened.found.name(n) for n in opened.found.unread if n > opened.last_needed}
-    is_missing = finding.kind == "missing" and any(place.file in needless for place in finding.places)
-    return opened.problem is None and is_missing
-
-
-def _ranks(archive: TarArchive) -> Ranks | None:
+def _ranks(found: Survey) -> Ranks | None:
     """The ranks in an archive, in whichever of its folders they are."""
+    members = [one for one in found.structure.members.members if one.is_file and one.name]
+    places = {one.name: Member(one.offset, one.nbytes) for one in members}
+    archive = TarArchive(found.layout.path, found.layout.span, places)
     files = [archive.root / name for name in sorted(archive.members)]
     tops = [file.parent for file in files if file.name == LATEST]
     ranked = Counter(file.parent for file in files if RANK_FILE.fullmatch(file.name))
@@ -135,97 +74,23 @@ def _ranks(archive: TarArchive) -> Ranks | None:
     return None if place is None else look_at_ranks(place)
 
 
-def _findings_on_swaps(opened: Opened) -> Iterator[Finding]:
-    for place, number in sorted(opened.swapped.items()):
-        here, there = opened.found.name(place), opened.found.name(number)
-        yield Finding(
-            "swapped",
-            f"its bytes are those of another place in the archive; what belongs here is in {there}",
-            (Stretch(here),),
-            remedy=f"Rename {there} to {here}, or download both again.",
-        )
-
-
-def _findings_on_the_end(opened: Opened, before: list[Finding]) -> Iterator[Finding]:
-    """What the headers say of the archive's end: parts missing behind the last one, or too many."""
-    found, archive = opened.found, opened.archive
-    if opened.problem is None:
-        for number in sorted(found.paths.keys() - found.unread) if found.whole else ():
-            if number * found.whole >= archive.end and not _closes(found, number, archive.end):
-                text = f"the archive ends in {found.name(opened.last_needed)}"
-                yield Finding("extra", text, (Stretch(found.name(number)),), remedy="Move it elsewhere.")
-        return
-    real = archive.source.segments[:-1]  # the last is the hole behind
-    behind = archive.end - sum(segment.nbytes for segment in real)
-    if behind > 0 and found.last in found.unread:
-        return
-    if behind == 0 and archive.end:
-        text = "the empty blocks that close a tar: the archive, or its last part, is not all there"
-        yield Finding("missing", text, (Stretch(found.name(found.last + 1)),), remedy=DOWNLOAD)
-    elif behind > 0 and found.whole:
-        last = (archive.end - 1) // found.whole
-        for number in range(found.last + 1, last + 1):
-            text = f"the archive's headers lead to part {last}, at least"
-            yield Finding("missing", text, (Stretch(found.name(number)),), remedy="Download it.")
-        size = found.sizes[found.last]
-        if size < found.whole and last > found.last:
-            text = f"{size:,} bytes, every part but the last has {found.whole:,}, and this is not the last"
-            yield Finding("short", text, (Stretch(found.name(found.last), size, found.whole),), remedy=DOWNLOAD)
-        elif last == found.last:
-            yield _short_by(found.name(last), size, behind)
-    elif behind > 0:
-        yield _short_by(found.name(0), found.sizes[0], behind)
-    elif not has_errors(before):
-        places = tuple(  # of the header
-            Stretch(segment.source.path.name, segment.start, segment.start + segment.nbytes)
-            for segment in archive.source.locate(archive.end, BLOCK)
-            if not isinstance(segment.source, Hole)
-        )
-        text = str(opened.problem).removeprefix(f"{archive.path}: ")
-        text = re.sub(rf"^{re.escape(str(found.folder))}/[^:]*: byte [0-9,]+: ", "", text)
-        yield Finding("damaged", text, places or (Stretch(found.name(found.last)),), remedy=DOWNLOAD)
-
-
-def _closes(found: FoundParts, number: int, end: int) -> bool:
-    """Whether a part behind the members is what closes the tar: empty blocks, up to a whole record of them."""
-    source = SourceFile.of(found.paths[number])
-    try:
-        is_empty = not any(source.read_bytes(0, min(BLOCK, source.size)))
-    finally:
-        source.close()
-    return is_empty and number * found.whole < end + CLOSING_BYTES + BLOCK
-
-
-def _short_by(name: str, size: int, behind: int) -> Finding:
-    text = f"{size:,} bytes: the archive's headers lead {behind:,} bytes further"
-    return Finding("short", text, (Stretch(name, size, size + behind),), remedy=DOWNLOAD)
-
-
-def _without_consequences(ranks: Ranks, opened: Opened, before: list[Finding]) -> Iterator[Finding]:
-    """What is wrong with the ranks, but what only follows from parts that are not there."""
-    names_of_parts = {opened.found.name(number) for number in opened.found.unread}
-    for finding in ranks.findings:
-        follows = finding.kind == "missing" and opened.problem is not None and before
-        in_hole = any(place.file in names_of_parts for place in finding.places) and before
-        if not follows and not in_hole and "is not there, or not whole" not in finding.text:
-            yield finding
-
-
-def _with_members(opened: Opened, finding: Finding) -> Finding:
+def _with_members(found: Survey, finding: Finding) -> Finding:
     """A finding on a part that is not there, with what of the archive's files lies in it."""
-    found = opened.found
-    numbers = {found.name(number): number for number in range(max(found.last, opened.last_needed) + 1)}
-    number = numbers.get(finding.places[0].file) if finding.places else None
-    if number is None or finding.kind not in ("missing", "short", "downloading") or not found.whole:
+    layout = found.layout
+    numbers = {layout.name_of(place): place for place in range(layout.count)}
+    place = numbers.get(finding.places[0].file) if len(finding.places) == 1 else None
+    if place is None or finding.kind not in ("missing", "short", "downloading") or not layout.is_cut:
         return finding
-    start, stop = number * found.whole, (number + 1) * found.whole
-    held = [
-        f"bytes {max(start, member.offset) - member.offset:,} to {min(stop, end) - member.offset:,} of {name}"
-        for name, member in sorted(opened.archive.members.items(), key=lambda item: item[1].offset)
-        if member.offset < stop and (end := member.offset + member.nbytes) > start
-    ]
+    held = list(_held(found, place * layout.part_bytes, (place + 1) * layout.part_bytes))
     more = f" and {len(held) - SHOWN} files more" if len(held) > SHOWN else ""
     return replace(finding, text=f"{finding.text}; in it are {', '.join(held[:SHOWN])}{more}") if held else finding
+
+
+def _held(found: Survey, start: int, stop: int) -> Iterator[str]:
+    for member in found.structure.members.members:
+        if member.is_file and member.name and member.offset < stop and member.offset + member.nbytes > start:
+            begin, end = max(start, member.offset), min(stop, member.offset + member.nbytes)
+            yield f"bytes {begin - member.offset:,} to {end - member.offset:,} of {member.name}"
 
 
 __all__ = ["look_at_parts"]

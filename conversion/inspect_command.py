@@ -87,9 +87,9 @@ def inspect(question: Question, deep: bool = False, show_progress: bool = False)
     report = replace(look.report, findings=worst_first([*look.report.findings, *_on_space(question, look.report)]))
     if not deep or not look.files:
         return report
-    total = sum(file.nbytes for file in look.files)
+    total = sum(file.nbytes for file in look.files) if look.nbytes is None else look.nbytes
     with progress_bar("reading", total, 0, show_progress) as progress:
-        findings, read = read_through(look.files, progress)
+        findings, read = read_through(look.files, progress) if look.read is None else look.read(progress)
     if has_errors(findings):
         report = replace(report, command="", advice=MEND)
     return replace(report, findings=worst_first([*report.findings, *findings]), deep=read)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 from .byte_source import ByteSource
 from .inspect_files import COPY_AGAIN, Looked, Summed
-from .inspect_parts import MissingBytesError
 from .inspect_report import NOTE, Deep, Finding, Stretch
 from .operations import CheckpointError
 from .torch_zip import ZipError, damaged_headers
@@ -49,7 +48,7 @@ def _of_file(file: Looked, on_bytes: Callable[[int], object]) -> Iterator[Findin
             on_bytes(stop - start)
         yield from reading.at_the_end()
         if file.is_archive:
-            yield from _around(file)
+            yield from around(file)
     finally:
         file.source.close()
 
@@ -73,9 +72,6 @@ class _Reading:
         try:
             source.read(view, start)
             source.will_read(stop, min(BLOCK_BYTES, source.size - stop))  # while the checksum is computed
-        except MissingBytesError:  # the part that is not there is named already
-            self._unread.append((start, stop))
-            view[:] = bytes(len(view))
         except (CheckpointError, OSError) as error:
             self._unread.append((start, stop))
             where = _unreadable(source, start, stop)
@@ -129,7 +125,7 @@ class _Reading:
         return any(start < record.stop and record.start < stop for start, stop in self._unread)
 
 
-def _around(file: Looked) -> Iterator[Finding]:
+def around(file: Looked) -> Iterator[Finding]:
     """Headers of an archive that are read by nobody but unzip programs."""
     assert file.source is not None
     try:
@@ -140,8 +136,6 @@ def _around(file: Looked) -> Iterator[Finding]:
                 tuple(place for span in spans for place in file.places(*span)),
                 remedy="Bytes changed that nothing depends on: others may have, too. " + COPY_AGAIN,
             )
-    except MissingBytesError:
-        return
     except (ZipError, CheckpointError, OSError) as error:
         yield Finding("damaged", f"changed while it was read ({_reason(error)})", (Stretch(file.name),))
 
@@ -169,4 +163,4 @@ def _reason(error: BaseException) -> str:
     return inner.strerror or str(inner) if isinstance(inner, OSError) else str(inner)
 
 
-__all__ = ["read_through"]
+__all__ = ["around", "read_through"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .inspect_files import Looked
-from .inspect_report import LIBRARIES_BYTES, Finding, Needs, Report
+from .inspect_report import LIBRARIES_BYTES, Deep, Finding, Needs, Report
 from .job import Job
 from .operations import ConversionError, SettingsError
 from .output_folder import SMALL_FILES_BYTES
@@ -59,10 +59,15 @@ class Look:
     Attributes:
         report: From the headers.
         files: The weight files, for reading everything.
+        nbytes: How many bytes are read then, where not all of them.
+        read: Reads everything, where not one file after the other: given what takes the number of bytes just read,
+            what is wrong and how fast it went.
     """
 
     report: Report
     files: Sequence[Looked] = ()
+    nbytes: int | None = None
+    read: Callable[[Callable[[int], object]], tuple[list[Finding], Deep]] | None = None
 
 
 Looker = Callable[[Question], Look | None]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import BinaryIO, cast
@@ -47,30 +47,27 @@ class TarArchive:
     Args:
         path: What messages call it.
         source: Its bytes, over all its parts.
-        problems: Takes what would be raised, for those who want to see what can be read all the same.
+        members: Where its files lie, for those who have found that out in their own way; default: as its headers say.
 
     Attributes:
         members: Files by name.
         folders: Names of folders, whether the archive lists them or not; "." is one.
-        end: The byte where the next header is, or what closes the archive, behind the members that were found.
 
     Raises:
         CheckpointError: compressed, no tar, with a damaged header, cut short, with members that cannot be read in
             place (sparse), under unsafe names, or twice.
     """
 
-    def __init__(self, path: Place, source: SourceSpan, problems: list[CheckpointError] | None = None) -> None:
+    def __init__(self, path: Place, source: SourceSpan, members: Mapping[str, Member] | None = None) -> None:
         self.path = path
         self.source = source
         self.members: dict[str, Member] = {}
         self.folders: set[str] = {"."}
-        self.end = 0
-        try:
+        if members is None:
             self._read()
-        except CheckpointError as error:
-            if problems is None:
-                raise
-            problems.append(error)
+        for name, member in (members or {}).items():
+            self.members[name] = member
+            self.folders.update(str(parent) for parent in PurePosixPath(name).parents)
 
     @property
     def root(self) -> MemberPath:
@@ -78,11 +75,9 @@ class TarArchive:
         return MemberPath(self, PurePosixPath())
 
     def _read(self) -> None:
-        _check_plain(self.path, self.source)
+        check_plain(self.path, self.source)
         for name, info in _infos(self.path, self.source):
             self._add(name, info)
-            nbytes = info.size if info.isreg() else 0
-            self.end = info.offset_data + -(-nbytes // BLOCK) * BLOCK
 
     def _add(self, name: PurePosixPath, info: tarfile.TarInfo) -> None:
         self.folders.update(str(parent) for parent in name.parents)
@@ -133,7 +128,8 @@ class MemberPath(VirtualPath):
         return self.archive.source.part(self, member.offset, member.nbytes)
 
 
-def _check_plain(path: Place, source: ByteSource) -> None:
+def check_plain(path: Place, source: ByteSource) -> None:
+    """Raises `CheckpointError` for what is compressed, or too short for a tar."""
     start = bytes(source.read_bytes(0, min(BLOCK, source.size)))
     for magic, (kind, program) in COMPRESSED.items():
         if start.startswith(magic):
@@ -228,4 +224,4 @@ class _Headers(io.RawIOBase):
         return self._file.tell()
 
 
-__all__ = ["BLOCK", "MAX_HEADER_BYTES", "MAX_MEMBERS", "MemberPath", "TarArchive", "where"]
+__all__ = ["BLOCK", "MAX_HEADER_BYTES", "MAX_MEMBERS", "Member", "MemberPath", "TarArchive", "check_plain", "where"]

@@ -119,7 +119,8 @@ def test_parts_that_took_one_anothers_place(archive: Path, tmp_path: Path) -> No
             names = {name for _, name in named(report)}
             assert names == {part(first), part(second)}, (first, second, report.errors)
             assert {found.kind for found in report.errors} == {"swapped"}
-            assert f"what belongs here is in {part(second)}" in report.errors[0].text
+            told = report.errors[0].text.partition(",")[0]
+            assert told in {f"{part(a)} holds what {part(b)} should" for a, b in ((first, second), (second, first))}
 
 
 def test_parts_of_too_many(archive: Path, tmp_path: Path) -> None:
@@ -131,7 +132,7 @@ def test_parts_of_too_many(archive: Path, tmp_path: Path) -> None:
     assert sorted(named(report)) == [
         ("extra", part(len(parts))),
         ("extra", part(41)),
-        ("extra", "other.tar.part_*"),
+        ("extra", "other.tar.part_00"),
     ]
 
 
