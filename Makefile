@@ -4,7 +4,7 @@ VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test test-slow test-gpu test-serve page test-page test-faults test-oldest test-newest environments check format bench bench-gpu conformance conformance-oldest clean
+.PHONY: demo test test-slow test-gpu test-serve test-remote page test-page test-faults test-oldest test-newest environments check format bench bench-gpu conformance conformance-oldest clean
 
 $(STAMP): pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
@@ -85,6 +85,17 @@ $(SERVE_STAMP): pyproject.toml
 test-serve: $(SERVE_STAMP)  ## the tests that need vLLM or sentence-transformers; ten minutes
 	OMP_NUM_THREADS=2 $(SERVE)/bin/python -m pytest tests/test_vllm_*.py tests/test_as_bert_engines.py
 	OMP_NUM_THREADS=2 $(SERVE)/bin/python -m pytest tests/test_train_retrieval.py
+
+REMOTE = .venv-remote
+REMOTE_STAMP = $(REMOTE)/.installed
+$(REMOTE_STAMP): pyproject.toml constraints.txt
+	python3 -m venv --clear $(REMOTE)
+	$(REMOTE)/bin/python $(PIP_INSTALL) --constraint constraints.txt "torch==2.13.0"
+	$(REMOTE)/bin/python $(PIP_INSTALL) --constraint constraints.txt pytest pytest-timeout "moto[server]" --editable ".[remote]"
+	touch $(REMOTE_STAMP)
+
+test-remote: $(REMOTE_STAMP)  ## the tests that need a stand-in for S3; two minutes
+	OMP_NUM_THREADS=1 $(REMOTE)/bin/python -m pytest tests/test_remote_*.py
 
 PAGE = .venv-page
 PAGE_STAMP = $(PAGE)/.installed
