@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from .consume_state import refuse_marked
 from .inspect_adapters import look_at_adapter
 from .inspect_archive import look_at_parts
 from .inspect_converted import look_at_converted
@@ -109,6 +110,10 @@ def _on_space(question: Question, report: Report) -> Iterator[Finding]:
 
 def _look(question: Question) -> Look:
     source = question.source
+    try:
+        refuse_marked(source)
+    except ConversionError as error:
+        return Look(Report(str(source), "", "", "", findings=(Finding("unfinished", str(error)),)))
     try:
         for looker in LOOKERS:
             if (found := looker(question)) is not None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from conversion.consume_state import write_mark
 from conversion.inspect_command import inspect
 from conversion.inspect_look import Question
 from conversion.inspect_report import Report
@@ -177,3 +178,13 @@ def test_archives_of_something_else(tmp_path: Path) -> None:
     assert "compressed with gzip" in look(path).errors[0].text
     path.write_bytes(b"")
     assert look(path).exit_status == 1
+
+
+def test_parts_that_a_conversion_is_deleting(archive: Path, tmp_path: Path) -> None:
+    """What is missing there is no damage, and the way out is to go on."""
+    parts = parts_of(archive, tmp_path / "parts")
+    parts[1].unlink()
+    write_mark(tmp_path / "parts", tmp_path / "out", "0" * 64)
+    report = look(tmp_path / "parts")
+    assert [found.kind for found in report.errors] == ["unfinished"]
+    assert f"with --consume, and --output {tmp_path / 'out'}" in report.errors[0].text
