@@ -371,7 +371,7 @@ class OutputFolder:
         Args:
             everything: Whether all goes, because it is of no use.
         """
-        if everything or (self._hooks.may_discard() and not any(self.checksums.values())):
+        if everything or (not any(self.checksums.values()) and self._hooks.may_discard()):
             self.discard()
             return
         with contextlib.suppress(OSError):  # the run has failed already

@@ -65,6 +65,7 @@ def memory() -> Iterator[str]:
 @pytest.fixture
 def files() -> Iterator[Files]:
     """A web server."""
+    pytest.importorskip("aiohttp", reason="needs aiohttp, which reads http for fsspec: the extra `remote`")
     with serve_files() as served:
         yield served
 
