@@ -15,6 +15,7 @@ from conversion.operations import CheckpointError
 from conversion.rank_files import MARKS, RankCheckpoint
 from conversion.sources import open_source
 from tests.support.converting import SIZES, convert, listing, write_settings
+from tests.support.quantized_tiny import WIDE, whole_quantized, write_quantized
 from tests.support.tiny import ITERATION, whole_state, write_released
 
 ORDER = ("01", "latest", "00")
@@ -81,6 +82,16 @@ def test_what_may_be_named(folder: Path, tmp_path: Path, given: str) -> None:
     settings = write_settings(tmp_path / "settings.json")
     assert convert(source, tmp_path / "out", settings, "--bits=4") == 0
     assert convert(folder, tmp_path / "expected", settings, "--bits=4") == 0
+    assert digests(tmp_path / "out") == digests(tmp_path / "expected")
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_quantized_releases_in_parts(tmp_path: Path, bits: int) -> None:
+    source = write_quantized(tmp_path / "glm-130b-sat", whole_quantized(bits, 2), 2)
+    settings = write_settings(tmp_path / "settings.json", **WIDE.settings)
+    cut(write_tar(source, tmp_path / "whole.tar"), tmp_path / "parts", 7777)
+    assert convert(source, tmp_path / "expected", settings) == 0
+    assert convert(tmp_path / "parts", tmp_path / "out", settings) == 0
     assert digests(tmp_path / "out") == digests(tmp_path / "expected")
 
 
