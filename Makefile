@@ -86,12 +86,13 @@ test-serve: $(SERVE_STAMP)  ## the tests that need vLLM or sentence-transformers
 	OMP_NUM_THREADS=2 $(SERVE)/bin/python -m pytest tests/test_vllm_*.py tests/test_as_bert_engines.py
 	OMP_NUM_THREADS=2 $(SERVE)/bin/python -m pytest tests/test_train_retrieval.py
 
+# A new s3fs is asked for so that, of its botocore and that of moto's boto3, moto's gives way.
 REMOTE = .venv-remote
 REMOTE_STAMP = $(REMOTE)/.installed
 $(REMOTE_STAMP): pyproject.toml constraints.txt
 	python3 -m venv --clear $(REMOTE)
 	$(REMOTE)/bin/python $(PIP_INSTALL) --constraint constraints.txt "torch==2.13.0"
-	$(REMOTE)/bin/python $(PIP_INSTALL) --constraint constraints.txt pytest pytest-timeout "moto[server]" --editable ".[remote]"
+	$(REMOTE)/bin/python $(PIP_INSTALL) --constraint constraints.txt "s3fs>=2026.7" --editable ".[remote]" pytest pytest-timeout "moto[server]"
 	touch $(REMOTE_STAMP)
 
 test-remote: $(REMOTE_STAMP)  ## the tests that need a stand-in for S3; two minutes
