@@ -110,7 +110,7 @@ def rows_of_positions(config: Ernie3Config, position_ids: torch.Tensor) -> torch
     rows, overflow = config.max_position_embeddings, config.position_overflow
     if overflow == "last":
         return position_ids.clamp_max(rows - 1)
-    looks = position_ids.shape[-1] > 1 and not position_ids.is_meta or position_ids.device.type == "cpu"
+    looks = (position_ids.shape[-1] > 1 and not position_ids.is_meta) or position_ids.device.type == "cpu"
     if looks and not traced() and bool((position_ids >= rows).any()):
         if overflow == "refuse":
             raise ValueError(
