@@ -56,6 +56,7 @@ FRESH_SECONDS = 10.0
 REFUSED = (
     *(FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, TypeError),
     *(ConversionError, ImportError, OfflineModeIsEnabled),
+    AttributeError,  # fsspec's package of a store, in another version
 )
 """Errors that stay what they are, however often one asks."""
 
@@ -110,7 +111,7 @@ def retried(request: Callable[[], Result]) -> Result:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return request()
-        except Exception as error:
+        except Exception as error:  # every store has errors of its own
             if attempt == ATTEMPTS or not is_transient(error):
                 raise
         time.sleep(min(wait, LONGEST_WAIT))
@@ -178,7 +179,7 @@ class Store:
         """The answer to a request, tried again where it fails; see `explained` for what it raises."""
         try:
             return retried(request)
-        except Exception as error:
+        except Exception as error:  # of whichever store; `explained` keeps ours
             raise self.explained(error, inside) from error
 
     def explained(self, error: Exception, inside: str) -> Exception:
@@ -291,7 +292,7 @@ def file_system(url: str) -> AbstractFileSystem:
         package = "fsspec[http]" if package == "fsspec" else package
         install = f"pip install {package}" if package else "install what it needs"
         raise StoreError(f"{without_secrets(url)}: {error or scheme}. Run: {install}") from error
-    except Exception as error:
+    except Exception as error:  # what a store says of an address differs from store to store
         known = "s3, gs, abfs, http, https, hf and others of fsspec's"
         raise StoreError(
             f"{without_secrets(url)}: cannot be opened ({' '.join(str(error).split())}). Known are {known}."

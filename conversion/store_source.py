@@ -135,7 +135,7 @@ class ObjectSource(ByteSource):
                 self._fill_one(*ranges[0])
             else:
                 self._store.all_of([partial(self._fill_one, view, offset) for view, offset in ranges])
-        except Exception as error:
+        except Exception as error:  # of whichever store
             if isinstance(error, CheckpointError):
                 raise
             self._store.expire(self.path.key, at_once=True)

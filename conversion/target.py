@@ -105,7 +105,7 @@ class Target(ABC):
         """
         try:
             return retried(request)
-        except Exception as error:
+        except Exception as error:  # of whichever store
             if isinstance(error, WriteError | SendingStoppedError):
                 raise
             times = f" Tried {ATTEMPTS} times." if is_transient(error) else ""

@@ -132,18 +132,6 @@ def read_records(source: ByteSource) -> dict[str, Record]:
     return records
 
 
-def header_places(source: ByteSource) -> Iterator[tuple[int, bytes]]:
-    """Where the headers of an archive's records should be, and the names in them; its directory alone is read.
-
-    Raises:
-        ZipError: the directory is damaged.
-    """
-    with source.open() as file:
-        _, directory = _directory(file, source.size)
-        for entry in directory:
-            yield entry.header_offset, entry.raw_name
-
-
 def damaged_headers(source: ByteSource) -> Iterator[tuple[str, tuple[tuple[int, int], ...]]]:
     """Where what stands around the records of an archive that can be read is not as it was written.
 
@@ -342,7 +330,6 @@ __all__ = [
     "Record",
     "ZipError",
     "damaged_headers",
-    "header_places",
     "read_records",
     "write_checksums",
 ]

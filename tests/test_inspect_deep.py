@@ -3,11 +3,13 @@
 import json
 import os
 import random
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from conversion.__main__ import main
 from conversion.inspect_command import inspect
@@ -16,7 +18,7 @@ from conversion.inspect_look import Question
 from conversion.inspect_report import Finding, Report
 from conversion.source_file import SourceFile
 from conversion.source_span import Segment, SourceSpan
-from conversion.torch_zip import read_records
+from conversion.torch_zip import damaged_headers, read_records
 from tests.support.converting import SIZES, write_settings
 from tests.support.tiny import rank_path, whole_state, write_released
 
@@ -200,3 +202,15 @@ def test_members_are_named_by_the_parts_they_lie_in(tmp_path: Path) -> None:
     span = SourceSpan(tmp_path / "whole", [Segment(SourceFile.of(path), 0, 10) for path in paths])
     found = places_of(span.part(tmp_path / "member", 4, 12), "member", 2, 10)
     assert [(place.file, place.start, place.stop) for place in found] == [("a", 6, 10), ("b", 0, 4)]
+
+
+def test_records_behind_4_gib_are_sound(tmp_path: Path) -> None:
+    """torch writes the sizes behind a record in eight bytes from there on, however small it is. The data is a hole."""
+    with FakeTensorMode():
+        state = {"large": torch.empty(2**31 + 2**20, dtype=torch.float16), "small": torch.empty(9)}
+    path = tmp_path / "rank.pt"
+    with torch.serialization.skip_data(materialize_fake_tensors=True), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.save({"module": state}, path)
+    assert read_records(SourceFile.of(path))["data/1"].offset > 2**32
+    assert list(damaged_headers(SourceFile.of(path))) == []
