@@ -20,15 +20,22 @@ from datasets import load_dataset
 from datasets.distributed import split_dataset_by_node
 
 from hf_glm_ernie import __main__ as package
-from hf_glm_ernie.ernie_corpus import CleanDocuments, CorpusArguments, CorpusReport, prepare_corpus, read_corpus
+from hf_glm_ernie.ernie_corpus import (
+    CleanDocuments,
+    CorpusArguments,
+    CorpusReport,
+    prepare_corpus,
+    read_corpus,
+    stages,
+)
 from hf_glm_ernie.ernie_corpus import prepare as prepare_module
-from hf_glm_ernie.ernie_corpus import stages
 from hf_glm_ernie.ernie_corpus.near_duplicates import BandKeys
 from hf_glm_ernie.ernie_corpus.reading import UnreadableRecord
 from hf_glm_ernie.ernie_corpus.units import SourceFile, Unit, cut_units, find_files
 from tests.reference import corpus_naive as naive
 from tests.support.corpus_texts import corpus
 from tests.support.finetuning import cache_in
+from tests.support.page_blocks import check_shown, run_page
 
 ROOT = Path(__file__).parents[1]
 TEXTS = corpus(300, seed=5)
@@ -306,8 +313,9 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Monk
     assert seen == kept
 
 
+@pytest.mark.slow
 def test_the_same_after_kills(tmp_path: Path) -> None:
-    """The whole command killed (SIGKILL) while two processes clean, then run again; no process outlives it."""
+    """The whole command killed (SIGKILL) while two processes clean, then run by one; no process outlives it."""
     inputs = write_parts(tmp_path / "in")
     prepare_corpus(inputs, tmp_path / "whole", CorpusArguments(**QUIET, unit_size=1))
     words = ["-m", "hf_glm_ernie", "prepare-corpus", *inputs, "--output", str(tmp_path / "out"), "--workers", "2"]
@@ -324,6 +332,7 @@ def test_the_same_after_kills(tmp_path: Path) -> None:
     while any(Path(f"/proc/{child}").exists() for child in children):
         assert time.monotonic() < deadline, "a worker outlived the command"
         time.sleep(0.05)
+    words[words.index("--workers") + 1] = "1"
     assert package.main(words[2:]) == 0
     assert output_of(tmp_path / "out") == output_of(tmp_path / "whole")
 
@@ -375,6 +384,13 @@ def test_the_command_prints_the_report(tmp_path: Path, capsys: pytest.CaptureFix
 def test_refused_arguments(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         CorpusArguments(**arguments)
+
+
+def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("jieba", reason="needs jieba, which the page's command cuts Chinese text with")
+    pytest.importorskip("datasketch", reason="needs datasketch, which finds near-duplicates")
+    monkeypatch.chdir(tmp_path)
+    check_shown(run_page("corpus.md"))
 
 
 def test_packages_that_are_missing_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

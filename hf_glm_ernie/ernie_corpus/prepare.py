@@ -211,15 +211,17 @@ def _work(stage: Stage, number: int, *others: Any) -> int:
 class _Processes:
     """Runs a stage for many numbers, in this process or in others, with a bar.
 
-    Others are spawned: a fork would inherit the threads of torch, pyarrow and fsspec in an unknown state.
+    Others come from a server that has imported this package once and begun nothing: a fork of this process would
+    inherit the threads of torch, pyarrow and fsspec in an unknown state, and each that is spawned would import it all.
     """
 
     def __init__(self, job: Job, workers: int, progress: bool) -> None:
         self.job, self.progress = job, progress
         self.pool: ProcessPoolExecutor | None = None
         if workers > 1:
-            spawn = multiprocessing.get_context("spawn")
-            self.pool = ProcessPoolExecutor(workers, spawn, initializer=_start_worker, initargs=(job,))
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload([__name__])
+            self.pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(job,))
 
     def __enter__(self) -> "_Processes":
         return self

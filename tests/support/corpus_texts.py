@@ -3,12 +3,8 @@
 import random
 import re
 
-CHINESE = tuple(
-    re.findall(r"\S+", "模型 语言 数据 城市 图书馆 研究 人员 历史 发现 新的 方法 学习 世界 大海 故事 音乐 Python 3.5")
-)
-ENGLISH = tuple(
-    re.findall(r"\S+", "the a model of language don't city library researchers found methods in 3.5 km away")
-)
+CHINESE = re.findall(r"\S+", "模型 语言 数据 城市 图书馆 研究 人员 历史 发现 新的 方法 学习 世界 故事 Python 3.5")
+ENGLISH = re.findall(r"\S+", "the a model of language don't city library researchers found methods in 3.5 km away")
 MARKS = ("。", "！", "？", "！！！", "？！", "……", "；", "。”")
 ENGLISH_MARKS = (".", "!", "??", "...", '."')
 
@@ -47,7 +43,7 @@ def corpus(count: int, seed: int = 0) -> list[str]:
         if texts and draw < 0.15:
             texts.append(rng.choice(texts))
         elif texts and draw < 0.25:
-            texts.append(f"{rng.choice(texts)}\n{rng.choice(CHINESE)}。")
+            texts.append(f"{rng.choice(texts)}\n{''.join(rng.sample(CHINESE, 6))}。")
         elif draw < 0.28:
             texts.append(rng.choice(("", " \n ", "好。", "？？？")))
         else:
