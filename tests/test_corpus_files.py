@@ -5,6 +5,7 @@ import gzip
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -262,6 +263,34 @@ def test_unreadable_records_are_counted_or_end_the_run(tmp_path: Path) -> None:
     path.write_bytes(json_lines(TEXTS[:9]))
     with pytest.raises(FileExistsError, match="begun otherwise: the list of files or their sizes"):
         prepare_corpus([path], tmp_path / "out", CorpusArguments(**QUIET))
+
+
+def test_a_run_that_was_stopped_while_it_tidied_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = write_parts(tmp_path / "in")
+    arguments = CorpusArguments(**QUIET, unit_size=1, near_duplicates=0.7)
+    prepare_corpus(inputs, tmp_path / "whole", arguments)
+    remove = shutil.rmtree
+    for last in ("cleaned", "keys", "signatures", "written", None):
+
+        def stopping(folder: Path, last: str | None = last) -> None:
+            remove(folder)
+            if Path(folder).name == last:
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(prepare_module.shutil, "rmtree", stopping)
+            patch.setattr(prepare_module.os, "replace", os.replace if last else stop_at_folders)
+            with pytest.raises(KeyboardInterrupt):
+                prepare_corpus(inputs, tmp_path / "out", arguments)
+    assert not (tmp_path / "out").exists()
+    prepare_corpus(inputs, tmp_path / "out", arguments)
+    assert output_of(tmp_path / "out") == output_of(tmp_path / "whole")
+
+
+def stop_at_folders(source: Path, target: Path, replace: Callable[..., None] = os.replace) -> None:
+    if Path(source).is_dir():
+        raise KeyboardInterrupt
+    replace(source, target)
 
 
 def test_nothing_is_left_of_anything(tmp_path: Path) -> None:

@@ -136,22 +136,18 @@ def prepare_corpus(
         tuple(cut_units(find_files(inputs), arguments.unit_size)),
         arguments.settings,
     )
-    _begin(job, arguments)
+    _begin(job)
     report = _run(job, arguments)
     write_json(
         job.work / REPORT,
         {"settings": job.settings, "files": sum(len(unit.files) for unit in job.units)} | report.to_json(),
     )
-    for path in job.work.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name == PLAN or path.name.endswith(UNFINISHED):
-            path.unlink()
+    _finish(job)
     os.replace(job.work, output)
     return report
 
 
-def _begin(job: Job, arguments: CorpusArguments) -> None:
+def _begin(job: Job) -> None:
     """Makes the folder of the run, or holds the one that is there against what is asked for."""
     plan = {"settings": job.settings, "files": [[[one.path, one.size] for one in unit.files] for unit in job.units]}
     if (job.work / PLAN).exists():
@@ -163,10 +159,28 @@ def _begin(job: Job, arguments: CorpusArguments) -> None:
                 f"{job.work} was begun otherwise: {', '.join(differing)}. Repeat the call that began it, or remove it "
                 "to begin anew."
             )
-    for folder in ("cleaned", "keys", "written", *job.kinds):
+    elif job.work.exists():
+        shutil.rmtree(job.work)
+    for folder in _folders(job):
         (job.work / folder).mkdir(parents=True, exist_ok=True)
     if not (job.work / PLAN).exists():
         write_json(job.work / PLAN, plan)
+
+
+def _finish(job: Job) -> None:
+    """Removes all but the corpus, in an order in which a run that is stopped here, too, can be gone on with.
+
+    What stage 1 finished goes first: then whatever else is gone is made again. Without a plan all begins anew.
+    """
+    for folder in _folders(job):
+        shutil.rmtree(job.work / folder)
+    for path in job.work.glob(f"*{UNFINISHED}"):
+        path.unlink()
+    (job.work / PLAN).unlink()
+
+
+def _folders(job: Job) -> list[str]:
+    return ["cleaned", "keys", *job.kinds, "written"]
 
 
 def _run(job: Job, arguments: CorpusArguments) -> CorpusReport:

@@ -97,19 +97,14 @@ def clean_unit(job: Job, number: int) -> int:
             if bands is not None:
                 band_keys.append(bands([text for text in cleaned["text"] if text]))
             file.write_table(pa.table([sentences], schema=SENTENCES))
-    keys = np.frombuffer(b"".join(signatures) or b"", dtype=f"S{SIGNATURE_BYTES}").reshape(len(signatures), 1)
+    keys = np.frombuffer(b"".join(signatures), dtype=f"S{SIGNATURE_BYTES}").reshape(len(signatures), 1)
     write_keys(job.work / "keys", SIGNATURES, number, keys)
     if bands is not None:
         none = np.empty((0, len(bands.ranges)), dtype=f"S{KEY_BYTES}")
         write_keys(job.work / "keys", BANDS, number, np.concatenate([none, *band_keys]))
-    write_json(
-        report_file, {"report": report.to_json(), "keys": {kind: _keys(job, kind, number) for kind in job.kinds}}
-    )
+    counts = {SIGNATURES: keys.size, BANDS: sum(one.size for one in band_keys)}
+    write_json(report_file, {"report": report.to_json(), "keys": counts})
     return unit.size
-
-
-def _keys(job: Job, kind: str, number: int) -> int:
-    return len(np.load(job.work / "keys" / f"{number:05d}.{kind}.keys.npy", mmap_mode="r"))
 
 
 def find_duplicates(job: Job, partition: int, kind: str, partitions: int) -> int:
@@ -123,7 +118,7 @@ def find_duplicates(job: Job, partition: int, kind: str, partitions: int) -> int
 
 
 def write_unit(job: Job, number: int) -> int:
-    """Stage 3: writes what is left of a unit, and counts it. Returns the number of its documents."""
+    """Stage 3: writes what is left of a unit, and counts it. Returns 1, the unit."""
     report_file, cleaned = job.file("written", number, "json"), job.file("cleaned", number, "parquet")
     if not report_file.exists():
         report, why = CorpusReport(), _dropped_rows(job, number)

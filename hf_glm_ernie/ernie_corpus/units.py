@@ -57,15 +57,16 @@ def find_files(inputs: Sequence[str | Path]) -> list[SourceFile]:
     for given in map(str, inputs):
         system, path = url_to_fs(given)
         if glob.has_magic(path) and not system.exists(path):
-            matches = [(name, one) for name, one in sorted(system.glob(path, detail=True).items())]
-            matches = [(name, one) for name, one in matches if one["type"] == READABLE_TYPE]
+            there = sorted(system.glob(path, detail=True).items())
+            matches = [(name, one) for name, one in there if one["type"] == READABLE_TYPE]
             if not matches:
                 raise ValueError(f"{given}: no file matches.")
         else:
             matches = [(path, _information(system, path, given))]
         is_local = "file" in ((system.protocol,) if isinstance(system.protocol, str) else system.protocol)
-        names = (name if is_local else system.unstrip_protocol(name) for name, _ in matches)
-        found += [SourceFile(name, int(one.get("size") or -1)) for name, (_, one) in zip(names, matches, strict=True)]
+        for name, one in matches:
+            size = one.get("size")
+            found.append(SourceFile(name if is_local else system.unstrip_protocol(name), -1 if size is None else size))
     if not found:
         raise ValueError("No input was given.")
     seen: set[str] = set()
