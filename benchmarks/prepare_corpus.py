@@ -79,7 +79,8 @@ def works(folder: Path, inputs: list[str], texts: list[str]) -> dict[str, Callab
             function({"text": texts[start : start + 1000]})
 
     def prepared(**options: Any) -> None:
-        shutil.rmtree(folder / "out", ignore_errors=True)
+        for output in ("out", "out.incomplete"):  # the second of a benchmark that was stopped
+            shutil.rmtree(folder / output, ignore_errors=True)
         prepare_corpus(inputs, folder / "out", CorpusArguments(progress=False, **options))
 
     return {
@@ -136,7 +137,7 @@ def main() -> None:
             seconds[name].append(time.process_time() - begin)
     print(f"{len(texts):,} documents, {size / 1e6:.1f} MB\n\n| | MB/s of one core |\n|---|---|")
     for name, taken in seconds.items():
-        print(f"| {name} | {size / statistics.median(taken) / 1e6:.2f} |")
+        print(f"| {name} | {size / statistics.median(taken) / 1e6:.2f} |", flush=True)
     written, found = sort_rate(arguments.work, arguments.keys)
     print(f"\n{written:.2f} s a million keys to sort and write, {found:.2f} s to find those that came before")
 
