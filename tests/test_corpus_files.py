@@ -343,6 +343,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # of processes that import torch, on a machine that may be busy
 def test_the_same_after_kills(tmp_path: Path) -> None:
     """The whole command killed (SIGKILL) while two processes clean, then run by one; no process outlives it."""
     inputs = write_parts(tmp_path / "in")
