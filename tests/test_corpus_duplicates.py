@@ -125,7 +125,7 @@ print(found, (kilobytes("VmHWM") - before) * 1024)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, which tells the peak of memory")
 def test_a_partition_takes_the_memory_that_is_planned(tmp_path: Path) -> None:
-    """Bytes a key at the peak: seen 48.3 .. 56.5 by the share of duplicates; the plan counts on 64."""
+    """Bytes a key at the peak: more than the sorted keys themselves take, less than what the plan counts on."""
     rng = np.random.default_rng(2)
     count = 400_000
     for kind, rows in (("few", 1000), ("many", count)):
