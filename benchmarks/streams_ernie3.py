@@ -43,10 +43,10 @@ class Repeated(Sequence):
     """
 
     def __init__(self, rows: list[dict[str, Any]], count: int) -> None:
-        self.rows, self.count = rows, count
+        self.rows, self.size = rows, count
 
     def __len__(self) -> int:
-        return self.count
+        return self.size
 
     def __getitem__(self, index: Any) -> Any:
         return self.rows[index % len(self.rows)]
@@ -56,9 +56,7 @@ def make_mixture(vocabulary: str, count: int, **options: Any) -> Ernie3Pretraini
     """All seven tasks on `count` rows each; documents of two to three segments."""
     tokenizer: Any = Ernie3Tokenizer.from_released_vocabulary(vocabulary, num_pieces=None)
     texts = make_texts(tokenizer, TEXTS)
-    tasks = {
-        builder.task: (Repeated(rows, count), builder) for rows, builder in make_tasks(tokenizer, texts).values()
-    }
+    tasks = {builder.task: (Repeated(rows, count), builder) for rows, builder in make_tasks(tokenizer, texts).values()}
     joined = ["".join(one) for one in texts]
     documents = [{"text": joined[at] + joined[(at + 1) % TEXTS]} for at in range(TEXTS)]
     settings = options or {"batch_size": BATCH, "length": TOKENS}
@@ -69,6 +67,8 @@ def resume(vocabulary: str, step: int) -> None:
     """Prints how long a run takes to go on at a step."""
     mixture = make_mixture(vocabulary, 10**6)
     first = mixture.reader(SHARD)
+    segments = first.segments
+    assert segments is not None
     start = time.perf_counter()
     for number in range(20):
         first.read(number)
@@ -76,7 +76,7 @@ def resume(vocabulary: str, step: int) -> None:
     for number in range(20, step):
         for task, count in mixture.rows_at(number).items():
             if task == DOCUMENT_LM:
-                first.segments.read(count, TOKENS)
+                segments.read(count, TOKENS)
             else:
                 for _ in range(count):
                     next(first.sources[task])
@@ -144,7 +144,9 @@ def rows(vocabulary: str) -> None:
 def make_small(vocabulary: str, **options: Any) -> Ernie3PretrainingMixture:
     """The seven tasks without data: nothing is read of them."""
     tokenizer: Any = Ernie3Tokenizer.from_released_vocabulary(vocabulary, num_pieces=None)
-    tasks = {builder.task: ([], builder) for _, builder in make_tasks(tokenizer, [["一。", "二。"]]).values()}
+    tasks: dict[str, Any] = {
+        builder.task: ([], builder) for _, builder in make_tasks(tokenizer, [["一。", "二。"]]).values()
+    }
     return Ernie3PretrainingMixture(tokenizer, list(tasks.values()), [], **options)
 
 

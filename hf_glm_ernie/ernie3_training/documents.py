@@ -114,11 +114,11 @@ class DocumentReader:
         return segments
 
     def state_dict(self) -> dict[str, Any]:
-        """Where each row is: of documents that can be read again their index, of others what is left of them."""
+        """Where each row is: of documents that can be read again their place, of others what is left of them."""
         rows = {}
         for row, document in self._open.items():
-            known: dict[str, Any] = {"start": document.start, "index": document.index}
-            if not self.documents.is_random_access(document.index):
+            known: dict[str, Any] = {"start": document.start, "place": document.place}
+            if not self.documents.is_random_access(document.place):
                 known["ids"] = [int(id_) for id_ in document.ids]
             rows[str(row)] = known
         return {"documents": self.documents.state_dict(), "rows": rows}
@@ -128,16 +128,16 @@ class DocumentReader:
         self.documents.load_state_dict(state["documents"])
         self._open = {}
         for row, known in state["rows"].items():
-            index = known["index"]
-            ids = known["ids"] if "ids" in known else self._ids(self.documents.row_at(index), index)
-            self._open[int(row)] = OpenDocument(ids, known["start"], index)
+            place = known["place"]
+            ids = known["ids"] if "ids" in known else self._ids(self.documents.row_at(place), place)
+            self._open[int(row)] = OpenDocument(ids, known["start"], place)
 
     def _next_document(self) -> "OpenDocument | None":
         try:
             drawn = next(self.documents)
         except StopIteration:
             return None
-        return OpenDocument(self._ids(drawn.row, drawn.index), 0, drawn.index)
+        return OpenDocument(self._ids(drawn.row, drawn.place), 0, drawn.place)
 
     def _ids(self, document: Any, at: int) -> list[int]:
         try:
@@ -153,11 +153,11 @@ class DocumentReader:
 
 
 class OpenDocument(NamedTuple):
-    """A document that a row is inside of: its ids, how many of them were read, and its index in the data."""
+    """A document that a row is inside of: its ids, how many of them were read, and its place in the data."""
 
     ids: list[int]
     start: int
-    index: int
+    place: int
 
 
 class DocumentStreams(ShardedStream):

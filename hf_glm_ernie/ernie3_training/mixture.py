@@ -193,7 +193,7 @@ class _MixtureReader(BatchReader):
         if not count:
             return [builder.filler()]
         drawn = [next(self.sources[task]) for _ in range(count)]
-        places = [(one.index, builder.epoch + one.epoch) for one in drawn]
+        places = [(one.place, builder.epoch + one.epoch) for one in drawn]
         most = builder.max_length if length is None else min(length, builder.max_length)
         return builder.rows([one.row for one in drawn], places, most)
 

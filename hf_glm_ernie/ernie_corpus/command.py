@@ -23,10 +23,10 @@ def main(arguments: Sequence[str]) -> int:
     inputs, output = options.pop("inputs"), options.pop("output")
     before = signal.signal(signal.SIGTERM, _end)
     try:
-        sizes = {
+        options |= {
             name: parse_size(options.pop(name), f"--{name.replace('_', '-')}") for name in ("unit_size", "memory")
         }
-        report = prepare_corpus(inputs, output, CorpusArguments(**options, **sizes))
+        report = prepare_corpus(inputs, output, CorpusArguments(**options))
     except (ValueError, OSError, ImportError) as error:
         sys.stderr.write(f"error: {error}\n")
         return REFUSED
