@@ -229,8 +229,7 @@ class Ernie3ForCausalLM(Ernie3PreTrainedModel, Ernie3GenerationMixin):
         states = outputs.last_hidden_state
         borders = borders_of(self.config, document_ids, tuple(states.shape[:2]), input_ids, attention_mask)
         targets = self._targets(targets, tuple(states.shape[:2]), borders, logits_to_keep)
-        kept = kept_positions(logits_to_keep)
-        logits, loss = self.nlg_lm_head(states[:, kept]), None
+        logits, loss = self.nlg_lm_head(states[:, kept_positions(logits_to_keep)]), None
         if any(given is not None for given in targets.values()):
             loss = self.loss_function(logits=logits, vocab_size=self.config.vocab_size, **targets, **kwargs)
         return Ernie3CausalLMOutput(

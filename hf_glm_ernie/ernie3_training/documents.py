@@ -2,8 +2,9 @@
 
 A document is `[CLS] text [END]` (the 10B's rows start with `[CLS]` and have no `[SEP]`). It is cut into segments of
 one length; row r of a batch goes on where row r of the batch before stopped, and `memory_reset` marks the rows that
-begin another document. A document never begins inside a segment: the rest of a document's last segment is padding, so
-no token can see another document, neither through attention nor through the memory.
+begin another document. No token can see another document, neither through attention nor through the memory: either no
+document begins inside a segment, and the rest of a document's last segment is padding, or, with `packing`, the next
+documents follow in the same row, and `document_ids` say which token belongs to which.
 
 Every token but `[CLS]` is predicted exactly once, also one that opens a segment: where a document goes on, the row has
 one more column behind the segment's tokens. It holds the token that comes next, with the attention mask 0: a label for
@@ -20,8 +21,9 @@ from typing import Any
 from hf_glm_ernie.configuration_ernie3 import DOCUMENT_LM
 from hf_glm_ernie.inference.token_ids import special_id, text_ids
 
-from .builders import IGNORED, checked_text, shuffled
+from .builders import checked_text, shuffled
 from .collator import collate_rows
+from .packing import OpenDocument, document_row
 from .streams import Shard, ShardedStream
 
 
@@ -72,6 +74,7 @@ class DocumentReader:
         index: This shard.
         count: Of how many.
         epochs: How often all documents are read; `None`: without end.
+        packing: Whether documents share rows.
 
     Raises:
         ValueError: fewer documents than shards.
@@ -86,17 +89,18 @@ class DocumentReader:
         index: int = 0,
         count: int = 1,
         epochs: int | None = None,
+        packing: bool = False,
     ) -> None:
         if len(documents) < count:
             raise ValueError(
                 f"{len(documents)} documents cannot be shared by {count} shards (ranks times workers), one each at "
                 "least. Use fewer workers or split the documents."
             )
-        self.documents, self.tokenizer, self.seed = documents, tokenizer, seed
+        self.documents, self.tokenizer, self.seed, self.packing = documents, tokenizer, seed, packing
         rounds = itertools.count() if epochs is None else range(epochs)
         orders = (shuffled(len(documents), seed, DOCUMENT_LM, epoch) for epoch in rounds)
         self._order = (int(at) for order in orders for at in order[index::count])
-        self._open: dict[int, tuple[list[int], int]] = {}  # row -> its document and how much of it was read
+        self._open: dict[int, OpenDocument] = {}  # row -> its document and how much of it was read
 
     def read(self, rows: int, length: int) -> list[dict[str, Any]]:
         """The next segment of each row.
@@ -106,37 +110,19 @@ class DocumentReader:
             length: Columns of a row at most, at least 2. A segment whose document goes on has one token less.
 
         Returns:
-            For each row that still has something to read: `input_ids`, `attention_mask`, `labels` (-100 for the first
-            token: the segment before predicted it), `memory_reset` (whether a document begins), `stream_ids` (the
-            row).
+            For each row that still has something to read what [`document_row`] makes, and `stream_ids` (the row).
 
         Raises:
             ValueError: a document without tokens, or a length below 2.
         """
-        if length < 2:
-            raise ValueError(f"length={length} must be at least 2: a token and the one that it predicts.")
         segments = []
         for row in range(rows):
-            ids, start = self._open.pop(row, ((), 0))
-            if not ids:
-                following = next(self._order, None)
-                if following is None:
-                    continue
-                ids = self._ids(following)
-            goes_on = start + length < len(ids)
-            end = start + length - 1 if goes_on else len(ids)
-            columns = list(ids[start : end + goes_on])
-            segments.append(
-                {
-                    "input_ids": columns,
-                    "attention_mask": [1] * (end - start) + [0] * goes_on,
-                    "labels": [IGNORED, *columns[1:]],
-                    "memory_reset": start == 0,
-                    "stream_ids": row,
-                }
-            )
-            if goes_on:
-                self._open[row] = (ids, end)
+            following = map(self._ids, self._order)
+            segment, still_open = document_row(self._open.pop(row, None), following, length, self.packing)
+            if segment is not None:
+                segments.append(segment | {"stream_ids": row})
+            if still_open is not None:
+                self._open[row] = still_open
         return segments
 
     def _ids(self, at: int) -> list[int]:
@@ -167,9 +153,12 @@ class DocumentStreams(ShardedStream):
         epochs: How often all documents are read; `None`: without end. Towards an end rows run out one by one, and a
             `DataLoader` with workers leaves out those that are through: resume endless streams only.
         pad_to_multiple_of: Rows are padded up to a multiple of this.
+        packing: Whether documents share rows. Then next to no column is padding, whatever their lengths; the model
+            must take `document_ids`.
 
     Yields:
-        `input_ids`, `attention_mask`, `labels` (B, T) int64, `memory_reset` (B,) bool, `stream_ids` (B,) int64.
+        `input_ids`, `attention_mask`, `labels` (B, T) int64, `memory_reset` (B,) bool, `stream_ids` (B,) int64, and
+        with `packing` `document_ids` (B, T) int64.
 
     Raises:
         ValueError: fewer documents than shards, an empty document, rows below 1 or a length below 2.
@@ -184,10 +173,11 @@ class DocumentStreams(ShardedStream):
         length: int | Callable[[int], int] = 512,
         epochs: int | None = None,
         pad_to_multiple_of: int | None = None,
+        packing: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.documents, self.tokenizer = documents, tokenizer
+        self.documents, self.tokenizer, self.packing = documents, tokenizer, packing
         self.rows, self.length, self.epochs = rows, length, epochs
         self.pad_to_multiple_of = pad_to_multiple_of
 
@@ -200,6 +190,7 @@ class DocumentStreams(ShardedStream):
             index=shard.index,
             count=shard.count,
             epochs=self.epochs,
+            packing=self.packing,
         )
         pad = special_id(self.tokenizer, "pad")
         for number in itertools.count(shard.worker, shard.workers):

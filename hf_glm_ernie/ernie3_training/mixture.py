@@ -8,6 +8,7 @@ Rows are built when they are read, so that each epoch masks, splits and pairs an
 that step. Every task reads its data without end, each epoch in another order.
 """
 
+import functools
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ from hf_glm_ernie.inference.token_ids import special_id
 from .builders import RowBuilder, shuffled
 from .collator import mixed_batch
 from .documents import DocumentReader, stream_segments
+from .packing import PACKED_TASKS, pack_rows
 from .schedule import ProgressiveSchedule
 from .streams import Shard, ShardedStream
 
@@ -66,9 +68,12 @@ class Ernie3PretrainingMixture(ShardedStream):
             must cut (`truncation=True`), and none makes rows longer than its own `max_length`.
         gradient_accumulation_steps: Batches per step.
         pad_to_multiple_of: Widths become multiples of this.
+        packing: Whether documents share rows, and so do texts of `PACKED_TASKS`, up to their builder's `max_length`.
+            A row then holds several of them, and a batch more texts than rows.
 
     Yields:
-        {"batches": {task: {"branch", "input_ids", ...}}}; those of "document_lm" with `memory_reset`, `stream_ids`.
+        {"batches": {task: {"branch", "input_ids", ...}}}; those of "document_lm" with `memory_reset`, `stream_ids`;
+        those packed with `document_ids`.
 
     Raises:
         ValueError: no task, two builders of one task, ratios of tasks that are not there, fewer rows of data than
@@ -87,6 +92,7 @@ class Ernie3PretrainingMixture(ShardedStream):
         schedule: ProgressiveSchedule | None = None,
         gradient_accumulation_steps: int = 1,
         pad_to_multiple_of: int | None = None,
+        packing: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -103,7 +109,7 @@ class Ernie3PretrainingMixture(ShardedStream):
         self.batch_size, self.length = batch_size, length if length is not None else 512
         self.ratios = {task: (ratios or {}).get(task, 1.0) for task in names}
         self.schedule, self.gradient_accumulation_steps = schedule, gradient_accumulation_steps
-        self.pad_to_multiple_of = pad_to_multiple_of
+        self.pad_to_multiple_of, self.packing = pad_to_multiple_of, packing
 
     def sizes(self, number: int) -> tuple[int, int | None]:
         """Rows, and tokens per row, of a batch.
@@ -128,8 +134,14 @@ class Ernie3PretrainingMixture(ShardedStream):
         reader = None
         if self.documents is not None:
             reader = DocumentReader(
-                self.documents, self.tokenizer, seed=self.seed, index=shard.index, count=shard.count
+                self.documents,
+                self.tokenizer,
+                seed=self.seed,
+                index=shard.index,
+                count=shard.count,
+                packing=self.packing,
             )
+        waiting: dict[str, list[dict[str, Any]]] = {task: [] for task in PACKED_TASKS if self.packing}
         for number in itertools.count(shard.worker, shard.workers):
             size, length = self.sizes(number)
             groups: dict[str, list[dict[str, Any]]] = {}
@@ -137,13 +149,19 @@ class Ernie3PretrainingMixture(ShardedStream):
                 if task == DOCUMENT_LM:
                     assert reader is not None
                     groups[task] = stream_segments(reader.read(count, length or self.length), shard)
+                    continue
+                most = self.tasks[task][1].max_length
+                most = most if length is None else min(length, most)
+                build = functools.partial(self._rows, task, cursors[task], most)
+                if task in waiting:
+                    groups[task], waiting[task] = pack_rows(build, count, most, waiting[task])
                 else:
-                    groups[task] = self._rows(task, list(itertools.islice(cursors[task], count)), length)
+                    groups[task] = build(count)
             yield mixed_batch(groups, pad, self.pad_to_multiple_of)
 
-    def _rows(self, task: str, places: list[tuple[int, int]], length: int | None) -> list[dict[str, Any]]:
+    def _rows(self, task: str, cursor: Iterator[tuple[int, int]], most: int, count: int) -> list[dict[str, Any]]:
         rows, builder = self.tasks[task]
-        most = builder.max_length if length is None else min(length, builder.max_length)
+        places = list(itertools.islice(cursor, count))
         epochs = [(index, builder.epoch + epoch) for index, epoch in places]
         return builder.rows([rows[index] for index, _ in places], epochs, most)
 

@@ -33,7 +33,16 @@ from .streams import ShardedStream
 logger = logging.get_logger(__name__)
 
 # What a builder's rows may hold; the host would drop columns that `forward` does not name.
-COLUMNS = ["task", "input_ids", "labels", "reorder_labels", "distance_labels", "credible_labels", "genre_ids"]
+COLUMNS = [
+    "task",
+    "input_ids",
+    "labels",
+    "reorder_labels",
+    "distance_labels",
+    "credible_labels",
+    "genre_ids",
+    "document_ids",
+]
 
 
 class Ernie3PretrainingTrainer(Trainer):
