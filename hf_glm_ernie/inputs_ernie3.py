@@ -42,6 +42,39 @@ def check_inputs(
         check_columns(name, types, tokens, size - 1 if size else None, f" (the embedding has {size} rows)")
 
 
+def check_documents(
+    document_ids: torch.Tensor | None, tokens: torch.Tensor, attention_mask: Any, cache: Any, genre_ids: Any
+) -> None:
+    """Refuses documents that do not fit the tokens, and what cannot be told apart by document.
+
+    Args:
+        document_ids: Must be (B or 1, L) integers from 0 on; or `None`.
+        tokens: (B, L) ids or (B, L, width) embeddings.
+        attention_mask: As in the model's forward; must not be a pattern.
+        cache: Must be `None`.
+        genre_ids: Must be `None`.
+
+    Raises:
+        TypeError: no tensor of integers.
+        ValueError: another shape, a negative number, or one of the three together with documents.
+    """
+    if document_ids is None:
+        return
+    check_columns("document_ids", document_ids, tokens)
+    pattern = attention_mask if len(getattr(attention_mask, "shape", ())) == 4 else None
+    for name, given, why in (
+        (
+            "a cache",
+            cache,
+            "its tokens are not numbered, so later ones would see every document. Leave one of them out",
+        ),
+        ("an attention_mask of four dimensions", pattern, "it is the whole pattern. Keep the documents apart in it"),
+        ("genre_ids", genre_ids, "a genre is a whole row's. Give such texts a row each, without document_ids"),
+    ):
+        if given is not None:
+            raise ValueError(f"document_ids came together with {name}: {why}.")
+
+
 def soft_prompt_rows(
     config: Ernie3Config, input_ids: torch.Tensor, genre_ids: torch.Tensor | None
 ) -> torch.Tensor | None:
@@ -211,4 +244,4 @@ class Ernie3Embeddings(nn.Module):
         return self.position_norm(table(rows))
 
 
-__all__ = ["Ernie3Embeddings", "check_inputs", "rows_of_positions", "soft_prompt_rows"]
+__all__ = ["Ernie3Embeddings", "check_documents", "check_inputs", "rows_of_positions", "soft_prompt_rows"]

@@ -11,6 +11,8 @@ What is unusual about it, compared with a plain encoder or decoder:
 - Pre-norm, with one more norm behind each stack; exact gelu; biases everywhere but in the projection.
 - Positions are absolute and go on counting from segment to segment; Transformer-XL's relative ones are a config
   choice (`attention_ernie3.py`).
+- Several documents may share a row (`document_ids`): the memory in front belongs to the first, the one handed on to
+  the last, and none sees another.
 - A placeholder id stands for one learned soft prompt vector of the row's genre (Titan).
 
 Order of the file: what a call takes and returns, modules from leaf to root, the model.
@@ -19,7 +21,6 @@ never released `ernie3-10b` model on a side branch of PaddleNLP. Letters in shap
 tokens, S key columns, M memory columns, W width of a stack.
 """
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,11 @@ from torch import nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.dynamic_module_utils import get_relative_import_files
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.masking_utils import (
+    create_bidirectional_mask,
+    create_causal_mask,
+    packed_sequence_mask_function,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -41,12 +45,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .attention_ernie3 import (
-    add_types_to_keys,
-    eager_attention_forward,
-    relative_scores,
-    remember,
-)
+from .attention_ernie3 import add_types_to_keys, eager_attention_forward, relative_scores, remember
 from .configuration_ernie3 import BRANCHES, HUB_CLASSES, Ernie3Config, StackSizes
 from .host_inputs import check_tokens
 from .host_interface import (
@@ -55,15 +54,17 @@ from .host_interface import (
     CarriesItsCode,
     GivenToLayers,
     check_arguments,
+    copy_code,
     given_cache,
     named_cache,
 )
-from .inputs_ernie3 import Ernie3Embeddings, check_inputs
+from .inputs_ernie3 import Ernie3Embeddings, check_documents, check_inputs
 from .memory_ernie3 import (
     Ernie3Memories,
     KeyColumns,
     cache_with_memory,
     check_memories,
+    documents_of,
     key_columns,
     next_memories,
     note_memory,
@@ -280,7 +281,7 @@ class Ernie3PreTrainedModel(CarriesItsCode, PreTrainedModel):
         """As in the host. The folder carries the code of every class that opens it."""
         super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
-            _copy_code(Path(save_directory))
+            copy_code(Path(save_directory), HUB_CLASSES)
 
     def post_init(self) -> None:
         """As in the host; with relative positions no rule splits the layers, so none splits the heads either."""
@@ -311,17 +312,6 @@ class Ernie3PreTrainedModel(CarriesItsCode, PreTrainedModel):
         base = self.base_model
         for part in (base.embeddings, base.encoder, base.encoder_norm, base.task_projection):
             part.requires_grad_(False)
-
-
-def _copy_code(folder: Path) -> None:
-    """Puts the files of all `HUB_CLASSES` into a folder: the host saves only those that one class imports.
-
-    A folder opened with `trust_remote_code=True` may have brought fewer of them; what there is goes on.
-    """
-    for name in sorted({place.partition(".")[0] for place in HUB_CLASSES.values()}):
-        source = Path(__file__).with_name(f"{name}.py")
-        for file in [source, *map(Path, get_relative_import_files(source))] if source.is_file() else ():
-            shutil.copyfile(file, folder / file.name)
 
 
 class Ernie3Model(Ernie3PreTrainedModel):
@@ -379,6 +369,7 @@ class Ernie3Model(Ernie3PreTrainedModel):
         use_cache: bool | None = None,
         return_memories: bool | None = None,
         past_key_values: Cache | None = None,
+        document_ids: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Ernie3ModelOutput:
         """Runs the universal stack and one branch.
@@ -402,6 +393,9 @@ class Ernie3Model(Ernie3PreTrainedModel):
             return_memories: Whether to return memories (`"nlg"`); left out, where memories came in. A call on a
                 filled cache returns none: it does not see the states of the tokens before.
             past_key_values: The name of `cache` before transformers 5.24.
+            document_ids: (B or 1, L) int64, another number at each border between documents that share a row; what
+                padding has does not matter. Each is read as if alone: attention and positions stay within it.
+                `memories` belong to a row's first document and go on with its last. No cache is taken or made.
             **kwargs: `output_hidden_states` and `output_attentions`; more only where the attention implementation is
                 the user's own, which gets it.
 
@@ -412,8 +406,8 @@ class Ernie3Model(Ernie3PreTrainedModel):
         Raises:
             TypeError: an argument that nothing reads.
             ValueError: ids and embeddings both or neither; a branch that is not there; memories or a cache for
-                `"nlu"`; memories that do not fit; genres that do not fit; a mask too short; with relative positions
-                a text beyond the table.
+                `"nlu"`; memories, genres or documents that do not fit; a mask too short; with relative positions a
+                text beyond the table.
         """
         check_arguments(type(self).__name__, kwargs, self.config._attn_implementation)
         cache = given_cache(cache, past_key_values)
@@ -421,26 +415,26 @@ class Ernie3Model(Ernie3PreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass either input_ids or inputs_embeds, and not both.")
         check_tokens(input_ids, inputs_embeds, self.config.vocab_size, self.config.hidden_size)
-        tokens = inputs_embeds if input_ids is None else input_ids
-        assert tokens is not None
-        if memories is not None:
-            check_memories(self.config, memories, tokens.shape[0], tokens.device)
+        tokens: torch.Tensor = inputs_embeds if input_ids is None else input_ids  # type: ignore[assignment]  # see above
+        check_memories(self.config, memories, tokens.shape[0], tokens.device)
         check_inputs(self.config, tokens, attention_mask, position_ids, token_type_ids, task_type_ids)
-        if branch == "nlg" and use_cache and cache is None:
+        check_documents(document_ids, tokens, attention_mask, cache, genre_ids)
+        if branch == "nlg" and use_cache and cache is None and document_ids is None:
             cache = DynamicCache(config=self.config)
         columns = key_columns(tokens.shape[1], memories, cache)
         note_memory(cache, columns)
         real = real_tokens(self.config, input_ids, attention_mask, columns, tokens.shape[0])
-        keep, carried = next_memories(self.config, tokens, real, memories, columns, return_memories)
+        documents = documents_of(document_ids, real, columns, tokens.shape[0])
+        keep, carried = next_memories(self.config, tokens, real, memories, columns, documents, return_memories)
         whole_pattern = attention_mask is not None and len(attention_mask.shape) == 4
         real = None if whole_pattern else real  # a pattern of the caller's own says what is padding, too
         mask = attention_mask if whole_pattern else visible_columns(real, memories, columns)
         words = self.embeddings.words(input_ids, inputs_embeds, genre_ids, columns.continues)
         types = self.embeddings.types(token_type_ids, task_type_ids, words)
         if position_ids is None and not self.embeddings.relative:
-            position_ids = columns.positions(real, memories, tokens.device)
+            position_ids = columns.positions(real, memories, documents, tokens.device)
         hidden_states = self.embeddings(words, position_ids, types)
-        settings = self._for_every_layer(hidden_states, branch, mask, columns, types, cache) | kwargs
+        settings = self._for_every_layer(hidden_states, branch, mask, columns, documents, types, cache) | kwargs
         hidden_states, states = self._run(hidden_states, branch, memories, keep, **settings)
         return Ernie3ModelOutput(
             last_hidden_state=hidden_states,
@@ -476,16 +470,25 @@ class Ernie3Model(Ernie3PreTrainedModel):
         branch: str,
         mask: Any,
         columns: KeyColumns,
+        documents: torch.Tensor | None,
         types: torch.Tensor | None,
         cache: Cache | None,
     ) -> dict[str, Any]:
         """What every layer of both stacks needs: the branch's pattern, the cache, and relative positions."""
         causal = branch == "nlg"
+        apart = None
+        if documents is not None:  # the memory's columns belong to the first one
+            apart = packed_sequence_mask_function(F.pad(documents, (columns.memory, 0)))
         if causal:
             sizes = cache_with_memory(cache, columns.new_memory)
-            pattern = create_causal_mask(self.config, hidden_states, mask, sizes, position_ids=None)
+            pattern = create_causal_mask(self.config, hidden_states, mask, sizes, None, and_mask_function=apart)
         else:
-            pattern = create_bidirectional_mask(self.config, hidden_states, mask)
+            pattern = create_bidirectional_mask(self.config, hidden_states, mask, and_mask_function=apart)
+        if apart is not None and pattern is None:
+            raise ValueError(
+                f"attn_implementation={self.config._attn_implementation!r} takes no pattern, so it would not keep the "
+                "documents of a row apart. Use 'sdpa', 'eager' or 'flex_attention', or leave document_ids out."
+            )
         settings = {"attention_mask": pattern, "is_causal": causal, **named_cache(cache)}
         if self.embeddings.relative:
             visible = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
@@ -501,14 +504,7 @@ class Ernie3Model(Ernie3PreTrainedModel):
         device: torch.device,
     ) -> dict[str, Any]:
         """What scores distances and types."""
-        longest, reach = self.config.max_position_embeddings, self.config.memory_length
-        span = columns.cached + columns.memory + columns.length
-        if columns.length > longest or (isinstance(span, int) and span > longest + reach):
-            raise ValueError(
-                f"A segment of {columns.length} tokens that sees {span} columns is beyond the relative positions: a "
-                f"segment has at most max_position_embeddings={longest} tokens and sees at most memory_length={reach} "
-                "more. Cut the text into segments and carry memories."
-            )
+        columns.check_reach(self.config.max_position_embeddings, self.config.memory_length)
         first = 0 if causal else 1 - columns.length  # later keys are masked where the reading is causal
         distances = torch.arange(first, columns.total, device=device)
         index = (columns.distances(visible, device) - first).clamp(0, len(distances) - 1)

@@ -220,8 +220,9 @@ class OnlineDistillation(nn.Module):
             An [`OnlineDistillationOutput`].
 
         Raises:
-            ValueError: no input, a mask of another shape, a mixed batch without a part of the understanding branch,
-                or a learner that gives no loss where `student_loss_weight` asks for one.
+            ValueError: no input, a mask of another shape, rows of several documents to learn from, a mixed batch
+                without a part of the understanding branch, or a learner that gives no loss where
+                `student_loss_weight` asks for one.
         """
         if (input_ids is None) == (batches is None):
             raise ValueError("Pass either input_ids or batches.")
@@ -314,6 +315,11 @@ class OnlineDistillation(nn.Module):
 
     def _with_mask(self, part: dict[str, Any]) -> dict[str, Any]:
         """The part with an attention mask that every model takes alike."""
+        if part.get("document_ids") is not None:
+            raise ValueError(
+                "document_ids came to a part of the understanding branch: learners read a row as one text, so their "
+                "relations would cross documents. Give each text a row (the mixture's packing=False)."
+            )
         mask = part.get("attention_mask")
         if mask is None:
             mask = (part["input_ids"] != self.teacher.config.pad_token_id).long()

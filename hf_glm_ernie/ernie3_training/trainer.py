@@ -39,7 +39,16 @@ logger = logging.get_logger(__name__)
 MEMORIES_FILE, STREAM_FILE = "ernie3_memories_{}.safetensors", "ernie3_stream_{}.json"  # in a checkpoint, by process
 ORDER = {task: place for place, task in enumerate(TASK_BRANCHES)}
 # What a builder's rows may hold; the host would drop columns that `forward` does not name.
-COLUMNS = ["task", "input_ids", "labels", "reorder_labels", "distance_labels", "credible_labels", "genre_ids"]
+COLUMNS = [
+    "task",
+    "input_ids",
+    "labels",
+    "reorder_labels",
+    "distance_labels",
+    "credible_labels",
+    "genre_ids",
+    "document_ids",
+]
 
 
 class Ernie3PretrainingTrainer(Trainer):
