@@ -1,6 +1,7 @@
 """Documents that share rows: each as if alone, rows nearly without padding; and heads that run at labels only."""
 
 import itertools
+import json
 from collections import Counter
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import DynamicCache, TrainingArguments
 
 from hf_glm_ernie.configuration_ernie3 import DOCUMENT_LM, KNOWLEDGE_MASKED_LM
@@ -15,9 +17,10 @@ from hf_glm_ernie.ernie3_training.builders import IGNORED
 from hf_glm_ernie.ernie3_training.collator import Ernie3PretrainingCollator, collate_rows
 from hf_glm_ernie.ernie3_training.distillation import OnlineDistillation
 from hf_glm_ernie.ernie3_training.documents import DocumentStreams
+from hf_glm_ernie.ernie3_training.masking import KnowledgeMasking
 from hf_glm_ernie.ernie3_training.memories import MemoryBank
 from hf_glm_ernie.ernie3_training.mixture import Ernie3PretrainingMixture
-from hf_glm_ernie.ernie3_training.packing import MOST_WAITING, PACKED_TASKS, document_row, pack_rows
+from hf_glm_ernie.ernie3_training.packing import MOST_WAITING, PACKED_TASKS, OpenDocument, document_row, pack_rows
 from hf_glm_ernie.ernie3_training.trainer import Ernie3PretrainingTrainer
 from hf_glm_ernie.modeling_ernie3 import Ernie3Memories, Ernie3Model
 from hf_glm_ernie.modeling_ernie3_heads import (
@@ -362,21 +365,39 @@ def test_rows_are_nearly_all_tokens(tokenizer) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("taken", [1, 6])
 def test_a_packed_stream_resumes_exactly(tokenizer, workers: int, taken: int) -> None:
-    def batches(start: int, count: int) -> list[Any]:
-        stream = DocumentStreams(told(LENGTHS), tokenizer, rows=3, length=9, packing=True)
-        stream.load_state_dict({"batches": start})
-        loader = iter(DataLoader(stream, batch_size=None, num_workers=workers))
-        return [next(loader) for _ in range(count)]
+    """Inside a document, and with texts that wait for a row with room."""
+    texts = [{"text": "今天天气真好我们去公园玩吧"[: 3 + at % 9]} for at in range(40)]
 
-    for first, second in zip(batches(0, 12)[taken:], batches(taken, 12 - taken), strict=True):
-        assert first.keys() == second.keys()
-        assert all(torch.equal(first[name], second[name]) for name in first)
+    def loader() -> StatefulDataLoader:
+        mixture = Ernie3PretrainingMixture(
+            tokenizer,
+            [(texts, KnowledgeMasking(tokenizer, max_length=17))],
+            told(LENGTHS),
+            batch_size=5,
+            length=9,
+            packing=True,
+        )
+        return StatefulDataLoader(mixture, batch_size=None, num_workers=workers)
+
+    first = loader()
+    batches = iter(first)
+    for _ in range(taken):
+        next(batches)
+    state = json.dumps(first.state_dict())
+    assert '"waiting": {"knowledge_masked_lm": [{' in state, "texts wait"
+    resumed = loader()
+    resumed.load_state_dict(json.loads(state))
+    for before, after in zip(itertools.islice(batches, 6), resumed, strict=False):
+        for task, inputs in before["batches"].items():
+            assert inputs.keys() == after["batches"][task].keys()
+            for name, value in inputs.items():
+                assert torch.equal(value, after["batches"][task][name]) if name != "branch" else True, (task, name)
 
 
 def test_rows_by_hand() -> None:
     """The rest of a document, a whole one, and the beginning of one; then a row whose last column is too little."""
-    following = iter([[20, 21], [30, 31, 32, 33, 34], [40, 41]])
-    row, still_open = document_row(([10, 11, 12, 13], 2), following, 7, packing=True)
+    following = iter([OpenDocument(ids, 0, 0) for ids in ([20, 21], [30, 31, 32, 33, 34], [40, 41])])
+    row, still_open = document_row(OpenDocument([10, 11, 12, 13], 2, 0), following, 7, packing=True)
     assert row == {
         "input_ids": [12, 13, 20, 21, 30, 31, 32],
         "attention_mask": [1, 1, 1, 1, 1, 1, 0],
@@ -384,17 +405,17 @@ def test_rows_by_hand() -> None:
         "memory_reset": False,
         "document_ids": [0, 0, 1, 1, 2, 2, 2],
     }
-    assert still_open == ([30, 31, 32, 33, 34], 2)
+    assert still_open == ([30, 31, 32, 33, 34], 2, 0)
     row, still_open = document_row(still_open, following, 4, packing=True)
     assert (row["input_ids"], row["document_ids"]) == ([32, 33, 34], [0, 0, 0])
-    assert still_open == ([40, 41], 0)
+    assert still_open == ([40, 41], 0, 0)
     row, still_open = document_row(still_open, following, 4, packing=True)
     assert (row["input_ids"], row["memory_reset"], still_open) == ([40, 41], True, None)
     assert document_row(None, following, 4, packing=True) == (None, None)
-    row, still_open = document_row(None, iter([[1, 2], [3]]), 4, packing=False)
+    row, still_open = document_row(None, iter([OpenDocument([1, 2], 0, 0), OpenDocument([3], 0, 1)]), 4, packing=False)
     assert (row["input_ids"], still_open, "document_ids" in row) == ([1, 2], None, False)
     with pytest.raises(ValueError, match="length=1 must be at least 2"):
-        document_row(None, iter([[1, 2]]), 1, packing=True)
+        document_row(None, iter([OpenDocument([1, 2], 0, 0)]), 1, packing=True)
 
 
 # What a stream of packed rows teaches is what its documents teach alone.
