@@ -32,7 +32,7 @@ from .training_job import (
 )
 from .training_report import TrainingPlan, TrainingRow
 from .training_speed import NETWORK, TrainingSpeed, training_speed
-from .training_state import State, Weight, state_of, weights_of
+from .training_state import State, state_of, weights_of
 
 MOST_CARDS = 2**16  # where the search for enough cards ends
 BRANCHES = ("nlu", "nlg")
@@ -128,7 +128,7 @@ def _check_choices(**choices: str) -> None:
 
 def _one_kind(devices: str | Sequence[int | str]) -> tuple[int, Card | None, int]:
     """Bytes and card of every device, and how many there are."""
-    read = read_devices(devices)
+    read = read_devices(devices or None)
     if not read:
         raise ValueError("There is no device to plan for: pass devices='8xH100' or the like.")
     if len(set(read)) > 1:
@@ -228,4 +228,4 @@ class _Counting:
         return training_speed(self.job, self.card, trace.flops, self.state, self.weights, passes, self.network)
 
 
-__all__ = ["BRANCHES", "Weight", "plan_training"]
+__all__ = ["BRANCHES", "plan_training"]
