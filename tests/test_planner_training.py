@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,6 +43,7 @@ from tests.support import tiny_ernie3
 from tests.support.planner_training import job_of, saved_for_backward, step_peak
 from tests.support.tiny_models import SOP, tiny_model
 
+PAGE = (Path(__file__).parents[1] / "docs" / "devices.md").read_text(encoding="utf-8")
 WIDE = {"hidden_size": 128, "intermediate_size": 352}
 ROWS, TOKENS = 4, 128
 # Four layers of hidden size 128; autocast on the CPU knows no fp16, in which the released rotary tables are.
@@ -145,8 +147,8 @@ def test_the_peak_is_what_torch_allocates(name: str, checkpointing: bool, attent
         model.gradient_checkpointing_enable({"use_reentrant": False})
     real = step_peak(model, inputs, precision)
     trace = trace_step(planned_job(name, model, precision), checkpointing)
-    # Off by a gradient of one weight, which is counted with gradients, and the CPU kernels' scratch memory: of models as
-    # small as these 1.8% seen without checkpointing, 5.5% with it (ERNIE 3.0; of the others 2.1%).
+    # Off by a gradient of one weight, which is counted with gradients, and the CPU kernels' scratch memory: of models
+    # as small as these 1.8% seen without checkpointing, 5.5% with it (ERNIE 3.0; of the others 2.1%).
     assert trace.peak == pytest.approx(real, rel=0.07 if checkpointing else 0.025)
 
 
@@ -178,7 +180,8 @@ def test_two_layers_stand_for_all(checkpointing: bool, monkeypatch: pytest.Monke
         with monkeypatch.context() as patched:
             patched.setattr("hf_glm_ernie.planner.activations.shallow", lambda config: config)
             whole = trace_step(job, checkpointing)
-        assert (reckoned.saved, reckoned.flops) == (whole.saved, whole.flops)
+        assert reckoned.flops == whole.flops
+        assert reckoned.saved == pytest.approx(whole.saved, rel=1e-3)  # equal (GLM); 0.06% seen
         assert reckoned.peak == pytest.approx(whole.peak, rel=0.02)  # moments between layers: 0 (GLM), 1.6% seen
 
 
@@ -303,7 +306,11 @@ def test_the_stages_of_zero_share_out_one_after_the_other() -> None:
         job = TrainingJob(read_config("glm130b"), 2048, 1, sharding=sharding, data_parallel=ranks)
         state = state_of(job, *weights_of(*model_to_train(job)))
         bytes_of[sharding] = [state.weights, state.gradients, state.optimizer]
-    wanted = {ZERO_1: [2, 2, 12 / ranks], ZERO_2: [2, 2 / ranks, 12 / ranks], ZERO_3: [4 / ranks, 4 / ranks, 8 / ranks]}
+    wanted = {
+        ZERO_1: [2, 2, 12 / ranks],
+        ZERO_2: [2, 2 / ranks, 12 / ranks],
+        ZERO_3: [4 / ranks, 4 / ranks, 8 / ranks],
+    }
     for sharding, sizes in wanted.items():
         assert bytes_of[sharding] == pytest.approx([numbers * size for size in sizes], rel=3e-3), sharding
 
@@ -328,6 +335,23 @@ def test_tensor_parallel_halves_what_is_inside_layers() -> None:
     kept = 48 * 4 * 512 * 4096 * 2
     assert halves.saved == pytest.approx(kept + (whole.saved - kept) / 2, rel=0.05)
     assert halves.flops == pytest.approx(whole.flops / 2, rel=0.01)
+
+
+def test_documented_rows_are_the_planner_s() -> None:
+    """The page's rows of the 10B model; the others come from the same lines."""
+    rows = re.findall(
+        r"^\| 10B \| (\d+) x (.*?) \| (all|LoRA \d+) \| (\d+) x \d+ \| ([\d.]+) \| ([\d.]+) \| (\d+) \| (\d+) \|",
+        PAGE,
+        flags=re.MULTILINE,
+    )
+    assert len(rows) == 3
+    for number, card, trained, tensor, *sizes, batch, least in rows:
+        lora = None if trained == "all" else int(trained.split()[1])
+        options: dict[str, Any] = {"sharding": ZERO_3, "tensor_parallel": int(tensor), "lora": lora, "context": 512}
+        planned = plan_training("ernie3-10b", f"{number}x{card}", **options)
+        assert [f"{row.used / 2**30:.1f}" for row in planned.rows] == sizes
+        row = planned.row(checkpointing=True)
+        assert (row.largest_batch, row.least_cards) == (int(batch), int(least))
 
 
 # The plan ------------------------------------------------------------------------------------------------------------
@@ -431,7 +455,9 @@ def test_the_command_says_what_does_not_fit(capsys: pytest.CaptureFixture[str]) 
 
 def test_precisions_are_all_planned() -> None:
     used = [
-        plan_training("ernie-3.0-base-zh", "1x24GiB", precision=precision, context=128, checkpointing=False).rows[0].used
+        plan_training("ernie-3.0-base-zh", "1x24GiB", precision=precision, context=128, checkpointing=False)
+        .rows[0]
+        .used
         for precision in PRECISIONS
     ]
     assert used[1] < used[0] < used[2] * 1.1

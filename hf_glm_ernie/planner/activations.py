@@ -67,15 +67,19 @@ def trace_step(job: TrainingJob, checkpointing: bool) -> StepTrace:
         getattr(base, "activation_checkpointing_enable", base.gradient_checkpointing_enable)(settings)
     marks = _Marks(model, live, lambda: (len(live.changes), live.flops + kernels.attention_flops))
     with torch.device("meta"), kernels, live:
-        loss, kept = _loss(model, base, _inputs(base, job))
+        inputs = _inputs(base, job)
+        memories = inputs.get("memories")  # stay with the caller
+        loss, kept = _loss(model, base, inputs)
+        del inputs
         last = len(live.changes)
         kernels.end_forward()
         end = marks.end_forward()
         loss.backward()
+    carried = [0, 0] if memories is None else [memories.states[0].nbytes, memories.states[-1].nbytes]
     del kept
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     forward = _Forward(live.changes, last, end.changes)
-    return _whole_depth(live.alive(live.numbers_of(gradients)), forward, marks, end, whole)
+    return _whole_depth(live.alive(live.numbers_of(gradients)), forward, marks, end, whole, carried)
 
 
 def _loss(model: nn.Module, base: PreTrainedModel, inputs: dict[str, Any]) -> tuple[torch.Tensor, Any]:
@@ -210,7 +214,12 @@ class _Forward:
 
 
 def _whole_depth(
-    alive: list[int], forward: _Forward, marks: _Marks, end: _Mark, config: PreTrainedConfig
+    alive: list[int],
+    forward: _Forward,
+    marks: _Marks,
+    end: _Mark,
+    config: PreTrainedConfig,
+    carried: list[int],
 ) -> StepTrace:
     """The trace of all layers, from that of two of each stack.
 
@@ -220,18 +229,21 @@ def _whole_depth(
         marks: Of the layers.
         end: Of the forward.
         config: Of the whole model.
+        carried: Bytes of the memory that a layer is given, of the first stack and of the last.
     """
     total = int(marks.now()[1])
     in_forward = 0
     further: dict[str, int] = {}  # by stack, in the forward's order: what its further layers leave
     for stack in dict.fromkeys(map(stack_of, marks.ends)):
         layers = [layer for layer in marks.ends if stack_of(layer) == stack]
-        depth = config.branch_num_hidden_layers if ".branches." in f".{stack}" else config.num_hidden_layers
+        in_branch = ".branches." in f".{stack}"
+        depth = config.branch_num_hidden_layers if in_branch else config.num_hidden_layers
         number = depth - len(layers)
         if number <= 0:
             continue
         first, second = (marks.ends[layer] for layer in layers[:2])
         left, dropped = forward.of_layer(first, second)
+        left += carried[in_branch]
         in_forward += number * (left + dropped)
         further[stack] = number * left
         total += number * (second.flops - first.flops)

@@ -317,6 +317,7 @@ class LiveStorages(TorchDispatchMode):
 
 
 def storages_of(tree: Any) -> list[torch.UntypedStorage]:
+    """The storages of all tensors in a tree, in its order."""
     return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 

@@ -1,12 +1,12 @@
 """What training takes on every card: weights, gradients, optimizer, activations; and how fast it can be.
 
 Every card does the same: its part of the model (tensor parallelism), on rows of its own (data parallelism), with what
-data parallelism shares out (ZeRO, FSDP2). So a plan has one row for a card, and two of these, without and with gradient
-checkpointing.
+data parallelism shares out (ZeRO, FSDP2). So a plan has one row for all cards, and two of these, without and with
+gradient checkpointing.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from transformers import PreTrainedConfig
@@ -34,7 +34,7 @@ from .training_report import TrainingPlan, TrainingRow
 from .training_speed import NETWORK, TrainingSpeed, training_speed
 from .training_state import State, state_of, weights_of
 
-MOST_CARDS = 2**16  # where the search for enough cards ends
+MOST_CARDS = 2**14  # where the search for enough cards ends: behind it the padding of shards grows
 BRANCHES = ("nlu", "nlg")
 
 
@@ -213,9 +213,14 @@ class _Counting:
         """The fewest cards with the same rows each, with the same tensor parallelism."""
         if self._fits(1, trace):
             return self.job.tensor_parallel
-        if self.job.sharding == WHOLE or not self._fits(MOST_CARDS, trace):
+        if self.job.sharding == WHOLE:
             return None
-        low, high = 1, MOST_CARDS  # too few, enough
+        high = 2
+        while not self._fits(high, trace):
+            high *= 2
+            if high > MOST_CARDS:
+                return None
+        low = high // 2  # too few, and `high` enough
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if self._fits(middle, trace) else (middle, high)

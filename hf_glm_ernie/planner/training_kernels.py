@@ -35,17 +35,12 @@ class Device:
     fused_masks_with_gradient: bool
 
 
-LOSSES = ("mse_loss", "binary_cross_entropy_with_logits")
+# What is cast to fp32, of what models use; on the CPU norms and powers are not.
+LOSSES = ("cross_entropy", "nll_loss", "mse_loss", "binary_cross_entropy_with_logits", "softmax", "log_softmax")
+POWERS = ("layer_norm", "norm", "sum", "cumsum", "exp", "log", "pow", "__pow__", "rsqrt", "reciprocal", "softplus")
 DEVICES = {
-    "cuda": Device(
-        frozenset(
-            ("layer_norm", "softmax", "log_softmax", "cross_entropy", "nll_loss", "sum", "cumsum", "norm", "exp", "log")
-            + ("pow", "__pow__", "rsqrt", "reciprocal", "softplus", "cosine_similarity", *LOSSES)
-        ),
-        fused_dropout=True,
-        fused_masks_with_gradient=True,
-    ),
-    "cpu": Device(frozenset(("softmax", "log_softmax", "cross_entropy", "nll_loss", *LOSSES)), fused_dropout=False, fused_masks_with_gradient=False),
+    "cuda": Device(frozenset((*LOSSES, *POWERS)), fused_dropout=True, fused_masks_with_gradient=True),
+    "cpu": Device(frozenset(LOSSES), fused_dropout=False, fused_masks_with_gradient=False),
 }
 
 
@@ -92,7 +87,9 @@ class TrainingKernels(TorchFunctionMode):
                 return leaf
             if self.casts is None or dtype == torch.float32 or not (leaf.is_leaf and leaf.requires_grad):
                 return leaf.to(dtype)
-            return self.casts.setdefault(id(leaf), leaf.to(dtype)) if id(leaf) not in self.casts else self.casts[id(leaf)]
+            if id(leaf) not in self.casts:
+                self.casts[id(leaf)] = leaf.to(dtype)
+            return self.casts[id(leaf)]
 
         return tree_map(cast, tree)
 
@@ -146,7 +143,7 @@ class _FusedAttention(torch.autograd.Function):
 
 
 def _fused_dropout(
-    input: torch.Tensor,  # noqa: A002  # torch's name: callers pass it
+    input: torch.Tensor,  # torch's name: callers pass it
     p: float = 0.5,
     training: bool = True,
     inplace: bool = False,

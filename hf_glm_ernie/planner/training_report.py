@@ -156,7 +156,9 @@ def _speed(plan: TrainingPlan) -> list[str]:
 def _verdict(plan: TrainingPlan, unit: str) -> list[str]:
     job = plan.job
     logits = job.batch * job.context * job.config.vocab_size * 4
-    lines = [f"fits {'with' if row.checkpointing else 'without'} checkpointing: {_fit(row, unit)}" for row in plan.rows]
+    lines = [
+        f"fits {'with' if row.checkpointing else 'without'} checkpointing: {_fit(row, unit)}" for row in plan.rows
+    ]
     lines.append(
         f"logits of {job.batch * job.context} tokens x {job.config.vocab_size} words in fp32: "
         f"{logits / UNITS[unit]:.2f} {unit}, in working where the model scores words"

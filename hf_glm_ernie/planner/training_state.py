@@ -76,17 +76,13 @@ def weights_of(model: nn.Module, base: PreTrainedModel) -> tuple[list[Weight], i
     """
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     whole = set(base._no_split_modules or ())
-    layers = {
-        name for name, module in model.named_modules() if type(module).__name__ in whole and LAYER.search(name)
-    }
+    layers = {name for name, module in model.named_modules() if type(module).__name__ in whole and LAYER.search(name)}
     weights = []
     for name, parameter in model.named_parameters():
         ends = [i for i, letter in enumerate(name) if letter == "."]
         unit = next((name[:end] for end in ends if name[:end] in layers), "")
         weights.append(
-            Weight(
-                tuple(parameter.shape), parameter.itemsize, parameter.requires_grad, id(parameter) in tables, unit
-            )
+            Weight(tuple(parameter.shape), parameter.itemsize, parameter.requires_grad, id(parameter) in tables, unit)
         )
     return weights, sum(buffer.nbytes for buffer in model.buffers())
 
@@ -134,16 +130,15 @@ def _adamw(trained: Sequence[Weight], numbers: int, width: int) -> int:
 def _adamw_8bit(trained: Sequence[Weight], numbers: int, width: int) -> int:
     """Two moments of a byte, two scales a block."""
     small = sum(w.numbers for w in trained if w.embedding or w.numbers < SMALLEST_IN_8_BITS)
-    scales = sum(
-        -(-w.numbers // BLOCK) for w in trained if not w.embedding and w.numbers >= SMALLEST_IN_8_BITS
-    )
+    scales = sum(-(-w.numbers // BLOCK) for w in trained if not w.embedding and w.numbers >= SMALLEST_IN_8_BITS)
     return 2 * (numbers - small) + 2 * FP32_BYTES * (scales + small)
 
 
 def _adafactor(trained: Sequence[Weight], numbers: int, width: int) -> int:
     """Of a matrix the means of rows and of columns, in fp32 (transformers' `Adafactor`, no first moment)."""
     factored = sum(w.numbers // w.shape[-1] + w.numbers // w.shape[-2] for w in trained if len(w.shape) > 1)
-    return FP32_BYTES * (factored + sum(w.numbers for w in trained if len(w.shape) < 2))
+    vectors = sum(w.numbers for w in trained if len(w.shape) < 2)
+    return FP32_BYTES * (factored + vectors + len(trained))  # and of each the root of its mean square
 
 
 def _sgd(trained: Sequence[Weight], numbers: int, width: int) -> int:
