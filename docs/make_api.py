@@ -76,6 +76,9 @@ GROUPS = {
     "Planning devices": (
         *("planner.devices.plan", "planner.report.Plan", "planner.report.DevicePlan", "set_offload", "Offload"),
         *("planner.speed_table.Speed", "planner.speed.Step"),
+        *("planner.training.plan_training", "planner.training_report.TrainingPlan"),
+        *("planner.training_report.TrainingRow", "planner.training_state.State"),
+        "planner.training_speed.TrainingSpeed",
     ),
     "Fine-tuning": (
         *("finetuning.methods.AdapterArguments", "finetuning.methods.adapt", "finetuning.weight_only.load_adapter"),
