@@ -30,7 +30,7 @@ from hf_glm_ernie import Ernie3PretrainingMixture, Ernie3Tokenizer, ProgressiveS
 from hf_glm_ernie.configuration_ernie3 import DOCUMENT_LM
 from hf_glm_ernie.ernie3_training.streams import Shard
 
-TEXTS, BATCH = 200, 14
+TEXTS, BATCH = 40, 14
 SHARD = Shard(0, 1, 0, 1)
 
 
