@@ -55,7 +55,8 @@ def build_model(width: int, layers: int, branch_width: int) -> Ernie3ForPreTrain
     dropouts = [
         name + kind for name in ("", "branch_") for kind in ("hidden_dropout_prob", "attention_probs_dropout_prob")
     ]
-    return Ernie3ForPreTraining(Ernie3Config(vocab_size=VOCABULARY, **config, **dict.fromkeys(dropouts, 0.0)))
+    config |= dict.fromkeys(dropouts, 0.0)
+    return Ernie3ForPreTraining(Ernie3Config(vocab_size=VOCABULARY, **config))
 
 
 def some_ids(rng: random.Random, sizes: tuple[int, int]) -> list[int]:
