@@ -1,7 +1,7 @@
 """Controllable prompts of `pretrain_ernie3.py`: the labels they are made of, and whether the model does what they ask.
 
 The stories know their genre, topic and sentiment. Their keywords are found by jieba (package `jieba`) in the Chinese
-ones; without it, and in English, they are the names of the person, the place and the thing.
+ones; without it, and in English, they are the names in the story of the person, the place and the thing.
 """
 
 import importlib.util
@@ -14,7 +14,14 @@ import torch
 from ernie3_texts import Story
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
-from hf_glm_ernie import ClassifierLabels, ControlLabels, Ernie3Tokenizer, JiebaKeywords, build_control_prompt
+from hf_glm_ernie import (
+    ClassifierLabels,
+    ControlLabels,
+    Ernie3Tokenizer,
+    JiebaKeywords,
+    build_control_prompt,
+    split_sentences,
+)
 
 MOST_WRITTEN = 80  # tokens; stories have up to 71
 
@@ -26,7 +33,7 @@ def described(stories: Sequence[Story]) -> list[dict[str, Any]]:
             "text": story.text,
             "genre": story.genre,
             "topic": story.topic,
-            "keywords": list(story.names.values()),
+            "keywords": [name for name in story.names.values() if name in story.text],
             "sentiment": story.sentiment,
         }
         for story in stories
@@ -53,17 +60,15 @@ def show_marks(tokenizer: Any, vocabulary: Path, row: dict[str, Any]) -> None:
 
 
 @torch.no_grad()
-def write(model: Any, tokenizer: Any, prompts: Sequence[Any]) -> list[str]:
-    """One sampled text for each prompt, all of them in one batch."""
+def write(model: Any, tokenizer: Any, prompts: Sequence[Any], **settings: Any) -> list[str]:
+    """A text for each prompt, all of them in one batch; `settings` of `generate` over sampling with top-p 0.9."""
     inputs = tokenizer.pad(
         {"input_ids": [prompt.input_ids for prompt in prompts]}, padding_side="left", return_tensors="pt"
     )
     written = model.generate(
         **inputs,
         genre_ids=torch.tensor([prompt.genre_id for prompt in prompts]),
-        max_new_tokens=MOST_WRITTEN,
-        do_sample=True,
-        top_p=0.9,
+        **{"max_new_tokens": MOST_WRITTEN, "do_sample": True, "top_p": 0.9} | settings,
     )
     texts = tokenizer.batch_decode(written[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return [text if text.isascii() else text.replace(" ", "") for text in texts]
@@ -74,7 +79,7 @@ def show_control(folder: Path, classifier: Path, stories: Sequence[Story], topic
 
     Args:
         folder: The pre-trained model with its tokenizer.
-        classifier: A fine-tuned one that tells the topics apart; it judges.
+        classifier: A fine-tuned one that tells sentences apart by topic; it judges.
         stories: What is asked for.
         topics: Topic -> class of the classifier.
 
@@ -88,21 +93,29 @@ def show_control(folder: Path, classifier: Path, stories: Sequence[Story], topic
         )
     )
     rows = described(stories)
-    asked = [f"LABEL_{topics[row['topic']]}" for row in rows]
 
     def shares(texts: list[str]) -> tuple[float, float]:
-        """How many are about the topic, and how many of the keywords there are."""
-        found = judge({"text": [text or "-" for text in texts]})["topic"]
+        """How many sentences are about what was asked for, and how many of the keywords there are."""
         words = [word in text for row, text in zip(rows, texts, strict=True) for word in row["keywords"]]
-        return float(np.mean([one == other for one, other in zip(found, asked, strict=True)])), float(np.mean(words))
+        sentences = [
+            (f"LABEL_{topics[row['topic']]}", sentence)
+            for row, text in zip(rows, texts, strict=True)
+            for sentence in split_sentences(text)
+        ]
+        if not sentences:
+            return 0.0, float(np.mean(words))
+        found = judge({"text": [sentence for _, sentence in sentences]})["topic"]
+        right = [asked == label for (asked, _), label in zip(sentences, found, strict=True)]
+        return float(np.mean(right)), float(np.mean(words))
 
     written = write(model, tokenizer, [prompt_of(tokenizer, row) for row in rows])
     plain = write(model, tokenizer, [build_control_prompt(tokenizer)] * len(rows))
     results = dict(zip(("topic", "keywords"), shares(written), strict=True))
     results |= dict(zip(("plain topic", "plain keywords"), shares(plain), strict=True))
     print(
-        f"\n{len(rows)} texts written to order: {results['topic']:.1%} about the topic, {results['plain topic']:.1%} "
-        f"without the prompt; {results['keywords']:.1%} of the keywords, {results['plain keywords']:.1%} without"
+        f"\n{len(rows)} texts written to order: {results['topic']:.1%} of the sentences about the topic, "
+        f"{results['plain topic']:.1%} without the prompt; {results['keywords']:.1%} of the keywords, "
+        f"{results['plain keywords']:.1%} without"
     )
     for row, text in list(zip(rows, written, strict=True))[:: max(len(rows) // 2, 1)]:
         print(f"  {row['genre']}, {row['topic']}, {', '.join(row['keywords'])}, {row['sentiment']} -> {text}")

@@ -80,7 +80,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="folder or Hub name of any causal language model that writes the imitations of stories; default: a small "
         "one is trained first",
     )
-    parser.add_argument("--generator-steps", type=int, default=150, help="steps of training the small one")
+    parser.add_argument("--generator-steps", type=int, default=100, help="steps of training the small one")
     parser.add_argument("--imitations", type=int, default=900, help="stories it continues for training")
     parser.add_argument("--steps", type=int, default=850, help="steps of pre-training")
     parser.add_argument("--classification-steps", type=int, default=150, help="steps of fine-tuning")

@@ -23,7 +23,6 @@ from hf_glm_ernie import (
     ProgressiveSchedule,
     RankedText,
     build_control_prompt,
-    split_sentences,
 )
 
 Trained = tuple[Path, list[dict[str, float]]]  # the folder of a model, and its log
@@ -88,13 +87,9 @@ def test_the_generator_learns_to_write(texts: ernie3_texts.Texts, tmp_path: Path
     stories = [story for document in texts.documents for story in document]
     generate = ernie3_negatives.train_generator(stories, texts.tokenizer, config, 128, 60, tmp_path)
     ids = texts.tokenizer(texts.unseen[0][0].text, return_tensors="pt")["input_ids"]
-    # Seen: SEEN_LOSS, where log(number of tokens) is 6.5.
-    assert generate.model(ids, labels=ids).loss < 2.5
-    known = {sentence for story in stories for sentence in story.sentences}
-    written = [split_sentences(text) for text in generate([story.sentences[0] for story in stories[:50]])]
-    right = [sentence.strip() in known for sentences in written for sentence in sentences]
-    # Seen: SEEN_RIGHT of SEEN_ALL sentences.
-    assert sum(right) > len(right) // 10 > 0
+    loss = generate.model(ids, labels=ids).loss.item()
+    pairs = pretrain_ernie3.write_pairs(texts, generate, 30, 3)
+    assert (loss < 2.5, len(pairs) > 30) == (True, True), f"loss {loss:.2f}, {len(pairs)} rows"
 
 
 @pytest.fixture(scope="module")
@@ -182,7 +177,8 @@ def test_prompts_say_what_the_labellers_found(texts: ernie3_texts.Texts, monkeyp
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     plain = ernie3_prompts.described(stories)
     assert plain[1] == english
-    assert [row["keywords"] for row in plain] == [list(story.names.values()) for story in stories]
+    for row, story in zip(plain, stories, strict=True):
+        assert row["keywords"] == [name for name in story.names.values() if name in story.text] != []
     assert {row["topic"] for row in plain} <= set(texts.topics)
 
 
@@ -213,7 +209,7 @@ def test_each_mark_is_one_token_in_the_saved_tokenizer(
 def test_what_is_written_to_order_is_judged(
     trained: Trained, texts: ernie3_texts.Texts, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Asked for, the stories themselves; without a prompt one and the same story, whose topic one in four has."""
+    """Asked for, the stories themselves; without a prompt one and the same story."""
     rows = pretrain_ernie3.StoryRows(texts.unseen, texts.tokenizer, texts.topics)
     pretrain_ernie3.classify(trained[0], rows, rows, texts.tokenizer, 80, tmp_path)
     stories = [story for document in texts.unseen for story in document]
@@ -235,11 +231,13 @@ def test_what_is_written_to_order_is_judged(
 
 def test_texts_are_written_to_the_prompts_of_a_saved_model(trained: Trained, texts: ernie3_texts.Texts) -> None:
     tokenizer, model = AutoTokenizer.from_pretrained(trained[0]), AutoModelForCausalLM.from_pretrained(trained[0])
-    rows = ernie3_prompts.described(texts.unseen[0][:3])
-    torch.manual_seed(0)
-    written = ernie3_prompts.write(model.eval(), tokenizer, [ernie3_prompts.prompt_of(tokenizer, row) for row in rows])
-    assert len(written) == 3
-    assert all(0 < len(texts.tokenizer.tokenize(text)) <= ernie3_prompts.MOST_WRITTEN + 20 for text in written)
+    prompts = [
+        ernie3_prompts.prompt_of(tokenizer, row, num_soft_prompts=count)
+        for count, row in enumerate(ernie3_prompts.described(texts.unseen[0][:3]), 1)
+    ]
+    greedy = {"do_sample": False, "top_p": None, "max_new_tokens": 12}
+    together = ernie3_prompts.write(model.eval(), tokenizer, prompts, **greedy)
+    assert together == [ernie3_prompts.write(model, tokenizer, [prompt], **greedy)[0] for prompt in prompts]
 
 
 @pytest.mark.parametrize("plot", [pretrain_ernie3.plot_losses, loss_plot.plot_losses])
