@@ -31,20 +31,20 @@ WRITTEN_AT_ONCE = 256
 
 
 def train_generator(
-    stories: Sequence[Story], tokenizer: Any, teacher: Ernie3Config, max_length: int, steps: int, output: Path
+    stories: Sequence[Story], tokenizer: Any, config: Ernie3Config, max_length: int, steps: int, output: Path
 ) -> Generator:
     """Trains a small language model on stories.
 
     Args:
         stories: What it reads, in a random order.
         tokenizer: That of the model to be pre-trained.
-        teacher: Settings of the model to be pre-trained; the generator is smaller.
+        config: Settings of the model to be pre-trained; the generator is smaller.
         max_length: Tokens of the texts it writes at most.
         steps: Steps of training.
         output: Folder that the Trainer wants; nothing is saved.
     """
     sizes = {"hidden_size": 64, "num_hidden_layers": 1, "intermediate_size": 128, "branch_num_hidden_layers": 1}
-    model = Ernie3ForCausalLM(Ernie3Config(**teacher.to_dict() | sizes | {"branches": ["nlg"]}))
+    model = Ernie3ForCausalLM(Ernie3Config(**config.to_dict() | sizes | {"branches": ["nlg"]}))
     ids = tokenizer([story.text for story in stories])["input_ids"]
     rows = [{"input_ids": [*one, tokenizer.eos_token_id], "labels": [*one, tokenizer.eos_token_id]} for one in ids]
     settings = TrainingArguments(

@@ -42,7 +42,7 @@ def described(stories: Sequence[Story]) -> list[dict[str, Any]]:
     if chinese and importlib.util.find_spec("jieba"):
         labels = ControlLabels(keywords=JiebaKeywords())({"text": [row["text"] for row in chinese]})
         for row, keywords in zip(chinese, labels["keywords"], strict=True):
-            row["keywords"] = keywords
+            row["keywords"] = keywords or row["keywords"]
     return rows
 
 
