@@ -63,8 +63,8 @@ RATIOS = {
     "controllable_lm": 4,
     "document_lm": 4,
 }
-# Weights of the losses that are not 1: facts take longest to learn.
-WEIGHTS = {"knowledge_text_prediction": 5.0}
+# Weights of the losses that are not 1: facts, and what a language model wrote, take longest to learn.
+WEIGHTS = {"knowledge_text_prediction": 5.0, "credible": 3.0}
 SHOWN = 4  # answers printed of each kind
 ASKED = 80  # texts written to order
 
@@ -80,7 +80,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="folder or Hub name of any causal language model that writes the imitations of stories; default: a small "
         "one is trained first",
     )
-    parser.add_argument("--generator-steps", type=int, default=100, help="steps of training the small one")
+    parser.add_argument("--generator-steps", type=int, default=30, help="steps of training the small one")
     parser.add_argument("--imitations", type=int, default=900, help="stories it continues for training")
     parser.add_argument("--steps", type=int, default=850, help="steps of pre-training")
     parser.add_argument("--classification-steps", type=int, default=150, help="steps of fine-tuning")
