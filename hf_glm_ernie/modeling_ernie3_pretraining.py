@@ -205,7 +205,9 @@ class Ernie3ForPreTraining(Ernie3PreTrainedModel):
         losses: dict[str, torch.Tensor] = {}
         memories = None
         for task, batch in batches.items():
-            output = self(**(kwargs | dict(batch)), return_dict=True)
+            # No cache: checkpointing from outside (FSDP's) would fill it once more where it computes a layer again.
+            # Not self(...): FSDP and ZeRO gather and free the root's weights around every call of the module.
+            output = self.forward(**({"use_cache": False} | kwargs | dict(batch)), return_dict=True)
             if output.loss is None:
                 raise ValueError(f"The batch of task {task!r} has no labels, so it has no loss.")
             losses[task] = output.loss
