@@ -162,8 +162,8 @@ def test_accumulated_batches_are_one_batch_of_means(tokenizer, tmp_path):
 
     def repeated(times):
         class Repeated(Ernie3PretrainingMixture):
-            def batches(self, shard):
-                for batch in super().batches(shard):
+            def __iter__(self):
+                for batch in super().__iter__():
                     rows = batch["batches"]["document_lm"]
                     rows["memory_reset"] = torch.ones_like(rows["memory_reset"])
                     yield from [batch] * times
