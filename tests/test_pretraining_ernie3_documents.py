@@ -122,13 +122,13 @@ def test_the_stream_knows_where_it_is(tokenizer):
     assert equal(next(iter(other)), next(batches))
     with pytest.raises(ValueError, match=r"The state has \['batches'\]; state_dict\(\) of a stream gives"):
         other.load_state_dict({"batches": 1})
+    elsewhere = DocumentStreams(DOCUMENTS, tokenizer, rows=2, length=6, rank=1, world_size=2)
+    elsewhere.load_state_dict(state)
     with pytest.raises(ValueError, match="The state is of shard 0 of 1, this is shard 1 of 2"):
-        elsewhere = DocumentStreams(DOCUMENTS, tokenizer, rows=2, length=6, rank=1, world_size=2)
-        elsewhere.load_state_dict(state)
         next(iter(elsewhere))
+    fewer = DocumentStreams(DOCUMENTS[:12], tokenizer, rows=2, length=6)
+    fewer.load_state_dict(state)
     with pytest.raises(ValueError, match="the state is of 13 rows, but there are 12"):
-        fewer = DocumentStreams(DOCUMENTS[:12], tokenizer, rows=2, length=6)
-        fewer.load_state_dict(state)
         next(iter(fewer))
 
 
@@ -184,8 +184,8 @@ def test_bad_documents_and_settings(tokenizer):
         next(iter(DocumentStreams([{"input_ids": []}], tokenizer)))
     with pytest.raises(ValueError, match="document 0: column 'text' is an empty text"):
         next(iter(DocumentStreams([{"text": " "}], tokenizer)))
+    source = source_of([{"text": "今"}], Shard(0, 1, 0, 1), seed=0, task="document_lm")
     with pytest.raises(ValueError, match=r"no input_ids but \['text'\], and no tokenizer"):
-        source = source_of([{"text": "今"}], Shard(0, 1, 0, 1), seed=0, task="document_lm")
         DocumentReader(source, None).read(1, 8)
     with pytest.raises(ValueError, match="length=1 must be at least 2"):
         next(iter(DocumentStreams(DOCUMENTS, tokenizer, length=1)))

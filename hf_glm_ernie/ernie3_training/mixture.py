@@ -204,7 +204,9 @@ class _MixtureReader(BatchReader):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         found = {*state["tasks"], *([DOCUMENT_LM] if "documents" in state else [])}
         if found != set(self.mixture.ratios):
-            raise ValueError(f"The state is of the tasks {sorted(found)}, but there are {sorted(self.mixture.ratios)}.")
+            raise ValueError(
+                f"The state is of the tasks {sorted(found)}, but there are {sorted(self.mixture.ratios)}."
+            )
         for task, source in self.sources.items():
             source.load_state_dict(state["tasks"][task])
         if self.segments is not None:

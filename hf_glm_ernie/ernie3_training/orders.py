@@ -2,8 +2,8 @@
 
 A Feistel network of four rounds permutes the numbers below a power of four; a number that lands outside the data goes
 through again until it lands inside ("cycle walking"), which makes it a permutation of the data. So the n-th row of an
-epoch is known without the others: an order of 10^8 rows costs as much memory as one of ten, and a reader goes on at
-any place at once.
+epoch is known without the others: an order of 10^8 rows costs no memory, and a reader goes on at any place at once.
+Halves of a few bits permute badly, so orders up to `STORED` are drawn outright.
 
 Sources: M. Luby, C. Rackoff, How to construct pseudorandom permutations, SIAM J. Comput. 17 (1988), who show that four
 rounds suffice; J. Black, P. Rogaway, Ciphers with arbitrary finite domains (2002), for the cycle walking; the round
@@ -15,6 +15,7 @@ import zlib
 import numpy as np
 
 ROUNDS = 4
+STORED = 4096  # 16 KiB
 MASK = (1 << 64) - 1
 
 
@@ -46,8 +47,11 @@ class Permutation:
                 raise ValueError(f"{what}={value} must be at least 0.")
         self._count = count
         self._half = max(((count - 1).bit_length() + 1) // 2, 1)  # bits of each half of a number
-        states = np.random.SeedSequence([seed, zlib.crc32(name.encode()), epoch]).generate_state(ROUNDS, np.uint64)
-        self._keys = [int(key) for key in states]
+        entropy = np.random.SeedSequence([seed, zlib.crc32(name.encode()), epoch])
+        self._keys = [int(key) for key in entropy.generate_state(ROUNDS, np.uint64)]
+        self._stored = None
+        if count <= STORED:
+            self._stored = np.random.default_rng(entropy).permutation(count).astype(np.int32)
 
     def __len__(self) -> int:
         return self._count
@@ -60,6 +64,8 @@ class Permutation:
         """
         if not 0 <= place < self._count:
             raise IndexError(f"place {place} is outside an order of {self._count}.")
+        if self._stored is not None:
+            return int(self._stored[place])
         half = self._half
         low = (1 << half) - 1
         number = place

@@ -11,7 +11,8 @@ state is a few numbers from which another source goes on at once, bit for bit:
   shuffle buffer slides, and what it holds is lost with the process; a block is read again from where it began, so
   nothing is lost. State: the library's, at the block's beginning, and the place in it.
 - Of several sources with weights the next row comes from the one that is furthest behind its share. Each goes through
-  its own epochs. State: theirs, and how many rows each gave.
+  its own epochs. State: theirs, and how many rows each gave. (`datasets.interleave_datasets` is no way around it: with
+  datasets 5.2 its stream reads without end, and gives nothing, where its state is that of an exhausted source.)
 
 Every row of an epoch is read once over all shards. The place that builders draw their random numbers from is the row's
 in a sequence; in a stream it is counted by the shard.
@@ -103,7 +104,7 @@ def source_of(
         shard: Which part is read.
         seed: Decides the order.
         task: What for; other tasks have other orders.
-        shuffle_buffer_size: Rows of a stream that are shuffled together; 1: a stream's own order.
+        shuffle_buffer_size: Rows of a stream that are shuffled together; 1: a stream's own order in every epoch.
         epochs: How often all rows are read; `None`: without end.
 
     Raises:
@@ -175,14 +176,17 @@ class _FromSequence(Source):
 
 class _FromStream(Source):
     def __init__(self, data: Any, shard: Shard, seed: int, task: str, buffer: int, epochs: int | None) -> None:
-        self.data = _part_of(data, shard, task)
+        self.whole = data
         self.shard, self.seed, self.task, self.buffer, self.epochs = shard, seed, task, buffer, epochs
         self._begin(0, None, 0)
 
     def _begin(self, epoch: int, state: Mapping[str, Any] | None, block: int) -> None:
         """Opens the data of an epoch, at the beginning of a block."""
         self._epoch, self._block = epoch, block
-        self.data.set_epoch(epoch)
+        self.data = _part_of(self.whole, self.shard, self.task)  # a new one, which no state was loaded into
+        # the library orders the files by this number, and leaves them as they are at 0
+        generator = row_generator(self.seed, f"{self.task}, files", epoch, 0)
+        self.data.set_epoch(int(generator.integers(1, 2**31)) if self.buffer > 1 else 0)
         if state is not None:
             self.data.load_state_dict(state)
         self._blocks = self.data.iter(batch_size=self.buffer)
@@ -269,9 +273,9 @@ def _part_of(data: Any, shard: Shard, task: str) -> Any:
 
     if data.num_shards % shard.count and shard.index == 0:
         logger.warning_once(
-            f"{task}: {data.num_shards} files cannot be dealt out evenly to {shard.count} shards (ranks times workers), "
-            f"so each shard reads all of them and keeps one row in {shard.count}. Write a number of files that is a "
-            "multiple, or see datasets' IterableDataset.reshard()."
+            f"{task}: {data.num_shards} files cannot be dealt out evenly to {shard.count} shards (ranks times "
+            f"workers), so each shard reads all of them and keeps one row in {shard.count}. Write a number of files "
+            "that is a multiple, or see datasets' IterableDataset.reshard()."
         )
     return split_dataset_by_node(data, rank=shard.index, world_size=shard.count)
 

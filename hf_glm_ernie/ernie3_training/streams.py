@@ -129,8 +129,8 @@ class ShardedStream(IterableDataset, abc.ABC):
             found = (self._start["shard"], self._start["shards"])
             if found != (shard.index, shard.count):
                 raise ValueError(
-                    f"The state is of shard {found[0]} of {found[1]}, this is shard {shard.index} of {shard.count}: to "
-                    "go on where a run stopped takes as many processes and workers as it had."
+                    f"The state is of shard {found[0]} of {found[1]}, this is shard {shard.index} of {shard.count}: "
+                    "to go on where a run stopped takes as many processes and workers as it had."
                 )
             reader.load_state_dict(self._start["reader"])
             number = self._start["batch"]
