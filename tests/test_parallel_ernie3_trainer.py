@@ -1,5 +1,6 @@
 """Pre-training with the Trainer in two processes (gloo on CPU): what one process computes from all their rows."""
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +13,25 @@ from tests.support.ernie3_rows import small_tokenizer
 from tests.support.ernie3_trainer_ranks_run import LEARNING_RATE, SCHEDULE, STEPS
 from tests.support.rank_processes import run_ranks
 
+ZERO3 = pytest.mark.skipif(
+    find_spec("deepspeed") is None,
+    reason="needs the package deepspeed, which builds an operator when it first runs: ninja and a C++ compiler",
+)
 
-def by_hand(model: Any, steps: list[list[dict[str, Any]]]) -> list[dict[str, float]]:
+
+def by_hand(model: Any, steps: list[list[tuple[int, dict[str, Any]]]]) -> list[dict[str, float]]:
     """Plain steps of SGD, every task's loss the mean over its labels in all batches of a step, a row at a time.
 
-    Rows without labels are the ranks' fillers, or the end of a document; they give no gradient.
+    A step is a list of ranks and their batches. Rows without labels are fillers and give no gradient.
     """
-    kept: dict[int, Any] = {}
+    kept: dict[tuple[int, int], Any] = {}  # the memories of a rank's rows
     losses = []
     model.train()
     for batches in steps:
         found = {}
         for task in TASK_BRANCHES:
             sums, labels = torch.zeros(()), 0
-            for batch in batches:
+            for rank, batch in batches:
                 rows = dict(batch[task])
                 ids, reset = rows.pop("stream_ids", None), rows.pop("memory_reset", None)
                 for row in range(len(rows["input_ids"])):
@@ -33,7 +39,7 @@ def by_hand(model: Any, steps: list[list[dict[str, Any]]]) -> list[dict[str, flo
                         name: value[row : row + 1] if torch.is_tensor(value) else value for name, value in rows.items()
                     }
                     if ids is not None:
-                        stream = int(ids[row])
+                        stream = (rank, int(ids[row]))
                         memories = None if reset[row] else kept.get(stream)
                         one |= {"memories": memories, "return_memories": True}
                     output = model(**one)
@@ -60,16 +66,22 @@ def by_hand(model: Any, steps: list[list[dict[str, Any]]]) -> list[dict[str, flo
         pytest.param("ddp", 2, marks=pytest.mark.slow),
         pytest.param("fsdp2", 1, marks=pytest.mark.slow),
         pytest.param("fsdp2", 2, marks=pytest.mark.slow),
+        pytest.param("zero3", 1, marks=[pytest.mark.slow, ZERO3]),
+        pytest.param("zero3", 2, marks=[pytest.mark.slow, ZERO3]),
     ],
 )
 def test_two_ranks_train_as_one_process_would_on_all_their_rows(
     wrapper: str, accumulated: int, tmp_path: Path
 ) -> None:
-    run_ranks("ernie3_trainer_ranks_run.py", tmp_path, wrapper, str(accumulated))
+    run_ranks("ernie3_trainer_ranks_run.py", tmp_path, wrapper, str(accumulated), seconds=280)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert [len(one["batches"]) for one in ranks] == [STEPS * accumulated] * 2
     steps = [
-        [batch for one in ranks for batch in one["batches"][step * accumulated : (step + 1) * accumulated]]
+        [
+            (rank, batch)
+            for rank in (0, 1)
+            for batch in ranks[rank]["batches"][step * accumulated : (step + 1) * accumulated]
+        ]
         for step in range(STEPS)
     ]
     model = tiny_model(small_tokenizer(tmp_path))

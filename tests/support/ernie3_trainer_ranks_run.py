@@ -1,34 +1,65 @@
 """One rank of `test_parallel_ernie3_trainer.py` (started by torchrun): trains, then goes on from the middle.
 
-Arguments: a folder, what wraps the model (`ddp` or `fsdp2`), batches per step. `rank<n>.pt` in the folder gets the
-batches that this rank read, the logs, and the parameters of the whole run and of the resumed one.
+Arguments: a folder, what shares the model out (`ddp`, `fsdp2`, `zero3`, `tp2`), batches per step. `rank<n>.pt` in the
+folder gets the batches that this rank read, the logs, and the parameters of the whole run and of the resumed one.
 """
 
 import copy
 import os
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import DistributedType
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainingArguments
+from transformers.distributed import DistributedConfig
 
 from hf_glm_ernie.ernie3_training.mixture import Ernie3PretrainingMixture
 from hf_glm_ernie.ernie3_training.schedule import ProgressiveSchedule
 from hf_glm_ernie.ernie3_training.trainer import Ernie3PretrainingTrainer
+from hf_glm_ernie.modeling_ernie3_pretraining import Ernie3ForPreTraining
 from tests.support.ernie3_pretraining_tiny import documents, every_task, tiny_model
 from tests.support.ernie3_rows import small_tokenizer
 from tests.support.rank_processes import end
+
+try:
+    import deepspeed
+except ImportError:  # `zero3` alone needs it
+    deepspeed = None
 
 STEPS = 4
 LEARNING_RATE = 0.05
 # Rows per step that two ranks cannot share evenly; four slots have fillers.
 SCHEDULE = ProgressiveSchedule(STEPS, (24, 40), (9, 13), (0.0, LEARNING_RATE))
 FSDP = {"version": 2, "state_dict_type": "SHARDED_STATE_DICT", "activation_checkpointing": True}
+ZERO3 = {
+    "zero_optimization": {
+        "stage": 3,
+        "stage3_param_persistence_threshold": 100,  # numbers; smaller tensors are kept whole
+        "stage3_gather_16bit_weights_on_model_save": True,
+    },
+    "zero_force_ds_cpu_optimizer": False,  # torch's own, which needs no operator to be built
+    "zero_allow_untested_optimizer": True,
+    "gradient_clipping": "auto",
+    "gradient_accumulation_steps": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "train_batch_size": "auto",
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "ddp": {},
+    "fsdp2": {"fsdp": True, "fsdp_config": FSDP},
+    "zero3": {"deepspeed": ZERO3},
+    "tp2": {},
+}
+WRAPPERS = {
+    "ddp": "DistributedDataParallel",
+    "fsdp2": "FSDPErnie3ForPreTraining",
+    "zero3": "DeepSpeedEngine",
+    "tp2": "Ernie3ForPreTraining",
+}
 
 
 class Watching(Ernie3PretrainingTrainer):
@@ -67,23 +98,37 @@ def train(tokenizer: Any, folder: Path, wrapper: str, accumulated: int, resume: 
         disable_tqdm=True,
         save_strategy="steps",
         save_steps=STEPS // 2,
-        **({"fsdp": True, "fsdp_config": dict(FSDP)} if wrapper == "fsdp2" else {}),
+        **copy.deepcopy(OPTIONS[wrapper]),
     )
     if wrapper == "fsdp2":
         # Accelerate takes FSDP beside accelerators only; its code for them works on the CPU, too
         arguments.distributed_state.distributed_type = DistributedType.MULTI_GPU
-    trainer = Watching(tiny_model(tokenizer), arguments, train_dataset=mixture)
+    model = tiny_model(tokenizer)
+    if wrapper == "tp2":
+        model.save_pretrained(folder / f"start{arguments.process_index}")
+        mesh = DistributedConfig(tp_size=2, tp_plan="auto")
+        model = Ernie3ForPreTraining.from_pretrained(
+            folder / f"start{arguments.process_index}", distributed_config=mesh, dtype=torch.float32
+        )
+    trainer = Watching(model, arguments, train_dataset=mixture)
     trainer.train(resume_from_checkpoint=resume)
-    assert isinstance(trainer.model_wrapped, FSDPModule if wrapper == "fsdp2" else DistributedDataParallel)
+    assert type(trainer.model_wrapped).__name__ == WRAPPERS[wrapper]
     return trainer
 
 
 def parameters(trainer: Any) -> dict[str, torch.Tensor]:
-    """All weights, whole."""
-    return {
-        name: (one.full_tensor() if isinstance(one, DTensor) else one).detach().clone()
-        for name, one in trainer.model.named_parameters()
-    }
+    """All weights, whole, under the names of the bare model."""
+    found = {}
+    for name, one in trainer.model.named_parameters():
+        with gathered(one):
+            value = one.full_tensor() if isinstance(one, DTensor) else one
+            found[name.replace("_checkpoint_wrapped_module.", "")] = value.detach().clone()
+    return found
+
+
+def gathered(parameter: Any) -> AbstractContextManager[Any]:
+    """ZeRO's parameters lie in parts but for inside of this; of others nothing changes."""
+    return deepspeed.zero.GatheredParameters([parameter]) if hasattr(parameter, "ds_id") else nullcontext()
 
 
 def main() -> None:
