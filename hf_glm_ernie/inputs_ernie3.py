@@ -13,7 +13,6 @@ from transformers.utils import logging
 from .attention_ernie3 import relative_rows
 from .configuration_ernie3 import Ernie3Config
 from .host_inputs import check_columns, check_mask, refuse_integer_pattern, traced
-from .memory_ernie3 import KeyColumns
 
 logger = logging.get_logger(__name__)
 
@@ -181,8 +180,9 @@ class Ernie3Embeddings(nn.Module):
         position_ids: torch.Tensor | None,
         token_type_ids: torch.Tensor | None,
         task_type_ids: torch.Tensor | None,
-        columns: KeyColumns,
+        continues: bool,
         distances: torch.Tensor | None,
+        new_memory: int,
     ) -> Embedded:
         """Reads every table that a call needs: outside of this method FSDP and ZeRO keep the tables in parts.
 
@@ -194,10 +194,11 @@ class Ernie3Embeddings(nn.Module):
                 positions are relative.
             token_type_ids: (B, L) int64; `None`: type 0.
             task_type_ids: Likewise.
-            columns: What stands in front of the tokens. Behind a filled cache placeholders are words.
+            continues: Whether a filled cache precedes: placeholders are words then.
             distances: (N,) int64, query position minus key position, where positions are relative; else `None`.
+            new_memory: M, columns of memory in front of the tokens that no cache holds yet.
         """
-        words = self._words(input_ids, inputs_embeds, genre_ids, columns.continues)
+        words = self._words(input_ids, inputs_embeds, genre_ids, continues)
         types = self._types(token_type_ids, task_type_ids, words)
         table = self.position_embeddings
         if distances is None:
@@ -207,7 +208,7 @@ class Ernie3Embeddings(nn.Module):
         rows = relative_rows(distances, self.config.max_position_embeddings, table.num_embeddings)
         if types is not None:
             # as ERNIE-Doc: the memory has the type of the segment's first token
-            types = torch.cat((types[:, :1].expand(-1, columns.new_memory, -1), types), dim=1)
+            types = torch.cat((types[:, :1].expand(-1, new_memory, -1), types), dim=1)
             types = self.type_norm(types)
         return Embedded(words, self.position_norm(table(rows)), types)
 

@@ -441,7 +441,10 @@ class Ernie3Model(Ernie3PreTrainedModel):
         if position_ids is None and distances is None:
             position_ids = columns.positions(real, memories, tokens.device)
         embedded = self.embeddings(
-            input_ids, inputs_embeds, genre_ids, position_ids, token_type_ids, task_type_ids, columns, distances
+            *(input_ids, inputs_embeds, genre_ids, position_ids, token_type_ids, task_type_ids),
+            continues=columns.continues,
+            distances=distances,
+            new_memory=columns.new_memory,
         )
         settings = self._for_every_layer(embedded, index, branch, mask, columns, cache) | kwargs
         hidden_states, states = self._run(embedded.hidden_states, branch, memories, keep, **settings)
