@@ -89,8 +89,8 @@ def show_credible(model: Any, tokenizer: Any, stories: Sequence[Story], generate
         f"\nUnseen stories told from what the generator made of their beginnings: {right:.1%} of {len(labels)} texts; "
         f"of a story and its imitation `rerank` puts the story first in {preferred:.1%} of {len(originals)} pairs"
     )
-    for place in (generated.argmin().item(), generated.argmax().item()):
-        print(f"  credible {generated[place]:.3f}: {pairs['text'][2 * int(place) + 1]}")
+    for place in (int(generated.argmin()), int(generated.argmax())):
+        print(f"  credible {generated[place]:.3f}: {pairs['text'][2 * place + 1]}")
     return right
 
 

@@ -58,7 +58,7 @@ from .host_interface import (
     given_cache,
     named_cache,
 )
-from .inputs_ernie3 import Ernie3Embeddings, check_documents, check_inputs
+from .inputs_ernie3 import Embedded, Ernie3Embeddings, check_documents, check_inputs
 from .memory_ernie3 import (
     Ernie3Memories,
     KeyColumns,
@@ -268,7 +268,7 @@ class Ernie3PreTrainedModel(CarriesItsCode, PreTrainedModel):
     hub_classes = HUB_CLASSES
     base_model_prefix = "ernie3"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["Ernie3Layer", "Ernie3Embeddings"]
+    _no_split_modules = ["Ernie3Layer"]  # the embeddings' tables may part: Accelerate's FSDP2 takes the words' alone
     _skip_keys_device_placement = [*CACHE_NAMES, "memories"]  # they stay with their layers
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -342,7 +342,9 @@ class Ernie3Model(Ernie3PreTrainedModel):
         self.post_init()
         absent = tuple(f"branches.{name}." for name in BRANCHES if name not in names)
         # the host warns of rules that no layer follows
-        self._tp_plan = {rule: style for rule, style in (self._tp_plan or {}).items() if not rule.startswith(absent)}
+        for plan in ("_tp_plan", "_fsdp_plan"):
+            rules = getattr(self, plan) or {}
+            setattr(self, plan, {rule: style for rule, style in rules.items() if not rule.startswith(absent)})
 
     def get_input_embeddings(self) -> nn.Module:
         """The word embedding."""
@@ -429,13 +431,17 @@ class Ernie3Model(Ernie3PreTrainedModel):
         whole_pattern = attention_mask is not None and len(attention_mask.shape) == 4
         real = None if whole_pattern else real  # a pattern of the caller's own says what is padding, too
         mask = attention_mask if whole_pattern else visible_columns(real, memories, columns)
-        words = self.embeddings.words(input_ids, inputs_embeds, genre_ids, columns.continues)
-        types = self.embeddings.types(token_type_ids, task_type_ids, words)
-        if position_ids is None and not self.embeddings.relative:
+        distances, index = self._distances(columns, mask, branch == "nlg", tokens.device)
+        if position_ids is None and distances is None:
             position_ids = columns.positions(real, memories, documents, tokens.device)
-        hidden_states = self.embeddings(words, position_ids, types)
-        settings = self._for_every_layer(hidden_states, branch, mask, columns, documents, types, cache) | kwargs
-        hidden_states, states = self._run(hidden_states, branch, memories, keep, **settings)
+        embedded = self.embeddings(
+            *(input_ids, inputs_embeds, genre_ids, position_ids, token_type_ids, task_type_ids),
+            continues=columns.continues,
+            distances=distances,
+            new_memory=columns.new_memory,
+        )
+        settings = self._for_every_layer(embedded, index, branch, mask, columns, documents, cache) | kwargs
+        hidden_states, states = self._run(embedded.hidden_states, branch, memories, keep, **settings)
         return Ernie3ModelOutput(
             last_hidden_state=hidden_states,
             memories=None if carried is None else carried.with_states(states),
@@ -466,12 +472,12 @@ class Ernie3Model(Ernie3PreTrainedModel):
 
     def _for_every_layer(
         self,
-        hidden_states: torch.Tensor,
+        embedded: Embedded,
+        relative_index: torch.Tensor | None,
         branch: str,
         mask: Any,
         columns: KeyColumns,
         documents: torch.Tensor | None,
-        types: torch.Tensor | None,
         cache: Cache | None,
     ) -> dict[str, Any]:
         """What every layer of both stacks needs: the branch's pattern, the cache, and relative positions."""
@@ -481,42 +487,36 @@ class Ernie3Model(Ernie3PreTrainedModel):
             apart = packed_sequence_mask_function(F.pad(documents, (columns.memory, 0)))
         if causal:
             sizes = cache_with_memory(cache, columns.new_memory)
-            pattern = create_causal_mask(self.config, hidden_states, mask, sizes, None, and_mask_function=apart)
+            pattern = create_causal_mask(
+                self.config, embedded.hidden_states, mask, sizes, None, and_mask_function=apart
+            )
         else:
-            pattern = create_bidirectional_mask(self.config, hidden_states, mask, and_mask_function=apart)
+            pattern = create_bidirectional_mask(self.config, embedded.hidden_states, mask, and_mask_function=apart)
         if apart is not None and pattern is None:
             raise ValueError(
                 f"attn_implementation={self.config._attn_implementation!r} takes no pattern, so it would not keep the "
                 "documents of a row apart. Use 'sdpa', 'eager' or 'flex_attention', or leave document_ids out."
             )
         settings = {"attention_mask": pattern, "is_causal": causal, **named_cache(cache)}
-        if self.embeddings.relative:
-            visible = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
-            settings |= self._relative(columns, visible, causal, types, hidden_states.device)
+        if relative_index is not None:
+            states = {"relative_states": embedded.relative_states, "type_states": embedded.type_states}
+            settings |= {"relative_index": relative_index, **states}
         return settings
 
-    def _relative(
-        self,
-        columns: KeyColumns,
-        visible: torch.Tensor | None,
-        causal: bool,
-        types: torch.Tensor | None,
-        device: torch.device,
-    ) -> dict[str, Any]:
-        """What scores distances and types."""
+    def _distances(
+        self, columns: KeyColumns, mask: Any, causal: bool, device: torch.device
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The distances that occur, (N,) int64, and which of them each pair has, (B or 1, L, S) int64.
+
+        Both are `None` where positions are absolute.
+        """
+        if not self.embeddings.relative:
+            return None, None
         columns.check_reach(self.config.max_position_embeddings, self.config.memory_length)
+        visible = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
         first = 0 if causal else 1 - columns.length  # later keys are masked where the reading is causal
         distances = torch.arange(first, columns.total, device=device)
-        index = (columns.distances(visible, device) - first).clamp(0, len(distances) - 1)
-        relative = {
-            "relative_states": self.embeddings.distances(distances),  # (N, hidden)
-            "relative_index": index,  # (B or 1, L, S)
-        }
-        if types is not None:
-            # as ERNIE-Doc: the memory has the type of the segment's first token
-            types = torch.cat((types[:, :1].expand(-1, columns.new_memory, -1), types), dim=1)
-            relative["type_states"] = self.embeddings.type_norm(types)
-        return relative
+        return distances, (columns.distances(visible, device) - first).clamp(0, len(distances) - 1)
 
     def _run(
         self,

@@ -225,8 +225,11 @@ class Ernie3ForPreTraining(Ernie3PreTrainedModel):
             )
         losses: dict[str, torch.Tensor] = {}
         memories = None
+        # No cache: checkpointing from outside (FSDP's) would fill it once more where it computes a layer again.
+        settings = {"use_cache": False, "return_logits": False} | kwargs
         for task, batch in batches.items():
-            output = self(**(kwargs | {"return_logits": False} | dict(batch)), return_dict=True)
+            # Not self(...): FSDP and ZeRO gather and free the root's weights around every call of the module.
+            output = self.forward(**(settings | dict(batch)), return_dict=True)
             if output.loss is None:
                 raise ValueError(f"The batch of task {task!r} has no labels, so it has no loss.")
             losses[task] = output.loss

@@ -210,7 +210,8 @@ class _Forward:
         """
         born = {number for number, _ in self.changes[before.changes : after.changes]}
         kept = (born - {after.output}) | {before.output}
-        return sum(self.left.get(n, 0) for n in kept), sum(self.dropped.get(n, 0) for n in born)
+        left = sum(size for number, size in self.left.items() if number in kept)
+        return left, sum(size for number, size in self.dropped.items() if number in born)
 
 
 def _whole_depth(

@@ -158,7 +158,10 @@ def trace(job: Job) -> Transients:
         inputs = forward_inputs(model, replace(job, config=config))
         outputs = model(**inputs)
     cached = cached_tensors(inputs, outputs)
-    return transients_of(config, cached, live.peak(without=itertools.chain.from_iterable(cached)))
+    left_out = list(itertools.chain.from_iterable(cached))
+    if getattr(config, "position_embedding_type", None) == "absolute" and isinstance(config, Ernie3Config):
+        left_out.append(inputs["inputs_embeds"])  # of ids they are let go of where the positions have been added
+    return transients_of(config, cached, live.peak(without=left_out))
 
 
 def shallow(config: PreTrainedConfig) -> PreTrainedConfig:
