@@ -48,7 +48,6 @@ from ernie3_texts import Story, Texts
 from loss_plot import figure_for
 
 SEED = 3  # of the texts, as in the examples
-STEPS = 400
 EVERY = 100  # steps between two points of a curve
 QKV = ("query-query", "key-key", "value-value")
 TEACHERS = ("example", "example+600", "masked", "masked+tasks")
@@ -78,7 +77,7 @@ class Recipe:
     name: str
     teacher: str = "masked"
     student: str = "unified"
-    steps: int = STEPS
+    steps: int = 400
     learning_rate: float = 3e-3
     relations: tuple[str, ...] = ("query-key",)
     layers: tuple[tuple[int, int], ...] = ((-1, -1),)
@@ -114,6 +113,9 @@ def recipes() -> list[Recipe]:
         Recipe("Q-K and V-V", relations=("query-key", "value-value")),
         Recipe("Q-Q, K-K, V-V", relations=QKV),
         *other_teachers,
+        # As many FLOPs as 400 taught steps: the student's and the relations' alone, and with the teacher's forward.
+        *(Recipe(f"alone, {steps} steps", teacher="", steps=steps) for steps in (470, 660, 800)),
+        Recipe("Q-Q, K-K, V-V, 800 steps", relations=QKV, steps=800),
     ]
     fast = [
         Recipe("alone", teacher=""),
@@ -148,7 +150,7 @@ class Data:
         unseen: Batches of unseen texts, each text masked twice.
     """
 
-    def __init__(self, folder: Path, steps: int = STEPS) -> None:
+    def __init__(self, folder: Path, steps: int) -> None:
         self.texts = Texts(400, SEED, folder)
         self.read = [story.text for document in self.texts.documents for story in document]
         unread = [story.text for document in self.texts.unseen for story in document]
@@ -343,7 +345,7 @@ def train(student: PreTrainedModel, teacher: PreTrainedModel | None, recipe: Rec
             else:
                 factor = rate_factor(step, recipe.steps)
             descend(optimizer, loss, recipe.learning_rate * factor)
-            if (step + 1) % EVERY == 0:
+            if (step + 1) % EVERY == 0 or step + 1 == recipe.steps:
                 curve.append((step + 1, round(held_out(student, data.unseen), 4)))
     if has_auxiliary_layer(student):
         drop_auxiliary_layer(student)
@@ -434,7 +436,8 @@ def main() -> None:
     if not arguments.show:
         torch.set_num_threads(1)  # such small matrices gain nothing from more
         arguments.output.mkdir(parents=True, exist_ok=True)
-        data, config = Data(arguments.output), Ernie3Config.from_pretrained(arguments.teacher)
+        data = Data(arguments.output, max(recipe.steps for recipe in recipes()))
+        config = Ernie3Config.from_pretrained(arguments.teacher)
         for seed in arguments.seeds:
             for recipe in recipes():
                 chosen = not arguments.recipes or recipe.name.startswith(tuple(arguments.recipes))

@@ -63,6 +63,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--teacher-rate", type=float, default=3e-3, help="learning rate of the teacher's steps alone")
     parser.add_argument("--learning-rate", type=float, default=3e-3, help="learning rate of the students")
     parser.add_argument("--label-steps", type=int, default=40, help="steps of classification with few labels")
+    parser.add_argument("--label-draws", type=int, default=3, help="how often the few labels are drawn")
     parser.add_argument("--seed", type=int, default=3, help="of the texts, as in pretrain_ernie3.py")
     parser.add_argument("--student-seed", type=int, default=1, help="of the students' first weights")
     parser.add_argument("--overwrite_output_dir", action="store_true", help="write over what is in the folder")
@@ -173,9 +174,10 @@ def accuracy_of_few_labels(folder: Path, texts: Texts, steps: int = 40, shots: i
     return float(np.mean(found))
 
 
-def loss_on(model: PreTrainedModel, unseen: MaskedTexts, collate: Any, output: Path) -> float:
-    """A model's loss on masked words of texts it has not read."""
-    trainer = Trainer(model, settings(output / "training", 1, 0.0, 0), eval_dataset=unseen, data_collator=collate)
+def loss_on(folder: Path, unseen: MaskedTexts, collate: Any) -> float:
+    """The loss of a model's folder on masked words of texts it has not read."""
+    model = AutoModelForMaskedLM.from_pretrained(folder)
+    trainer = Trainer(model, settings(folder / "training", 1, 0.0, 0), eval_dataset=unseen, data_collator=collate)
     return trainer.evaluate()["eval_loss"]
 
 
@@ -224,7 +226,7 @@ def distil(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
     )
     trainer.train()
     trainer.save_model(str(output))
-    measured = {"teacher": {"loss": loss_on(teacher, unseen, collate, output)}}
+    measured = {"teacher": {"loss": loss_on(output / "teacher", unseen, collate)}}
     for name in students:
         folder = output / f"alone-{name}"
         student = AutoModelForMaskedLM.from_pretrained(folder)
@@ -232,8 +234,8 @@ def distil(arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
         student.save_pretrained(folder)
         for kind, folder in (("distilled", output / f"student-{name}"), ("alone", output / f"alone-{name}")):
             measured[f"{kind}-{name}"] = {
-                "loss": loss_on(AutoModelForMaskedLM.from_pretrained(folder), unseen, collate, output),
-                "accuracy": accuracy_of_few_labels(folder, texts, arguments.label_steps),
+                "loss": loss_on(folder, unseen, collate),
+                "accuracy": accuracy_of_few_labels(folder, texts, arguments.label_steps, draws=arguments.label_draws),
             }
     return measured
 

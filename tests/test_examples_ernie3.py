@@ -140,7 +140,7 @@ def arguments(teacher: Path, output: Path, **changed: Any) -> argparse.Namespace
 
 
 def test_students_come_out_without_their_auxiliary_layer(trained: Trained, tmp_path: Path) -> None:
-    few = {"teacher_steps": 2, "steps": 4, "label_steps": 2, "documents": 20}
+    few = {"teacher_steps": 2, "steps": 4, "label_steps": 2, "label_draws": 1, "documents": 20}
     options = arguments(trained[0], tmp_path / "students", **few)
     measured = distil_ernie3.distil(options)
     students = {"distilled-unified", "alone-unified", "distilled-encoder", "alone-encoder"}
@@ -182,7 +182,8 @@ def test_the_whole_run_learns_and_its_students_gain(
         for seed in (1, 2, 3)
     ]
     for one in found:
-        assert one["teacher"]["loss"] < 1.2  # seen: SEEN_TEACHER; as it comes from pre-training, 2.26
-        # Seen: SEEN_UNIFIED
+        # Seen with one seed: the teacher 0.78 (2.26 as pre-training leaves it), the unified student 1.66 against 2.25,
+        # the encoder 2.87 against 3.44. Three seeds in the sweep: 1.71 .. 1.73 against 2.19 .. 2.42.
+        assert one["teacher"]["loss"] < 1.2
         assert one["distilled-unified"]["loss"] < one["alone-unified"]["loss"] - 0.2
         assert one["distilled-encoder"]["loss"] < one["alone-encoder"]["loss"]
