@@ -324,10 +324,12 @@ def train(student: PreTrainedModel, teacher: PreTrainedModel | None, recipe: Rec
     if teacher is not None and recipe.auxiliary:
         add_auxiliary_layer(student)
     with ExitStack() as stack:
-        pairs = [
-            (stack.enter_context(recorded(teacher, one)), stack.enter_context(recorded(student, other)))
-            for one, other in (recipe.layers if teacher is not None else ())
-        ]
+        pairs = []
+        if teacher is not None:
+            pairs = [
+                (stack.enter_context(recorded(teacher, one)), stack.enter_context(recorded(student, other)))
+                for one, other in recipe.layers
+            ]
         optimizer = torch.optim.AdamW(student.parameters(), recipe.learning_rate, weight_decay=0.0)
         for step in range(recipe.steps):
             if step == ends and has_auxiliary_layer(student):

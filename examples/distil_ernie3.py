@@ -166,7 +166,7 @@ def accuracy_of_few_labels(folder: Path, texts: Texts, steps: int = 40, shots: i
             eval_dataset=unseen,
             processing_class=texts.tokenizer,
             compute_metrics=lambda result: {
-                "right": float(np.mean(result.predictions.argmax(-1) == result.label_ids))
+                "right": float(np.mean(np.argmax(result.predictions, -1) == result.label_ids))
             },
         )
         trainer.train()

@@ -105,8 +105,9 @@ def relation_divergence(
     real = attention_mask != 0
     sums = []
     for relation in relations:
+        first, second = RELATIONS[relation]
         target, of_student = (
-            relation_log_probabilities(*(getattr(one, part) for part in RELATIONS[relation]), heads, attention_mask)
+            relation_log_probabilities(getattr(one, first), getattr(one, second), heads, attention_mask)
             for one in (teacher, student)
         )
         terms = F.kl_div(of_student, target, reduction="none", log_target=True)
@@ -211,7 +212,8 @@ def recorded_relations(model: PreTrainedModel) -> Iterator[list[Relations]]:
     def keep(module: nn.Module, args: Any, output: torch.Tensor) -> None:
         made[module] = output
         if len(made) == len(projections):  # in whatever order the layer makes them
-            recorded.append(Relations(*(made.pop(one) for one in projections), heads))
+            queries, keys, values = (made.pop(one) for one in projections)
+            recorded.append(Relations(queries, keys, values, heads))
 
     handles = [one.register_forward_hook(keep) for one in projections]
     try:
