@@ -272,15 +272,29 @@ def arguments(teacher: Path, output: Path, **changed: Any) -> argparse.Namespace
 
 
 def test_students_come_out_without_their_auxiliary_layer(trained: Trained, tmp_path: Path) -> None:
-    options = arguments(trained[0], tmp_path / "students", distillation_steps=2, steps=2, documents=20)
-    losses = distil_ernie3.distil(options)
-    assert set(losses) == {"unified", "encoder"}
+    few = {"teacher_steps": 2, "steps": 4, "label_steps": 2, "label_draws": 1, "documents": 20}
+    options = arguments(trained[0], tmp_path / "students", **few)
+    measured = distil_ernie3.distil(options)
+    students = {"distilled-unified", "alone-unified", "distilled-encoder", "alone-encoder"}
+    assert set(measured) == {"teacher", *students}
+    assert all(0 <= measured[name]["accuracy"] <= 1 for name in students)
+    assert measured["distilled-unified"]["loss"] != measured["alone-unified"]["loss"]
     depths = {
-        name: json.loads((options.output / f"student-{name}" / "config.json").read_text("utf-8")) for name in losses
+        name: json.loads((options.output / f"student-{name}" / "config.json").read_text("utf-8"))
+        for name in ("unified", "encoder")
     }
     assert depths["encoder"]["num_hidden_layers"] == 2
     assert depths["unified"]["branch_num_hidden_layers"] == 1
     assert Ernie3ForPreTraining.from_pretrained(options.output / "teacher").config.hidden_size == 96
+
+
+def test_few_labels_are_as_many_of_every_plot_and_language(texts: ernie3_texts.Texts) -> None:
+    stories = distil_ernie3.few_labels(texts, 3, 0)[0]
+    plots = [(story.topic, story.language) for story in stories]
+    assert len(set(plots)) == len(texts.topics)
+    assert all(plots.count(one) == 3 for one in plots)
+    assert all(len(story.sentences) == 1 for story in stories)
+    assert stories == distil_ernie3.few_labels(texts, 3, 0)[0] != distil_ernie3.few_labels(texts, 3, 1)[0]
 
 
 @pytest.mark.slow
@@ -288,18 +302,20 @@ def test_students_come_out_without_their_auxiliary_layer(trained: Trained, tmp_p
 def test_the_whole_run_learns_and_its_students_gain(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every task's loss falls to 0.8 or less; the teacher helps the encoder it teaches, in the mean of three seeds."""
+    """Every task's loss falls to 0.8 or less; the teacher helps both students it teaches, with every seed."""
     monkeypatch.setattr("sys.argv", ["pretrain_ernie3.py", f"--output={tmp_path / 'ernie3'}"])
     pretrain_ernie3.main()
     table = capsys.readouterr().out.split("ratio")[1].split("\n\n")[0].split("\n")[1:]
     ratios = {line.split()[0]: float(line.split()[3]) for line in table}
     assert set(ratios) == TASKS
     assert all(ratio <= 0.8 for ratio in ratios.values())
-    losses = [
+    found = [
         distil_ernie3.distil(arguments(tmp_path / "ernie3" / "model", tmp_path / f"students{seed}", student_seed=seed))
         for seed in (1, 2, 3)
     ]
-    # Seen: 3.397 against 3.464. The unified student, half of whose few layers is the auxiliary one, gains nothing at
-    # this size (2.144 against 2.123).
-    distilled, alone = (sum(one["encoder"][place] for one in losses) / 3 for place in (0, 1))
-    assert distilled < alone
+    for one in found:
+        # Seen with one seed: the teacher 0.78 (2.26 as pre-training leaves it), the unified student 1.66 against 2.25,
+        # the encoder 2.87 against 3.44. Three seeds in the sweep: 1.71 .. 1.73 against 2.19 .. 2.42.
+        assert one["teacher"]["loss"] < 1.2
+        assert one["distilled-unified"]["loss"] < one["alone-unified"]["loss"] - 0.2
+        assert one["distilled-encoder"]["loss"] < one["alone-encoder"]["loss"]
