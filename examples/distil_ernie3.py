@@ -3,7 +3,7 @@
     python examples/distil_ernie3.py --teacher demo-output/ernie3/model --output demo-output/ernie3-students
 
 One student is an ERNIE 3.0 model, the other an encoder of the host library, as Baidu's released students are. A
-teacher can hand down only what it knows, and after two minutes on seven tasks it guesses masked words no better than a
+teacher can hand down only what it knows, and after 850 steps of seven tasks it guesses masked words no better than a
 student will: so it first goes on with masked words alone. Then, in the same pass in which it trains on, the relations
 of its last layer teach both students beside their own loss on masked words; for the second half of the steps they go
 on without it. What is printed beside it is the same student, from the same first weights, trained on masked words

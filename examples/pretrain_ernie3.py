@@ -1,4 +1,4 @@
-"""Pre-trains a tiny ERNIE 3.0 Titan with every task of the papers, in two minutes on two cores, then uses it.
+"""Pre-trains a tiny ERNIE 3.0 Titan with every task of the papers, in a few minutes on two cores, then uses it.
 
     python examples/pretrain_ernie3.py --output demo-output/ernie3
 

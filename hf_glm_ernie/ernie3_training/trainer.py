@@ -14,6 +14,7 @@ What [`Ernie3PretrainingTrainer`] adds to the host's Trainer:
 """
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -178,14 +179,16 @@ class Ernie3PretrainingTrainer(Trainer):
         alike = self.get_tp_size()  # the processes that share every layer read the same rows
         stream.set_rank(self.args.process_index // alike, self.args.world_size // alike)
         workers = self.args.dataloader_num_workers
-        return StatefulDataLoader(
-            stream,
-            batch_size=None,  # the stream's items are batches
-            num_workers=workers,
-            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
-            persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="'set_vital' is deprecated")  # torchdata 0.11 on torch 2.13
+            return StatefulDataLoader(
+                stream,
+                batch_size=None,  # the stream's items are batches
+                num_workers=workers,
+                pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+                persistent_workers=self.args.dataloader_persistent_workers and workers > 0,
+                prefetch_factor=self.args.dataloader_prefetch_factor,
+            )
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
