@@ -53,7 +53,8 @@ GROUPS = {
         *("pair_scores", "rerank", "RankedText"),
     ),
     "ERNIE 3.0: pre-training": (
-        *("Ernie3PretrainingTrainer", "Ernie3PretrainingMixture", "Ernie3PretrainingCollator", "ProgressiveSchedule"),
+        *("Ernie3PretrainingTrainer", "Ernie3PretrainingMixture", "WeightedSources", "Ernie3PretrainingCollator"),
+        "ProgressiveSchedule",
         *("MemoryBank", "layerwise_lr_groups", "KnowledgeMasking", "Lexicon", "DocumentTokens", "DocumentStreams"),
         *("SentenceReordering", "SentenceDistance", "label_permutation", "permutation_classes", "permutation_label"),
         *("KnowledgeTextPrediction", "DistantSupervision", "sentences_with", "CredibleRows", "AdversarialTexts"),

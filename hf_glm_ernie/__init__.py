@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from .ernie3_training.memories import MemoryBank
     from .ernie3_training.mixture import Ernie3PretrainingMixture
     from .ernie3_training.schedule import ProgressiveSchedule
+    from .ernie3_training.sources import WeightedSources
     from .ernie3_training.splitting import split_sentences
     from .ernie3_training.structure import (
         SentenceDistance,
@@ -130,6 +131,7 @@ _LATER = {
     "ernie3_training.memories": ["MemoryBank"],
     "ernie3_training.mixture": ["Ernie3PretrainingMixture"],
     "ernie3_training.schedule": ["ProgressiveSchedule"],
+    "ernie3_training.sources": ["WeightedSources"],
     "ernie3_training.structure": [
         "SentenceDistance",
         "SentenceReordering",
@@ -271,6 +273,7 @@ __all__ = [
     "SentenceDistance",
     "SentenceReordering",
     "WeightOnlyConfig",
+    "WeightedSources",
     "ZeroShotAnswer",
     "adapt",
     "add_auxiliary_layer",

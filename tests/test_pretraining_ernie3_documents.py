@@ -1,12 +1,17 @@
 """Document language modelling: nothing is lost, repeated or leaked, whoever reads it."""
 
+import itertools
+import json
 from collections import Counter
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from hf_glm_ernie.ernie3_training.documents import DocumentReader, DocumentStreams, DocumentTokens
+from hf_glm_ernie.ernie3_training.sources import source_of
+from hf_glm_ernie.ernie3_training.streams import Shard
 from tests.support.ernie3_rows import small_tokenizer
 
 # Documents whose tokens tell where they come from: 1000 * document + place.
@@ -85,31 +90,46 @@ def equal(first, second):
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])
-@pytest.mark.parametrize("taken", [0, 1, 5, 7])
+@pytest.mark.parametrize("taken", [1, 5, 7])
 def test_a_stream_resumes_exactly(tokenizer, workers, taken):
-    def take(stream, count):
-        loader = iter(DataLoader(stream, batch_size=None, num_workers=workers))
-        return [next(loader) for _ in range(count)]
+    def loader():
+        return StatefulDataLoader(
+            DocumentStreams(DOCUMENTS, tokenizer, rows=3, length=7), batch_size=None, num_workers=workers
+        )
 
-    whole = take(DocumentStreams(DOCUMENTS, tokenizer, rows=3, length=7), 16)
-    resumed = DocumentStreams(DOCUMENTS, tokenizer, rows=3, length=7)
-    resumed.load_state_dict({"batches": taken})
-    for first, second in zip(whole[taken:], take(resumed, 16 - taken), strict=True):
+    whole = loader()
+    batches = iter(whole)
+    for _ in range(taken):
+        next(batches)
+    state = json.loads(json.dumps(whole.state_dict()))
+    resumed = loader()
+    resumed.load_state_dict(state)
+    for first, second in zip(itertools.islice(batches, 16 - taken), resumed, strict=False):
         assert equal(first, second)
 
 
-def test_the_stream_counts_what_was_taken(tokenizer):
+def test_the_stream_knows_where_it_is(tokenizer):
     stream = DocumentStreams(DOCUMENTS, tokenizer, rows=2, length=6)
     batches = iter(stream)
-    assert stream.state_dict() == {"batches": 0}
+    assert stream.state_dict() == {}
     for _ in range(5):
         next(batches)
-    assert stream.state_dict() == {"batches": 5}
+    state = stream.state_dict()
+    assert (state["batch"], state["shard"], state["shards"]) == (5, 0, 1)
     other = DocumentStreams(DOCUMENTS, tokenizer, rows=2, length=6)
-    other.load_state_dict(stream.state_dict())
+    other.load_state_dict(state)
+    assert other.state_dict() == state
     assert equal(next(iter(other)), next(batches))
-    with pytest.raises(ValueError, match="batches=-1"):
-        other.load_state_dict({"batches": -1})
+    with pytest.raises(ValueError, match=r"The state has \['batches'\]; state_dict\(\) of a stream gives"):
+        other.load_state_dict({"batches": 1})
+    elsewhere = DocumentStreams(DOCUMENTS, tokenizer, rows=2, length=6, rank=1, world_size=2)
+    elsewhere.load_state_dict(state)
+    with pytest.raises(ValueError, match="The state is of shard 0 of 1, this is shard 1 of 2"):
+        next(iter(elsewhere))
+    fewer = DocumentStreams(DOCUMENTS[:12], tokenizer, rows=2, length=6)
+    fewer.load_state_dict(state)
+    with pytest.raises(ValueError, match="the state is of 13 rows, but there are 12"):
+        next(iter(fewer))
 
 
 def test_seeds_and_epochs_order_the_documents(tokenizer):
@@ -156,7 +176,7 @@ def test_padding_is_masked_and_ignored(tokenizer):
 
 
 def test_bad_documents_and_settings(tokenizer):
-    with pytest.raises(ValueError, match="13 documents cannot be shared by 14 shards"):
+    with pytest.raises(ValueError, match="13 rows cannot be shared by 14 shards"):
         next(iter(DocumentStreams(DOCUMENTS, tokenizer, rank=13, world_size=14)))
     with pytest.raises(ValueError, match="rank=2 must be at least 0 and less than world_size=2"):
         DocumentStreams(DOCUMENTS, tokenizer, rank=2, world_size=2)
@@ -164,8 +184,9 @@ def test_bad_documents_and_settings(tokenizer):
         next(iter(DocumentStreams([{"input_ids": []}], tokenizer)))
     with pytest.raises(ValueError, match="document 0: column 'text' is an empty text"):
         next(iter(DocumentStreams([{"text": " "}], tokenizer)))
+    source = source_of([{"text": "今"}], Shard(0, 1, 0, 1), seed=0, task="document_lm")
     with pytest.raises(ValueError, match=r"no input_ids but \['text'\], and no tokenizer"):
-        DocumentReader([{"text": "今"}], None, seed=0).read(1, 8)
+        DocumentReader(source, None).read(1, 8)
     with pytest.raises(ValueError, match="length=1 must be at least 2"):
         next(iter(DocumentStreams(DOCUMENTS, tokenizer, length=1)))
     with pytest.raises(ValueError, match="rows=0 at batch 0"):

@@ -1,20 +1,23 @@
 """Collators, the mixture of all tasks, the progressive schedule and the bank of memories."""
 
+import json
 from collections import Counter
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from hf_glm_ernie.configuration_ernie3 import DOCUMENT_LM, TASK_BRANCHES
-from hf_glm_ernie.ernie3_training.collator import Ernie3PretrainingCollator, collate_rows
+from hf_glm_ernie.ernie3_training.collator import Ernie3PretrainingCollator, collate_rows, mixed_batch
+from hf_glm_ernie.ernie3_training.fillers import count_labels, count_read, document_filler
 from hf_glm_ernie.ernie3_training.masking import KnowledgeMasking
 from hf_glm_ernie.ernie3_training.memories import MemoryBank
 from hf_glm_ernie.ernie3_training.mixture import Ernie3PretrainingMixture, row_counts
 from hf_glm_ernie.ernie3_training.schedule import ProgressiveSchedule
 from hf_glm_ernie.ernie3_training.structure import SentenceReordering
 from hf_glm_ernie.memory_ernie3 import Ernie3Memories
-from tests.support.ernie3_pretraining_tiny import PARAGRAPHS, documents, every_task
+from tests.support.ernie3_pretraining_tiny import PARAGRAPHS, documents, every_task, tiny_model
 from tests.support.ernie3_rows import small_tokenizer
 
 
@@ -148,17 +151,21 @@ def test_no_row_of_an_epoch_is_read_twice(tokenizer, ranks, workers):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_the_mixture_resumes_exactly_and_its_seed_decides(tokenizer, workers):
-    def batches(**options):
-        stream = mixture(tokenizer, num_batches=9, **{key: options[key] for key in options if key != "start"})
-        stream.load_state_dict({"batches": options.get("start", 0)})
-        return list(DataLoader(stream, batch_size=None, num_workers=workers))
+    def loader(**options):
+        return StatefulDataLoader(mixture(tokenizer, num_batches=9, **options), batch_size=None, num_workers=workers)
 
-    whole = batches()
+    whole = list(loader())
     assert len(whole) == 9
-    for first, second in zip(whole[5:], batches(start=5), strict=True):
-        same(first, second)
-    same(whole[0], batches()[0])
-    other = batches(seed=1)[0]["batches"]["document_lm"]["input_ids"]
+    first = loader()
+    batches = iter(first)
+    for _ in range(5):
+        next(batches)
+    resumed = loader()
+    resumed.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    for before, after in zip(whole[5:], resumed, strict=True):
+        same(before, after)
+    same(whole[0], next(iter(loader())))
+    other = next(iter(loader(seed=1)))["batches"]["document_lm"]["input_ids"]
     assert not torch.equal(other, whole[0]["batches"]["document_lm"]["input_ids"])
 
 
@@ -177,14 +184,76 @@ def test_the_schedule_grows_the_batches(tokenizer):
     widths, sizes = [], []
     for number, batch in enumerate(stream):
         settings = schedule.at(number // 2)
-        inputs = batch["batches"].values()
-        sizes.append(sum(len(one["input_ids"]) for one in inputs))
-        widths.append(max(one["input_ids"].shape[1] for one in inputs))
-        assert sizes[-1] == max(settings.batch_size // 2, 7)
+        sizes.append(read(batch)[0])
+        widths.append(max(one["input_ids"].shape[1] for one in batch["batches"].values()))
         assert widths[-1] <= settings.length
+    assert [first + second for first, second in zip(sizes[::2], sizes[1::2], strict=True)] == [
+        schedule.at(step).batch_size for step in range(10)
+    ]
     assert widths[0] == 16
     assert max(widths) > 40
-    assert (sizes[0], sizes[-1]) == (7, 20)
+    assert (sizes[0], sizes[-1]) == (4, 20)
+
+
+def read(batch):
+    """Rows and tokens of a mixed batch, without fillers."""
+    counts = [count_read(task, inputs) for task, inputs in batch["batches"].items()]
+    return tuple(map(sum, zip(*counts, strict=True)))
+
+
+@pytest.mark.parametrize(("ranks", "accumulated"), [(1, 1), (1, 3), (2, 1), (3, 2), (8, 1), (5, 4), (64, 1)])
+def test_a_step_reads_the_published_batch_whoever_reads_it(tokenizer, ranks, accumulated):
+    schedule = ProgressiveSchedule(4, (16, 32), (8, 40), (0.0, 1e-3), length_multiple=4)
+    slots, steps = ranks * accumulated, 5
+    streams = [
+        mixture(
+            tokenizer,
+            batch_size=None,
+            length=None,
+            schedule=schedule,
+            gradient_accumulation_steps=accumulated,
+            num_batches=steps * accumulated,
+            rank=rank,
+            world_size=ranks,
+        )
+        for rank in range(ranks)
+    ]
+    for step in range(steps):
+        parts = [stream.rows_at(step * accumulated + part) for stream in streams for part in range(accumulated)]
+        together = Counter()
+        for part in parts:
+            together.update(part)
+        whole = row_counts(schedule.at(step).batch_size, streams[0].ratios)
+        assert together == Counter(whole)
+        for task, count in whole.items():
+            assert {part[task] for part in parts} <= {count // slots, -(-count // slots)}
+        rows = [sum(part.values()) for part in parts]
+        assert max(rows) - min(rows) <= 1
+    if ranks > 4:  # documents and rows are too few for so many shards
+        return
+    sizes = [[read(batch)[0] for batch in stream] for stream in streams]
+    for step in range(steps):
+        parts = [rows[step * accumulated : (step + 1) * accumulated] for rows in sizes]
+        assert sum(map(sum, parts)) == schedule.at(step).batch_size
+    for batch in streams[0]:
+        assert sorted(batch["batches"]) == sorted(TASK_BRANCHES), "every slot holds every task"
+
+
+def test_fillers_touch_every_weight_and_change_none(tokenizer):
+    model = tiny_model(tokenizer)
+    groups = {builder.task: [builder.filler()] for _, builder in every_task(tokenizer)}
+    groups[DOCUMENT_LM] = [document_filler(tokenizer.cls_token_id)]
+    batches = mixed_batch(groups, tokenizer.pad_token_id)["batches"]
+    assert all(count_labels(inputs) == 0 for inputs in batches.values())
+    assert all(count_read(task, inputs) == (0, 0) for task, inputs in batches.items())
+    for name in ("stream_ids", "memory_reset"):
+        del batches[DOCUMENT_LM][name]
+    output = model(batches=batches)
+    output.loss.backward()
+    assert output.loss == 0
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert not parameter.grad.any(), name
 
 
 def test_bad_mixtures(tokenizer):
@@ -195,6 +264,11 @@ def test_bad_mixtures(tokenizer):
         ({"tasks": [tasks[0], tasks[0]], "batch_size": 8}, r"Two builders make rows of \['knowledge_masked_lm'\]"),
         ({"tasks": tasks, "batch_size": 8, "ratios": {"document_lm": 2}}, r"ratios names \['document_lm'\]"),
         ({"tasks": tasks}, "Pass either batch_size or a schedule"),
+        ({"tasks": tasks, "batch_size": 5}, "A batch of 5 rows cannot hold 6 tasks"),
+        (
+            {"tasks": tasks, "schedule": ProgressiveSchedule(8, (16, 64), (5, 40), (0.0, 1e-3))},
+            "A batch of 5 rows cannot hold 6 tasks",
+        ),
         ({"tasks": tasks, "batch_size": 8, "schedule": schedule}, "Pass either batch_size or a schedule"),
         ({"tasks": tasks, "length": 8, "schedule": schedule}, "Pass either length=8 or a schedule"),
         (

@@ -1,15 +1,18 @@
 """The recipe with the host's Trainer: every task, memories from step to step, schedules, logs, resuming."""
 
 import copy
+import itertools
 
 import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-from hf_glm_ernie.configuration_ernie3 import TASK_BRANCHES
+from hf_glm_ernie.configuration_ernie3 import DOCUMENT_LM, TASK_BRANCHES
 from hf_glm_ernie.ernie3_training.collator import Ernie3PretrainingCollator
 from hf_glm_ernie.ernie3_training.documents import DocumentStreams
+from hf_glm_ernie.ernie3_training.fillers import count_labels, count_read
 from hf_glm_ernie.ernie3_training.masking import KnowledgeMasking
+from hf_glm_ernie.ernie3_training.memories import MemoryBank
 from hf_glm_ernie.ernie3_training.mixture import Ernie3PretrainingMixture
 from hf_glm_ernie.ernie3_training.schedule import ProgressiveSchedule
 from hf_glm_ernie.ernie3_training.trainer import Ernie3PretrainingTrainer
@@ -162,8 +165,8 @@ def test_accumulated_batches_are_one_batch_of_means(tokenizer, tmp_path):
 
     def repeated(times):
         class Repeated(Ernie3PretrainingMixture):
-            def batches(self, shard):
-                for batch in super().batches(shard):
+            def __iter__(self):
+                for batch in super().__iter__():
                     rows = batch["batches"]["document_lm"]
                     rows["memory_reset"] = torch.ones_like(rows["memory_reset"])
                     yield from [batch] * times
@@ -179,6 +182,61 @@ def test_accumulated_batches_are_one_batch_of_means(tokenizer, tmp_path):
     for name, tensor in once.model.state_dict().items():
         # Halving and adding are exact. Measured 0.
         torch.testing.assert_close(tensor, twice.model.state_dict()[name], rtol=0, atol=1e-7)
+
+
+def test_uneven_batches_are_one_mean_over_the_labels(tokenizer, tmp_path):
+    """Three accumulated batches, some without a row of some task: one step on the mean over all labels."""
+    schedule = ProgressiveSchedule(100, (24, 24), (8, 8), (0.1, 0.1))
+
+    def stream():
+        return mixture(
+            tokenizer, batch_size=None, length=None, ratios=None, schedule=schedule, gradient_accumulation_steps=3
+        )
+
+    model = tiny_model(tokenizer)
+    expected = copy.deepcopy(model)
+    batches = list(itertools.islice(stream(), 3))
+    totals: dict[str, list] = {task: [] for task in TASK_BRANCHES}
+    counts = dict.fromkeys(TASK_BRANCHES, 0)
+    rows, bank = 0, MemoryBank()
+    for batch in batches:
+        for task, inputs in batch["batches"].items():
+            labels = int(count_labels(inputs))
+            given = dict(inputs)
+            if task == DOCUMENT_LM:
+                ids, reset = given.pop("stream_ids"), given.pop("memory_reset")
+                given |= {"memories": bank.take(ids, reset), "return_memories": True}
+            output = expected(**given)
+            if task == DOCUMENT_LM:
+                bank.put(ids, output.memories)
+            totals[task].append(output.loss * labels)
+            counts[task] += labels
+            rows += count_read(task, inputs)[0]
+    assert rows == 8
+    assert any(not total for parts in totals.values() for total in parts), "some batch has no label of some task"
+    losses = {task: sum(parts) / counts[task] for task, parts in totals.items()}
+    sum(losses.values()).backward()
+    torch.optim.SGD(expected.parameters(), lr=0.1).step()
+    trainer = train(
+        tokenizer,
+        tmp_path,
+        stream=stream(),
+        model=model,
+        max_steps=1,
+        optim="sgd",
+        max_grad_norm=0.0,
+        learning_rate=0.1,
+        gradient_accumulation_steps=3,
+    )
+    (log,) = [entry for entry in trainer.state.log_history if "loss" in entry]
+    for task, loss in losses.items():
+        assert log[f"{task}_loss"] == pytest.approx(loss.item(), abs=1e-5)
+    assert log["loss"] == pytest.approx(sum(losses.values()).item(), abs=1e-4)
+    assert log["rows_read"] == 8
+    assert log["tokens_read"] == sum(count_read(*one)[1] for batch in batches for one in batch["batches"].items())
+    for name, tensor in expected.state_dict().items():
+        # The same sums in another order. Measured 3e-8.
+        torch.testing.assert_close(model.state_dict()[name], tensor, rtol=0, atol=1e-6)
 
 
 def test_weights_and_their_errors(tokenizer, tmp_path):

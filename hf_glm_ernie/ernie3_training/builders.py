@@ -21,6 +21,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from hf_glm_ernie.inference.token_ids import special_id
+
 from .tokens import Asking, Tokens, tokens_of
 
 IGNORED = -100  # label of what no loss is taken of
@@ -42,11 +44,6 @@ def row_generator(seed: int, task: str, epoch: int, index: int) -> np.random.Gen
         if value < 0:
             raise ValueError(f"{name}={value} must be at least 0.")
     return np.random.default_rng([seed, zlib.crc32(task.encode()), epoch, index])
-
-
-def shuffled(count: int, seed: int, task: str, epoch: int) -> np.ndarray:
-    """The order in which an epoch reads `count` rows: (count,) int64, every index once."""
-    return row_generator(seed, f"{task}, order", epoch, 0).permutation(count)
 
 
 def checked_text(row: Mapping[str, Any], column: str) -> str:
@@ -125,6 +122,7 @@ class RowBuilder(abc.ABC):
     epoch: int = dataclasses.field(default=0, kw_only=True)
 
     task: ClassVar[str]
+    label_column: ClassVar[str] = "labels"  # what a row is to teach: a label per token, or in other columns per row
 
     @abc.abstractmethod
     def build(self, row: Mapping[str, Any], generator: np.random.Generator, max_length: int) -> Asking:
@@ -194,6 +192,15 @@ class RowBuilder(abc.ABC):
             answers = {at: list(itertools.islice(tokens_in_order, len(texts))) for at, texts in asked.items()}
         return [built[at] for at in range(len(rows))]
 
+    def filler(self) -> dict[str, Any]:
+        """A row of the task that nothing is learned from: `[CLS]` alone, without a label."""
+        ids = [special_id(self.tokenizer, "cls")]
+        return {
+            "task": self.task,
+            "input_ids": ids,
+            self.label_column: [IGNORED] if self.label_column == "labels" else IGNORED,
+        }
+
     def __call__(self, rows: Mapping[str, list[Any]], indices: Sequence[int]) -> dict[str, list[Any]]:
         """Builds a batch of rows.
 
@@ -219,5 +226,4 @@ __all__ = [
     "checked_texts",
     "fitted",
     "row_generator",
-    "shuffled",
 ]

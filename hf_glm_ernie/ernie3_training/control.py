@@ -91,6 +91,10 @@ class ControllableLM(RowBuilder):
             "genre_ids": prompt.genre_id,
         }
 
+    def filler(self) -> dict[str, Any]:
+        """As in [`RowBuilder`], of the first genre."""
+        return super().filler() | {"genre_ids": 0}
+
     def _prompt(self, settings: dict[str, Any]) -> ControlPrompt:
         return build_control_prompt(self.tokenizer, soft_prompt_token_id=self.soft_prompt_token_id, **settings)
 

@@ -193,6 +193,7 @@ class CredibleRows(RowBuilder):
     """
 
     task = CREDIBLE
+    label_column = "credible_labels"
 
     def build(self, row: Mapping[str, Any], generator: np.random.Generator, max_length: int) -> Asking:
         """`[CLS] text` and its label."""

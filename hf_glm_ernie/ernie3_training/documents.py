@@ -13,16 +13,16 @@ that column one prediction per segment would be lost.)
 Source: P10, section 3.2.3; recurrence as in ERNIE-Doc (arXiv 2012.15688).
 """
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from hf_glm_ernie.configuration_ernie3 import DOCUMENT_LM
 from hf_glm_ernie.inference.token_ids import special_id, text_ids
 
-from .builders import IGNORED, checked_text, shuffled
+from .builders import IGNORED, checked_text
 from .collator import collate_rows
-from .streams import Shard, ShardedStream
+from .sources import Source, source_of
+from .streams import BatchReader, Shard, ShardedStream
 
 
 def document_ids(tokenizer: Any, row: Mapping[str, Any]) -> list[int]:
@@ -62,41 +62,17 @@ class DocumentTokens:
 class DocumentReader:
     """Cuts the documents of one shard into segments, for any number of rows side by side.
 
-    Every epoch reads all documents in an order of its own; the shards take turns in that order. A row that is through
-    with its document takes the next one that nobody has read.
+    Every epoch reads all documents in an order of its own. A row that is through with its document takes the next one
+    that nobody has read.
 
     Args:
-        documents: Rows with `input_ids`, or with `text` where a tokenizer is given.
+        documents: Where they come from: rows with `input_ids`, or with `text` where a tokenizer is given.
         tokenizer: Makes ids of texts; `None` for documents that have ids.
-        seed: Decides the orders.
-        index: This shard.
-        count: Of how many.
-        epochs: How often all documents are read; `None`: without end.
-
-    Raises:
-        ValueError: fewer documents than shards.
     """
 
-    def __init__(
-        self,
-        documents: Sequence[Mapping[str, Any]],
-        tokenizer: Any | None,
-        *,
-        seed: int,
-        index: int = 0,
-        count: int = 1,
-        epochs: int | None = None,
-    ) -> None:
-        if len(documents) < count:
-            raise ValueError(
-                f"{len(documents)} documents cannot be shared by {count} shards (ranks times workers), one each at "
-                "least. Use fewer workers or split the documents."
-            )
-        self.documents, self.tokenizer, self.seed = documents, tokenizer, seed
-        rounds = itertools.count() if epochs is None else range(epochs)
-        orders = (shuffled(len(documents), seed, DOCUMENT_LM, epoch) for epoch in rounds)
-        self._order = (int(at) for order in orders for at in order[index::count])
-        self._open: dict[int, tuple[list[int], int]] = {}  # row -> its document and how much of it was read
+    def __init__(self, documents: Source, tokenizer: Any | None) -> None:
+        self.documents, self.tokenizer = documents, tokenizer
+        self._open: dict[int, OpenDocument] = {}  # of each row that is inside a document
 
     def read(self, rows: int, length: int) -> list[dict[str, Any]]:
         """The next segment of each row.
@@ -117,12 +93,10 @@ class DocumentReader:
             raise ValueError(f"length={length} must be at least 2: a token and the one that it predicts.")
         segments = []
         for row in range(rows):
-            ids, start = self._open.pop(row, ((), 0))
-            if not ids:
-                following = next(self._order, None)
-                if following is None:
-                    continue
-                ids = self._ids(following)
+            document = self._open.pop(row, None) or self._next_document()
+            if document is None:
+                continue
+            ids, start = document.ids, document.start
             goes_on = start + length < len(ids)
             end = start + length - 1 if goes_on else len(ids)
             columns = list(ids[start : end + goes_on])
@@ -136,11 +110,36 @@ class DocumentReader:
                 }
             )
             if goes_on:
-                self._open[row] = (ids, end)
+                self._open[row] = document._replace(start=end)
         return segments
 
-    def _ids(self, at: int) -> list[int]:
-        document = self.documents[at]
+    def state_dict(self) -> dict[str, Any]:
+        """Where each row is: of documents that can be read again their index, of others what is left of them."""
+        rows = {}
+        for row, document in self._open.items():
+            known: dict[str, Any] = {"start": document.start, "index": document.index}
+            if not self.documents.is_random_access(document.index):
+                known["ids"] = [int(id_) for id_ in document.ids]
+            rows[str(row)] = known
+        return {"documents": self.documents.state_dict(), "rows": rows}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where the state says."""
+        self.documents.load_state_dict(state["documents"])
+        self._open = {}
+        for row, known in state["rows"].items():
+            index = known["index"]
+            ids = known["ids"] if "ids" in known else self._ids(self.documents.row_at(index), index)
+            self._open[int(row)] = OpenDocument(ids, known["start"], index)
+
+    def _next_document(self) -> "OpenDocument | None":
+        try:
+            drawn = next(self.documents)
+        except StopIteration:
+            return None
+        return OpenDocument(self._ids(drawn.row, drawn.index), 0, drawn.index)
+
+    def _ids(self, document: Any, at: int) -> list[int]:
         try:
             if "input_ids" in document:
                 if len(document["input_ids"]) == 0:
@@ -153,6 +152,14 @@ class DocumentReader:
             raise ValueError(f"{DOCUMENT_LM}, document {at}: {error}") from error
 
 
+class OpenDocument(NamedTuple):
+    """A document that a row is inside of: its ids, how many of them were read, and its index in the data."""
+
+    ids: list[int]
+    start: int
+    index: int
+
+
 class DocumentStreams(ShardedStream):
     """Batches of document language modelling for one rank: as many documents side by side as there are rows.
 
@@ -160,12 +167,12 @@ class DocumentStreams(ShardedStream):
     whoever trains keeps the memories apart ([`MemoryBank`]). Arguments: those of [`ShardedStream`], and:
 
     Args:
-        documents: Any sequence of rows with `input_ids` ([`DocumentTokens`] makes them), or with `text`.
+        documents: Rows with `input_ids` ([`DocumentTokens`] makes them) or with `text`: any sequence, a
+            `datasets.IterableDataset`, or [`WeightedSources`].
         tokenizer: For documents with `text`, and for its pad id.
         rows: Rows per batch, or a function of the batch's number.
         length: Columns per row at most, or a function of the batch's number.
-        epochs: How often all documents are read; `None`: without end. Towards an end rows run out one by one, and a
-            `DataLoader` with workers leaves out those that are through: resume endless streams only.
+        epochs: How often all documents are read; `None`: without end. Towards an end rows run out one by one.
         pad_to_multiple_of: Rows are padded up to a multiple of this.
 
     Yields:
@@ -177,7 +184,7 @@ class DocumentStreams(ShardedStream):
 
     def __init__(
         self,
-        documents: Sequence[Mapping[str, Any]],
+        documents: Any,
         tokenizer: Any,
         *,
         rows: int | Callable[[int], int] = 8,
@@ -191,22 +198,36 @@ class DocumentStreams(ShardedStream):
         self.rows, self.length, self.epochs = rows, length, epochs
         self.pad_to_multiple_of = pad_to_multiple_of
 
-    def batches(self, shard: Shard) -> Iterator[dict[str, Any]]:
-        """All batches of one shard."""
-        reader = DocumentReader(
-            self.documents,
-            self.tokenizer,
-            seed=self.seed,
-            index=shard.index,
-            count=shard.count,
-            epochs=self.epochs,
+    def reader(self, shard: Shard) -> "_StreamsReader":
+        """Reads one shard, from its beginning."""
+        return _StreamsReader(self, shard)
+
+
+class _StreamsReader(BatchReader):
+    def __init__(self, streams: DocumentStreams, shard: Shard) -> None:
+        self.streams, self.shard = streams, shard
+        source = source_of(
+            streams.documents,
+            shard,
+            seed=streams.seed,
+            task=DOCUMENT_LM,
+            shuffle_buffer_size=streams.shuffle_buffer_size,
+            epochs=streams.epochs,
         )
-        pad = special_id(self.tokenizer, "pad")
-        for number in itertools.count(shard.worker, shard.workers):
-            segments = reader.read(_at(self.rows, number, "rows"), _at(self.length, number, "length"))
-            if not segments:
-                return
-            yield collate_rows(stream_segments(segments, shard), pad, self.pad_to_multiple_of)
+        self.segments = DocumentReader(source, streams.tokenizer)
+
+    def read(self, number: int) -> dict[str, Any] | None:
+        streams = self.streams
+        rows, length = _at(streams.rows, number, "rows"), _at(streams.length, number, "length")
+        segments = stream_segments(self.segments.read(rows, length), self.shard)
+        pad = special_id(streams.tokenizer, "pad")
+        return collate_rows(segments, pad, streams.pad_to_multiple_of) if segments else None
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.segments.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.segments.load_state_dict(state)
 
 
 def stream_segments(segments: list[dict[str, Any]], shard: Shard) -> list[dict[str, Any]]:

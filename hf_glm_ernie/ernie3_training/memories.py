@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from hf_glm_ernie.memory_ernie3 import Ernie3Memories
 
+from .fillers import NO_STREAM
+
 Kept = tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]  # states (M, W) of every layer, mask (M,), tokens_seen ()
 
 
@@ -67,7 +69,7 @@ class MemoryBank:
         """Keeps what the model returned for a batch.
 
         Args:
-            stream_ids: (B,) int64, which row each is.
+            stream_ids: (B,) int64, which row each is; `NO_STREAM` for one to forget.
             memories: What the model returned; `None` for a model without memory.
 
         Raises:
@@ -80,6 +82,8 @@ class MemoryBank:
                 "The memories to keep must have states, mask and tokens_seen, as a training forward gives."
             )
         for place, stream in enumerate(stream_ids.tolist()):
+            if stream == NO_STREAM:
+                continue
             states = [state[place].detach() for state in memories.states]
             self._rows[stream] = (states, memories.mask[place], memories.tokens_seen[place])
 

@@ -2,24 +2,27 @@
 
 Every batch holds every task, so that one forward trains all of them (what DDP and FSDP need). A ratio says which share
 of the rows a task gets; shares that are no whole rows are rounded by largest remainder, and every task has one row at
-least. The papers publish no ratios: equal ones are the default.
+least. The papers publish no ratios: equal ones are the default. With a schedule these are the rows of a whole step,
+dealt out to its *slots*, the batches of all ranks; a slot without a row of some task has a filler in its place
+(`fillers.py`).
 
 Rows are built when they are read, so that each epoch masks, splits and pairs anew, and at the length that holds at
 that step. Every task reads its data without end, each epoch in another order.
 """
 
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hf_glm_ernie.configuration_ernie3 import DOCUMENT_LM, TASK_BRANCHES
 from hf_glm_ernie.inference.token_ids import special_id
 
-from .builders import RowBuilder, shuffled
+from .builders import RowBuilder
 from .collator import mixed_batch
 from .documents import DocumentReader, stream_segments
+from .fillers import document_filler
 from .schedule import ProgressiveSchedule
-from .streams import Shard, ShardedStream
+from .sources import source_of
+from .streams import BatchReader, Shard, ShardedStream
 
 
 def row_counts(batch_size: int, ratios: Mapping[str, float]) -> dict[str, int]:
@@ -50,20 +53,44 @@ def row_counts(batch_size: int, ratios: Mapping[str, float]) -> dict[str, int]:
     return counts
 
 
+def rows_of_slot(counts: Mapping[str, int], slot: int, slots: int) -> dict[str, int]:
+    """Deals the rows of a step out to its slots, one after the other, as cards are dealt.
+
+    Args:
+        counts: Task -> rows in the step.
+        slot: Which of the slots, from 0.
+        slots: How many: processes times accumulated batches.
+
+    Returns:
+        Task -> rows of this slot, 0 where it has none. All slots together have every row; each has as many as any
+        other, or one more or less, of each task and of all.
+    """
+    dealt, offset = {}, 0
+    for task, count in counts.items():
+        first = (slot - offset) % slots  # the task's first row that falls to this slot
+        dealt[task] = len(range(first, count, slots))
+        offset += count
+    return dealt
+
+
 class Ernie3PretrainingMixture(ShardedStream):
     """Endless batches of all tasks, for one rank. Arguments: those of [`ShardedStream`], and:
 
     Args:
         tokenizer: For the pad id, and for documents that are texts.
         tasks: (rows of data, builder) of each task but document language modelling. The rows are any sequence of
-            dicts, such as a `datasets.Dataset`.
-        documents: The documents of document language modelling, each with `input_ids` or `text`; `None`: without.
+            dicts, such as a `datasets.Dataset`, a stream of them (`datasets.IterableDataset`), or [`WeightedSources`]
+            of several.
+        documents: The documents of document language modelling, likewise, each with `input_ids` or `text`; `None`:
+            without.
         batch_size: Rows per batch on this rank; with a schedule `None`.
         length: Columns per row of a document; other rows are as long as their builders allow. With a schedule
             `None`.
         ratios: Task -> share of the rows; tasks that are not named have 1.
-        schedule: Lengths and batch sizes by step; its batch is split among ranks and accumulated batches. Builders
-            must cut (`truncation=True`), and none makes rows longer than its own `max_length`.
+        schedule: Lengths and batch sizes by step. Its batch is dealt out to ranks and accumulated batches, so that a
+            step reads the rows that the schedule says, however many there are; a rank whose share has no row of some
+            task gets a filler, a row that nothing is learned from. Builders must cut (`truncation=True`), and none
+            makes rows longer than its own `max_length`.
         gradient_accumulation_steps: Batches per step.
         pad_to_multiple_of: Widths become multiples of this.
 
@@ -72,14 +99,14 @@ class Ernie3PretrainingMixture(ShardedStream):
 
     Raises:
         ValueError: no task, two builders of one task, ratios of tasks that are not there, fewer rows of data than
-            shards, settings that contradict each other.
+            shards, a batch with fewer rows than tasks, settings that contradict each other.
     """
 
     def __init__(
         self,
         tokenizer: Any,
-        tasks: Sequence[tuple[Sequence[Mapping[str, Any]], RowBuilder]] = (),
-        documents: Sequence[Mapping[str, Any]] | None = None,
+        tasks: Sequence[tuple[Any, RowBuilder]] = (),
+        documents: Any = None,
         *,
         batch_size: int | None = None,
         length: int | None = None,
@@ -90,7 +117,8 @@ class Ernie3PretrainingMixture(ShardedStream):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        names = [builder.task for _, builder in tasks] + [DOCUMENT_LM] * (documents is not None)
+        # Documents first: their rows stay in the slots they are in while batches grow.
+        names = [DOCUMENT_LM] * (documents is not None) + [builder.task for _, builder in tasks]
         _check(names, ratios or {})
         if (schedule is None) != (batch_size is not None):
             raise ValueError(f"Pass either batch_size or a schedule, got batch_size={batch_size}, {schedule=}.")
@@ -104,57 +132,85 @@ class Ernie3PretrainingMixture(ShardedStream):
         self.ratios = {task: (ratios or {}).get(task, 1.0) for task in names}
         self.schedule, self.gradient_accumulation_steps = schedule, gradient_accumulation_steps
         self.pad_to_multiple_of = pad_to_multiple_of
+        row_counts(self.batch_size or schedule.batch_size[0], self.ratios)  # type: ignore[union-attr]  # one of both
 
-    def sizes(self, number: int) -> tuple[int, int | None]:
-        """Rows, and tokens per row, of a batch.
+    def rows_at(self, number: int) -> dict[str, int]:
+        """How many rows of each task this rank's batch has.
 
         Args:
             number: Which batch of this rank, from 0.
 
         Returns:
-            The rows of this rank's batch, at least one a task; and the length, `None` without a schedule.
+            Task -> rows; with a schedule 0 where the rank's share of the step has none.
         """
         if self.schedule is None:
             assert self.batch_size is not None
-            return self.batch_size, None
-        settings = self.schedule.at(number // self.gradient_accumulation_steps)
-        share = settings.batch_size // (self.world_size * self.gradient_accumulation_steps)
-        return max(share, len(self.ratios)), settings.length
+            return row_counts(self.batch_size, self.ratios)
+        step, part = divmod(number, self.gradient_accumulation_steps)
+        counts = row_counts(self.schedule.at(step).batch_size, self.ratios)
+        slots = self.world_size * self.gradient_accumulation_steps
+        return rows_of_slot(counts, part * self.world_size + self.rank, slots)
 
-    def batches(self, shard: Shard) -> Iterator[dict[str, Any]]:
-        """All batches of one shard."""
-        pad = special_id(self.tokenizer, "pad")
-        cursors = {task: self._places(task, shard) for task in self.tasks}
-        reader = None
-        if self.documents is not None:
-            reader = DocumentReader(
-                self.documents, self.tokenizer, seed=self.seed, index=shard.index, count=shard.count
-            )
-        for number in itertools.count(shard.worker, shard.workers):
-            size, length = self.sizes(number)
-            groups: dict[str, list[dict[str, Any]]] = {}
-            for task, count in row_counts(size, self.ratios).items():
-                if task == DOCUMENT_LM:
-                    assert reader is not None
-                    groups[task] = stream_segments(reader.read(count, length or self.length), shard)
-                else:
-                    groups[task] = self._rows(task, list(itertools.islice(cursors[task], count)), length)
-            yield mixed_batch(groups, pad, self.pad_to_multiple_of)
+    def length_at(self, number: int) -> int | None:
+        """Tokens per row of a batch by the schedule; `None` without one."""
+        step = number // self.gradient_accumulation_steps
+        return None if self.schedule is None else self.schedule.at(step).length
 
-    def _rows(self, task: str, places: list[tuple[int, int]], length: int | None) -> list[dict[str, Any]]:
-        rows, builder = self.tasks[task]
+    def reader(self, shard: Shard) -> "_MixtureReader":
+        """Reads one shard, from its beginning."""
+        return _MixtureReader(self, shard)
+
+
+class _MixtureReader(BatchReader):
+    def __init__(self, mixture: Ernie3PretrainingMixture, shard: Shard) -> None:
+        self.mixture, self.shard = mixture, shard
+        options: dict[str, Any] = {"seed": mixture.seed, "shuffle_buffer_size": mixture.shuffle_buffer_size}
+        self.sources = {
+            task: source_of(rows, shard, task=task, **options) for task, (rows, _) in mixture.tasks.items()
+        }
+        self.segments = None
+        if mixture.documents is not None:
+            documents = source_of(mixture.documents, shard, task=DOCUMENT_LM, **options)
+            self.segments = DocumentReader(documents, mixture.tokenizer)
+
+    def read(self, number: int) -> dict[str, Any]:
+        length = self.mixture.length_at(number)
+        groups = {
+            task: self._segments(count, length) if task == DOCUMENT_LM else self._rows(task, count, length)
+            for task, count in self.mixture.rows_at(number).items()
+        }
+        pad = special_id(self.mixture.tokenizer, "pad")
+        return mixed_batch(groups, pad, self.mixture.pad_to_multiple_of)
+
+    def _segments(self, count: int, length: int | None) -> list[dict[str, Any]]:
+        assert self.segments is not None
+        if not count:
+            return [document_filler(special_id(self.mixture.tokenizer, "cls"))]
+        return stream_segments(self.segments.read(count, length or self.mixture.length), self.shard)
+
+    def _rows(self, task: str, count: int, length: int | None) -> list[dict[str, Any]]:
+        builder = self.mixture.tasks[task][1]
+        if not count:
+            return [builder.filler()]
+        drawn = [next(self.sources[task]) for _ in range(count)]
+        places = [(one.index, builder.epoch + one.epoch) for one in drawn]
         most = builder.max_length if length is None else min(length, builder.max_length)
-        epochs = [(index, builder.epoch + epoch) for index, epoch in places]
-        return builder.rows([rows[index] for index, _ in places], epochs, most)
+        return builder.rows([one.row for one in drawn], places, most)
 
-    def _places(self, task: str, shard: Shard) -> Iterator[tuple[int, int]]:
-        """(index, epoch) of the rows that a shard reads."""
-        count = len(self.tasks[task][0])
-        if count < shard.count:
-            raise ValueError(f"{task}: {count} rows cannot be shared by {shard.count} shards (ranks times workers).")
-        for epoch in itertools.count():
-            for index in shuffled(count, self.seed, task, epoch)[shard.index :: shard.count]:
-                yield int(index), epoch
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"tasks": {task: source.state_dict() for task, source in self.sources.items()}}
+        return state if self.segments is None else state | {"documents": self.segments.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        found = {*state["tasks"], *([DOCUMENT_LM] if "documents" in state else [])}
+        if found != set(self.mixture.ratios):
+            raise ValueError(
+                f"The state is of the tasks {sorted(found)}, but there are {sorted(self.mixture.ratios)}."
+            )
+        for task, source in self.sources.items():
+            source.load_state_dict(state["tasks"][task])
+        if self.segments is not None:
+            self.segments.load_state_dict(state["documents"])
 
 
 def _check(names: list[str], ratios: Mapping[str, float]) -> None:
@@ -170,4 +226,4 @@ def _check(names: list[str], ratios: Mapping[str, float]) -> None:
         )
 
 
-__all__ = ["Ernie3PretrainingMixture", "row_counts"]
+__all__ = ["Ernie3PretrainingMixture", "row_counts", "rows_of_slot"]

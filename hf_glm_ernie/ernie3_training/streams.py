@@ -3,19 +3,26 @@
 The data are dealt out to `world_size * workers` shards; a worker of a rank reads its own shard only, so no row is
 read twice and none is missed. A rank's batches come from its workers in turn, as PyTorch's `DataLoader` takes them:
 batch k of a rank is batch k // workers of worker k % workers. Thus every batch knows its number in the whole run,
-which a schedule of lengths and sizes needs, and a stream resumes from a number alone.
+which a schedule of lengths and sizes needs.
 
-A stream shards itself, so it must not be sharded once more: give it to `DataLoader(stream, batch_size=None)`, as
-[`Ernie3PretrainingTrainer`] does.
+A shard is read by a [`BatchReader`], whose state says where it is. `torchdata`'s `StatefulDataLoader` collects the
+workers' states and hands them back, so a run goes on at any step at once and reads what it would have read:
+
+    loader = StatefulDataLoader(stream, batch_size=None, num_workers=2)
+    ...
+    state = loader.state_dict()  # later, in another process: loader.load_state_dict(state)
+
+A stream shards itself, so it must not be sharded once more; [`Ernie3PretrainingTrainer`] reads it as it is.
 """
 
 import abc
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch.utils.data import IterableDataset, get_worker_info
+
+STATE = {"shard", "shards", "batch", "reader"}
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,26 @@ class Shard:
     workers: int
 
 
+class BatchReader(abc.ABC):
+    """Reads the batches of one shard in order."""
+
+    @abc.abstractmethod
+    def read(self, number: int) -> dict[str, Any] | None:
+        """The shard's next batch; `None`: there is none any more.
+
+        Args:
+            number: Which batch of the rank it is, from 0.
+        """
+
+    @abc.abstractmethod
+    def state_dict(self) -> dict[str, Any]:
+        """Where the reading is: what JSON can hold."""
+
+    @abc.abstractmethod
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on where the state says."""
+
+
 class ShardedStream(IterableDataset, abc.ABC):
     """A stream of batches for one rank.
 
@@ -36,16 +63,27 @@ class ShardedStream(IterableDataset, abc.ABC):
         rank: This process, from 0.
         world_size: How many processes share the data.
         num_batches: After how many batches of this rank the stream ends; `None`: it has no end of its own.
+        shuffle_buffer_size: Rows of a `datasets.IterableDataset` that are shuffled together; every worker holds as
+            many of each. Sequences are shuffled as wholes.
 
     Raises:
         ValueError: a rank outside the world.
     """
 
-    def __init__(self, *, seed: int = 0, rank: int = 0, world_size: int = 1, num_batches: int | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        num_batches: int | None = None,
+        shuffle_buffer_size: int = 1000,
+    ) -> None:
         self.seed = seed
         self.num_batches = num_batches
-        self.start = 0
-        self._taken = 0
+        self.shuffle_buffer_size = shuffle_buffer_size
+        self._start: Mapping[str, Any] | None = None
+        self._reading: tuple[Shard, int, BatchReader] | None = None  # with the number of its next batch
         self.set_rank(rank, world_size)
 
     def set_rank(self, rank: int, world_size: int) -> None:
@@ -59,41 +97,50 @@ class ShardedStream(IterableDataset, abc.ABC):
         self.rank, self.world_size = rank, world_size
 
     @abc.abstractmethod
-    def batches(self, shard: Shard) -> Iterator[dict[str, Any]]:
-        """All batches of one shard from the first one on."""
+    def reader(self, shard: Shard) -> BatchReader:
+        """Reads one shard, from its beginning."""
 
-    def state_dict(self) -> dict[str, int]:
-        """How many batches of this rank were taken: kept by the stream itself where it is read without workers, else
-        for the reader to count.
-        """
-        return {"batches": self._taken}
+    def state_dict(self) -> dict[str, Any]:
+        """Behind the last batch that this process, or this worker, took: what JSON can hold."""
+        if self._reading is None:
+            return dict(self._start or {})
+        shard, number, reader = self._reading
+        return {"shard": shard.index, "shards": shard.count, "batch": number, "reader": reader.state_dict()}
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Lets the next iteration begin behind the batches that were taken, with as many workers and ranks as before.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Lets the next iteration begin where the state says, with as many workers and ranks as before.
 
         Args:
-            state: {"batches": how many batches this rank took since the very beginning}.
+            state: What [`state_dict`] gave, of the same data and settings; empty: from the beginning.
 
         Raises:
-            ValueError: a negative number.
+            ValueError: something else.
         """
-        if state["batches"] < 0:
-            raise ValueError(f"batches={state['batches']} must be at least 0.")
-        self.start = self._taken = state["batches"]
+        if state and set(state) != STATE:
+            raise ValueError(f"The state has {sorted(state)}; state_dict() of a stream gives {sorted(STATE)}.")
+        self._start, self._reading = dict(state) or None, None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         info = get_worker_info()
         worker, workers = (info.id, info.num_workers) if info else (0, 1)
-        # PyTorch asks worker 0 first, so after a restart worker 0 gets the next batch, whoever's turn it was.
-        origin = (self.start + worker) % workers
-        shard = Shard(self.rank * workers + origin, self.world_size * workers, origin, workers)
-        numbered = zip(itertools.count(origin, workers), self.batches(shard), strict=False)
-        for number, batch in numbered:
-            if self.num_batches is not None and number >= self.num_batches:
+        shard = Shard(self.rank * workers + worker, self.world_size * workers, worker, workers)
+        reader, number = self.reader(shard), worker
+        if self._start is not None:
+            found = (self._start["shard"], self._start["shards"])
+            if found != (shard.index, shard.count):
+                raise ValueError(
+                    f"The state is of shard {found[0]} of {found[1]}, this is shard {shard.index} of {shard.count}: "
+                    "to go on where a run stopped takes as many processes and workers as it had."
+                )
+            reader.load_state_dict(self._start["reader"])
+            number = self._start["batch"]
+        while self.num_batches is None or number < self.num_batches:
+            batch = reader.read(number)
+            if batch is None:
                 return
-            if number >= self.start:
-                self._taken = number + 1
-                yield batch
+            number += workers
+            self._reading = (shard, number, reader)
+            yield batch
 
 
-__all__ = ["Shard", "ShardedStream"]
+__all__ = ["BatchReader", "Shard", "ShardedStream"]

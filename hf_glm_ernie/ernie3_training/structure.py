@@ -92,6 +92,7 @@ class SentenceReordering(RowBuilder):
     uniform: Literal["segments", "classes"] = dataclasses.field(default="segments", kw_only=True)
 
     task = SENTENCE_REORDERING
+    label_column = "reorder_labels"
 
     def __post_init__(self) -> None:
         if self.max_segments < 1:
@@ -133,6 +134,7 @@ class SentenceDistance(RowBuilder):
     documents: Sequence[Sequence[str]] = dataclasses.field(kw_only=True)
 
     task = SENTENCE_DISTANCE
+    label_column = "distance_labels"
 
     def build(self, row: Mapping[str, Any], generator: np.random.Generator, max_length: int) -> Asking:
         """`[CLS] a [SEP] b` and the class as `distance_labels`."""

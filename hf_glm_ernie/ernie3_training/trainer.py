@@ -5,26 +5,30 @@ What [`Ernie3PretrainingTrainer`] adds to the host's Trainer:
 - The memories of the document rows go from step to step, apart for every row, and are empty where a document begins.
   They are detached, so no gradient crosses steps. A checkpoint holds them (a file per process), and a resumed run goes
   on exactly; where the file is missing, documents that were begun go on with empty memories, and a warning says so.
-- Every task's loss is logged, and weighted in the sum.
+- Every task's loss is the mean over its labels in the whole step, over all processes and accumulated batches; it is
+  logged, and weighted in the sum. Rows and tokens that were read are logged beside it, padding and fillers apart.
 - A [`ProgressiveSchedule`] sets learning rate and dropout by the step; lengths and batch sizes by the step are the
   data's part ([`Ernie3PretrainingMixture`]).
-- A stream that shards itself is read as it is. Resuming skips the batches that were seen, as the host does it, so it
-  needs as many processes and workers as before.
+- A stream that shards itself is read as it is. A checkpoint holds where it was (a file per process), so a resumed run
+  goes on at once, with as many processes and workers as before.
 """
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 from transformers.utils import logging
 
 from hf_glm_ernie.configuration_ernie3 import DOCUMENT_LM, TASK_BRANCHES
 
+from .fillers import count_labels, count_read
 from .mean_losses import MeanLosses
 from .memories import MemoryBank
 from .schedule import ProgressiveDropout, ProgressiveSchedule
@@ -32,6 +36,8 @@ from .streams import ShardedStream
 
 logger = logging.get_logger(__name__)
 
+MEMORIES_FILE, STREAM_FILE = "ernie3_memories_{}.safetensors", "ernie3_stream_{}.json"  # in a checkpoint, by process
+ORDER = {task: place for place, task in enumerate(TASK_BRANCHES)}
 # What a builder's rows may hold; the host would drop columns that `forward` does not name.
 COLUMNS = ["task", "input_ids", "labels", "reorder_labels", "distance_labels", "credible_labels", "genre_ids"]
 
@@ -41,8 +47,8 @@ class Ernie3PretrainingTrainer(Trainer):
 
     Data are an [`Ernie3PretrainingMixture`] (then set `max_steps`), or rows that the builders made together with an
     [`Ernie3PretrainingCollator`]; document language modelling needs the mixture. Logs hold `{task}_loss`, the mean
-    since the last log over all processes, before weights; evaluation gives `eval_{task}_loss`, with memories of its
-    own.
+    since the last log over all processes, before weights, and `rows_read` and `tokens_read` since then; evaluation
+    gives `eval_{task}_loss`, with memories of its own.
 
     Args:
         *args: Of `transformers.Trainer`.
@@ -90,10 +96,13 @@ class Ernie3PretrainingTrainer(Trainer):
         self.task_weights = dict(task_weights or {})
         self.schedule = schedule
         self._memories = {"train": MemoryBank(), "eval": MemoryBank()}
+        self._train_loader: StatefulDataLoader | None = None
+        self._stream_state: dict[str, Any] | None = None  # of the checkpoint that training goes on from
+        self._read = torch.zeros(2, dtype=torch.int64)  # rows and tokens since the last log
         super().__init__(*args, **kwargs)
         self.mean_losses = {phase: MeanLosses(self.loss_names()) for phase in ("train", "eval")}
         self._signature_columns = self.columns  # type: ignore[assignment]  # the host sets None first
-        self.add_callback(_SaveMemories(self))
+        self.add_callback(_SaveData(self))
         if schedule is not None:
             peak = schedule.learning_rate[1]
             if abs(self.args.learning_rate - peak) > 1e-9 * peak:
@@ -103,24 +112,42 @@ class Ernie3PretrainingTrainer(Trainer):
             self.add_callback(ProgressiveDropout(schedule, self.part_with_dropout))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """As the host's; a checkpoint's memories are read, too."""
+        """As the host's; a checkpoint's memories and the place in the data are read, too."""
         folder = (
             get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
         )
         self._memories["train"].clear()
+        self._stream_state = None
         if folder:
-            path = Path(folder) / self._memory_file()
-            if path.is_file():
-                self._memories["train"].load(path, self.args.device)
-            else:
-                logger.warning(f"{path} does not exist: documents that were begun go on with empty memories.")
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+            self._load_data(Path(folder))
+        skips = self.args.ignore_data_skip
+        # a stream that knows its place has nothing to skip
+        self.args.ignore_data_skip = skips or self._stream_state is not None
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        finally:
+            self.args.ignore_data_skip = skips
+
+    def _load_data(self, folder: Path) -> None:
+        path = folder / self._file(MEMORIES_FILE)
+        if path.is_file():
+            self._memories["train"].load(path, self.args.device)
+        else:
+            logger.warning(f"{path} does not exist: documents that were begun go on with empty memories.")
+        path = folder / self._file(STREAM_FILE)
+        if path.is_file():
+            self._stream_state = json.loads(path.read_text(encoding="utf-8"))
+        elif isinstance(self.train_dataset, ShardedStream) and not self.args.ignore_data_skip:
+            logger.warning(f"{path} does not exist: every batch that was trained on is built again to be skipped.")
 
     def get_train_dataloader(self) -> DataLoader:
         """A stream that shards itself as it is; other data as the host reads them."""
-        if isinstance(self.train_dataset, ShardedStream):
-            return self._stream_loader(self.train_dataset)
-        return super().get_train_dataloader()
+        if not isinstance(self.train_dataset, ShardedStream):
+            return super().get_train_dataloader()
+        self._train_loader = self._stream_loader(self.train_dataset)
+        if self._stream_state is not None:
+            self._train_loader.load_state_dict(self._stream_state)
+        return self._train_loader
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         """The same for evaluation; a stream needs its `num_batches`.
@@ -138,10 +165,10 @@ class Ernie3PretrainingTrainer(Trainer):
             raise ValueError("A stream to evaluate on must end: give it num_batches.")
         return self._stream_loader(dataset)
 
-    def _stream_loader(self, stream: ShardedStream) -> DataLoader:
+    def _stream_loader(self, stream: ShardedStream) -> StatefulDataLoader:
         stream.set_rank(self.args.process_index, self.args.world_size)
         workers = self.args.dataloader_num_workers
-        return DataLoader(
+        return StatefulDataLoader(
             stream,
             batch_size=None,  # the stream's items are batches
             num_workers=workers,
@@ -162,6 +189,25 @@ class Ernie3PretrainingTrainer(Trainer):
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], torch.Tensor | int | None]:
+        """As the host's, and of mixed batches the number of labels that each task has in the whole step.
+
+        Returns:
+            The batches of a step, and of mixed ones (tasks,) fp32 in the order of `TASK_BRANCHES`.
+        """
+        batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if not any("batches" in batch for batch in batches):
+            return batches, items
+        labels = torch.zeros(len(TASK_BRANCHES))
+        for batch in batches:
+            for task, inputs in batch.get("batches", {}).items():
+                labels[ORDER[task]] += count_labels(inputs)
+                self._read += torch.tensor(count_read(task, inputs))
+        labels = labels.to(self.accelerator.device)
+        return batches, self.accelerator.reduce(labels, "sum") if self.args.average_tokens_across_devices else labels
+
     def compute_loss(
         self,
         model: nn.Module,
@@ -175,7 +221,8 @@ class Ernie3PretrainingTrainer(Trainer):
             model: The model, wrapped or not.
             inputs: {"batches": {task: inputs}}.
             return_outputs: Whether to return the outputs too.
-            num_items_in_batch: Not used: every task's loss is a mean over its own labels.
+            num_items_in_batch: Of a mixed batch the labels of each task in the whole step, as
+                [`get_batch_samples`] counts them; `None`: every task's loss is the mean over this batch.
 
         Raises:
             ValueError: inputs of another form.
@@ -186,14 +233,32 @@ class Ernie3PretrainingTrainer(Trainer):
                 "Ernie3PretrainingMixture, or data_collator=Ernie3PretrainingCollator(tokenizer)."
             )
         phase = "train" if model.training else "eval"
-        inputs, stream_ids = self._with_memories(inputs, phase)
+        shares: dict[str, torch.Tensor] = {}
+        if "batches" in inputs and isinstance(num_items_in_batch, torch.Tensor):
+            shares, num_items_in_batch = self._label_shares(inputs["batches"], num_items_in_batch), None
+        inputs, stream_ids = self._with_memories(inputs, phase, shares)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if stream_ids is not None:
             self._memories[phase].put(stream_ids, outputs.memories)
-        self.mean_losses[phase].add(self.losses_to_log(outputs, mixed="batches" in inputs))
+        losses = self.losses_to_log(outputs, mixed="batches" in inputs)
+        parts = {f"{task}_loss": share for task, share in shares.items()}
+        self.mean_losses[phase].add({name: loss * parts.get(name, 1.0) for name, loss in losses.items()})
         return (loss, outputs) if return_outputs else loss
 
-    def _with_memories(self, inputs: dict[str, Any], phase: str) -> tuple[dict[str, Any], torch.Tensor | None]:
+    def _label_shares(self, batches: Mapping[str, Any], in_step: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The factors that turn a batch's mean losses into its part of the step's, which is taken as a mean itself:
+        over the accumulated batches by the host, over the processes by what wraps the model.
+        """
+        slots = self.current_gradient_accumulation_steps
+        if self.args.average_tokens_across_devices:
+            slots *= self.args.world_size
+        return {
+            task: count_labels(inputs) * slots / in_step[ORDER[task]].clamp_min(1) for task, inputs in batches.items()
+        }
+
+    def _with_memories(
+        self, inputs: dict[str, Any], phase: str, shares: Mapping[str, torch.Tensor]
+    ) -> tuple[dict[str, Any], torch.Tensor | None]:
         """A mixed batch with its tasks' weights and the memories of its document rows, and the numbers of those."""
         if "batches" not in inputs:
             return inputs, None
@@ -203,7 +268,7 @@ class Ernie3PretrainingTrainer(Trainer):
             stream_ids, reset = documents.pop("stream_ids"), documents.pop("memory_reset")
             documents["memories"] = self._memories[phase].take(stream_ids, reset)
             documents["return_memories"] = True
-        weights = {task: self.task_weights.get(task, 1.0) for task in batches}
+        weights = {task: self.task_weights.get(task, 1.0) * shares.get(task, 1.0) for task in batches}
         return {"batches": batches, "task_weights": weights}, stream_ids
 
     def loss_names(self) -> list[str]:
@@ -241,23 +306,35 @@ class Ernie3PretrainingTrainer(Trainer):
         """Adds every loss's mean since the last log to the log of a training step."""
         if "loss" in logs:
             logs |= self.mean_losses["train"].means(self.accelerator)
+            read = self.accelerator.reduce(self._read.to(self.accelerator.device), "sum").tolist()
+            logs |= dict(zip(("rows_read", "tokens_read"), read, strict=True)) if read[0] else {}
+            self._read.zero_()
         super().log(logs, start_time)
 
-    def _memory_file(self) -> str:
-        return f"ernie3_memories_{self.args.process_index}.safetensors"
+    def _file(self, name: str) -> str:
+        return name.format(self.args.process_index)
 
 
-class _SaveMemories(TrainerCallback):
-    """Puts the memories into every checkpoint."""
+class _SaveData(TrainerCallback):
+    """Puts the memories, and where the stream is, into every checkpoint; counts epochs on where a run was resumed."""
 
     def __init__(self, trainer: Ernie3PretrainingTrainer) -> None:
         self.trainer = trainer
 
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer._stream_state is not None:
+            state.epoch = state.global_step / state.max_steps  # the host would begin at 0: it has skipped nothing
+
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         folder = Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-        bank = self.trainer._memories["train"]
-        if len(bank) and folder.is_dir():
-            bank.save(folder / self.trainer._memory_file())
+        if not folder.is_dir():
+            return
+        bank, loader = self.trainer._memories["train"], self.trainer._train_loader
+        if len(bank):
+            bank.save(folder / self.trainer._file(MEMORIES_FILE))
+        if loader is not None:
+            text = json.dumps(loader.state_dict())
+            (folder / self.trainer._file(STREAM_FILE)).write_text(text, encoding="utf-8")
 
 
 __all__ = ["COLUMNS", "Ernie3PretrainingTrainer"]
