@@ -1,4 +1,4 @@
-r"""A corpus of a few hundred megabytes of Chinese and English, of what is installed on a machine: nothing is downloaded.
+r"""A corpus of a few hundred megabytes of Chinese and English, of what is installed: nothing is downloaded.
 
     python benchmarks/corpus_ernie3.py --output CORPUS [--megabytes 210] [--python FOLDER ..] [--html FOLDER ..] \
         [--services .../botocore/data]
@@ -12,8 +12,8 @@ Every source's megabytes are printed.
 What is written, all as shards of JSON lines:
 
 - `texts/`: one document a line: `text`, `source`, `genre`, `topic`. A text seen before (by its MD5) is left out.
-- `triples/`: `head`, `relation`, `tail`, `sentence` by distant supervision: places and their countries in stories about
-  them; parameters, operations and services in the descriptions of programming interfaces.
+- `triples/`: `head`, `relation`, `tail`, `sentence` by distant supervision: places and their countries in the stories;
+  parameters, operations and services in the descriptions of programming interfaces.
 - `pairs/`: `text`, `credible_labels`: paragraphs, and their first sentences continued by bigrams.
 - `tokenizer/`: WordPiece over all of it, Chinese characters apart.
 """
@@ -195,11 +195,22 @@ class Names:
 
 
 class Stories:
-    """Made-up documents of both languages, and triples of what they say."""
+    """Made-up documents of both languages, and triples of what they say.
+
+    There is no list of English names on a machine: people are called by words out of names of places.
+
+    Args:
+        names: Of people, places and things.
+        seed: Decides everything.
+
+    Attributes:
+        pages: What each document says of its place, and the triple that it says.
+    """
 
     def __init__(self, names: Names, seed: int) -> None:
         self.names, self.rng = names, random.Random(seed)
         self.writers = {one: StoryWriter(STORIES, one, False, self.rng) for one in ("zh", "en")}
+        self.things = self.writers["en"].names["o"]
         self.pages: list[tuple[str, list[dict[str, str]]]] = []
 
     def document(self, language: str) -> Document:
@@ -210,8 +221,8 @@ class Stories:
             writer.names = {slot: rng.sample(words, 8) for slot, words in self.names.chinese.items()}
             head, tail, relation, told = part_zh, country_zh, "所在国家", f"{part_zh}是{country_zh}的一个地方。"
         else:
-            things = [rng.choice(self.names.places)[0].split(" ")[0] for _ in range(8)]
-            writer.names = {**self.english(), "p": things}
+            called = [rng.choice(self.names.places)[0].split(" ")[0] for _ in range(8)]
+            writer.names = {"p": called, "o": self.things}
             head, tail, relation, told = part, country, "country", f"{part} is a place in {country}. "
         writer.names["l"] = [head]
         stories = writer.document()
@@ -220,17 +231,13 @@ class Stories:
             self.pages.append((told, [{"head": head, "relation": relation, "tail": tail}]))
         return document(text, f"made-up stories, {language}", stories[0].genre, stories[0].topic)
 
-    def english(self) -> dict[str, list[str]]:
-        """The words of the examples, which the English stories keep for things."""
-        return json.loads(STORIES.read_text("utf-8"))["en"]["names"]
-
 
 class Shards:
     """JSON lines, each in one of several files drawn at random, so that every file is a mixture of all sources."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         folder.mkdir(parents=True)
-        self.files = [open(folder / f"part-{at:02}.jsonl", "w", encoding="utf-8") for at in range(SHARDS)]
+        self.files = [open(folder / f"part-{at:02}.jsonl", "w", encoding="utf-8") for at in range(SHARDS)]  # noqa: SIM115  # see close()
         self.rng = random.Random(seed)
         self.bytes: Counter[str] = Counter()
         self.rows: Counter[str] = Counter()
@@ -256,7 +263,7 @@ def pieces(text: str) -> Iterator[str]:
     yield text.strip()
 
 
-def write_texts(arguments: argparse.Namespace, stories: Stories, most: int) -> Iterator[tuple[str, Document]]:
+def write_texts(arguments: argparse.Namespace, stories: Stories, most: int) -> Iterator[Document]:
     """All documents, real ones first; stories fill up to `most` bytes, two of three Chinese."""
     seen: set[bytes] = set()
     shards = Shards(arguments.output / "texts", arguments.seed)
@@ -277,13 +284,13 @@ def write_texts(arguments: argparse.Namespace, stories: Stories, most: int) -> I
                 seen.add(digest)
                 shards.write(whole | {"text": text}, whole["source"])
                 taken += len(text.encode())
-                yield "texts", whole | {"text": text}
+                yield whole | {"text": text}
             if taken > most * arguments.share_of_a_source:
                 break
     while sum(shards.bytes.values()) < most:
         row = stories.document(stories.rng.choice(("zh", "zh", "en")))
         shards.write(row, row["source"])
-        yield "texts", row
+        yield row
     shards.close()
     for source, count in shards.bytes.most_common():
         print(f"| {source} | {count / 1e6:.1f} MB | {shards.rows[source]:,} documents |", flush=True)
@@ -359,7 +366,7 @@ def main() -> None:
     stories = Stories(names, arguments.seed)
     sample: list[str] = []
     rng = random.Random(arguments.seed)
-    for number, (_, row) in enumerate(write_texts(arguments, stories, int(arguments.megabytes * 1e6))):
+    for number, row in enumerate(write_texts(arguments, stories, int(arguments.megabytes * 1e6))):
         if len(sample) < arguments.sample:  # reservoir: every document is as likely
             sample.append(row["text"][:3000])
         elif (place := rng.randrange(number + 1)) < arguments.sample:

@@ -56,9 +56,7 @@ def make_mixture(vocabulary: str, count: int, **options: Any) -> Ernie3Pretraini
     """All seven tasks on `count` rows each; documents of two to three segments."""
     tokenizer: Any = Ernie3Tokenizer.from_released_vocabulary(vocabulary, num_pieces=None)
     texts = make_texts(tokenizer, TEXTS)
-    tasks = {
-        builder.task: (Repeated(rows, count), builder) for rows, builder in make_tasks(tokenizer, texts).values()
-    }
+    tasks = {builder.task: (Repeated(rows, count), builder) for rows, builder in make_tasks(tokenizer, texts).values()}
     joined = ["".join(one) for one in texts]
     documents = [{"text": joined[at] + joined[(at + 1) % TEXTS]} for at in range(TEXTS)]
     settings = options or {"batch_size": BATCH, "length": TOKENS}

@@ -47,16 +47,18 @@ from hf_glm_ernie.ernie3_training.splitting import split_sentences  # noqa: E402
 
 PARAGRAPH = 480  # characters, until a sentence ends
 OTHERS = 2000  # paragraphs in memory, of which sentence distance takes the other document
-LENGTHS, BATCHES = (64, 128), (16, 32)  # tokens of a row and rows of a step, at the start and later
-RATIOS = {
-    "knowledge_masked_lm": 5,
-    "knowledge_text_prediction": 5,
-    "sentence_reordering": 4,
-    "sentence_distance": 6,
-    "credible": 5,
-    "controllable_lm": 3,
-    "document_lm": 4,
+LENGTHS, BATCHES = (64, 128), (20, 36)  # tokens of a row and rows of a step, at the start and later
+PAIR = 64  # tokens of two sentences
+RATIOS = {  # pairs of sentences are short, and what they teach takes longest
+    "knowledge_masked_lm": 4,
+    "knowledge_text_prediction": 4,
+    "sentence_reordering": 3,
+    "sentence_distance": 16,
+    "credible": 4,
+    "controllable_lm": 2,
+    "document_lm": 3,
 }
+WEIGHTS = {"sentence_distance": 3.0, "credible": 2.0}  # of the losses that are not 1
 
 
 def paragraphs(rows: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
@@ -94,7 +96,7 @@ def build_mixture(corpus: Path, tokenizer: Any, schedule: ProgressiveSchedule, s
         (whole.select_columns(["text"]), KnowledgeMasking(tokenizer, **settings)),
         (stream(corpus, "triples"), KnowledgeTextPrediction(tokenizer, **settings)),
         (sentences, SentenceReordering(tokenizer, **settings)),
-        (sentences, SentenceDistance(tokenizer, documents=others, **settings)),
+        (sentences, SentenceDistance(tokenizer, documents=others, **settings | {"max_length": PAIR})),
         (stream(corpus, "pairs"), CredibleRows(tokenizer, **settings)),
         (described, ControllableLM(tokenizer, **settings)),
     ]
@@ -169,7 +171,9 @@ def train(arguments: argparse.Namespace, tokenizer: Any, schedule: ProgressiveSc
     last = get_last_checkpoint(str(arguments.output)) if arguments.output.is_dir() else None
     arguments.output.mkdir(parents=True, exist_ok=True)
     watch = Watch(arguments.output / "log.jsonl")
-    trainer = Ernie3PretrainingTrainer(model, settings, train_dataset=mixture, schedule=schedule, callbacks=[watch])
+    trainer = Ernie3PretrainingTrainer(
+        model, settings, train_dataset=mixture, schedule=schedule, task_weights=WEIGHTS, callbacks=[watch]
+    )
     with open(arguments.output / "starts.jsonl", "a", encoding="utf-8") as file:
         file.write(json.dumps({"time": time.time(), "from": last}) + "\n")
     trainer.train(resume_from_checkpoint=last)
@@ -195,7 +199,9 @@ def data_rates(mixture: Ernie3PretrainingMixture, batches: int) -> tuple[float, 
 def report(arguments: argparse.Namespace, tokenizer: Any, schedule: ProgressiveSchedule) -> None:
     """Prints the tables, writes the losses and draws them."""
     lines = (arguments.output / "log.jsonl").read_text("utf-8").splitlines()
-    by_step = {row["step"]: row for row in map(json.loads, lines) if "loss" in row}  # the last of a step that ran twice
+    by_step = {
+        row["step"]: row for row in map(json.loads, lines) if "loss" in row
+    }  # the last of a step that ran twice
     log = [by_step[step] for step in sorted(by_step)]
     tenth = max(len(log) // 10, 1)
     names = sorted(name for name in log[0] if name.endswith("_loss"))
@@ -239,7 +245,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--learning-rate", type=float, default=2e-3, help="peak")
+    parser.add_argument("--learning-rate", type=float, default=1.5e-3, help="peak")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--report", action="store_true", help="tables of a run that was made, instead of one")
     parser.add_argument("--plot", type=Path, help="with --report: the picture")
