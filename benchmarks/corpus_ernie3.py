@@ -233,7 +233,10 @@ class Stories:
 
 
 class Shards:
-    """JSON lines, each in one of several files drawn at random, so that every file is a mixture of all sources."""
+    """JSON lines, each in one of several files drawn at random and shuffled there: every stretch is a mixture.
+
+    A reader's own shuffle buffer is small beside a source, so without this it would read one source after the other.
+    """
 
     def __init__(self, folder: Path, seed: int) -> None:
         folder.mkdir(parents=True)
@@ -249,9 +252,14 @@ class Shards:
         self.rows[source] += 1
 
     def close(self) -> None:
-        """Ends all files."""
+        """Ends all files and shuffles their lines."""
         for file in self.files:
             file.close()
+            path = Path(file.name)
+            with open(path, encoding="utf-8") as written:
+                lines = written.readlines()  # not splitlines(), which ends lines at more than \n
+            self.rng.shuffle(lines)
+            path.write_text("".join(lines), "utf-8")
 
 
 def pieces(text: str) -> Iterator[str]:

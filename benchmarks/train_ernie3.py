@@ -47,16 +47,16 @@ from hf_glm_ernie.ernie3_training.splitting import split_sentences  # noqa: E402
 
 PARAGRAPH = 480  # characters, until a sentence ends
 OTHERS = 2000  # paragraphs in memory, of which sentence distance takes the other document
-LENGTHS, BATCHES = (64, 128), (20, 36)  # tokens of a row and rows of a step, at the start and later
+LENGTHS, BATCHES = (64, 96), (18, 30)  # tokens of a row and rows of a step, at the start and later
 PAIR = 64  # tokens of two sentences
 RATIOS = {  # pairs of sentences are short, and what they teach takes longest
-    "knowledge_masked_lm": 4,
-    "knowledge_text_prediction": 4,
-    "sentence_reordering": 3,
-    "sentence_distance": 16,
+    "knowledge_masked_lm": 3,
+    "knowledge_text_prediction": 3,
+    "sentence_reordering": 2,
+    "sentence_distance": 14,
     "credible": 4,
     "controllable_lm": 2,
-    "document_lm": 3,
+    "document_lm": 2,
 }
 WEIGHTS = {"sentence_distance": 3.0, "credible": 2.0}  # of the losses that are not 1
 

@@ -1,6 +1,6 @@
 """A training step of ERNIE 3.0 beside the host library's BERT and GPT-2 of the same size, on the same rows, on CPU.
 
-    python benchmarks/pretrain_ernie3.py [--sizes 4x256 6x384 12x768] [--lengths 128 512] [--repeats 7]
+    python benchmarks/step_ernie3.py [--sizes 4x256 6x384 12x768] [--lengths 128 512] [--repeats 7]
 
 A step is forward, loss, backward and a fused AdamW. The understanding branch with a masked language model's labels
 stands beside `BertForMaskedLM`, the generation branch beside `GPT2LMHeadModel`: the same number of layers (two thirds
