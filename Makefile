@@ -131,6 +131,7 @@ bench: $(STAMP)  ## every benchmark that needs nothing but this environment; a q
 	$(PYTHON) benchmarks/convert_glm130b.py --checkpoint $(BENCH)/checkpoint --work $(BENCH)/work
 	rm -rf $(BENCH)
 	$(PYTHON) benchmarks/tokenizer_ernie.py
+	$(PYTHON) benchmarks/prepare_corpus.py --work $(BENCH)/corpus
 	$(PYTHON) benchmarks/make_checkpoint_ernie.py --size base --output $(BENCH)/ernie
 	$(PYTHON) benchmarks/convert_ernie.py --checkpoint $(BENCH)/ernie --work $(BENCH)/work
 	rm -rf $(BENCH)

@@ -30,7 +30,7 @@ from hf_glm_ernie import Ernie3PretrainingMixture, Ernie3Tokenizer, ProgressiveS
 from hf_glm_ernie.configuration_ernie3 import DOCUMENT_LM
 from hf_glm_ernie.ernie3_training.streams import Shard
 
-TEXTS, BATCH = 200, 14
+TEXTS, BATCH = 40, 14
 SHARD = Shard(0, 1, 0, 1)
 
 
@@ -43,10 +43,10 @@ class Repeated(Sequence):
     """
 
     def __init__(self, rows: list[dict[str, Any]], count: int) -> None:
-        self.rows, self.count = rows, count
+        self.rows, self.size = rows, count
 
     def __len__(self) -> int:
-        return self.count
+        return self.size
 
     def __getitem__(self, index: Any) -> Any:
         return self.rows[index % len(self.rows)]
@@ -67,6 +67,8 @@ def resume(vocabulary: str, step: int) -> None:
     """Prints how long a run takes to go on at a step."""
     mixture = make_mixture(vocabulary, 10**6)
     first = mixture.reader(SHARD)
+    segments = first.segments
+    assert segments is not None
     start = time.perf_counter()
     for number in range(20):
         first.read(number)
@@ -74,7 +76,7 @@ def resume(vocabulary: str, step: int) -> None:
     for number in range(20, step):
         for task, count in mixture.rows_at(number).items():
             if task == DOCUMENT_LM:
-                first.segments.read(count, TOKENS)
+                segments.read(count, TOKENS)
             else:
                 for _ in range(count):
                     next(first.sources[task])
@@ -142,7 +144,9 @@ def rows(vocabulary: str) -> None:
 def make_small(vocabulary: str, **options: Any) -> Ernie3PretrainingMixture:
     """The seven tasks without data: nothing is read of them."""
     tokenizer: Any = Ernie3Tokenizer.from_released_vocabulary(vocabulary, num_pieces=None)
-    tasks = {builder.task: ([], builder) for _, builder in make_tasks(tokenizer, [["一。", "二。"]]).values()}
+    tasks: dict[str, Any] = {
+        builder.task: ([], builder) for _, builder in make_tasks(tokenizer, [["一。", "二。"]]).values()
+    }
     return Ernie3PretrainingMixture(tokenizer, list(tasks.values()), [], **options)
 
 

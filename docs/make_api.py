@@ -60,6 +60,12 @@ GROUPS = {
         *("KnowledgeTextPrediction", "DistantSupervision", "sentences_with", "CredibleRows", "AdversarialTexts"),
         *("ModelContinuations", "ControllableLM", "ControlLabels", "JiebaKeywords", "ClassifierLabels"),
     ),
+    "ERNIE 3.0: a corpus": (
+        *("ernie_corpus.prepare.prepare_corpus", "ernie_corpus.prepare.CorpusArguments"),
+        *("ernie_corpus.mapping.CleanDocuments", "ernie_corpus.mapping.FirstOccurrences"),
+        *("ernie_corpus.mapping.NearDuplicateKeys", "ernie_corpus.mapping.WordSpans"),
+        *("ernie_corpus.reading.read_corpus", "ernie_corpus.report.CorpusReport", "ernie_corpus.report.Tally"),
+    ),
     "ERNIE 3.0: distillation": (
         *("OnlineDistillation", "Ernie3DistillationTrainer", "add_auxiliary_layer", "drop_auxiliary_layer"),
     ),
@@ -70,6 +76,9 @@ GROUPS = {
     "Planning devices": (
         *("planner.devices.plan", "planner.report.Plan", "planner.report.DevicePlan", "set_offload", "Offload"),
         *("planner.speed_table.Speed", "planner.speed.Step"),
+        *("planner.training.plan_training", "planner.training_report.TrainingPlan"),
+        *("planner.training_report.TrainingRow", "planner.training_state.State"),
+        "planner.training_speed.TrainingSpeed",
     ),
     "Fine-tuning": (
         *("finetuning.methods.AdapterArguments", "finetuning.methods.adapt", "finetuning.weight_only.load_adapter"),

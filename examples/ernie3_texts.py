@@ -9,13 +9,12 @@ kept back.
 import itertools
 import json
 import random
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_glm_ernie import Ernie3Tokenizer
+from hf_glm_ernie import Ernie3Tokenizer, add_control_marks
 from hf_glm_ernie.tokenization_ernie_unicode import build_normalizer, build_pre_tokenizer
 
 EXAMPLES = Path(__file__).resolve().parent
@@ -74,13 +73,14 @@ class StoryWriter:
         return [self._story(self.rng.choice(self.plots), names) for _ in range(STORIES_PER_DOCUMENT)]
 
     def texts(self) -> Iterator[str]:
-        """All sentences and names, for the vocabulary."""
+        """All sentences, names and words of prompts, for the vocabulary."""
         for plot in self.plots:
             for wordings in plot["sentences"]:
                 for wording in wordings:
                     for slot, names in self.names.items():
                         yield from (wording.replace(f"{{{slot}}}", f" {name} ") for name in names)
-            yield from (plot["genre"], plot["topic"], plot["sentiment"])
+            yield from (plot["topic"], plot["sentiment"])
+        yield "About words"  # of a prompt that asks for a length
 
     def _names(self) -> dict[str, str]:
         while True:
@@ -125,37 +125,6 @@ def build_tokenizer(texts: Sequence[str], folder: Path) -> Ernie3Tokenizer:
     return Ernie3Tokenizer.from_released_vocabulary(path, num_pieces=None)
 
 
-class Bigrams:
-    """A weak generator, against which the credible head learns: every word follows from the one before.
-
-    In the paper the generator is the 10B model; `ModelContinuations` makes one of any `Ernie3ForCausalLM`.
-
-    Args:
-        texts: What it has read.
-        tokenizer: Cuts words.
-        length: Tokens it writes.
-        rng: Draws.
-    """
-
-    def __init__(self, texts: Sequence[str], tokenizer: Any, length: int, rng: random.Random) -> None:
-        self.tokenizer, self.length, self.rng = tokenizer, length, rng
-        self.followers: dict[int, list[int]] = defaultdict(list)
-        for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]:
-            for token, following in itertools.pairwise(ids):
-                self.followers[token].append(following)
-
-    def __call__(self, prompts: list[str]) -> list[str]:
-        """A continuation of each prompt."""
-        written = []
-        for ids in self.tokenizer(prompts, add_special_tokens=False)["input_ids"]:
-            ids = list(ids)
-            start = len(ids)
-            while len(ids) < start + self.length and self.followers[ids[-1]]:
-                ids.append(self.rng.choice(self.followers[ids[-1]]))
-            written.append(self.tokenizer.decode(ids[start:], skip_special_tokens=True))
-        return written
-
-
 class Texts:
     """Everything the two scripts read, and the tokenizer on it.
 
@@ -169,7 +138,7 @@ class Texts:
         unseen: Documents of other combinations of names, a twentieth as many.
         triples: Head, relation, tail and sentence, to train on.
         kept_back: The same, with sentences that no training text has.
-        tokenizer: On all words of all texts.
+        tokenizer: On all words of all texts; the marks of controllable prompts are one token each.
     """
 
     def __init__(self, documents: int, seed: int, folder: Path) -> None:
@@ -183,8 +152,9 @@ class Texts:
         words = [text for writer in writers[False] for text in writer.texts()]
         words += [row[part] for row in self.triples + self.kept_back for part in ("sentence", "relation")]
         self.tokenizer = build_tokenizer(words, folder)
+        add_control_marks(self.tokenizer)  # before there is a model: then none has to be resized
         plots = [[plot["topic"] for plot in writer.plots] for writer in writers[False]]
         self.topics = {topic: number for names in plots for number, topic in enumerate(names)}
 
 
-__all__ = ["Bigrams", "Story", "StoryWriter", "Texts", "build_tokenizer", "read_triples"]
+__all__ = ["Story", "StoryWriter", "Texts", "build_tokenizer", "read_triples"]

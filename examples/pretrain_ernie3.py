@@ -20,7 +20,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from ernie3_texts import Bigrams, Story, Texts
+from ernie3_negatives import Generator, open_generator, show_credible, train_generator
+from ernie3_prompts import described, show_control, show_marks
+from ernie3_texts import Story, Texts
 from loss_plot import figure_for
 from transformers import (
     AutoModelForCausalLM,
@@ -57,13 +59,14 @@ RATIOS = {
     "knowledge_text_prediction": 48,
     "sentence_reordering": 5,
     "sentence_distance": 6,
-    "credible": 2,
-    "controllable_lm": 3,
+    "credible": 6,
+    "controllable_lm": 4,
     "document_lm": 4,
 }
-# Weights of the losses that are not 1: facts take longest to learn.
-WEIGHTS = {"knowledge_text_prediction": 5.0}
+# Weights of the losses that are not 1: facts, and what a language model wrote, take longest to learn.
+WEIGHTS = {"knowledge_text_prediction": 5.0, "credible": 3.0}
 SHOWN = 4  # answers printed of each kind
+ASKED = 80  # texts written to order
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -72,10 +75,17 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--output", type=Path, required=True, help="new folder for the models, losses and the plot")
+    parser.add_argument(
+        "--generator",
+        help="folder or Hub name of any causal language model that writes the imitations of stories; default: a small "
+        "one is trained first",
+    )
+    parser.add_argument("--generator-steps", type=int, default=30, help="steps of training the small one")
+    parser.add_argument("--imitations", type=int, default=900, help="stories it continues for training")
     parser.add_argument("--steps", type=int, default=850, help="steps of pre-training")
     parser.add_argument("--classification-steps", type=int, default=150, help="steps of fine-tuning")
     parser.add_argument("--documents", type=int, default=400, help="made-up documents per language")
-    parser.add_argument("--batch-size", type=int, default=74, help="rows per step, of all seven tasks together")
+    parser.add_argument("--batch-size", type=int, default=79, help="rows per step, of all seven tasks together")
     parser.add_argument("--learning-rate", type=float, default=5e-3, help="peak")
     parser.add_argument("--seed", type=int, default=3)
     parser.add_argument("--overwrite_output_dir", action="store_true", help="write over what is in the folder")
@@ -109,28 +119,17 @@ def build_model(tokenizer: Ernie3Tokenizer) -> Ernie3ForPreTraining:
     return Ernie3ForPreTraining(config)
 
 
-def build_mixture(texts: Texts, schedule: ProgressiveSchedule, seed: int) -> Ernie3PretrainingMixture:
-    """All seven tasks on the texts."""
+def build_mixture(
+    texts: Texts, pairs: Sequence[dict[str, Any]], schedule: ProgressiveSchedule, seed: int
+) -> Ernie3PretrainingMixture:
+    """All seven tasks on the texts; `pairs` are the rows of the credible one."""
     tokenizer, documents, triples = texts.tokenizer, texts.documents, texts.triples
     stories = [story for document in documents for story in document]
     sentences = [{"text": story.text} for story in stories] + [{"text": row["sentence"]} for row in triples]
     paragraphs = [{"sentences": list(story.sentences)} for story in stories]
     whole = [" ".join(story.text for story in document) for document in documents]
-    described = [
-        {
-            "text": story.text,
-            "genre": story.genre,
-            "topic": story.topic,
-            "keywords": list(story.names.values()),
-            "sentiment": story.sentiment,
-        }
-        for story in stories
-    ]
     entities = {name: "entity" for story in stories for name in story.names.values()}
     entities |= {row[part]: "entity" for row in triples for part in ("head", "tail")}
-    bigrams = Bigrams([story.text for story in stories], tokenizer, LENGTHS[0] // 2, random.Random(seed))
-    adversarial = AdversarialTexts(bigrams, tokenizer, max_length=LENGTHS[0], seed=seed)
-    pairs = adversarial({"text": [story.text for story in stories]}, range(len(stories)))
     settings: dict[str, Any] = {"max_length": LENGTHS[1], "truncation": True, "seed": seed}
     others = [paragraph["sentences"] for paragraph in paragraphs]
     tasks: list[tuple[Sequence[dict[str, Any]], Any]] = [
@@ -138,15 +137,32 @@ def build_mixture(texts: Texts, schedule: ProgressiveSchedule, seed: int) -> Ern
         (triples, KnowledgeTextPrediction(tokenizer, rate=0.4, relation_share=0.3, **settings)),
         (paragraphs, SentenceReordering(tokenizer, **settings)),
         (paragraphs, SentenceDistance(tokenizer, documents=others, **settings)),
-        (
-            [dict(zip(pairs, row, strict=True)) for row in zip(*pairs.values(), strict=True)],
-            CredibleRows(tokenizer, **settings),
-        ),
-        (described, ControllableLM(tokenizer, **settings)),
+        (pairs, CredibleRows(tokenizer, **settings)),
+        (described(stories), ControllableLM(tokenizer, **settings)),
     ]
     return Ernie3PretrainingMixture(
         tokenizer, tasks, [{"text": text} for text in whole], ratios=RATIOS, schedule=schedule, seed=seed
     )
+
+
+def write_pairs(texts: Texts, generate: Generator, count: int, seed: int) -> list[dict[str, Any]]:
+    """Lets a language model continue the beginnings of stories.
+
+    Args:
+        texts: Whose stories.
+        generate: A list of beginnings to a list of continuations.
+        count: How many stories.
+        seed: Decides which, and how much of each is given.
+
+    Returns:
+        Rows of the credible task: each story, and what was made of its beginning.
+    """
+    stories = [story.text for document in texts.documents for story in document]
+    chosen = random.Random(seed).sample(stories, min(count, len(stories)))
+    pairs = AdversarialTexts(generate, texts.tokenizer, max_length=LENGTHS[0], seed=seed)(
+        {"text": chosen}, range(len(chosen))
+    )
+    return [dict(zip(pairs, row, strict=True)) for row in zip(*pairs.values(), strict=True)]
 
 
 class Progress(ProgressCallback):
@@ -323,6 +339,7 @@ def classify(folder: Path, train: StoryRows, held_out: StoryRows, tokenizer: Any
         compute_metrics=accuracy,
     )
     trainer.train()
+    trainer.save_model()
     return trainer.evaluate()["eval_accuracy"]
 
 
@@ -350,6 +367,15 @@ def show_answers(folder: Path, tokenizer: Any, triples: list[dict[str, str]], do
     print(f"  {read} -> {written}")
 
 
+def choose_generator(arguments: argparse.Namespace, texts: Texts, config: Ernie3Config) -> Generator:
+    """The language model that was asked for, or a small one, trained now."""
+    if arguments.generator is not None:
+        return open_generator(arguments.generator, LENGTHS[0])
+    stories = [story for document in texts.documents for story in document]
+    folder = arguments.output / "generator"
+    return train_generator(stories, texts.tokenizer, config, LENGTHS[0], arguments.generator_steps, folder)
+
+
 def main() -> None:
     """Trains, prints, plots."""
     arguments = parse_arguments()
@@ -363,6 +389,11 @@ def main() -> None:
     texts = Texts(arguments.documents, arguments.seed, arguments.output)
     model = build_model(texts.tokenizer)
     print(f"{model.num_parameters():,} parameters, {len(texts.tokenizer):,} tokens, {len(texts.documents)} documents")
+    show_marks(texts.tokenizer, arguments.output / "vocab.txt", described(texts.documents[0][:1])[0])
+    start = time.perf_counter()
+    generate = choose_generator(arguments, texts, model.config)
+    pairs = write_pairs(texts, generate, arguments.imitations, arguments.seed)
+    print(f"{len(pairs) // 2} stories and their imitations, such as: {pairs[1]['text']}")
     schedule = ProgressiveSchedule(
         arguments.steps // 5,
         LENGTHS,
@@ -370,10 +401,9 @@ def main() -> None:
         (arguments.learning_rate / 10, arguments.learning_rate),
         total_steps=arguments.steps + 1,
     )
-    mixture = build_mixture(texts, schedule, arguments.seed)
-    start = time.perf_counter()
+    mixture = build_mixture(texts, pairs, schedule, arguments.seed)
     log = pretrain(model, mixture, schedule, arguments.output, arguments.steps)
-    print(f"Pre-trained for {time.perf_counter() - start:.0f} s")
+    print(f"Generator and pre-training: {time.perf_counter() - start:.0f} s")
     folder = arguments.output / "model"
     model.save_pretrained(folder)
     texts.tokenizer.save_pretrained(folder)
@@ -385,6 +415,8 @@ def main() -> None:
     plot_losses(log, arguments.output / "losses.png")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     show_answers(folder, tokenizer, texts.kept_back, texts.unseen)
+    unseen = [story for document in texts.unseen for story in document]
+    show_credible(model.eval(), tokenizer, unseen, generate, LENGTHS[0])
     accuracy = classify(
         folder,
         StoryRows(texts.documents, tokenizer, texts.topics),
@@ -394,6 +426,7 @@ def main() -> None:
         arguments.output / "classification",
     )
     print(f"\nSentences of unseen documents told apart by plot: {accuracy:.1%}")
+    show_control(folder, arguments.output / "classification", unseen[:: max(len(unseen) // ASKED, 1)], texts.topics)
 
 
 if __name__ == "__main__":

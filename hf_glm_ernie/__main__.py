@@ -6,11 +6,13 @@
     python -m hf_glm_ernie label-data EXPORT --output FOLDER
     python -m hf_glm_ernie evaluate --task uie --model FOLDER --data dev.txt
     python -m hf_glm_ernie shrink --task TASK --model FOLDER --data FOLDER --output FOLDER
+    python -m hf_glm_ernie prepare-corpus INPUT... --output FOLDER
     python -m hf_glm_ernie distil-uie --teacher FOLDER --texts FILE --schema SCHEMA --output FOLDER
 
 The second is lm-evaluation-harness's own command with this package's model class registered, the third `transformers
 serve`, which then opens this package's folders. `label-data` makes rows for UIE and UTC of what label tools export,
 `evaluate` measures a fine-tuned ERNIE on rows, `shrink` makes it smaller, `distil-uie` teaches a student one schema.
+`prepare-corpus` makes of texts what the unified model is pre-trained on.
 
 A command is a row of [`COMMANDS`]: its module has a `main(arguments)` that returns the exit status, and is imported
 when the command is asked for.
@@ -44,6 +46,10 @@ COMMANDS = {
     "shrink": Command("ernie_shrinking.command", "a trained ERNIE encoder made smaller: pruned, distilled, in INT8"),
     "distil-uie": Command(
         "ernie_distillation.command", "a student of one forward for one schema, from a UIE teacher and texts"
+    ),
+    "prepare-corpus": Command(
+        "ernie_corpus.command",
+        "texts as ERNIE 3.0's corpus was prepared: deduplicated, short sentences dropped, split",
     ),
     "label-data": Command("ernie_data.command", "exports of doccano and Label Studio as rows for UIE and UTC"),
     "evaluate": Command("ernie_training.evaluate_command", "scores of a fine-tuned ERNIE by class, and its mistakes"),

@@ -14,6 +14,9 @@ padding makes the distances of two rows differ.
 Memory: a segment's states are kept for the next segment. What is kept are the last *real* tokens, moved to the right
 end, so that padding neither takes a place in the memory nor becomes visible.
 
+Several documents may share a row. They are counted from 0 at every border; who belongs together, positions and what is
+remembered all follow from those numbers.
+
 Sources: P10 = ERNIE 3.0, arXiv 2107.02137; DOC = ERNIE-Doc, arXiv 2012.15688, as in PaddleNLP 2.8.1,
 `paddlenlp/transformers/ernie_doc/modeling.py`. Letters in shape comments: B batch, H heads, L queries, S keys, D head
 size, M memory, W width of a stack, N distances.
@@ -83,6 +86,62 @@ def counted_positions(
     if mask is None:
         return columns[None]
     return (mask.long().cumsum(-1) - 1).clamp_min(0)[:, columns]
+
+
+def numbered_documents(document_ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Which document of its row each column belongs to, counted from 0 at every border.
+
+    A number that comes again behind another one is another document. Padding belongs to the document in front of it,
+    at a row's beginning to the first one, whatever `document_ids` says there.
+
+    Args:
+        document_ids: (B, L) int64, another number at each border.
+        mask: (B, L) with 0 = padding; `None`: no padding.
+
+    Returns:
+        (B, L) int64.
+    """
+    if mask is not None:
+        real = mask.bool()
+        columns = torch.arange(real.shape[1], device=real.device).expand_as(real)
+        nearest = columns.masked_fill(~real, 0).cummax(-1).values  # the last real column so far
+        first = real.to(torch.uint8).argmax(-1, keepdim=True)
+        document_ids = document_ids.gather(1, torch.maximum(nearest, first))
+    return _borders(document_ids).long().cumsum(-1)
+
+
+def _borders(documents: torch.Tensor) -> torch.Tensor:
+    """(B, L) bool: which columns begin another document than the row's first one."""
+    return F.pad(documents[:, 1:] != documents[:, :-1], (1, 0))
+
+
+def positions_in_documents(documents: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """The position of each column in its own document, counted over real tokens.
+
+    Args:
+        documents: (B, L) int64 of [`numbered_documents`].
+        mask: (B, L) with 0 = padding; `None`: no padding.
+
+    Returns:
+        (B, L) int64, 0 at each document's first token.
+    """
+    real = torch.ones_like(documents) if mask is None else mask.long()
+    counted = real.cumsum(-1)
+    in_front = (counted - real).masked_fill(~_borders(documents), 0).cummax(-1).values  # tokens of other documents
+    return (counted - 1 - in_front).clamp_min(0)
+
+
+def document_borders(document_ids: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Which tokens begin another document than the row's first one: none of them is predicted from the one before.
+
+    Args:
+        document_ids: (B, L) int64.
+        mask: (B, L) with 0 = padding; `None`: no padding.
+
+    Returns:
+        (B, L) bool.
+    """
+    return _borders(numbered_documents(document_ids, mask))
 
 
 def relative_rows(distances: torch.Tensor, segment_length: int, table_rows: int) -> torch.Tensor:
@@ -178,7 +237,10 @@ def remember(memory: torch.Tensor | None, states: torch.Tensor, columns: torch.T
 __all__ = [
     "add_types_to_keys",
     "counted_positions",
+    "document_borders",
     "eager_attention_forward",
+    "numbered_documents",
+    "positions_in_documents",
     "relative_rows",
     "relative_scores",
     "remember",

@@ -192,6 +192,8 @@ class Ernie3Config(PreTrainedConfig):
         # along the vocabulary, as the heads' projections to it, which may be the same parameter
         "embeddings.word_embeddings": "embedding_rowwise"
     }
+    # units of FSDP2: what is gathered together and let go of again
+    base_model_fsdp_plan = dict.fromkeys(("embeddings", *_LAYERS), "free_full_weight")
 
     vocab_size: int = 30000
     hidden_size: int = 4096
@@ -257,6 +259,9 @@ class Ernie3Config(PreTrainedConfig):
         if self.position_embedding_type == "relative":
             # the biases of the scores are vectors over all heads, which no style of the host splits
             self.base_model_tp_plan = None  # type: ignore[misc, assignment]  # the host reads it from the instance
+        if self.tie_word_embeddings:
+            # a shared weight must be in one unit with all that share it: that of the root
+            self.base_model_fsdp_plan = dict.fromkeys(_LAYERS, "free_full_weight")  # type: ignore[misc]  # likewise
         super().__post_init__(**kwargs)
 
     def validate_architecture(self) -> None:

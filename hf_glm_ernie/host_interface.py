@@ -10,13 +10,16 @@
 Which versions were tested, and the warning about others: `host_versions.py`, which needs no torch.
 """
 
+import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 import transformers
 from transformers import Cache
+from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from .host_versions import warn_of_untested_host  # noqa: F401  # it warns when it is imported
@@ -140,6 +143,21 @@ class CarriesItsCode:
         super().save_pretrained(*args, **kwargs)  # type: ignore[misc]  # likewise
 
 
+def copy_code(folder: Path, hub_classes: Mapping[str, str]) -> None:
+    """Puts the files of all `hub_classes` into a folder: the host saves only those that one class imports.
+
+    A folder opened with `trust_remote_code=True` may have brought fewer of them; what there is goes on.
+
+    Args:
+        folder: Where a model was saved.
+        hub_classes: As in [`CarriesItsCode`].
+    """
+    for name in sorted({place.partition(".")[0] for place in hub_classes.values()}):
+        source = Path(__file__).with_name(f"{name}.py")
+        for file in [source, *map(Path, get_relative_import_files(source))] if source.is_file() else ():
+            shutil.copyfile(file, folder / file.name)
+
+
 def check_arguments(
     where: str, kwargs: Mapping[str, Any], implementation: str | None = None, known: Collection[str] = ()
 ) -> None:
@@ -170,6 +188,7 @@ __all__ = [
     "CarriesItsCode",
     "GivenToLayers",
     "check_arguments",
+    "copy_code",
     "generation_setting",
     "given_cache",
     "name_cache_as_host",

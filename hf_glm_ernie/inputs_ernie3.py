@@ -4,7 +4,7 @@ A placeholder id stands for one learned soft prompt vector of the row's genre [P
 arXiv 2112.12731. Letters in shape comments: B batch, L tokens, N distances.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -40,6 +40,39 @@ def check_inputs(
         ("task_type_ids", task_type_ids, config.task_type_vocab_size),
     ):
         check_columns(name, types, tokens, size - 1 if size else None, f" (the embedding has {size} rows)")
+
+
+def check_documents(
+    document_ids: torch.Tensor | None, tokens: torch.Tensor, attention_mask: Any, cache: Any, genre_ids: Any
+) -> None:
+    """Refuses documents that do not fit the tokens, and what cannot be told apart by document.
+
+    Args:
+        document_ids: Must be (B or 1, L) integers from 0 on; or `None`.
+        tokens: (B, L) ids or (B, L, width) embeddings.
+        attention_mask: As in the model's forward; must not be a pattern.
+        cache: Must be `None`.
+        genre_ids: Must be `None`.
+
+    Raises:
+        TypeError: no tensor of integers.
+        ValueError: another shape, a negative number, or one of the three together with documents.
+    """
+    if document_ids is None:
+        return
+    check_columns("document_ids", document_ids, tokens)
+    pattern = attention_mask if len(getattr(attention_mask, "shape", ())) == 4 else None
+    for name, given, why in (
+        (
+            "a cache",
+            cache,
+            "its tokens are not numbered, so later ones would see every document. Leave one of them out",
+        ),
+        ("an attention_mask of four dimensions", pattern, "it is the whole pattern. Keep the documents apart in it"),
+        ("genre_ids", genre_ids, "a genre is a whole row's. Give such texts a row each, without document_ids"),
+    ):
+        if given is not None:
+            raise ValueError(f"document_ids came together with {name}: {why}.")
 
 
 def soft_prompt_rows(
@@ -126,8 +159,25 @@ def rows_of_positions(config: Ernie3Config, position_ids: torch.Tensor) -> torch
     return position_ids % rows
 
 
+class Embedded(NamedTuple):
+    """What [`Ernie3Embeddings`] returns.
+
+    Attributes:
+        hidden_states: (B, L, hidden), the input of the universal stack.
+        relative_states: (N, hidden), a row for each distance; `None` where positions are absolute.
+        type_states: (B, M + L, hidden), the types of the keys; `None` where there are none or positions are absolute.
+    """
+
+    hidden_states: torch.Tensor
+    relative_states: torch.Tensor | None = None
+    type_states: torch.Tensor | None = None
+
+
 class Ernie3Embeddings(nn.Module):
     """Word and absolute position, summed: no norm and no dropout. Types are added where the config has them.
+
+    The tables may lie on several devices, and FSDP may share each of them out for itself. What they give is added
+    where the words are.
 
     With relative positions the sum is of words alone; positions and types go through a norm of their own into every
     layer's scores, as in ERNIE-Doc.
@@ -155,7 +205,47 @@ class Ernie3Embeddings(nn.Module):
             if self.has_types:
                 self.type_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def words(
+    def forward(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        genre_ids: torch.Tensor | None,
+        position_ids: torch.Tensor | None,
+        token_type_ids: torch.Tensor | None,
+        task_type_ids: torch.Tensor | None,
+        continues: bool,
+        distances: torch.Tensor | None,
+        new_memory: int,
+    ) -> Embedded:
+        """Reads every table that a call needs: outside of this method FSDP and ZeRO keep the tables in parts.
+
+        Args:
+            input_ids: (B, L) int64, or `None` with embeddings.
+            inputs_embeds: (B, L, hidden) or `None`.
+            genre_ids: (B,) int64 or `None`.
+            position_ids: (B or 1, L) int64; for one behind the table see [`rows_of_positions`]. Not read where
+                positions are relative.
+            token_type_ids: (B, L) int64; `None`: type 0.
+            task_type_ids: Likewise.
+            continues: Whether a filled cache precedes: placeholders are words then.
+            distances: (N,) int64, query position minus key position, where positions are relative; else `None`.
+            new_memory: M, columns of memory in front of the tokens that no cache holds yet.
+        """
+        words = self._words(input_ids, inputs_embeds, genre_ids, continues)
+        types = self._types(token_type_ids, task_type_ids, words)
+        table = self.position_embeddings
+        if distances is None:
+            assert position_ids is not None
+            words = words + table(rows_of_positions(self.config, position_ids)).to(words.device)
+            return Embedded(words if types is None else words + types)
+        rows = relative_rows(distances, self.config.max_position_embeddings, table.num_embeddings)
+        if types is not None:
+            # as ERNIE-Doc: the memory has the type of the segment's first token
+            types = torch.cat((types[:, :1].expand(-1, new_memory, -1), types), dim=1)
+            types = self.type_norm(types)
+        return Embedded(words, self.position_norm(table(rows)), types)
+
+    def _words(
         self,
         input_ids: torch.Tensor | None,
         inputs_embeds: torch.Tensor | None,
@@ -172,9 +262,10 @@ class Ernie3Embeddings(nn.Module):
         rows = None if continues else soft_prompt_rows(self.config, input_ids, genre_ids)
         if rows is None:
             return words
-        return torch.where((rows >= 0)[..., None], self.soft_prompt_embeddings(rows.clamp_min(0)), words)
+        prompts = self.soft_prompt_embeddings(rows.clamp_min(0)).to(words.device)
+        return torch.where((rows >= 0)[..., None].to(words.device), prompts, words)
 
-    def types(
+    def _types(
         self, token_type_ids: torch.Tensor | None, task_type_ids: torch.Tensor | None, words: torch.Tensor
     ) -> torch.Tensor | None:
         """The sum of both type embeddings, (B, L, hidden), type 0 where none is given; `None` without embeddings."""
@@ -183,32 +274,19 @@ class Ernie3Embeddings(nn.Module):
         zeros = torch.zeros(words.shape[:2], dtype=torch.long, device=words.device)
         types = torch.zeros_like(words)
         if self.config.type_vocab_size:
-            types = types + self.token_type_embeddings(zeros if token_type_ids is None else token_type_ids)
+            of_tokens = self.token_type_embeddings(zeros if token_type_ids is None else token_type_ids)
+            types = types + of_tokens.to(types.device)
         if self.config.task_type_vocab_size:
-            types = types + self.task_type_embeddings(zeros if task_type_ids is None else task_type_ids)
+            of_tasks = self.task_type_embeddings(zeros if task_type_ids is None else task_type_ids)
+            types = types + of_tasks.to(types.device)
         return types
 
-    def forward(
-        self, words: torch.Tensor, position_ids: torch.Tensor | None, types: torch.Tensor | None
-    ) -> torch.Tensor:
-        """The input of the universal stack, (B, L, hidden).
 
-        Args:
-            words: (B, L, hidden).
-            position_ids: (B or 1, L) int64; for one behind the table see [`rows_of_positions`]. Not read where
-                positions are relative.
-            types: (B, L, hidden) or `None`; not read where positions are relative.
-        """
-        if self.relative or position_ids is None:
-            return words
-        embedded = words + self.position_embeddings(rows_of_positions(self.config, position_ids))
-        return embedded if types is None else embedded + types
-
-    def distances(self, distances: torch.Tensor) -> torch.Tensor:
-        """(N,) query position minus key position -> (N, hidden), normalised."""
-        table = self.position_embeddings
-        rows = relative_rows(distances, self.config.max_position_embeddings, table.num_embeddings)
-        return self.position_norm(table(rows))
-
-
-__all__ = ["Ernie3Embeddings", "check_inputs", "rows_of_positions", "soft_prompt_rows"]
+__all__ = [
+    "Embedded",
+    "Ernie3Embeddings",
+    "check_documents",
+    "check_inputs",
+    "rows_of_positions",
+    "soft_prompt_rows",
+]

@@ -2,7 +2,8 @@
 
 The keys of a call are, in this order, the memory's columns, the cached tokens and the call's own tokens.
 [`key_columns`] counts them, [`real_tokens`] says which tokens are no padding; masks, positions and the next memory all
-follow from these two.
+follow from these two. Where several documents share a row, the memory in front belongs to the first of them, and what
+is remembered to the last.
 
 A cache takes the memory's keys in with the first call. From then on they are its first columns, and the memory's
 states are not needed again; only which columns are padding, and how many tokens a row had seen. The cache notes the
@@ -19,7 +20,12 @@ import torch.nn.functional as F
 from transformers import Cache
 from transformers.utils import ModelOutput
 
-from .attention_ernie3 import counted_positions, remembered_columns
+from .attention_ernie3 import (
+    counted_positions,
+    numbered_documents,
+    positions_in_documents,
+    remembered_columns,
+)
 from .configuration_ernie3 import Ernie3Config
 
 # The attribute of a cache that says how many of its columns are memory. A plain integer: exporters take a tensor on a
@@ -87,13 +93,17 @@ def _parts(memories: Ernie3Memories) -> tuple[torch.Tensor, torch.Tensor]:
     return memories.mask, memories.tokens_seen
 
 
-def check_memories(config: Ernie3Config, memories: Ernie3Memories, batch_size: int, device: torch.device) -> None:
-    """Refuses memories that do not fit the model or a call of `batch_size` rows on `device`.
+def check_memories(
+    config: Ernie3Config, memories: Ernie3Memories | None, batch_size: int, device: torch.device
+) -> None:
+    """Refuses memories, where there are some, that do not fit the model or a call of `batch_size` rows on `device`.
 
     Raises:
         ValueError: memories of another type, number of layers, width, length, batch or device, or a model without
             memory.
     """
+    if memories is None:
+        return
     if not isinstance(memories, ModelOutput) or not {"mask", "tokens_seen"} <= set(memories):
         raise ValueError(
             f"memories must be the Ernie3Memories that the model returned for the segment before, not "
@@ -185,11 +195,37 @@ class KeyColumns:
         return self.memory if self.memory_is_new else 0
 
     def positions(
-        self, real: torch.Tensor | None, memories: Ernie3Memories | None, device: torch.device
+        self,
+        real: torch.Tensor | None,
+        memories: Ernie3Memories | None,
+        documents: torch.Tensor | None,
+        device: torch.device,
     ) -> torch.Tensor:
-        """Absolute positions (B or 1, L) int64: counted over the `real` tokens, on from those seen before."""
-        positions = counted_positions(real, self.length, self.cached, device)
-        return positions if memories is None else positions + _parts(memories)[1][:, None]
+        """Absolute positions (B or 1, L) int64: counted over the `real` tokens, on from those seen before; of several
+        `documents` ((B, L), counted from 0) each from its own first token, and only the first on from before.
+        """
+        if documents is None:
+            positions = counted_positions(real, self.length, self.cached, device)
+        else:
+            positions = positions_in_documents(documents, None if real is None else real[:, : self.length])
+        if memories is None:
+            return positions
+        seen = _parts(memories)[1][:, None]
+        return positions + (seen if documents is None else torch.where(documents > 0, 0, seen))
+
+    def check_reach(self, longest: int, memory_length: int) -> None:
+        """Refuses a call that sees further than relative positions reach.
+
+        Raises:
+            ValueError: more than `longest` tokens, or more than `memory_length` columns in front of so many.
+        """
+        span = self.cached + self.memory + self.length
+        if self.length > longest or (isinstance(span, int) and span > longest + memory_length):
+            raise ValueError(
+                f"A segment of {self.length} tokens that sees {span} columns is beyond the relative positions: a "
+                f"segment has at most max_position_embeddings={longest} tokens and sees at most "
+                f"memory_length={memory_length} more. Cut the text into segments and carry memories."
+            )
 
     def distances(self, visible: torch.Tensor | None, device: torch.device) -> torch.Tensor:
         """Query position minus key position, (B or 1, L, S) int64, counted over the `visible` columns."""
@@ -273,6 +309,16 @@ def real_tokens(
     return input_ids != config.pad_token_id
 
 
+def documents_of(
+    document_ids: torch.Tensor | None, real: torch.Tensor | None, columns: KeyColumns, batch_size: int
+) -> torch.Tensor | None:
+    """Which document of its row each of the call's tokens belongs to, counted from 0: (B, L) int64, or `None`."""
+    if document_ids is None:
+        return None
+    real = None if real is None else real[:, : columns.length]
+    return numbered_documents(document_ids.expand(batch_size, -1), real)
+
+
 def visible_columns(
     real: torch.Tensor | None, memories: Ernie3Memories | None, columns: KeyColumns
 ) -> torch.Tensor | None:
@@ -295,9 +341,13 @@ def next_memories(
     real: torch.Tensor | None,
     memories: Ernie3Memories | None,
     columns: KeyColumns,
+    documents: torch.Tensor | None,
     return_memories: bool | None,
 ) -> tuple[torch.Tensor | None, Ernie3Memories | None]:
-    """What the next segment is to see; `tokens` are ids or embeddings (B, L, ..), the rest as in the model's forward.
+    """What the next segment is to see: of several documents in a row, the last one.
+
+    `tokens` are ids or embeddings (B, L, ..), `documents` is (B, L), counted from 0; the rest as in the model's
+    forward.
 
     Returns:
         Which of the M + L columns to remember, (B, K) int64, and the memories but for their states; `None` twice where
@@ -318,8 +368,12 @@ def next_memories(
     if real is None:
         real = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
     real = real[:, : columns.length].bool()
+    if documents is not None:
+        real = real & (documents == documents[:, -1:])
     tokens_seen = real.sum(-1)
     if memories is not None:
+        if documents is not None:
+            memories = memories.reset(documents[:, -1] > 0)
         mask, seen_before = _parts(memories)
         real, tokens_seen = torch.cat((mask, real), dim=1), tokens_seen + seen_before
     kept, mask = remembered_columns(real, config.memory_length)
@@ -331,6 +385,7 @@ __all__ = [
     "KeyColumns",
     "cache_with_memory",
     "check_memories",
+    "documents_of",
     "key_columns",
     "next_memories",
     "note_memory",

@@ -11,6 +11,8 @@ What is unusual about it, compared with a plain encoder or decoder:
 - Pre-norm, with one more norm behind each stack; exact gelu; biases everywhere but in the projection.
 - Positions are absolute and go on counting from segment to segment; Transformer-XL's relative ones are a config
   choice (`attention_ernie3.py`).
+- Several documents may share a row (`document_ids`): the memory in front belongs to the first, the one handed on to
+  the last, and none sees another.
 - A placeholder id stands for one learned soft prompt vector of the row's genre (Titan).
 
 Order of the file: what a call takes and returns, modules from leaf to root, the model.
@@ -19,7 +21,6 @@ never released `ernie3-10b` model on a side branch of PaddleNLP. Letters in shap
 tokens, S key columns, M memory columns, W width of a stack.
 """
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,11 @@ from torch import nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
-from transformers.dynamic_module_utils import get_relative_import_files
-from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
+from transformers.masking_utils import (
+    create_bidirectional_mask,
+    create_causal_mask,
+    packed_sequence_mask_function,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -41,12 +45,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .attention_ernie3 import (
-    add_types_to_keys,
-    eager_attention_forward,
-    relative_scores,
-    remember,
-)
+from .attention_ernie3 import add_types_to_keys, eager_attention_forward, relative_scores, remember
 from .configuration_ernie3 import BRANCHES, HUB_CLASSES, Ernie3Config, StackSizes
 from .host_inputs import check_tokens
 from .host_interface import (
@@ -55,15 +54,17 @@ from .host_interface import (
     CarriesItsCode,
     GivenToLayers,
     check_arguments,
+    copy_code,
     given_cache,
     named_cache,
 )
-from .inputs_ernie3 import Ernie3Embeddings, check_inputs
+from .inputs_ernie3 import Embedded, Ernie3Embeddings, check_documents, check_inputs
 from .memory_ernie3 import (
     Ernie3Memories,
     KeyColumns,
     cache_with_memory,
     check_memories,
+    documents_of,
     key_columns,
     next_memories,
     note_memory,
@@ -267,7 +268,7 @@ class Ernie3PreTrainedModel(CarriesItsCode, PreTrainedModel):
     hub_classes = HUB_CLASSES
     base_model_prefix = "ernie3"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["Ernie3Layer", "Ernie3Embeddings"]
+    _no_split_modules = ["Ernie3Layer"]  # the embeddings' tables may part: Accelerate's FSDP2 takes the words' alone
     _skip_keys_device_placement = [*CACHE_NAMES, "memories"]  # they stay with their layers
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -280,7 +281,7 @@ class Ernie3PreTrainedModel(CarriesItsCode, PreTrainedModel):
         """As in the host. The folder carries the code of every class that opens it."""
         super().save_pretrained(save_directory, *args, **kwargs)
         if kwargs.get("is_main_process", True):
-            _copy_code(Path(save_directory))
+            copy_code(Path(save_directory), HUB_CLASSES)
 
     def post_init(self) -> None:
         """As in the host; with relative positions no rule splits the layers, so none splits the heads either."""
@@ -313,17 +314,6 @@ class Ernie3PreTrainedModel(CarriesItsCode, PreTrainedModel):
             part.requires_grad_(False)
 
 
-def _copy_code(folder: Path) -> None:
-    """Puts the files of all `HUB_CLASSES` into a folder: the host saves only those that one class imports.
-
-    A folder opened with `trust_remote_code=True` may have brought fewer of them; what there is goes on.
-    """
-    for name in sorted({place.partition(".")[0] for place in HUB_CLASSES.values()}):
-        source = Path(__file__).with_name(f"{name}.py")
-        for file in [source, *map(Path, get_relative_import_files(source))] if source.is_file() else ():
-            shutil.copyfile(file, folder / file.name)
-
-
 class Ernie3Model(Ernie3PreTrainedModel):
     """The universal stack and its branches, without heads.
 
@@ -352,7 +342,9 @@ class Ernie3Model(Ernie3PreTrainedModel):
         self.post_init()
         absent = tuple(f"branches.{name}." for name in BRANCHES if name not in names)
         # the host warns of rules that no layer follows
-        self._tp_plan = {rule: style for rule, style in (self._tp_plan or {}).items() if not rule.startswith(absent)}
+        for plan in ("_tp_plan", "_fsdp_plan"):
+            rules = getattr(self, plan) or {}
+            setattr(self, plan, {rule: style for rule, style in rules.items() if not rule.startswith(absent)})
 
     def get_input_embeddings(self) -> nn.Module:
         """The word embedding."""
@@ -379,6 +371,7 @@ class Ernie3Model(Ernie3PreTrainedModel):
         use_cache: bool | None = None,
         return_memories: bool | None = None,
         past_key_values: Cache | None = None,
+        document_ids: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Ernie3ModelOutput:
         """Runs the universal stack and one branch.
@@ -402,6 +395,9 @@ class Ernie3Model(Ernie3PreTrainedModel):
             return_memories: Whether to return memories (`"nlg"`); left out, where memories came in. A call on a
                 filled cache returns none: it does not see the states of the tokens before.
             past_key_values: The name of `cache` before transformers 5.24.
+            document_ids: (B or 1, L) int64, another number at each border between documents that share a row; what
+                padding has does not matter. Each is read as if alone: attention and positions stay within it.
+                `memories` belong to a row's first document and go on with its last. No cache is taken or made.
             **kwargs: `output_hidden_states` and `output_attentions`; more only where the attention implementation is
                 the user's own, which gets it.
 
@@ -412,8 +408,8 @@ class Ernie3Model(Ernie3PreTrainedModel):
         Raises:
             TypeError: an argument that nothing reads.
             ValueError: ids and embeddings both or neither; a branch that is not there; memories or a cache for
-                `"nlu"`; memories that do not fit; genres that do not fit; a mask too short; with relative positions
-                a text beyond the table.
+                `"nlu"`; memories, genres or documents that do not fit; a mask too short; with relative positions a
+                text beyond the table.
         """
         check_arguments(type(self).__name__, kwargs, self.config._attn_implementation)
         cache = given_cache(cache, past_key_values)
@@ -421,27 +417,31 @@ class Ernie3Model(Ernie3PreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Pass either input_ids or inputs_embeds, and not both.")
         check_tokens(input_ids, inputs_embeds, self.config.vocab_size, self.config.hidden_size)
-        tokens = inputs_embeds if input_ids is None else input_ids
-        assert tokens is not None
-        if memories is not None:
-            check_memories(self.config, memories, tokens.shape[0], tokens.device)
+        tokens: torch.Tensor = inputs_embeds if input_ids is None else input_ids  # type: ignore[assignment]  # see above
+        check_memories(self.config, memories, tokens.shape[0], tokens.device)
         check_inputs(self.config, tokens, attention_mask, position_ids, token_type_ids, task_type_ids)
-        if branch == "nlg" and use_cache and cache is None:
+        check_documents(document_ids, tokens, attention_mask, cache, genre_ids)
+        if branch == "nlg" and use_cache and cache is None and document_ids is None:
             cache = DynamicCache(config=self.config)
         columns = key_columns(tokens.shape[1], memories, cache)
         note_memory(cache, columns)
         real = real_tokens(self.config, input_ids, attention_mask, columns, tokens.shape[0])
-        keep, carried = next_memories(self.config, tokens, real, memories, columns, return_memories)
+        documents = documents_of(document_ids, real, columns, tokens.shape[0])
+        keep, carried = next_memories(self.config, tokens, real, memories, columns, documents, return_memories)
         whole_pattern = attention_mask is not None and len(attention_mask.shape) == 4
         real = None if whole_pattern else real  # a pattern of the caller's own says what is padding, too
         mask = attention_mask if whole_pattern else visible_columns(real, memories, columns)
-        words = self.embeddings.words(input_ids, inputs_embeds, genre_ids, columns.continues)
-        types = self.embeddings.types(token_type_ids, task_type_ids, words)
-        if position_ids is None and not self.embeddings.relative:
-            position_ids = columns.positions(real, memories, tokens.device)
-        hidden_states = self.embeddings(words, position_ids, types)
-        settings = self._for_every_layer(hidden_states, branch, mask, columns, types, cache) | kwargs
-        hidden_states, states = self._run(hidden_states, branch, memories, keep, **settings)
+        distances, index = self._distances(columns, mask, branch == "nlg", tokens.device)
+        if position_ids is None and distances is None:
+            position_ids = columns.positions(real, memories, documents, tokens.device)
+        embedded = self.embeddings(
+            *(input_ids, inputs_embeds, genre_ids, position_ids, token_type_ids, task_type_ids),
+            continues=columns.continues,
+            distances=distances,
+            new_memory=columns.new_memory,
+        )
+        settings = self._for_every_layer(embedded, index, branch, mask, columns, documents, cache) | kwargs
+        hidden_states, states = self._run(embedded.hidden_states, branch, memories, keep, **settings)
         return Ernie3ModelOutput(
             last_hidden_state=hidden_states,
             memories=None if carried is None else carried.with_states(states),
@@ -472,55 +472,51 @@ class Ernie3Model(Ernie3PreTrainedModel):
 
     def _for_every_layer(
         self,
-        hidden_states: torch.Tensor,
+        embedded: Embedded,
+        relative_index: torch.Tensor | None,
         branch: str,
         mask: Any,
         columns: KeyColumns,
-        types: torch.Tensor | None,
+        documents: torch.Tensor | None,
         cache: Cache | None,
     ) -> dict[str, Any]:
         """What every layer of both stacks needs: the branch's pattern, the cache, and relative positions."""
         causal = branch == "nlg"
+        apart = None
+        if documents is not None:  # the memory's columns belong to the first one
+            apart = packed_sequence_mask_function(F.pad(documents, (columns.memory, 0)))
         if causal:
             sizes = cache_with_memory(cache, columns.new_memory)
-            pattern = create_causal_mask(self.config, hidden_states, mask, sizes, position_ids=None)
+            pattern = create_causal_mask(
+                self.config, embedded.hidden_states, mask, sizes, None, and_mask_function=apart
+            )
         else:
-            pattern = create_bidirectional_mask(self.config, hidden_states, mask)
+            pattern = create_bidirectional_mask(self.config, embedded.hidden_states, mask, and_mask_function=apart)
+        if apart is not None and pattern is None:
+            raise ValueError(
+                f"attn_implementation={self.config._attn_implementation!r} takes no pattern, so it would not keep the "
+                "documents of a row apart. Use 'sdpa', 'eager' or 'flex_attention', or leave document_ids out."
+            )
         settings = {"attention_mask": pattern, "is_causal": causal, **named_cache(cache)}
-        if self.embeddings.relative:
-            visible = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
-            settings |= self._relative(columns, visible, causal, types, hidden_states.device)
+        if relative_index is not None:
+            states = {"relative_states": embedded.relative_states, "type_states": embedded.type_states}
+            settings |= {"relative_index": relative_index, **states}
         return settings
 
-    def _relative(
-        self,
-        columns: KeyColumns,
-        visible: torch.Tensor | None,
-        causal: bool,
-        types: torch.Tensor | None,
-        device: torch.device,
-    ) -> dict[str, Any]:
-        """What scores distances and types."""
-        longest, reach = self.config.max_position_embeddings, self.config.memory_length
-        span = columns.cached + columns.memory + columns.length
-        if columns.length > longest or (isinstance(span, int) and span > longest + reach):
-            raise ValueError(
-                f"A segment of {columns.length} tokens that sees {span} columns is beyond the relative positions: a "
-                f"segment has at most max_position_embeddings={longest} tokens and sees at most memory_length={reach} "
-                "more. Cut the text into segments and carry memories."
-            )
+    def _distances(
+        self, columns: KeyColumns, mask: Any, causal: bool, device: torch.device
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """The distances that occur, (N,) int64, and which of them each pair has, (B or 1, L, S) int64.
+
+        Both are `None` where positions are absolute.
+        """
+        if not self.embeddings.relative:
+            return None, None
+        columns.check_reach(self.config.max_position_embeddings, self.config.memory_length)
+        visible = mask if isinstance(mask, torch.Tensor) and mask.ndim == 2 else None
         first = 0 if causal else 1 - columns.length  # later keys are masked where the reading is causal
         distances = torch.arange(first, columns.total, device=device)
-        index = (columns.distances(visible, device) - first).clamp(0, len(distances) - 1)
-        relative = {
-            "relative_states": self.embeddings.distances(distances),  # (N, hidden)
-            "relative_index": index,  # (B or 1, L, S)
-        }
-        if types is not None:
-            # as ERNIE-Doc: the memory has the type of the segment's first token
-            types = torch.cat((types[:, :1].expand(-1, columns.new_memory, -1), types), dim=1)
-            relative["type_states"] = self.embeddings.type_norm(types)
-        return relative
+        return distances, (columns.distances(visible, device) - first).clamp(0, len(distances) - 1)
 
     def _run(
         self,

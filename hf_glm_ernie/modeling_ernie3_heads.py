@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from transformers import Cache
 from transformers.activations import ACT2FN
@@ -27,9 +28,10 @@ from transformers.modeling_outputs import (
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 
+from .attention_ernie3 import document_borders
 from .configuration_ernie3 import Ernie3Config
 from .generation_ernie3 import Ernie3GenerationMixin
-from .host_inputs import check_labels_of, kept_positions, shape_scored
+from .host_inputs import IGNORED, check_labels_of, kept_positions, shape_scored
 from .host_interface import check_arguments, given_cache, named_cache, returned_cache
 from .memory_ernie3 import Ernie3Memories
 from .modeling_ernie3 import Ernie3Model, Ernie3PreTrainedModel
@@ -72,6 +74,42 @@ class Ernie3LMHead(nn.Module):
         return self.decoder(self.layer_norm(self.activation(self.transform(hidden_states))))
 
 
+def given_padding(
+    pad_token_id: int | None, input_ids: torch.Tensor | None, attention_mask: Any
+) -> torch.Tensor | None:
+    """Which tokens are real, (B, L) with 0 = padding: as a mask of two dimensions says, else those that are not the
+    pad id; `None` where neither is known.
+    """
+    if isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2:
+        return attention_mask
+    return None if input_ids is None or pad_token_id is None else input_ids != pad_token_id
+
+
+def borders_of(
+    config: Ernie3Config,
+    document_ids: torch.Tensor | None,
+    tokens: tuple[int, ...],
+    input_ids: torch.Tensor | None,
+    attention_mask: Any,
+) -> torch.Tensor | None:
+    """Which tokens begin another document in their row.
+
+    Args:
+        config: The settings.
+        document_ids: As in [`Ernie3Model.forward`].
+        tokens: (B, L), the shape of the result.
+        input_ids: As in the forward.
+        attention_mask: Likewise.
+
+    Returns:
+        (B, L) bool; `None` without documents.
+    """
+    if document_ids is None:
+        return None
+    mask = given_padding(config.pad_token_id, input_ids, attention_mask)
+    return document_borders(document_ids.expand(tokens), None if mask is None else mask[:, : tokens[1]])
+
+
 class Ernie3Pooler(nn.Module):
     """`tanh(dense(x))` of a row's first token."""
 
@@ -96,9 +134,7 @@ class Ernie3Pooler(nn.Module):
         Returns:
             (B, W) of the first token that is not padding, `[CLS]`.
         """
-        mask = attention_mask if attention_mask is not None and attention_mask.ndim == 2 else None
-        if mask is None and input_ids is not None and self.pad_token_id is not None:
-            mask = input_ids != self.pad_token_id
+        mask = given_padding(self.pad_token_id, input_ids, attention_mask)
         if mask is None:
             first = hidden_states[:, 0]
         else:
@@ -156,12 +192,14 @@ class Ernie3ForCausalLM(Ernie3PreTrainedModel, Ernie3GenerationMixin):
         return_memories: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         past_key_values: Cache | None = None,
+        document_ids: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Ernie3CausalLMOutput:
         """Runs the model and projects to the vocabulary; arguments as in [`Ernie3Model.forward`], and:
 
         - `labels`: (B, L) int64 ids, -100 where nothing is scored. They are shifted here: `labels[:, i]` is predicted
-          at `i - 1`. `shift_labels`, likewise, in their place and shifted already: predicted at `i`.
+          at `i - 1`. `shift_labels`, likewise, in their place and shifted already: predicted at `i`. With
+          `document_ids` no document is asked for the first token of the next one.
         - `logits_to_keep`: Number of last positions to project (0 = all), or a 1-D tensor of their indices.
         - `num_items_in_batch` for the loss.
 
@@ -185,13 +223,13 @@ class Ernie3ForCausalLM(Ernie3PreTrainedModel, Ernie3GenerationMixin):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             return_memories=return_memories,
+            document_ids=document_ids,
             **kwargs,
         )
         states = outputs.last_hidden_state
-        for name, given in targets.items():
-            check_labels_of(name, given, shape_scored(given, states.shape[:2], logits_to_keep), self.config.vocab_size)
-        kept = kept_positions(logits_to_keep)
-        logits, loss = self.nlg_lm_head(states[:, kept]), None
+        borders = borders_of(self.config, document_ids, tuple(states.shape[:2]), input_ids, attention_mask)
+        targets = self._targets(targets, tuple(states.shape[:2]), borders, logits_to_keep)
+        logits, loss = self.nlg_lm_head(states[:, kept_positions(logits_to_keep)]), None
         if any(given is not None for given in targets.values()):
             loss = self.loss_function(logits=logits, vocab_size=self.config.vocab_size, **targets, **kwargs)
         return Ernie3CausalLMOutput(
@@ -203,12 +241,41 @@ class Ernie3ForCausalLM(Ernie3PreTrainedModel, Ernie3GenerationMixin):
             **named_cache(returned_cache(outputs)),
         )
 
+    def _targets(
+        self,
+        targets: Mapping[str, torch.Tensor | None],
+        shape: tuple[int, ...],
+        borders: torch.Tensor | None,
+        logits_to_keep: int | torch.Tensor,
+    ) -> dict[str, torch.Tensor | None]:
+        """The labels, checked, and -100 where the answer is the first token of another document.
+
+        Args:
+            targets: `labels` and `shift_labels` of the forward.
+            shape: (B, L) of the tokens.
+            borders: (B, L) bool of [`borders_of`].
+            logits_to_keep: As in the forward.
+
+        Raises:
+            ValueError: labels of another shape or outside the vocabulary.
+        """
+        checked: dict[str, torch.Tensor | None] = {}
+        for name, labels in targets.items():
+            check_labels_of(name, labels, shape_scored(labels, shape, logits_to_keep), self.config.vocab_size)
+            if labels is not None and borders is not None:
+                begins = F.pad(borders[:, 1:], (0, 1)) if name == "shift_labels" else borders
+                begins = begins if labels.shape == shape else begins[:, kept_positions(logits_to_keep)]
+                labels = labels.masked_fill(begins, IGNORED)
+            checked[name] = labels
+        return checked
+
 
 class _Understanding(Ernie3PreTrainedModel):
     """What the heads of the understanding branch share: one forward, which hands the branch's states to `score`."""
 
     _keys_to_ignore_on_load_unexpected = [*_NLG, r"^nlu_lm_head\.", r"^pooler\.", *_PRETRAINING_HEADS]
     has_pooler = False
+    takes_documents = False  # whether it scores tokens, so that a row may hold several texts
     output_class: type[ModelOutput]
 
     def __init__(self, config: Ernie3Config):
@@ -230,9 +297,19 @@ class _Understanding(Ernie3PreTrainedModel):
         genre_ids: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: Any = None,
+        document_ids: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Any:
-        """Runs the branch and scores; arguments as in [`Ernie3Model.forward`], labels and result as in the class."""
+        """Runs the branch and scores; arguments as in [`Ernie3Model.forward`], labels and result as in the class.
+
+        Raises:
+            ValueError: `document_ids` for a head that judges a row as a whole.
+        """
+        if document_ids is not None and not self.takes_documents:
+            raise ValueError(
+                f"{type(self).__name__} judges a row as a whole, so document_ids cannot put several texts into one. "
+                "Give each text a row."
+            )
         rows = self._rows(
             {
                 "input_ids": input_ids,
@@ -245,7 +322,7 @@ class _Understanding(Ernie3PreTrainedModel):
             }
         )
         branch = kwargs.pop("branch", "nlu")  # type: ignore[typeddict-item]  # refused where it is another
-        outputs = self.ernie3(branch=branch, **rows, **kwargs)
+        outputs = self.ernie3(branch=branch, document_ids=document_ids, **rows, **kwargs)
         states = outputs.last_hidden_state
         if self.has_pooler:
             states = self.pooler(states, rows.get("input_ids"), rows.get("attention_mask"))
@@ -283,6 +360,7 @@ class Ernie3ForMaskedLM(_Understanding):
     _tied_weights_keys = {"nlu_lm_head.decoder.weight": "ernie3.embeddings.word_embeddings.weight"}
     _tp_plan = {"nlu_lm_head.decoder": "colwise_gather_output"}
     _keys_to_ignore_on_load_unexpected = [*_NLG, r"^pooler\.", *_PRETRAINING_HEADS]
+    takes_documents = True
     output_class = MaskedLMOutput
 
     def __init__(self, config: Ernie3Config):
@@ -345,6 +423,7 @@ class Ernie3ForTokenClassification(_Understanding):
     """
 
     _auto_class = "AutoModelForTokenClassification"
+    takes_documents = True
     output_class = TokenClassifierOutput
 
     def __init__(self, config: Ernie3Config):

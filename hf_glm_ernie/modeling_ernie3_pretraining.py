@@ -1,7 +1,8 @@
 """ERNIE 3.0 with the heads of every pre-training task.
 
 A forward takes one kind of rows, or a *mixed batch*: a dictionary from task to the rows of that task. A mixed batch is
-one forward with one loss, so that wrappers which synchronise gradients once per forward (DDP, FSDP) see every task.
+one forward with one loss, so that wrappers which synchronise gradients once per forward (DDP, FSDP) see every task. It
+returns no logits, so its language-model heads run at labelled tokens only: 15% of them under masks.
 
 Losses: each is the mean over its valid labels, and they are summed with weight 1 (P10 states no weights; ERNIE-Doc's
 configuration has 1.0 for each).
@@ -10,7 +11,7 @@ Sources: P10 = ERNIE 3.0, arXiv 2107.02137, section 3.2; PT = ERNIE 3.0 Titan, a
 Letters in shape comments: B batch, L tokens, V vocabulary, C classes.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +24,11 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple
 
 from .configuration_ernie3 import DOCUMENT_LM, TASK_BRANCHES, Ernie3Config
+from .host_inputs import IGNORED
 from .host_interface import given_cache, named_cache, returned_cache
 from .memory_ernie3 import Ernie3Memories
 from .modeling_ernie3 import Ernie3Model, Ernie3PreTrainedModel
-from .modeling_ernie3_heads import Ernie3LMHead, Ernie3Pooler, check_labels
+from .modeling_ernie3_heads import Ernie3LMHead, Ernie3Pooler, borders_of, check_labels
 
 
 def row_heads(config: Ernie3Config) -> dict[str, int]:
@@ -44,7 +46,7 @@ class Ernie3ForPreTrainingOutput(CausalLMOutputWithPast):
 
     Args:
         loss: Scalar, the sum of `losses`, in a mixed batch weighted.
-        logits: (B, L, V) of the branch's language-model head.
+        logits: (B, L, V) of the branch's language-model head; `None` in a mixed batch, or where not asked for.
         cache: The cache; before transformers 5.24 `past_key_values`.
         hidden_states: As in [`Ernie3ModelOutput`].
         attentions: Likewise.
@@ -76,6 +78,23 @@ def mean_cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tens
     logits, labels = logits.flatten(0, -2).float(), labels.flatten()
     total = F.cross_entropy(logits, labels, ignore_index=-100, reduction="sum")
     return total / (labels != -100).sum().clamp_min(1)
+
+
+def labelled_cross_entropy(head: nn.Module, states: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """[`mean_cross_entropy`] of a head that runs at labelled tokens only; without any its gradient is 0, not absent.
+
+    Args:
+        head: (N, W) -> (N, V).
+        states: (B, L, W).
+        labels: (B, L) int64, -100 = not valid.
+
+    Returns:
+        Scalar fp32.
+    """
+    labels = labels.flatten()
+    places = (labels != IGNORED).nonzero().squeeze(1)
+    chosen = states.flatten(0, 1).index_select(0, places.to(states.device))  # beside the labels' device with a map
+    return mean_cross_entropy(head(chosen), labels[places])
 
 
 class Ernie3ForPreTraining(Ernie3PreTrainedModel):
@@ -147,15 +166,19 @@ class Ernie3ForPreTraining(Ernie3PreTrainedModel):
         batches: Mapping[str, Mapping[str, Any]] | None = None,
         task_weights: Mapping[str, float] | None = None,
         past_key_values: Cache | None = None,
+        document_ids: torch.Tensor | None = None,
+        return_logits: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Ernie3ForPreTrainingOutput:
         """Runs one branch and its heads, or with `batches` several; arguments as in [`Ernie3Model.forward`], and:
 
         - `labels`: (B, L) int64, -100 = not scored. On `"nlu"` the words under the masks, on `"nlg"` the row's own
-          tokens: they are shifted here.
+          tokens: they are shifted here, and with `document_ids` no document is asked for the next one's first token.
         - `reorder_labels`: (B,) int64 classes of sentence reordering, -100 for a row that has none. Likewise
           `distance_labels` of sentence distance and `credible_labels`, 1 = original text.
         - `batches`: Task name -> these arguments for the rows of that task. The names are those of `TASK_BRANCHES`.
+        - `return_logits`: Whether to return the language model's `logits`; left out, yes, but not in a mixed batch.
+          Without them the head runs at labelled tokens only.
         - `task_weights`: Task name -> weight of its loss in a mixed batch; 1 where left out.
 
         Returns:
@@ -164,7 +187,7 @@ class Ernie3ForPreTraining(Ernie3PreTrainedModel):
 
         Raises:
             ValueError: labels of another shape or for a head that is not there; an unknown task, or one without
-                labels; a mixed batch together with rows outside it.
+                labels; a mixed batch together with rows outside it; `document_ids` together with labels of rows.
         """
         rows = {
             "input_ids": input_ids,
@@ -179,18 +202,16 @@ class Ernie3ForPreTraining(Ernie3PreTrainedModel):
             "inputs_embeds": inputs_embeds,
             "use_cache": use_cache,
             "return_memories": return_memories,
+            "document_ids": document_ids,
         }
-        labels_of = {
-            "labels": labels,
-            "reorder_labels": reorder_labels,
-            "distance_labels": distance_labels,
-            "credible_labels": credible_labels,
-        }
+        of_rows = zip(row_heads(self.config), (reorder_labels, distance_labels, credible_labels), strict=True)
+        labels_of = {"labels": labels} | {f"{head}_labels": given for head, given in of_rows}
         if batches is None:
             if task_weights is not None:
                 raise ValueError("task_weights weigh the tasks of a mixed batch (batches=); there is none.")
-            return self._one_kind(rows, labels_of, dict(kwargs))
-        if given := [name for name, value in (rows | labels_of).items() if value is not None]:
+            return self._one_kind(rows, labels_of, return_logits is not False, dict(kwargs))
+        outside = rows | labels_of | {"return_logits": return_logits}
+        if given := [name for name, value in outside.items() if value is not None]:
             raise ValueError(f"batches= came together with {given}: put every row into the batch of its task.")
         return self._mixed(batches, task_weights or {}, dict(kwargs))
 
@@ -204,8 +225,11 @@ class Ernie3ForPreTraining(Ernie3PreTrainedModel):
             )
         losses: dict[str, torch.Tensor] = {}
         memories = None
+        # No cache: checkpointing from outside (FSDP's) would fill it once more where it computes a layer again.
+        settings = {"use_cache": False, "return_logits": False} | kwargs
         for task, batch in batches.items():
-            output = self(**(kwargs | dict(batch)), return_dict=True)
+            # Not self(...): FSDP and ZeRO gather and free the root's weights around every call of the module.
+            output = self.forward(**(settings | dict(batch)), return_dict=True)
             if output.loss is None:
                 raise ValueError(f"The batch of task {task!r} has no labels, so it has no loss.")
             losses[task] = output.loss
@@ -215,7 +239,11 @@ class Ernie3ForPreTraining(Ernie3PreTrainedModel):
         return Ernie3ForPreTrainingOutput(loss=loss, losses=losses, memories=memories)
 
     def _one_kind(
-        self, rows: dict[str, Any], labels: dict[str, torch.Tensor | None], kwargs: dict[str, Any]
+        self,
+        rows: dict[str, Any],
+        labels: dict[str, torch.Tensor | None],
+        return_logits: bool,
+        kwargs: dict[str, Any],
     ) -> Ernie3ForPreTrainingOutput:
         branch = self.ernie3.default_branch if rows["branch"] is None else rows["branch"]
         outputs = self.ernie3(**(rows | {"branch": branch}), **kwargs)
@@ -224,14 +252,17 @@ class Ernie3ForPreTraining(Ernie3PreTrainedModel):
         logits: dict[str, Any] = {}
         losses: dict[str, torch.Tensor] = {}
         if "labels" in wanted or not wanted:
-            logits["logits"] = getattr(self, f"{branch}_lm_head")(states)
-            lm_labels = labels["labels"]
-            check_labels("labels", lm_labels, tuple(states.shape[:2]))
-            if lm_labels is not None and branch == "nlu":
-                losses["nlu_lm"] = mean_cross_entropy(logits["logits"], lm_labels)
+            head, lm_labels = (
+                getattr(self, f"{branch}_lm_head"),
+                self._lm_labels(branch, rows, labels["labels"], states),
+            )
+            if return_logits:
+                logits["logits"] = head(states)
+            if lm_labels is not None and return_logits:
+                losses[f"{branch}_lm"] = mean_cross_entropy(logits["logits"], lm_labels)
             elif lm_labels is not None:
-                losses["nlg_lm"] = mean_cross_entropy(logits["logits"][:, :-1], lm_labels[:, 1:])
-        heads = self._wanted_row_heads(branch, wanted)
+                losses[f"{branch}_lm"] = labelled_cross_entropy(head, states, lm_labels)
+        heads = self._wanted_row_heads(branch, wanted, several=rows["document_ids"] is not None)
         pooled = self.pooler(states, rows["input_ids"], rows["attention_mask"]) if heads else None
         for name, head in heads.items():
             logits[f"{name}_logits"] = head(pooled)
@@ -249,17 +280,35 @@ class Ernie3ForPreTraining(Ernie3PreTrainedModel):
             **logits,
         )
 
-    def _wanted_row_heads(self, branch: str, wanted: Collection[str]) -> dict[str, nn.Module]:
-        """The heads of whole rows that have labels; without any labels all of the branch's.
+    def _lm_labels(
+        self, branch: str, rows: dict[str, Any], labels: torch.Tensor | None, states: torch.Tensor
+    ) -> torch.Tensor | None:
+        """(B, L) labels, each at the token whose state predicts it."""
+        shape = tuple(states.shape[:2])
+        check_labels("labels", labels, shape)
+        if labels is None or branch == "nlu":
+            return labels
+        borders = borders_of(self.config, rows["document_ids"], shape, rows["input_ids"], rows["attention_mask"])
+        labels = labels if borders is None else labels.masked_fill(borders, IGNORED)
+        return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+
+    def _wanted_row_heads(self, branch: str, wanted: set[str], several: bool) -> dict[str, nn.Module]:
+        """The heads of whole rows that have labels; without any labels all of the branch's, unless a row holds
+        `several` texts.
 
         Raises:
-            ValueError: labels for a head that is not there, or on the other branch.
+            ValueError: labels for a head that is not there, or on the other branch, or of rows of several texts.
         """
         heads = {}
+        if several and (given := sorted(wanted - {"labels"})):
+            raise ValueError(
+                f"{given[0]} came together with document_ids: it judges a row by its first token, and these rows hold "
+                "several texts. Give each text a row."
+            )
         for name in row_heads(self.config):
             head, key = getattr(self, f"{name}_head", None), f"{name}_labels"
             if head is not None and branch == "nlu":
-                if key in wanted or not wanted:
+                if key in wanted or not (wanted or several):
                     heads[name] = head
             elif key in wanted:
                 absent = f"is not there (config.num_{name}_labels=0, or no 'nlu')."

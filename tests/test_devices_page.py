@@ -17,8 +17,10 @@ from accelerate.commands.launch import _validate_launch_command, launch_command_
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.deepspeed import HfDeepSpeedConfig
 from accelerate.utils.launch import prepare_multi_gpu_env
+from transformers.distributed import DistributedConfig
 
 from hf_glm_ernie.__main__ import main
+from hf_glm_ernie.configuration_ernie3 import Ernie3Config
 from hf_glm_ernie.planner import plan
 from tests.support.tiny_models import tiny_model
 
@@ -130,6 +132,20 @@ def test_accelerate_takes_the_fsdp_configs(name: str) -> None:
 def test_the_full_config_differs_in_size_only() -> None:
     lora, full = (yaml.safe_load((CONFIGS / f"fsdp2_{name}.yaml").read_text()) for name in ("lora", "full"))
     assert {key for key in lora if lora[key] != full[key]} == {"num_machines", "num_processes"}
+
+
+def test_the_configs_of_the_unified_models() -> None:
+    file = CONFIGS / "fsdp2_ernie3_10b.yaml"
+    assert load_config_from_file(str(file)).distributed_type == "FSDP"
+    unified, full = (yaml.safe_load(one.read_text()) for one in (file, CONFIGS / "fsdp2_full.yaml"))
+    assert "fsdp_transformer_layer_cls_to_wrap" not in unified["fsdp_config"], "the model's own classes"
+    del full["fsdp_config"]["fsdp_transformer_layer_cls_to_wrap"]
+    assert unified["fsdp_config"] == full["fsdp_config"]
+    mesh = DistributedConfig(**json.loads((CONFIGS / "mesh_ernie3_titan.json").read_text()))
+    titan = Ernie3Config.titan()
+    for heads in (titan.num_attention_heads, titan.branch_num_attention_heads):
+        assert heads % mesh.tp_size == 0
+    assert mesh.tp_size * mesh.fsdp_size == 16 * 8  # nodes and processes of docs/ernie3.md
 
 
 # DeepSpeed's documented keys ("DeepSpeed Configuration JSON") that the file uses; DeepSpeed itself is not needed here.

@@ -33,23 +33,41 @@ from tests.support.distillation_ernie3_tiny import VOCABULARY, encoder, padded, 
 
 
 def random_relations(width, heads, rows=3, tokens=6):
-    return Relations(torch.randn(rows, tokens, width), torch.randn(rows, tokens, width), heads)
+    return Relations(*(torch.randn(rows, tokens, width) for _ in range(3)), heads)
 
 
 WIDTHS = [(24, 24, 4), (24, 12, 3), (16, 24, 8), (7, 5, 1)]
 SOME_PADDING = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0], [0, 1, 1, 1, 1, 0]])
 
 
+BETWEEN = {
+    "query-key": ("queries", "keys"),
+    "query-query": ("queries", "queries"),
+    "key-key": ("keys", "keys"),
+    "value-value": ("values", "values"),
+}
+
+
+@pytest.mark.parametrize("relation", BETWEEN)
 @pytest.mark.parametrize("mask", [SOME_PADDING, torch.ones(3, 6)], ids=["padding", "whole"])
 @pytest.mark.parametrize(("teacher_width", "student_width", "heads"), WIDTHS)
-def test_divergence_equals_the_slow_loop(teacher_width, student_width, heads, mask):
+def test_divergence_equals_the_slow_loop(teacher_width, student_width, heads, mask, relation):
     teacher, student = random_relations(teacher_width, 1), random_relations(student_width, 1)
-    found = relation_divergence(teacher, student, mask, heads)
-    expected = naive.divergence((teacher.queries, teacher.keys), (student.queries, student.keys), mask, heads)
+    found = relation_divergence(teacher, student, mask, heads, [relation])
+    pairs = [[getattr(one, part) for part in BETWEEN[relation]] for one in (teacher, student)]
+    expected = naive.divergence(*pairs, mask, heads)
     assert found.dtype == torch.float32
-    # fp32 against Python floats; measured 8e-8, on values from 0.5 to 0.8.
+    # fp32 against Python floats; measured 1.4e-7, on values from 0.3 to 0.8.
     assert abs(found.item() - expected) < 1e-6
-    assert abs(relation_divergence(student, teacher, mask, heads).item() - expected) > 1e-3  # it has a direction
+    reverse = relation_divergence(student, teacher, mask, heads, [relation])
+    assert abs(reverse.item() - expected) > 1e-3  # it has a direction
+
+
+def test_several_relations_count_alike():
+    teacher, student = random_relations(24, 1), random_relations(12, 1)
+    single = [relation_divergence(teacher, student, SOME_PADDING, 4, [one]) for one in BETWEEN]
+    found = relation_divergence(teacher, student, SOME_PADDING, 4, list(BETWEEN))
+    torch.testing.assert_close(found, torch.stack(single).mean())
 
 
 def test_divergence_of_a_model_from_itself_is_zero():
@@ -66,15 +84,19 @@ def test_what_stands_at_padding_does_not_matter():
         copied[:, :6] = original.masked_fill(SOME_PADDING[..., None] == 0, float("nan"))
     mask = torch.nn.functional.pad(SOME_PADDING, (0, 3))
     wide[2].requires_grad_()
-    found = relation_divergence(Relations(wide[0], wide[1], 4), Relations(wide[2], wide[3], 4), mask, 4)
+    found = relation_divergence(
+        Relations(wide[0], wide[1], wide[1], 4), Relations(wide[2], wide[3], wide[3], 4), mask, 4
+    )
     # Rows of another width are summed in another order.
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
 def test_half_precision_is_compared_in_single():
     teacher, student = random_relations(24, 4), random_relations(24, 4)
-    halves = [Relations(one.queries.bfloat16(), one.keys.bfloat16(), 4) for one in (teacher, student)]
-    singles = [Relations(one.queries.float(), one.keys.float(), 4) for one in halves]
+    halves = [
+        Relations(*(part.bfloat16() for part in (one.queries, one.keys, one.values)), 4) for one in (teacher, student)
+    ]
+    singles = [Relations(*(part.float() for part in (one.queries, one.keys, one.values)), 4) for one in halves]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = relation_divergence(*halves, SOME_PADDING, 4)
     assert torch.equal(found, relation_divergence(*singles, SOME_PADDING, 4))
@@ -207,19 +229,63 @@ def test_who_learns_from_whom():
     assert torch.equal(losses["a/distillation"], relation_divergence(recorded["teacher"], recorded["a"], mask, 2))
 
 
-def test_own_objective_of_the_students():
-    teacher, student = unified(), encoder(seed=3)
+@pytest.mark.parametrize("kind", ["encoder", "unified"])
+def test_own_objective_reads_the_layers_that_are_kept(kind):
+    teacher, student = unified(), encoder(seed=3) if kind == "encoder" else unified(Ernie3ForMaskedLM, 3)
     inputs = padded(rows(6))
-    weighted = OnlineDistillation(teacher, {"a": student}, student_loss_weight=0.5)
+    asked = {"attention_mask": (inputs["input_ids"] != 0).long(), "labels": inputs["labels"]}
+    own = student(inputs["input_ids"], **asked).loss
+    weighted = OnlineDistillation(teacher, {"a": student}, student_loss_weight=0.5, distillation_weight=3.0)
     output = weighted(**inputs)
-    own = student(inputs["input_ids"], attention_mask=(inputs["input_ids"] != 0).long(), labels=inputs["labels"]).loss
+    assert has_auxiliary_layer(student)
     assert torch.equal(output.model_losses["a/own"], own.detach())
+    assert not torch.equal(student(inputs["input_ids"], **asked).loss, own)  # outside of a pass the layer is there
     parts = output.model_losses
     torch.testing.assert_close(
-        output.loss.detach(), parts["teacher"] + parts["a/distillation"] + 0.5 * parts["a/own"], rtol=0, atol=1e-6
+        output.loss.detach(),
+        parts["teacher"] + 3.0 * parts["a/distillation"] + 0.5 * parts["a/own"],
+        rtol=0,
+        atol=1e-6,
     )
     plain = OnlineDistillation(teacher, {"a": student})(**inputs)
     assert set(plain.model_losses) == {"teacher", "a/distillation"}
+    assert torch.equal(plain.model_losses["a/distillation"], parts["a/distillation"])
+
+
+def test_relations_are_those_asked_for():
+    teacher, student, inputs = unified(), encoder(seed=3), padded(rows(6))
+    losses = {
+        name: OnlineDistillation(teacher, {"a": student}, relations=names)(**inputs).model_losses["a/distillation"]
+        for name, names in {"all": list(BETWEEN), **{one: [one] for one in BETWEEN}}.items()
+    }
+    assert len({loss.item() for loss in losses.values()}) == 1 + len(BETWEEN)
+    torch.testing.assert_close(losses["all"], torch.stack([losses[one] for one in BETWEEN]).mean())
+    alike = OnlineDistillation(student, {"copy": copy.deepcopy(student)}, relations=list(BETWEEN))
+    assert alike.eval()(**inputs).model_losses["copy/distillation"].item() == 0.0
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_without_teaching_learners_are_on_their_own(frozen):
+    teacher = unified().requires_grad_(not frozen)
+    together = OnlineDistillation(teacher, {"a": encoder()}, encoder(seed=2), student_loss_weight=0.5)
+    batch = padded(rows(6))
+    taught = together(**batch).model_losses
+    together.teaching = False
+    calls = []
+    teacher.register_forward_hook(lambda *_: calls.append(1))
+    output = together(**batch)
+    assert len(calls) == (not frozen)
+    expected = {name: loss for name, loss in taught.items() if name.endswith("/own")}
+    expected |= {} if frozen else {"teacher": taught["teacher"]}
+    assert output.model_losses == expected
+    total = sum(0.5 * loss if name.endswith("/own") else loss for name, loss in expected.items())
+    torch.testing.assert_close(output.loss.detach(), total)
+    assert together.eval()(**batch).model_losses == taught  # evaluation compares relations
+    mixed = {"knowledge_masked_lm": {"branch": "nlu", **batch}}
+    assert together.train()(batches=mixed).losses.keys() == mixed.keys()
+    together.student_loss_weight = 0.0
+    with pytest.raises(ValueError, match="teaching is off and student_loss_weight=0"):
+        together(**batch)
 
 
 def test_a_frozen_teacher_only_teaches():
@@ -360,6 +426,11 @@ def test_refusals_of_settings():
         OnlineDistillation(teacher, {"a": encoder()}, students_learn_from="peer")
     with pytest.raises(ValueError, match="student_loss_weight=-1 must not be negative"):
         OnlineDistillation(teacher, {"a": encoder()}, student_loss_weight=-1)
+    with pytest.raises(ValueError, match="distillation_weight=-2 must not be negative"):
+        OnlineDistillation(teacher, {"a": encoder()}, distillation_weight=-2)
+    for wrong in (["query-value"], [], "query-key"):
+        with pytest.raises(ValueError, match=r"must be a sequence of \['query-key', 'query-query'"):
+            OnlineDistillation(teacher, {"a": encoder()}, relations=wrong)
     bare = OnlineDistillation(teacher, {"a": unified(Ernie3ForPreTraining, 1)}, student_loss_weight=1.0)
     bare.students["a"].forward = lambda input_ids, attention_mask, labels: bare.students["a"].ernie3(
         input_ids, attention_mask, branch="nlu"

@@ -140,23 +140,49 @@ def test_saved_students_open_without_the_auxiliary_layer(tmp_path, kind, recwarn
     assert isinstance(AutoModel.from_pretrained(tmp_path / "out" / "assistant"), ErnieModel)
 
 
-def test_training_resumes_exactly(tmp_path):
+@pytest.mark.parametrize("share", [1.0, 0.4])
+def test_training_resumes_exactly(tmp_path, share):
     def start():
         torch.manual_seed(7)
-        return OnlineDistillation(unified(), {"a": encoder(), "b": unified(Ernie3Model, 1)}, encoder(seed=2))
+        students = {"a": encoder(), "b": unified(Ernie3ForMaskedLM, 1)}
+        return OnlineDistillation(unified(), students, encoder(seed=2), student_loss_weight=1.0)
 
     arguments = {"save_strategy": "steps", "save_steps": 3}
     whole = start()
-    trainer(tmp_path, whole, arguments=arguments).train()
+    trainer(tmp_path, whole, arguments=arguments, teaching_share=share).train()
     resumed = start()
     torch.nn.init.zeros_(resumed.teacher.ernie3.embeddings.word_embeddings.weight)  # is to be read
-    trainer(tmp_path, resumed, arguments=arguments).train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
+    again = trainer(tmp_path, resumed, arguments=arguments, teaching_share=share)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert same_weights(resumed, whole)  # the auxiliary layers among them
 
     shutil.rmtree(tmp_path / "checkpoint-3" / "student-b")
     with pytest.raises(FileNotFoundError, match=r"has no \['student-b'\]; a saved distillation has \['teacher'"):
         resumed.load_pretrained(tmp_path / "checkpoint-3")
     assert (tmp_path / "checkpoint-3" / AUXILIARY_FILE).is_file()
+
+
+def test_teaching_ends_after_its_share_of_the_steps(tmp_path):
+    def students():
+        return OnlineDistillation(unified(), {"a": encoder(), "b": encoder(seed=1)}, student_loss_weight=1.0)
+
+    together = students()
+    run = trainer(tmp_path, together, arguments={"logging_steps": 1}, teaching_share=0.4)
+    run.train()
+    logged = [entry for entry in run.state.log_history if "loss" in entry]
+    # Steps 1 to 3 begin before 0.4 of six steps are over.
+    assert ["a/distillation" in entry for entry in logged] == [True, True, True, False, False, False]
+    assert all({"teacher", "a/own", "b/own"} <= entry.keys() for entry in logged)
+    assert together.teaching
+    throughout = students()
+    trainer(tmp_path, throughout).train()
+    assert same_weights(throughout.teacher, together.teacher)
+    assert not same_weights(throughout.students["a"], together.students["a"])
+    with pytest.raises(ValueError, match="teaching_share=0 must be above 0 and at most 1"):
+        trainer(tmp_path, together, teaching_share=0)
+    silent = OnlineDistillation(unified(), {"a": encoder()})
+    with pytest.raises(ValueError, match=r"teaching_share=0\.5 leaves learners their own objective"):
+        trainer(tmp_path, silent, teaching_share=0.5)
 
 
 def test_best_checkpoint_is_loaded(tmp_path):

@@ -3,13 +3,17 @@
 from collections import Counter
 
 import pytest
+import tokenizers
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from hf_glm_ernie.ernie3_training.credible import AdversarialTexts, CredibleRows, ModelContinuations, within
 from hf_glm_ernie.ernie3_training.splitting import split_sentences
 from hf_glm_ernie.modeling_ernie3_heads import Ernie3ForCausalLM
+from hf_glm_ernie.tokenization_ernie import ErnieTokenizer
 from tests.support.ernie3_pretraining_tiny import PARAGRAPHS, tiny_model
 from tests.support.ernie3_rows import small_tokenizer, within_three_sigma
+from tests.support.ernie_vocabulary import SMALL, write_vocabulary
 
 TEXT = "今天天气真好。我们去公园玩吧。百度是一个平台。北京市的大桥。"
 
@@ -114,16 +118,73 @@ def test_a_models_continuations_are_those_of_single_prompts(tokenizer, model):
                 written.append(model(torch.tensor([ids + written])).logits[0, -1].argmax().item())
             if written[-1] == tokenizer.eos_token_id:
                 break
-        assert text == ours._text(written, tokenizer.eos_token_id)
+        assert text == ours._text(prompt, written)
 
 
 def test_what_a_model_wrote_becomes_a_natural_text(tokenizer, model):
     ours = ModelContinuations(model, tokenizer)
     end = tokenizer.eos_token_id
     ids = tokenizer("今天 hello world。我们去", add_special_tokens=False)["input_ids"]
-    assert ours._text([*ids, end, 5, 5], end) == "今天hello world。我们去"
-    assert ours._text(ids, end) == "今天hello world。"
-    assert ours._text([end], end) == ""
+    assert ours._text("。", [*ids, end, 5, 5]) == "今天hello world。我们去"
+    assert ours._text("。", ids) == "今天hello world。"
+    assert ours._text("。", [end]) == ""
+
+
+@pytest.mark.parametrize(
+    ("prompt", "written", "joined"),
+    [
+        ("hello.", "world.", "hello. world."),
+        ("hello. ", "world.", "hello. world."),
+        ("hello。", "world.", "hello。world."),
+        ("hello.", "今天。", "hello.今天。"),
+    ],
+)
+def test_a_prompt_and_what_was_written_read_as_one_text(tokenizer, model, prompt, written, joined):
+    ids = tokenizer(written, add_special_tokens=False)["input_ids"]
+    assert prompt + ModelContinuations(model, tokenizer)._text(prompt, ids) == joined
+
+
+@pytest.fixture(scope="module")
+def other():
+    """A small GPT-2 with a byte-level tokenizer: neither [CLS] nor a pad token."""
+    tokens = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokens.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokens.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=400, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet, show_progress=False
+    )
+    tokens.train_from_iterator([TEXT, "Hello world. Hello again."] * 9, trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="<|endoftext|>")
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=2, n_positions=96, eos_token_id=0)
+    return GPT2LMHeadModel(config).eval(), tokenizer
+
+
+def test_any_causal_model_with_its_own_tokenizer_writes(other):
+    """The same words as from each prompt alone, and what natural texts may have stays: 中 b with its blank."""
+    model, tokenizer = other
+    prompts = ["今天 hello.", "Hello world. ", "我们去公园玩吧。"]
+    greedy = {"do_sample": False, "repetition_penalty": 1.0, "top_k": None, "temperature": None}
+    ours = ModelContinuations(model, tokenizer, max_length=64, max_new_tokens=8, **greedy)
+    for prompt, text in zip(prompts, ours(prompts), strict=True):
+        ids = tokenizer(prompt.rstrip(), return_tensors="pt")
+        alone = model.generate(**ids, max_new_tokens=8, do_sample=False, pad_token_id=0)[
+            0, ids["input_ids"].shape[1] :
+        ]
+        assert text == ours._text(prompt, alone.tolist())
+    written = [*tokenizer("今天 b. Hello")["input_ids"], 0]
+    assert ours._text("。", written) == "今天 b. Hello"
+    assert ours._text("Hello. ", [*tokenizer(" again.")["input_ids"], 0]) == "again."
+    with pytest.raises(ValueError, match="' ' has no tokens"):
+        ours([" "])
+
+
+def test_what_a_tokenizer_puts_behind_a_text_does_not_end_a_prompt(tmp_path, model):
+    tokenizer = ErnieTokenizer(str(write_vocabulary(tmp_path, SMALL["vocabulary"])))
+    assert tokenizer("今天。")["input_ids"][-1] == tokenizer.sep_token_id
+    ids = ModelContinuations(model, tokenizer)._beginning("今天。")
+    assert tokenizer.convert_ids_to_tokens(ids) == ["[CLS]", "今", "天", "。"]
 
 
 def test_a_model_makes_adversarial_texts(tokenizer, model):
@@ -136,5 +197,5 @@ def test_a_model_makes_adversarial_texts(tokenizer, model):
     assert model.training, "the model's mode is as it was"
     assert len(made["text"]) == len(made["credible_labels"]) <= 8
     assert all(count(tokenizer, text) <= 63 for text in made["text"])
-    with pytest.raises(ValueError, match="a prompt has 80 tokens"):
+    with pytest.raises(ValueError, match="a prompt has 81 tokens and max_length leaves room for 63"):
         generate(["今天" * 40])

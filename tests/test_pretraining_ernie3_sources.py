@@ -117,7 +117,7 @@ def test_every_row_of_a_stream_is_read_once(tmp_path, kind, count, buffer):
     for epoch in range(2):
         rows = [one for part in drawn for one in part if one.epoch == epoch]
         assert Counter(one.row["text"] for one in rows) == expected
-        assert len({one.index for one in rows}) == len(rows), "builders draw from other numbers for every row"
+        assert len({one.place for one in rows}) == len(rows), "builders draw from other numbers for every row"
     texts = [[one.row["text"] for one in drawn[0] if one.epoch == epoch] for epoch in range(2)]
     if buffer == 1:
         assert texts[0] == texts[1], "the files' order"
@@ -182,8 +182,8 @@ def test_weights_are_shares_of_the_rows():
             assert abs(counts[name] - share * taken) <= 1
     again = Counter(one.row["text"] for one in drawn)
     assert {again[f"a{at}"] for at in range(10)} == {4}, "each source goes through epochs of its own"
-    assert len({(one.index, one.epoch) for one in drawn}) == 80
-    assert all(source.row_at(one.index) == one.row for one in drawn)
+    assert len({(one.place, one.epoch) for one in drawn}) == 80
+    assert all(source.row_at(one.place) == one.row for one in drawn)
 
 
 def test_what_cannot_be_read_is_refused(tmp_path):

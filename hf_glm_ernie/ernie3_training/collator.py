@@ -15,7 +15,7 @@ from hf_glm_ernie.configuration_ernie3 import TASK_BRANCHES
 from .builders import IGNORED
 
 # Columns with a value per token, and what fills them up; None = the pad id. Other columns have a value per row.
-TOKEN_FILLS: dict[str, int | None] = {"input_ids": None, "attention_mask": 0, "labels": IGNORED}
+TOKEN_FILLS: dict[str, int | None] = {"input_ids": None, "attention_mask": 0, "labels": IGNORED, "document_ids": 0}
 
 
 def collate_rows(
@@ -24,7 +24,7 @@ def collate_rows(
     """Pads the rows of one task on the right.
 
     Args:
-        rows: Rows with the same columns; `input_ids`, `labels`, `attention_mask` are lists of one length per row,
+        rows: Rows with the same columns; those of `TOKEN_FILLS` (`input_ids`, ..) are lists of one length per row,
             others a number or a truth value per row. A column `task` is left out.
         pad_token_id: Fills up `input_ids`.
         pad_to_multiple_of: The width becomes a multiple of this.

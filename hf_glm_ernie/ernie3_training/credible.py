@@ -32,7 +32,6 @@ GENERATED, ORIGINAL = 0, 1
 MOST_PROMPT_SENTENCES = 3
 # Settings of the 10B's own program.
 SAMPLING = {"do_sample": True, "top_k": 4, "temperature": 0.9, "repetition_penalty": 1.1}
-# WordPiece is decoded with blanks between Chinese characters, which no natural text has.
 BLANKS_BESIDE_CHINESE = re.compile(r"(?<=[^\x00-\x7f])\s+|\s+(?=[^\x00-\x7f])")
 
 
@@ -126,16 +125,28 @@ class AdversarialTexts:
 
 
 class ModelContinuations:
-    """Continues texts with an `Ernie3ForCausalLM`: the generator that [`AdversarialTexts`] takes.
+    """Continues texts with a causal language model: the generator that [`AdversarialTexts`] takes.
+
+    Any model of `AutoModelForCausalLM` with its own tokenizer, larger or smaller than the one to be trained:
+
+    ```python
+    >>> name = "Qwen/Qwen3-4B-Base"
+    >>> model, tokenizer = AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+    >>> texts = AdversarialTexts(ModelContinuations(model, tokenizer), tokenizer_of_the_model_to_train)
+    >>> pairs = paragraphs.map(texts, batched=True, with_indices=True, remove_columns=paragraphs.column_names)
+    ```
 
     Sampling draws from PyTorch's global generator: `torch.manual_seed` or `transformers.set_seed` makes it repeat.
 
     Args:
         model: The model.
         tokenizer: Its tokenizer.
-        max_length: Tokens of a prompt and its continuation at most, `[CLS]` included.
+        max_length: Tokens of a prompt and its continuation at most, special ones included.
         batch_size: Prompts per call of `generate`.
         **settings: For `generate`, over the 10B's own (top 4, temperature 0.9, repetition penalty 1.1).
+
+    Raises:
+        ValueError: neither the model nor the tokenizer says which token ends a text.
     """
 
     def __init__(
@@ -143,13 +154,19 @@ class ModelContinuations:
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.max_length, self.batch_size = max_length, batch_size
-        self.settings = SAMPLING | settings
+        ends = model.generation_config.eos_token_id
+        ends = special_id(tokenizer, "eos") if ends is None else ends
+        self.ends: list[int] = ends if isinstance(ends, list) else [ends]
+        self.pad = self.ends[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.settings = {"eos_token_id": self.ends, "pad_token_id": self.pad} | SAMPLING | settings
+        # WordPiece writes blanks between Chinese characters, which no natural text has.
+        self.writes_blanks = " " in tokenizer.decode(text_ids(tokenizer, "中文")).strip()
 
     def __call__(self, prompts: list[str]) -> list[str]:
         """The continuation of each prompt; without its last, incomplete sentence where the length ended it.
 
         Raises:
-            ValueError: a prompt that leaves no room.
+            ValueError: a prompt that leaves no room, or has no tokens.
         """
         was_training = self.model.training
         self.model.eval()
@@ -163,25 +180,34 @@ class ModelContinuations:
 
     @torch.no_grad()
     def _continue(self, prompts: list[str]) -> list[str]:
-        cls = special_id(self.tokenizer, "cls")
-        end = special_id(self.tokenizer, "eos")
-        pad = special_id(self.tokenizer, "pad")
-        rows = [
-            [cls, *fitted(text_ids(self.tokenizer, one), self.max_length - 2, False, "a prompt")] for one in prompts
-        ]
+        rows = [fitted(self._beginning(one), self.max_length - 1, False, "a prompt") for one in prompts]
         width = max(map(len, rows))
-        ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=self.model.device)
+        ids = torch.tensor([[self.pad] * (width - len(row)) + row for row in rows], device=self.model.device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.model.device)
-        settings = {"eos_token_id": end, "pad_token_id": pad, "max_new_tokens": self.max_length - width}
-        written = self.model.generate(ids, attention_mask=mask, **(settings | self.settings))[:, width:]
-        return [self._text(row.tolist(), end) for row in written]
+        settings = {"max_new_tokens": self.max_length - width} | self.settings
+        written = self.model.generate(ids, attention_mask=mask, **settings)[:, width:]
+        return [self._text(prompt, row.tolist()) for prompt, row in zip(prompts, written, strict=True)]
 
-    def _text(self, ids: list[int], end: int) -> str:
-        finished = end in ids
-        ids = ids[: ids.index(end)] if finished else ids
-        text = self.tokenizer.decode(ids, skip_special_tokens=True)
-        text = BLANKS_BESIDE_CHINESE.sub("", text)
-        return text if finished else complete_sentences(text)
+    def _beginning(self, prompt: str) -> list[int]:
+        """The prompt's ids as texts of this tokenizer begin, but not as they end.
+
+        White space at the end is no token of its own where the next word brings it along, so it is left out.
+        """
+        ids = list(self.tokenizer(prompt.rstrip(), verbose=False)["input_ids"])
+        while ids and ids[-1] in (self.tokenizer.sep_token_id, *self.ends):
+            ids.pop()
+        if not ids:
+            raise ValueError(f"The prompt {prompt!r} has no tokens; leave it out.")
+        return ids
+
+    def _text(self, prompt: str, ids: list[int]) -> str:
+        """What was written behind a prompt, so that the two together read as one text."""
+        length = next((place for place, token in enumerate(ids) if token in self.ends), None)
+        text = self.tokenizer.decode(ids[:length], skip_special_tokens=True)
+        if self.writes_blanks:
+            text = BLANKS_BESIDE_CHINESE.sub("", f"{prompt[-1:]} {text}")[len(prompt[-1:]) :]
+        text = text.lstrip() if prompt[-1:].isspace() else text
+        return complete_sentences(text) if length is None else text
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,15 +1,17 @@
 """Online distillation: a teacher trains itself and, in the same pass, an assistant and several students.
 
-Every step feeds one batch to the teacher, once. Its own loss trains it. The relations of its last attention, that is
-softmax(Q K^T / sqrt(d)), teach the others on the same batch, and no gradient of that reaches the teacher. Nothing else
-is handed down: no hidden states, no logits. Each learner carries one layer more than it will keep (auxiliary layer
-distillation): the relations are taken from that layer's queries and keys, so the feed-forward block of the last layer
-that is kept learns too. The layer is not counted in the config and is dropped when a learner is saved.
+Every step feeds one batch to the teacher, once. Its own loss trains it. The relations of its last attention, as
+published softmax(Q K^T / sqrt(d)), teach the others on the same batch, and no gradient of that reaches the teacher.
+Nothing else is handed down: no hidden states, no logits. Each learner carries one layer more than it will keep
+(auxiliary layer distillation): the relations are taken from that layer's queries and keys, so the feed-forward block
+of the last layer that is kept learns too. The layer is not counted in the config and is dropped when a learner is
+saved. A learner's own objective reads the layers that are kept, not the auxiliary one.
 
 Choices the paper leaves open: the divergence is KL(teacher || student), the mean over real queries and heads; the
 last layer is that of the understanding branch, the auxiliary layer's on a learner; queries and keys of models with
 unequal numbers of heads are cut into one number of relation heads, as in MiniLMv2; with an assistant, students learn
-from its relations of the same pass, as they are before the step (`students_learn_from` says otherwise).
+from its relations of the same pass, as they are before the step (`students_learn_from` says otherwise). What pays was
+measured: docs/ernie3.md, "Online distillation".
 
 A learner may be an ERNIE 3.0 model with the branch "nlu" or an encoder of the host library such as
 `ErnieForMaskedLM`, of which kind the released students are.
@@ -20,7 +22,8 @@ MiniLM, arXiv 2002.10957; MiniLMv2, arXiv 2012.15828. Letters in shape comments:
 
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,9 +35,10 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .relations import (
+    RELATIONS,
     Relations,
     common_relation_heads,
-    last_query_and_key,
+    last_projections,
     recorded_relations,
     relation_divergence,
     understanding_layers,
@@ -96,12 +100,27 @@ def drop_auxiliary_layer(model: PreTrainedModel) -> None:
     del layers[counted:]
 
 
+@contextmanager
+def skipped_auxiliary_layer(model: PreTrainedModel) -> Iterator[None]:
+    """Inside the block the auxiliary layer hands on what it was given: what is behind it reads the layers that stay.
+
+    The layer still runs, so its queries and keys can be recorded. Nothing happens where there is none.
+    """
+    layers, counted, _ = understanding_layers(model)
+    handles = [layer.register_forward_hook(lambda module, args, output: args[0]) for layer in layers[counted:]]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 @dataclass
 class OnlineDistillationOutput(ModelOutput):
     """What one pass gives.
 
     Attributes:
-        loss: Scalar: the teacher's own loss and, for every learner, its divergence and its weighted own loss.
+        loss: Scalar: the teacher's own loss and, for every learner, its weighted divergence and its weighted own loss.
         losses: The teacher's losses as it gives them, of a mixed batch by task.
         model_losses: Every model's part of the loss, detached: `teacher`, `assistant/distillation`,
             `<student>/distillation`, and `<name>/own` for learners with an objective of their own, before weighting.
@@ -123,15 +142,23 @@ class OnlineDistillation(nn.Module):
         students: Name -> model. A name becomes part of a folder's name.
         assistant: A model in between, taught by the teacher; it learns as the students do.
         students_learn_from: `"assistant"` or `"teacher"`; `None`: the assistant where there is one.
+        relations: What is compared: `"query-key"` as published, or MiniLMv2's `"query-query"`, `"key-key"` and
+            `"value-value"`; the divergence is the mean over them.
         relation_heads: Relation heads of all comparisons; `None`: for each the number that
             [`common_relation_heads`] picks.
+        distillation_weight: Weight of a learner's divergence.
         student_loss_weight: Weight of a learner's own loss on the batch's `labels` (the assistant's too); 0 as
             published. Learners then need a head that gives a loss.
         auxiliary_layer: Whether learners that have no auxiliary layer are given one.
 
+    Attributes:
+        teaching: Set it to `False`, and in training learners have their own objective alone, at its weight; a frozen
+            teacher is then run on mixed batches only. In evaluation relations are compared all the same.
+
     Raises:
-        ValueError: no students, a name that cannot be used, vocabularies of different sizes, no common relation
-            heads, a model without the branch "nlu", an assistant asked for that is not there.
+        ValueError: no students, a name that cannot be used, vocabularies of different sizes, an unknown relation, no
+            common relation heads, a negative weight, a model without the branch "nlu", an assistant asked for that is
+            not there.
         TypeError: a model whose attention cannot be found.
     """
 
@@ -144,7 +171,9 @@ class OnlineDistillation(nn.Module):
         assistant: PreTrainedModel | None = None,
         *,
         students_learn_from: str | None = None,
+        relations: Sequence[str] = ("query-key",),
         relation_heads: int | None = None,
+        distillation_weight: float = 1.0,
         student_loss_weight: float = 0.0,
         auxiliary_layer: bool = True,
     ):
@@ -156,11 +185,18 @@ class OnlineDistillation(nn.Module):
             raise ValueError(f'students_learn_from={students_learn_from!r} must be "assistant", "teacher" or None.')
         if students_learn_from == "assistant" and assistant is None:
             raise ValueError('students_learn_from="assistant", but no assistant was passed.')
-        if student_loss_weight < 0:
-            raise ValueError(f"student_loss_weight={student_loss_weight} must not be negative.")
+        _check_relations(relations)
+        for name, weight in (
+            ("distillation_weight", distillation_weight),
+            ("student_loss_weight", student_loss_weight),
+        ):
+            if weight < 0:
+                raise ValueError(f"{name}={weight} must not be negative.")
         self.teacher, self.assistant, self.students = teacher, assistant, nn.ModuleDict(students)
         self.students_learn_from = students_learn_from
-        self.student_loss_weight = student_loss_weight
+        self.relations = tuple(relations)
+        self.distillation_weight, self.student_loss_weight = distillation_weight, student_loss_weight
+        self.teaching = True
         self.relation_heads: dict[str, int] = {}
         for name, learner in self.learners().items():
             _check_vocabulary(teacher, name, learner)
@@ -220,8 +256,9 @@ class OnlineDistillation(nn.Module):
             An [`OnlineDistillationOutput`].
 
         Raises:
-            ValueError: no input, a mask of another shape, a mixed batch without a part of the understanding branch,
-                or a learner that gives no loss where `student_loss_weight` asks for one.
+            ValueError: no input, a mask of another shape, rows of several documents to learn from, a mixed batch
+                without a part of the understanding branch, or a learner that gives no loss where
+                `student_loss_weight` asks for one.
         """
         if (input_ids is None) == (batches is None):
             raise ValueError("Pass either input_ids or batches.")
@@ -257,47 +294,54 @@ class OnlineDistillation(nn.Module):
 
     def _pass(self, inputs: dict[str, Any], understood: list[dict[str, Any]]) -> OnlineDistillationOutput:
         """The teacher's forward, then every learner's on the parts of the understanding branch."""
-        with_gradient = torch.is_grad_enabled() and not self._teacher_is_frozen()
-        with torch.set_grad_enabled(with_gradient), recorded_relations(self.teacher) as taught:
-            output = self.teacher(**inputs)
-        if len(taught) != len(understood):
-            raise ValueError(
-                f"The teacher's understanding branch ran {len(taught)} times on {len(understood)} parts of the batch; "
-                "it must run once on each, in their order."
-            )
-        relations = {"teacher": [one.detach() for one in taught]}
+        teaching = self.teaching or not self.training
+        if not teaching and self.student_loss_weight == 0:
+            raise ValueError("teaching is off and student_loss_weight=0: learners have nothing to learn. Set one.")
+        output: Any = None
+        relations: dict[str, list[Relations]] = {"teacher": [], "assistant": []}
+        # A mixed batch has the teacher's own tasks, whose losses are logged and whose memories go on.
+        if teaching or not self._teacher_is_frozen() or "batches" in inputs:
+            output, relations["teacher"] = self._run_teacher(inputs, len(understood))
         total, losses = understood[0]["input_ids"].new_zeros((), dtype=torch.float32), {}
         own = getattr(output, "loss", None)
         if own is not None:
             total, losses["teacher"] = total + own, own.detach()
         by_task = {task: value.detach() for task, value in (getattr(output, "losses", None) or {}).items()}
         for name, learner in self.learners().items():
-            source = relations["teacher" if self.teacher_of(name) is self.teacher else "assistant"]
+            source = (
+                relations["teacher" if self.teacher_of(name) is self.teacher else "assistant"] if teaching else None
+            )
             loss, parts, learnt = self._teach(name, learner, source, understood)
             relations[name] = [one.detach() for one in learnt]
             total, losses = total + loss, losses | parts
         memories = getattr(output, "memories", None)
         return OnlineDistillationOutput(loss=total, losses=by_task, model_losses=losses, memories=memories)
 
+    def _run_teacher(self, inputs: dict[str, Any], parts: int) -> tuple[Any, list[Relations]]:
+        """The teacher's output, and its relations on every part of the understanding branch."""
+        with_gradient = torch.is_grad_enabled() and not self._teacher_is_frozen()
+        with torch.set_grad_enabled(with_gradient), recorded_relations(self.teacher) as taught:
+            output = self.teacher(**inputs)
+        if len(taught) != parts:
+            raise ValueError(
+                f"The teacher's understanding branch ran {len(taught)} times on {parts} parts of the batch; it must "
+                "run once on each, in their order."
+            )
+        return output, [one.detach() for one in taught]
+
     def _teach(
-        self, name: str, learner: PreTrainedModel, source: list[Relations], understood: list[dict[str, Any]]
+        self, name: str, learner: PreTrainedModel, source: list[Relations] | None, understood: list[dict[str, Any]]
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor], list[Relations]]:
-        """One learner's loss, its parts for the log, and its own relations."""
-        divergences, own, learnt = [], [], []
-        for relations, part in zip(source, understood, strict=True):
+        """One learner's loss, its parts for the log, and its own relations; without a source its own loss alone."""
+        own, learnt = [], []
+        for part in understood:
             inputs = {key: part[key] for key in LEARNER_INPUTS if part.get(key) is not None}
             labelled = self.student_loss_weight > 0 and part.get("labels") is not None
-            with recorded_relations(learner) as recorded:
+            if source is None and not labelled:
+                continue
+            with recorded_relations(learner) as recorded, skipped_auxiliary_layer(learner):
                 output = learner(**inputs, **({"labels": part["labels"]} if labelled else {}))
             learnt += recorded
-            if torch.is_grad_enabled() and not recorded[0].queries.requires_grad:
-                raise ValueError(
-                    f"The relations of {name!r} carry no gradient: its parameters are frozen, or its layers are "
-                    "checkpointed with use_reentrant=True. Unfreeze them, or pass use_reentrant=False."
-                )
-            divergences.append(
-                relation_divergence(relations, recorded[0], part["attention_mask"], self.relation_heads[name])
-            )
             if labelled:
                 if getattr(output, "loss", None) is None:
                     raise ValueError(
@@ -305,15 +349,39 @@ class OnlineDistillation(nn.Module):
                         f"{type(learner).__name__} gives none. Use a class with a masked language model's head."
                     )
                 own.append(output.loss)
-        loss = torch.stack(divergences).mean()
-        parts = {f"{name}/distillation": loss.detach()}
+        loss, parts = understood[0]["input_ids"].new_zeros((), dtype=torch.float32), {}
+        if source is not None:
+            divergence = self._divergence(name, source, learnt, [part["attention_mask"] for part in understood])
+            loss, parts[f"{name}/distillation"] = self.distillation_weight * divergence, divergence.detach()
         if own:
             own_loss = torch.stack(own).mean()
             loss, parts[f"{name}/own"] = loss + self.student_loss_weight * own_loss, own_loss.detach()
         return loss, parts, learnt
 
+    def _divergence(
+        self, name: str, source: list[Relations], learnt: list[Relations], masks: list[torch.Tensor]
+    ) -> torch.Tensor:
+        """The mean over the parts of a batch."""
+        if torch.is_grad_enabled() and not all(one.queries.requires_grad for one in learnt):
+            raise ValueError(
+                f"The relations of {name!r} carry no gradient: its parameters are frozen, or its layers are "
+                "checkpointed with use_reentrant=True. Unfreeze them, or pass use_reentrant=False."
+            )
+        heads = self.relation_heads[name]
+        return torch.stack(
+            [
+                relation_divergence(taught, own, mask, heads, self.relations)
+                for taught, own, mask in zip(source, learnt, masks, strict=True)
+            ]
+        ).mean()
+
     def _with_mask(self, part: dict[str, Any]) -> dict[str, Any]:
         """The part with an attention mask that every model takes alike."""
+        if part.get("document_ids") is not None:
+            raise ValueError(
+                "document_ids came to a part of the understanding branch: learners read a row as one text, so their "
+                "relations would cross documents. Give each text a row (the mixture's packing=False)."
+            )
         mask = part.get("attention_mask")
         if mask is None:
             mask = (part["input_ids"] != self.teacher.config.pad_token_id).long()
@@ -424,6 +492,12 @@ def _check_names(students: Mapping[str, PreTrainedModel]) -> None:
             raise ValueError(f"A student cannot be named {name!r}; the name is taken. Choose another.")
 
 
+def _check_relations(relations: Sequence[str]) -> None:
+    unknown = [relations] if isinstance(relations, str) else [name for name in relations if name not in RELATIONS]
+    if unknown or not relations:
+        raise ValueError(f"relations={relations!r} must be a sequence of {list(RELATIONS)}, at least one.")
+
+
 def _check_vocabulary(teacher: PreTrainedModel, name: str, learner: PreTrainedModel) -> None:
     sizes = teacher.config.vocab_size, learner.config.vocab_size
     if sizes[0] != sizes[1]:
@@ -434,7 +508,7 @@ def _check_vocabulary(teacher: PreTrainedModel, name: str, learner: PreTrainedMo
 
 
 def _heads_and_width(model: PreTrainedModel) -> tuple[int, int]:
-    query, _, heads = last_query_and_key(model)
+    (query, *_), heads = last_projections(model)
     return heads, query.out_features  # type: ignore[return-value]  # torch types attributes loosely
 
 
@@ -444,4 +518,5 @@ __all__ = [
     "add_auxiliary_layer",
     "drop_auxiliary_layer",
     "has_auxiliary_layer",
+    "skipped_auxiliary_layer",
 ]

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import TrainerCallback
 
 from .distillation import AUXILIARY_FILE, LEARNER_INPUTS, LOSSES, OnlineDistillation
 from .trainer import COLUMNS, Ernie3PretrainingTrainer
@@ -33,12 +34,16 @@ class Ernie3DistillationTrainer(Ernie3PretrainingTrainer):
         model: The module with teacher, assistant and students.
         learning_rates: Model (`teacher`, `assistant`, a student's name) -> peak learning rate; whoever is not named
             takes that of the arguments. The schedule scales all of them alike.
+        teaching_share: The share of all steps in which the teacher teaches. After it, in the same run, learners go on
+            with their own objective alone (`student_loss_weight` must be above 0), a teacher that is not frozen with
+            its own.
         *args: Of `transformers.Trainer`.
         **kwargs: Of [`Ernie3PretrainingTrainer`].
 
     Raises:
         TypeError: another model.
-        ValueError: a learning rate for a model that is not there, or an optimizer that makes its own groups.
+        ValueError: a learning rate for a model that is not there, an optimizer that makes its own groups, or a share
+            that is not in (0, 1] or leaves learners nothing to learn.
 
     ```python
     >>> from transformers import TrainingArguments
@@ -66,6 +71,7 @@ class Ernie3DistillationTrainer(Ernie3PretrainingTrainer):
         model: OnlineDistillation,
         *args: Any,
         learning_rates: Mapping[str, float] | None = None,
+        teaching_share: float = 1.0,
         **kwargs: Any,
     ):
         if not isinstance(model, OnlineDistillation):
@@ -73,8 +79,16 @@ class Ernie3DistillationTrainer(Ernie3PretrainingTrainer):
         unknown = set(learning_rates or {}) - set(model.models())
         if unknown:
             raise ValueError(f"learning_rates names {sorted(unknown)}; the models are {list(model.models())}.")
+        if not 0 < teaching_share <= 1:
+            raise ValueError(f"teaching_share={teaching_share} must be above 0 and at most 1.")
+        if teaching_share < 1 and model.student_loss_weight == 0:
+            raise ValueError(
+                f"teaching_share={teaching_share} leaves learners their own objective, but student_loss_weight is 0. "
+                "Pass OnlineDistillation(student_loss_weight=...), or teaching_share=1."
+            )
         self.learning_rates = dict(learning_rates or {})
         super().__init__(model, *args, **kwargs)
+        self.add_callback(_EndTeaching(model, teaching_share))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """One optimizer with two groups a model: with and without weight decay."""
@@ -149,6 +163,19 @@ class Ernie3DistillationTrainer(Ernie3PretrainingTrainer):
 
     def _container(self) -> OnlineDistillation:
         return self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+
+
+class _EndTeaching(TrainerCallback):
+    """Tells the module by the step whether the teacher teaches; a resumed run finds its place by itself."""
+
+    def __init__(self, module: OnlineDistillation, share: float) -> None:
+        self.module, self.share = module, share
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.module.teaching = state.global_step < self.share * state.max_steps
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.module.teaching = True  # evaluation gives every loss
 
 
 __all__ = ["Ernie3DistillationTrainer"]

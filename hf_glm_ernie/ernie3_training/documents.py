@@ -2,8 +2,9 @@
 
 A document is `[CLS] text [END]` (the 10B's rows start with `[CLS]` and have no `[SEP]`). It is cut into segments of
 one length; row r of a batch goes on where row r of the batch before stopped, and `memory_reset` marks the rows that
-begin another document. A document never begins inside a segment: the rest of a document's last segment is padding, so
-no token can see another document, neither through attention nor through the memory.
+begin another document. No token can see another document, neither through attention nor through the memory: either no
+document begins inside a segment, and the rest of a document's last segment is padding, or, with `packing`, the next
+documents follow in the same row, and `document_ids` say which token belongs to which.
 
 Every token but `[CLS]` is predicted exactly once, also one that opens a segment: where a document goes on, the row has
 one more column behind the segment's tokens. It holds the token that comes next, with the attention mask 0: a label for
@@ -13,15 +14,16 @@ that column one prediction per segment would be lost.)
 Source: P10, section 3.2.3; recurrence as in ERNIE-Doc (arXiv 2012.15688).
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from hf_glm_ernie.configuration_ernie3 import DOCUMENT_LM
 from hf_glm_ernie.inference.token_ids import special_id, text_ids
 
-from .builders import IGNORED, checked_text
+from .builders import checked_text
 from .collator import collate_rows
-from .sources import Source, source_of
+from .packing import OpenDocument, document_row
+from .sources import Drawn, Source, source_of
 from .streams import BatchReader, Shard, ShardedStream
 
 
@@ -68,10 +70,11 @@ class DocumentReader:
     Args:
         documents: Where they come from: rows with `input_ids`, or with `text` where a tokenizer is given.
         tokenizer: Makes ids of texts; `None` for documents that have ids.
+        packing: Whether documents share rows.
     """
 
-    def __init__(self, documents: Source, tokenizer: Any | None) -> None:
-        self.documents, self.tokenizer = documents, tokenizer
+    def __init__(self, documents: Source, tokenizer: Any | None, packing: bool = False) -> None:
+        self.documents, self.tokenizer, self.packing = documents, tokenizer, packing
         self._open: dict[int, OpenDocument] = {}  # of each row that is inside a document
 
     def read(self, rows: int, length: int) -> list[dict[str, Any]]:
@@ -82,43 +85,26 @@ class DocumentReader:
             length: Columns of a row at most, at least 2. A segment whose document goes on has one token less.
 
         Returns:
-            For each row that still has something to read: `input_ids`, `attention_mask`, `labels` (-100 for the first
-            token: the segment before predicted it), `memory_reset` (whether a document begins), `stream_ids` (the
-            row).
+            For each row that still has something to read what [`document_row`] makes, and `stream_ids` (the row).
 
         Raises:
             ValueError: a document without tokens, or a length below 2.
         """
-        if length < 2:
-            raise ValueError(f"length={length} must be at least 2: a token and the one that it predicts.")
         segments = []
         for row in range(rows):
-            document = self._open.pop(row, None) or self._next_document()
-            if document is None:
-                continue
-            ids, start = document.ids, document.start
-            goes_on = start + length < len(ids)
-            end = start + length - 1 if goes_on else len(ids)
-            columns = list(ids[start : end + goes_on])
-            segments.append(
-                {
-                    "input_ids": columns,
-                    "attention_mask": [1] * (end - start) + [0] * goes_on,
-                    "labels": [IGNORED, *columns[1:]],
-                    "memory_reset": start == 0,
-                    "stream_ids": row,
-                }
-            )
-            if goes_on:
-                self._open[row] = document._replace(start=end)
+            segment, still_open = document_row(self._open.pop(row, None), self._following(), length, self.packing)
+            if segment is not None:
+                segments.append(segment | {"stream_ids": row})
+            if still_open is not None:
+                self._open[row] = still_open
         return segments
 
     def state_dict(self) -> dict[str, Any]:
-        """Where each row is: of documents that can be read again their index, of others what is left of them."""
+        """Where each row is: of documents that can be read again their place, of others what is left of them."""
         rows = {}
         for row, document in self._open.items():
-            known: dict[str, Any] = {"start": document.start, "index": document.index}
-            if not self.documents.is_random_access(document.index):
+            known: dict[str, Any] = {"start": document.start, "place": document.place}
+            if not self.documents.is_random_access(document.place):
                 known["ids"] = [int(id_) for id_ in document.ids]
             rows[str(row)] = known
         return {"documents": self.documents.state_dict(), "rows": rows}
@@ -128,16 +114,19 @@ class DocumentReader:
         self.documents.load_state_dict(state["documents"])
         self._open = {}
         for row, known in state["rows"].items():
-            index = known["index"]
-            ids = known["ids"] if "ids" in known else self._ids(self.documents.row_at(index), index)
-            self._open[int(row)] = OpenDocument(ids, known["start"], index)
+            place = known["place"]
+            ids = known["ids"] if "ids" in known else self._ids(self.documents.row_at(place), place)
+            self._open[int(row)] = OpenDocument(ids, known["start"], place)
 
-    def _next_document(self) -> "OpenDocument | None":
+    def _following(self) -> Iterator[OpenDocument]:
+        for drawn in iter(self._drawn, None):
+            yield OpenDocument(self._ids(drawn.row, drawn.place), 0, drawn.place)
+
+    def _drawn(self) -> Drawn | None:
         try:
-            drawn = next(self.documents)
+            return next(self.documents)
         except StopIteration:
             return None
-        return OpenDocument(self._ids(drawn.row, drawn.index), 0, drawn.index)
 
     def _ids(self, document: Any, at: int) -> list[int]:
         try:
@@ -150,14 +139,6 @@ class DocumentReader:
             return document_ids(self.tokenizer, document)
         except ValueError as error:
             raise ValueError(f"{DOCUMENT_LM}, document {at}: {error}") from error
-
-
-class OpenDocument(NamedTuple):
-    """A document that a row is inside of: its ids, how many of them were read, and its index in the data."""
-
-    ids: list[int]
-    start: int
-    index: int
 
 
 class DocumentStreams(ShardedStream):
@@ -174,9 +155,12 @@ class DocumentStreams(ShardedStream):
         length: Columns per row at most, or a function of the batch's number.
         epochs: How often all documents are read; `None`: without end. Towards an end rows run out one by one.
         pad_to_multiple_of: Rows are padded up to a multiple of this.
+        packing: Whether documents share rows. Then next to no column is padding, whatever their lengths; the model
+            must take `document_ids`.
 
     Yields:
-        `input_ids`, `attention_mask`, `labels` (B, T) int64, `memory_reset` (B,) bool, `stream_ids` (B,) int64.
+        `input_ids`, `attention_mask`, `labels` (B, T) int64, `memory_reset` (B,) bool, `stream_ids` (B,) int64, and
+        with `packing` `document_ids` (B, T) int64.
 
     Raises:
         ValueError: fewer documents than shards, an empty document, rows below 1 or a length below 2.
@@ -191,10 +175,11 @@ class DocumentStreams(ShardedStream):
         length: int | Callable[[int], int] = 512,
         epochs: int | None = None,
         pad_to_multiple_of: int | None = None,
+        packing: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.documents, self.tokenizer = documents, tokenizer
+        self.documents, self.tokenizer, self.packing = documents, tokenizer, packing
         self.rows, self.length, self.epochs = rows, length, epochs
         self.pad_to_multiple_of = pad_to_multiple_of
 
@@ -214,7 +199,7 @@ class _StreamsReader(BatchReader):
             shuffle_buffer_size=streams.shuffle_buffer_size,
             epochs=streams.epochs,
         )
-        self.segments = DocumentReader(source, streams.tokenizer)
+        self.segments = DocumentReader(source, streams.tokenizer, streams.packing)
 
     def read(self, number: int) -> dict[str, Any] | None:
         streams = self.streams

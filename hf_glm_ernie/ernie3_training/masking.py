@@ -13,6 +13,7 @@ Source: P10, section 3.2.1; ERNIE 1.0 (arXiv 1904.09223), section 3.2; `batching
 
 import bisect
 import dataclasses
+import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
@@ -82,6 +83,7 @@ class Lexicon:
         lengths: dict[str, set[int]] = {}
         for entry in entries:
             lengths.setdefault(entry[0], set()).add(len(entry))
+        self._latin = {entry for entry in entries if LATIN.match(entry[0]) or LATIN.match(entry[-1])}
         self._lengths = {first: sorted(some, reverse=True) for first, some in lengths.items()}
 
     def spans(self, text: str) -> list[Span]:
@@ -92,7 +94,7 @@ class Lexicon:
                 continue
             for length in self._lengths[first]:
                 entry = text[start : start + length]
-                if entry in self.entries and not _is_cut(text, start, start + len(entry)):
+                if entry in self.entries and not (entry in self._latin and _is_cut(text, start, start + len(entry))):
                     free = start + len(entry)  # at the end of the text fewer characters are left
                     spans.append(Span(start, free, self.entries[entry]))
                     break
@@ -135,28 +137,50 @@ def units_of_tokens(tokens: Tokens, spans: Sequence[Span], never: frozenset[int]
     Returns:
         Indices of tokens, each in one unit at most; the units in the order of their first tokens.
     """
-    offsets, word_of = tokens.offsets, tokens.words
-    places: list[int] = []
-    words: dict[int, list[int]] = {}
-    for at, (token, word, (start, end)) in enumerate(zip(tokens.ids, word_of, offsets, strict=True)):
-        if word is not None and start < end and token not in never:
-            places.append(at)
-            words.setdefault(word, []).append(at)
-    if not spans:
-        return list(words.values())  # in the order of their first tokens already
-    units: list[list[int]] = []
-    taken: set[int] = set()
-    starts, owners = [offsets[at][0] for at in places], [word for word, unit in words.items() for _ in unit]
-    for span in sorted(spans, key=lambda one: (PRECEDENCE[one.kind], one.start - one.end, one.start)):
-        first = max(bisect.bisect_right(starts, span.start) - 1, 0)
-        last = bisect.bisect_left(starts, span.end)
-        first += first < last and offsets[places[first]][1] <= span.start  # ends where the span begins
-        inside = owners[first:last]
-        if inside and taken.isdisjoint(inside):
-            taken.update(inside)
-            units.append([at for word in dict.fromkeys(inside) for at in words[word]])  # words follow one another
-    units += [unit for word, unit in words.items() if word not in taken]
-    return sorted(units)
+    words: list[list[int]] = []
+    starts: list[int] = []  # of each word, in characters, and its end
+    ends: list[int] = []
+    last = None
+    for at, (token, word, (start, end)) in enumerate(zip(tokens.ids, tokens.words, tokens.offsets, strict=True)):
+        if word is None or start >= end or token in never:
+            continue
+        if word != last:
+            last = word
+            words.append([at])
+            starts.append(start)
+            ends.append(end)
+        else:
+            words[-1].append(at)
+            ends[-1] = end
+    ranges = [(bisect.bisect_right(ends, one.start), bisect.bisect_left(starts, one.end), one) for one in spans]
+    taken = _taken(ranges, len(words))
+    if taken is None:  # some overlap: then their order decides
+        ranges.sort(key=lambda one: (PRECEDENCE[one[2].kind], one[2].start - one[2].end, one[2].start))
+        taken = _taken(ranges, len(words), overlapping=True)
+        assert taken is not None
+    units, done = [], 0
+    for first, stop in sorted(taken):
+        units += words[done:first]
+        units.append(list(itertools.chain.from_iterable(words[first:stop])))
+        done = stop
+    return units + words[done:]
+
+
+def _taken(
+    ranges: Sequence[tuple[int, int, Span]], count: int, overlapping: bool = False
+) -> list[tuple[int, int]] | None:
+    """Of ranges of words, those that no earlier one has a word of; `None` where one has, unless they may overlap."""
+    used, taken = bytearray(count), []
+    for first, stop, _ in ranges:
+        if first >= stop:
+            continue
+        if used.find(1, first, stop) >= 0:
+            if not overlapping:
+                return None
+            continue
+        used[first:stop] = b"\1" * (stop - first)
+        taken.append((first, stop))
+    return taken
 
 
 def mask_units(

@@ -101,7 +101,8 @@ class MemoryBank:
         Raises:
             FileNotFoundError: there is no such file.
         """
-        tensors = load_file(path, device=str(device))
+        # on the CPU first: of several processes each has a device "cpu:0", which safetensors does not know
+        tensors = {name: tensor.to(device) for name, tensor in load_file(path).items()}
         self._rows = {}
         for name in tensors:
             stream, _, part = name.partition(".")

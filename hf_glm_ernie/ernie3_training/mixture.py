@@ -20,6 +20,7 @@ from .builders import RowBuilder
 from .collator import mixed_batch
 from .documents import DocumentReader, stream_segments
 from .fillers import document_filler
+from .packing import PACKED_TASKS, pack_rows
 from .schedule import ProgressiveSchedule
 from .sources import source_of
 from .streams import BatchReader, Shard, ShardedStream
@@ -93,9 +94,12 @@ class Ernie3PretrainingMixture(ShardedStream):
             makes rows longer than its own `max_length`.
         gradient_accumulation_steps: Batches per step.
         pad_to_multiple_of: Widths become multiples of this.
+        packing: Whether documents share rows, and so do texts of `PACKED_TASKS`, up to their builder's `max_length`.
+            A row then holds several of them, and a batch more texts than rows.
 
     Yields:
-        {"batches": {task: {"branch", "input_ids", ...}}}; those of "document_lm" with `memory_reset`, `stream_ids`.
+        {"batches": {task: {"branch", "input_ids", ...}}}; those of "document_lm" with `memory_reset`, `stream_ids`;
+        those packed with `document_ids`.
 
     Raises:
         ValueError: no task, two builders of one task, ratios of tasks that are not there, fewer rows of data than
@@ -114,6 +118,7 @@ class Ernie3PretrainingMixture(ShardedStream):
         schedule: ProgressiveSchedule | None = None,
         gradient_accumulation_steps: int = 1,
         pad_to_multiple_of: int | None = None,
+        packing: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -131,7 +136,7 @@ class Ernie3PretrainingMixture(ShardedStream):
         self.batch_size, self.length = batch_size, length if length is not None else 512
         self.ratios = {task: (ratios or {}).get(task, 1.0) for task in names}
         self.schedule, self.gradient_accumulation_steps = schedule, gradient_accumulation_steps
-        self.pad_to_multiple_of = pad_to_multiple_of
+        self.pad_to_multiple_of, self.packing = pad_to_multiple_of, packing
         row_counts(self.batch_size or schedule.batch_size[0], self.ratios)  # type: ignore[union-attr]  # one of both
 
     def rows_at(self, number: int) -> dict[str, int]:
@@ -171,7 +176,11 @@ class _MixtureReader(BatchReader):
         self.segments = None
         if mixture.documents is not None:
             documents = source_of(mixture.documents, shard, task=DOCUMENT_LM, **options)
-            self.segments = DocumentReader(documents, mixture.tokenizer)
+            self.segments = DocumentReader(documents, mixture.tokenizer, mixture.packing)
+        # Built rows that found no room in a row yet.
+        self.waiting: dict[str, list[dict[str, Any]]] = {
+            task: [] for task in self.sources if mixture.packing and task in PACKED_TASKS
+        }
 
     def read(self, number: int) -> dict[str, Any]:
         length = self.mixture.length_at(number)
@@ -192,13 +201,21 @@ class _MixtureReader(BatchReader):
         builder = self.mixture.tasks[task][1]
         if not count:
             return [builder.filler()]
-        drawn = [next(self.sources[task]) for _ in range(count)]
-        places = [(one.index, builder.epoch + one.epoch) for one in drawn]
         most = builder.max_length if length is None else min(length, builder.max_length)
-        return builder.rows([one.row for one in drawn], places, most)
+
+        def build(count: int) -> list[dict[str, Any]]:
+            drawn = [next(self.sources[task]) for _ in range(count)]
+            places = [(one.place, builder.epoch + one.epoch) for one in drawn]
+            return builder.rows([one.row for one in drawn], places, most)
+
+        if task not in self.waiting:
+            return build(count)
+        packed, self.waiting[task] = pack_rows(build, count, most, self.waiting[task])
+        return packed
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"tasks": {task: source.state_dict() for task, source in self.sources.items()}}
+        state["waiting"] = {task: list(rows) for task, rows in self.waiting.items()}
         return state if self.segments is None else state | {"documents": self.segments.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -207,8 +224,13 @@ class _MixtureReader(BatchReader):
             raise ValueError(
                 f"The state is of the tasks {sorted(found)}, but there are {sorted(self.mixture.ratios)}."
             )
+        if set(state["waiting"]) != set(self.waiting):
+            raise ValueError(
+                f"The state is of a mixture with packing={bool(state['waiting'])}; this one has the other."
+            )
         for task, source in self.sources.items():
             source.load_state_dict(state["tasks"][task])
+        self.waiting = {task: list(rows) for task, rows in state["waiting"].items()}
         if self.segments is not None:
             self.segments.load_state_dict(state["documents"])
 

@@ -1,14 +1,15 @@
 """Attention relations: what is taught in distillation, and how far two models' relations are apart.
 
-The relation of a query with the keys is softmax(q K^T / sqrt(d)). Queries and keys are taken by forward hooks on the
-linears that make them, so the models need not know of it. Position terms of a relative attention are no part of it.
+The relation of a query with the keys is softmax(q K^T / sqrt(d)); MiniLMv2 relates the queries among themselves, and
+the keys, and the values. All three are taken by forward hooks on the linears that make them, so the models need not
+know of it. Position terms of a relative attention are no part of it.
 
 Source: ERNIE 3.0 Titan, arXiv 2112.12731; MiniLM, arXiv 2002.10957; MiniLMv2, arXiv 2012.15828 (relation
 heads). Letters in shape comments: B batch, T tokens, W width of all heads together, A heads.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,30 +19,39 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 
-# Where queries and keys stand in a layer: ERNIE 3.0, the host's encoders.
-QUERY_AND_KEY = (
-    ("self_attn.q_proj", "self_attn.k_proj"),
-    ("attention.self.query", "attention.self.key"),
+# Where queries, keys and values are made in a layer: ERNIE 3.0, the host's encoders.
+PROJECTIONS = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("attention.self.query", "attention.self.key", "attention.self.value"),
 )
+# Which two of them a relation is between. Titan and MiniLM: the first; MiniLMv2: the others.
+RELATIONS = {
+    "query-key": ("queries", "keys"),
+    "query-query": ("queries", "queries"),
+    "key-key": ("keys", "keys"),
+    "value-value": ("values", "values"),
+}
 
 
 @dataclass(frozen=True)
 class Relations:
-    """Queries and keys of one attention in one forward.
+    """Queries, keys and values of one attention in one forward.
 
     Attributes:
         queries: (B, T, W) of any floating point dtype.
         keys: (B, T, W).
+        values: (B, T, W).
         heads: How many heads W holds.
     """
 
     queries: torch.Tensor
     keys: torch.Tensor
+    values: torch.Tensor
     heads: int
 
     def detach(self) -> "Relations":
         """The same without gradient."""
-        return Relations(self.queries.detach(), self.keys.detach(), self.heads)
+        return Relations(self.queries.detach(), self.keys.detach(), self.values.detach(), self.heads)
 
 
 def relation_log_probabilities(
@@ -50,8 +60,8 @@ def relation_log_probabilities(
     """Log-probabilities of the relations: log softmax(Q K^T / sqrt(W / A)) over the keys that are no padding.
 
     Args:
-        queries: (B, T, W).
-        keys: (B, T, W).
+        queries: (B, T, W); what takes their place in other relations.
+        keys: (B, T, W); likewise.
         heads: A, a divisor of W.
         attention_mask: (B, T), 1 = token, 0 = padding.
 
@@ -66,34 +76,44 @@ def relation_log_probabilities(
 
 
 def relation_divergence(
-    teacher: Relations, student: Relations, attention_mask: torch.Tensor, heads: int
+    teacher: Relations,
+    student: Relations,
+    attention_mask: torch.Tensor,
+    heads: int,
+    relations: Sequence[str] = ("query-key",),
 ) -> torch.Tensor:
     """KL(teacher || student) of two models' relations on the same batch.
 
     Args:
-        teacher: Queries and keys of the model that teaches; the gradient flows into whatever has one.
-        student: Those of the model that learns.
+        teacher: What the model that teaches has made; the gradient flows into whatever has one.
+        student: What the model that learns has made.
         attention_mask: (B, T), 1 = token, 0 = padding; padding counts neither as query nor as key.
         heads: Relation heads: both widths are cut into so many parts.
+        relations: Names of `RELATIONS`.
 
     Returns:
-        A scalar, fp32: the mean over rows, relation heads and real queries.
+        A scalar, fp32: the mean over relations, rows, relation heads and real queries.
 
     Raises:
         ValueError: a width that is no multiple of `heads`.
     """
-    for name, relations in (("teacher", teacher), ("student", student)):
-        if relations.queries.shape[-1] % heads:
+    for name, one in (("teacher", teacher), ("student", student)):
+        if one.queries.shape[-1] % heads:
             raise ValueError(
-                f"{heads} relation heads do not divide the {name}'s {relations.queries.shape[-1]} wide queries."
+                f"{heads} relation heads do not divide the {name}'s {one.queries.shape[-1]} wide queries."
             )
-    target = relation_log_probabilities(teacher.queries, teacher.keys, heads, attention_mask)
-    of_student = relation_log_probabilities(student.queries, student.keys, heads, attention_mask)
     real = attention_mask != 0
-    terms = F.kl_div(of_student, target, reduction="none", log_target=True)
-    # Left out, not multiplied by 0: padding may hold anything, NaN as well.
-    terms = terms.masked_fill(~(real[:, None, :, None] & real[:, None, None, :]), 0.0)
-    return terms.sum() / (heads * real.sum()).clamp(min=1)
+    sums = []
+    for relation in relations:
+        first, second = RELATIONS[relation]
+        target, of_student = (
+            relation_log_probabilities(getattr(one, first), getattr(one, second), heads, attention_mask)
+            for one in (teacher, student)
+        )
+        terms = F.kl_div(of_student, target, reduction="none", log_target=True)
+        # Left out, not multiplied by 0: padding may hold anything, NaN as well.
+        sums.append(terms.masked_fill(~(real[:, None, :, None] & real[:, None, None, :]), 0.0).sum())
+    return torch.stack(sums).mean() / (heads * real.sum()).clamp(min=1)
 
 
 def common_relation_heads(
@@ -163,39 +183,39 @@ def understanding_layers(model: PreTrainedModel) -> tuple[nn.ModuleList, int, in
     return layers, config.num_hidden_layers, config.num_attention_heads
 
 
-def last_query_and_key(model: PreTrainedModel) -> tuple[nn.Module, nn.Module, int]:
-    """The linears that make the last layer's queries and keys, and the number of heads.
+def last_projections(model: PreTrainedModel) -> tuple[list[nn.Module], int]:
+    """The linears that make the last layer's queries, keys and values, and the number of heads.
 
     Raises:
         ValueError: an ERNIE 3.0 model without the branch "nlu".
         TypeError: a model of another layout.
     """
     layers, _, heads = understanding_layers(model)
-    for query, key in QUERY_AND_KEY:
+    for names in PROJECTIONS:
         try:
-            return layers[-1].get_submodule(query), layers[-1].get_submodule(key), heads
+            return [layers[-1].get_submodule(name) for name in names], heads
         except AttributeError:
             continue
     raise TypeError(
-        f"{type(layers[-1]).__name__} of {type(model).__name__} has no separate queries and keys under any of the "
-        f"names {QUERY_AND_KEY}."
+        f"{type(layers[-1]).__name__} of {type(model).__name__} has no separate queries, keys and values under any of "
+        f"the names {PROJECTIONS}."
     )
 
 
 @contextmanager
 def recorded_relations(model: PreTrainedModel) -> Iterator[list[Relations]]:
-    """Collects the last layer's queries and keys, one entry for each forward of the branch inside the block."""
-    query, key, heads = last_query_and_key(model)
+    """Collects the last layer's queries, keys and values: one entry for each forward of the branch in the block."""
+    projections, heads = last_projections(model)
     recorded: list[Relations] = []
-    queries: list[torch.Tensor] = []
+    made: dict[nn.Module, torch.Tensor] = {}
 
-    def keep_queries(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-        queries.append(output)
+    def keep(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        made[module] = output
+        if len(made) == len(projections):  # in whatever order the layer makes them
+            queries, keys, values = (made.pop(one) for one in projections)
+            recorded.append(Relations(queries, keys, values, heads))
 
-    def keep_keys(module: nn.Module, args: Any, output: torch.Tensor) -> None:
-        recorded.append(Relations(queries.pop(), output, heads))
-
-    handles = [query.register_forward_hook(keep_queries), key.register_forward_hook(keep_keys)]
+    handles = [one.register_forward_hook(keep) for one in projections]
     try:
         yield recorded
     finally:
@@ -204,9 +224,10 @@ def recorded_relations(model: PreTrainedModel) -> Iterator[list[Relations]]:
 
 
 __all__ = [
+    "RELATIONS",
     "Relations",
     "common_relation_heads",
-    "last_query_and_key",
+    "last_projections",
     "recorded_relations",
     "relation_divergence",
     "relation_log_probabilities",

@@ -35,7 +35,7 @@ class Drawn(NamedTuple):
     """A row, its place in the data and how often the data were read before."""
 
     row: Mapping[str, Any]
-    index: int
+    place: int
     epoch: int
 
 
@@ -85,11 +85,11 @@ class Source(abc.ABC):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where the state says."""
 
-    def is_random_access(self, index: int) -> bool:
-        """Whether the row that was drawn with this index can be read again without the rows before it."""
+    def is_random_access(self, place: int) -> bool:
+        """Whether the row that was drawn from this place can be read again without the rows before it."""
         return False
 
-    def row_at(self, index: int) -> Mapping[str, Any]:
+    def row_at(self, place: int) -> Mapping[str, Any]:
         """That row, where it can."""
         raise NotImplementedError
 
@@ -167,11 +167,11 @@ class _FromSequence(Source):
         self._epoch, self._place = state["epoch"], state["place"]
         self._order = self._order_of(self._epoch)
 
-    def is_random_access(self, index: int) -> bool:
+    def is_random_access(self, place: int) -> bool:
         return True
 
-    def row_at(self, index: int) -> Mapping[str, Any]:
-        return self.rows[index]
+    def row_at(self, place: int) -> Mapping[str, Any]:
+        return self.rows[place]
 
 
 class _FromStream(Source):
@@ -248,7 +248,7 @@ class _Weighted(Source):
         which = behind.index(max(behind))
         drawn = next(self.sources[which])
         self._given[which] += 1
-        return drawn._replace(index=drawn.index * len(self.sources) + which)
+        return drawn._replace(place=drawn.place * len(self.sources) + which)
 
     def state_dict(self) -> dict[str, Any]:
         return {"given": list(self._given), "sources": [source.state_dict() for source in self.sources]}
@@ -260,11 +260,11 @@ class _Weighted(Source):
         for source, one in zip(self.sources, state["sources"], strict=True):
             source.load_state_dict(one)
 
-    def is_random_access(self, index: int) -> bool:
-        return self.sources[index % len(self.sources)].is_random_access(index // len(self.sources))
+    def is_random_access(self, place: int) -> bool:
+        return self.sources[place % len(self.sources)].is_random_access(place // len(self.sources))
 
-    def row_at(self, index: int) -> Mapping[str, Any]:
-        return self.sources[index % len(self.sources)].row_at(index // len(self.sources))
+    def row_at(self, place: int) -> Mapping[str, Any]:
+        return self.sources[place % len(self.sources)].row_at(place // len(self.sources))
 
 
 def _part_of(data: Any, shard: Shard, task: str) -> Any:

@@ -39,7 +39,16 @@ logger = logging.get_logger(__name__)
 MEMORIES_FILE, STREAM_FILE = "ernie3_memories_{}.safetensors", "ernie3_stream_{}.json"  # in a checkpoint, by process
 ORDER = {task: place for place, task in enumerate(TASK_BRANCHES)}
 # What a builder's rows may hold; the host would drop columns that `forward` does not name.
-COLUMNS = ["task", "input_ids", "labels", "reorder_labels", "distance_labels", "credible_labels", "genre_ids"]
+COLUMNS = [
+    "task",
+    "input_ids",
+    "labels",
+    "reorder_labels",
+    "distance_labels",
+    "credible_labels",
+    "genre_ids",
+    "document_ids",
+]
 
 
 class Ernie3PretrainingTrainer(Trainer):
@@ -166,7 +175,8 @@ class Ernie3PretrainingTrainer(Trainer):
         return self._stream_loader(dataset)
 
     def _stream_loader(self, stream: ShardedStream) -> StatefulDataLoader:
-        stream.set_rank(self.args.process_index, self.args.world_size)
+        alike = self.get_tp_size()  # the processes that share every layer read the same rows
+        stream.set_rank(self.args.process_index // alike, self.args.world_size // alike)
         workers = self.args.dataloader_num_workers
         return StatefulDataLoader(
             stream,
@@ -306,8 +316,8 @@ class Ernie3PretrainingTrainer(Trainer):
         """Adds every loss's mean since the last log to the log of a training step."""
         if "loss" in logs:
             logs |= self.mean_losses["train"].means(self.accelerator)
-            read = self.accelerator.reduce(self._read.to(self.accelerator.device), "sum").tolist()
-            logs |= dict(zip(("rows_read", "tokens_read"), read, strict=True)) if read[0] else {}
+            read = self.accelerator.reduce(self._read.to(self.accelerator.device), "sum") // self.get_tp_size()
+            logs |= dict(zip(("rows_read", "tokens_read"), read.tolist(), strict=True)) if read[0] else {}
             self._read.zero_()
         super().log(logs, start_time)
 

@@ -112,7 +112,7 @@ def plan(
     kept = parse_size(reserve, "reserve")
     processor = cpu_card(parse_bandwidth(cpu_bandwidth, "cpu_bandwidth"))
     ranks = _ranks(capacities, memory is not None or disk) if tensor_parallel else 1
-    job = Job(config, _dtype(config, dtype), _context(config, context), _positive("batch", batch), ranks)
+    job = Job(config, _dtype(config, dtype), allowed_context(config, context), positive("batch", batch), ranks)
     _check_offload(offload, bool(capacities), memory is not None)
     if tensor_parallel:
         return _with_speed(_cut_plan(job, capacities, kept), named, processor)
@@ -207,16 +207,26 @@ def _dtype(config: PreTrainedConfig, dtype: torch.dtype | str | None) -> torch.d
     return dtype_of_name
 
 
-def _context(config: PreTrainedConfig, context: int | None) -> int:
+def allowed_context(config: PreTrainedConfig, context: int | None) -> int:
+    """Tokens of a row: as asked for, else what the positions allow, 2048 at most.
+
+    Raises:
+        ValueError: more than the positions allow, or no whole number above 0.
+    """
     largest = config.max_position_embeddings
     if context is None:
         return min(2048, largest)
-    if _positive("context", context) > largest:
+    if positive("context", context) > largest:
         raise ValueError(f"context={context} is above the {largest} positions of the model (max_position_embeddings).")
     return context
 
 
-def _positive(name: str, number: int) -> int:
+def positive(name: str, number: int) -> int:
+    """A number that counts something.
+
+    Raises:
+        ValueError: no whole number above 0.
+    """
     if isinstance(number, bool) or not isinstance(number, int) or number < 1:
         raise ValueError(f"{name}={number!r} must be a whole number of at least 1.")
     return number
@@ -406,4 +416,15 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
-__all__ = ["PRESETS", "RESERVE", "DevicePlan", "Plan", "parse_devices", "parse_size", "plan", "read_config"]
+__all__ = [
+    "PRESETS",
+    "RESERVE",
+    "DevicePlan",
+    "Plan",
+    "allowed_context",
+    "parse_devices",
+    "parse_size",
+    "plan",
+    "positive",
+    "read_config",
+]

@@ -9,7 +9,7 @@ import copy
 import itertools
 import re
 import weakref
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -150,7 +150,7 @@ def trace(job: Job) -> Transients:
     for module in model.modules():
         if isinstance(module, WeightOnlyLinear):
             module.forward = partial(_forward_in_blocks, module)  # type: ignore[method-assign]
-    live = _LiveStorages()
+    live = LiveStorages()
     kernels: AbstractContextManager[Any] = FusedAttention()
     if config._attn_implementation == "eager":
         kernels = nullcontext()
@@ -158,7 +158,10 @@ def trace(job: Job) -> Transients:
         inputs = forward_inputs(model, replace(job, config=config))
         outputs = model(**inputs)
     cached = cached_tensors(inputs, outputs)
-    return transients_of(config, cached, live.peak(without=itertools.chain.from_iterable(cached)))
+    left_out = list(itertools.chain.from_iterable(cached))
+    if getattr(config, "position_embedding_type", None) == "absolute" and isinstance(config, Ernie3Config):
+        left_out.append(inputs["inputs_embeds"])  # of ids they are let go of where the positions have been added
+    return transients_of(config, cached, live.peak(without=left_out))
 
 
 def shallow(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -282,7 +285,7 @@ class FusedAttention(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-class _LiveStorages(TorchDispatchMode):
+class LiveStorages(TorchDispatchMode):
     """Writes down when the storages that are made under it come and go."""
 
     def __init__(self) -> None:
@@ -292,9 +295,9 @@ class _LiveStorages(TorchDispatchMode):
         self.changes: list[tuple[int, int]] = []  # (number of the storage, its bytes, negative when it goes)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {id(storage) for storage in _storages((args, kwargs))}
+        given = {id(storage) for storage in storages_of((args, kwargs))}
         result = function(*args, **(kwargs or {}))
-        for storage in _storages(result):
+        for storage in storages_of(result):
             if id(storage) not in given and storage not in self.numbers:
                 number, size = next(self.next_number), storage.nbytes()
                 self.numbers[storage] = number
@@ -302,17 +305,22 @@ class _LiveStorages(TorchDispatchMode):
                 weakref.finalize(storage, self.changes.append, (number, -size))
         return result
 
+    def numbers_of(self, tensors: Iterable[torch.Tensor]) -> set[int | None]:
+        """The numbers of some tensors' storages; `None` for one that was not made under this mode."""
+        return {self.numbers.get(storage) for storage in storages_of(list(tensors))}
+
+    def alive(self, without: Container[int | None] = ()) -> list[int]:
+        """Bytes that were alive before the first change and after each, those of some storages left out."""
+        sizes = (0 if number in without else size for number, size in self.changes)
+        return list(itertools.accumulate(sizes, initial=0))
+
     def peak(self, without: Iterable[torch.Tensor] = ()) -> int:
         """The most bytes that were alive at one time, those of some tensors left out."""
-        left_out = {self.numbers.get(storage) for storage in _storages(list(without))}
-        alive = highest = 0
-        for number, size in self.changes:
-            alive += 0 if number in left_out else size
-            highest = max(highest, alive)
-        return highest
+        return max(self.alive(self.numbers_of(without)))
 
 
-def _storages(tree: Any) -> list[torch.UntypedStorage]:
+def storages_of(tree: Any) -> list[torch.UntypedStorage]:
+    """The storages of all tensors in a tree, in its order."""
     return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
 
 
@@ -370,6 +378,7 @@ __all__ = [
     "MODEL_CLASSES",
     "FusedAttention",
     "Job",
+    "LiveStorages",
     "Transients",
     "cache_sizes",
     "cached_tensors",
@@ -380,6 +389,7 @@ __all__ = [
     "parallel_styles",
     "reserve_cache",
     "shallow",
+    "storages_of",
     "trace",
     "transients_of",
 ]

@@ -1,4 +1,4 @@
-"""Two processes that compute one model together (gloo on the CPU), and what each of them said when one fails."""
+"""Processes that compute one model together (gloo on the CPU), and what each of them said when one fails."""
 
 import os
 import subprocess
@@ -13,8 +13,8 @@ SUPPORT = Path(__file__).parent
 SHOWN = 2500  # characters of each rank's errors
 
 
-def run_ranks(script: str, *arguments: str | Path, seconds: int = 240) -> None:
-    """Runs a script of this folder on two ranks, by torchrun.
+def run_ranks(script: str, *arguments: str | Path, seconds: int = 240, ranks: int = 2) -> None:
+    """Runs a script of this folder on two ranks or more, by torchrun.
 
     Raises:
         AssertionError: a rank failed; with the end of what each of them wrote, for the one that fails first may be
@@ -23,7 +23,7 @@ def run_ranks(script: str, *arguments: str | Path, seconds: int = 240) -> None:
     # The loopback interface: gloo would look the machine's name up otherwise.
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
     with tempfile.TemporaryDirectory() as logs:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         command += ["--log-dir", logs, "--redirects", "3", str(SUPPORT / script), *map(str, arguments)]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds, check=False)
         if done.returncode:
