@@ -24,13 +24,14 @@ import gzip
 import hashlib
 import html
 import inspect
+import itertools
 import json
 import os
 import random
 import re
 import sys
 import sysconfig
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ from tokenizers import Tokenizer, models, trainers
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "examples"))
-from ernie3_texts import STORIES, Bigrams, StoryWriter  # noqa: E402  # the examples are no package
+from ernie3_texts import STORIES, StoryWriter  # noqa: E402  # the examples are no package
 
 from hf_glm_ernie import AdversarialTexts, DistantSupervision, Ernie3Tokenizer  # noqa: E402
 from hf_glm_ernie.ernie3_training.splitting import split_sentences  # noqa: E402
@@ -232,6 +233,37 @@ class Stories:
         return document(text, f"made-up stories, {language}", stories[0].genre, stories[0].topic)
 
 
+class Bigrams:
+    """A weak generator, against which the credible head learns: every token follows from the one before.
+
+    In the paper the generator is the 10B model. `ModelContinuations` makes one of any causal model, at the speed of
+    its `generate`: thousands of texts take hours on a CPU.
+
+    Args:
+        texts: What it has read.
+        tokenizer: Cuts words.
+        length: Tokens it writes.
+        seed: Decides its draws.
+    """
+
+    def __init__(self, texts: list[str], tokenizer: Any, length: int, seed: int) -> None:
+        self.tokenizer, self.length, self.rng = tokenizer, length, random.Random(seed)
+        self.followers: dict[int, list[int]] = defaultdict(list)
+        for ids in tokenizer(texts, add_special_tokens=False)["input_ids"]:
+            for token, following in itertools.pairwise(ids):
+                self.followers[token].append(following)
+
+    def __call__(self, prompts: list[str]) -> list[str]:
+        """A continuation of each prompt."""
+        written = []
+        for ids in self.tokenizer(prompts, add_special_tokens=False)["input_ids"]:
+            made = ids[-1:]
+            while len(made) <= self.length and self.followers[made[-1]]:
+                made.append(self.rng.choice(self.followers[made[-1]]))
+            written.append(self.tokenizer.decode(made[1:], skip_special_tokens=True))
+        return written
+
+
 class Shards:
     """JSON lines, each in one of several files drawn at random and shuffled there: every stretch is a mixture.
 
@@ -343,7 +375,7 @@ def write_pairs(texts: list[str], tokenizer: Any, output: Path, seed: int) -> No
     shards = Shards(output / "pairs", seed)
     paragraphs = ["".join(split_sentences(text)[:6]).strip() for text in texts]
     paragraphs = [text for text in paragraphs if text and len(split_sentences(text)) > 2]
-    bigrams = Bigrams(paragraphs, tokenizer, 96, random.Random(seed))
+    bigrams = Bigrams(paragraphs, tokenizer, 96, seed)
     made = AdversarialTexts(bigrams, tokenizer, max_length=128, seed=seed)
     for start in range(0, len(paragraphs), 500):
         some = paragraphs[start : start + 500]
