@@ -332,8 +332,8 @@ def write_texts(arguments: argparse.Namespace, stories: Stories, most: int) -> I
         shards.write(row, row["source"])
         yield row
     shards.close()
-    for source, count in shards.bytes.most_common():
-        print(f"| {source} | {count / 1e6:.1f} MB | {shards.rows[source]:,} documents |", flush=True)
+    for name, count in shards.bytes.most_common():
+        print(f"| {name} | {count / 1e6:.1f} MB | {shards.rows[name]:,} documents |", flush=True)
     print(f"| together | {sum(shards.bytes.values()) / 1e6:.1f} MB | {sum(shards.rows.values()):,} documents |")
 
 

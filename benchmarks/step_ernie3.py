@@ -183,7 +183,7 @@ def contestants(case: Case) -> list[Trained]:
     writing = Ernie3ForCausalLM(ernie3_config(case))
     both = Ernie3ForPreTraining(ernie3_config(case))
     half = case.batch // 2 or 1
-    mixed = {
+    mixed: dict[str, dict[str, Any]] = {
         "knowledge_masked_lm": {"branch": "nlu", **{name: one[:half] for name, one in masked.items()}},
         "document_lm": {"branch": "nlg", **{name: one[:half] for name, one in causal.items()}},
     }

@@ -108,13 +108,18 @@ def build_mixture(corpus: Path, tokenizer: Any, schedule: ProgressiveSchedule, s
 
 def build_model(tokenizer: Any, width: int) -> Ernie3ForPreTraining:
     """Four universal layers and two of each branch."""
-    sizes = {"hidden_size": width, "num_attention_heads": max(width // 64, 2), "intermediate_size": 4 * width}
+    sizes: dict[str, Any] = {
+        "hidden_size": width,
+        "num_attention_heads": max(width // 64, 2),
+        "intermediate_size": 4 * width,
+    }
+    branch: dict[str, Any] = {f"branch_{name}": size for name, size in sizes.items()}
     config = Ernie3Config(
         vocab_size=len(tokenizer),
         num_hidden_layers=4,
         branch_num_hidden_layers=2,
         **sizes,
-        **{f"branch_{name}": size for name, size in sizes.items()},
+        **branch,
         max_position_embeddings=1024,
         memory_length=64,
         num_credible_labels=2,
