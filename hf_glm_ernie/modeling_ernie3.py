@@ -434,12 +434,8 @@ class Ernie3Model(Ernie3PreTrainedModel):
         distances, index = self._distances(columns, mask, branch == "nlg", tokens.device)
         if position_ids is None and distances is None:
             position_ids = columns.positions(real, memories, documents, tokens.device)
-        embedded = self.embeddings(
-            *(input_ids, inputs_embeds, genre_ids, position_ids, token_type_ids, task_type_ids),
-            continues=columns.continues,
-            distances=distances,
-            new_memory=columns.new_memory,
-        )
+        given = (input_ids, inputs_embeds, genre_ids, position_ids, token_type_ids, task_type_ids)
+        embedded = self.embeddings(*given, columns.continues, distances, columns.new_memory)
         settings = self._for_every_layer(embedded, index, branch, mask, columns, documents, cache) | kwargs
         hidden_states, states = self._run(embedded.hidden_states, branch, memories, keep, **settings)
         return Ernie3ModelOutput(
