@@ -82,13 +82,17 @@ HOST_PRIVATE: tuple[HostName, ...] = (
     HostName(
         "transformers.masking_utils:create_causal_mask",
         "prefix masks; positions must be withheld, for repeated ones would be taken for packed texts",
-        ("config", "inputs_embeds", "attention_mask", CACHE_NAME, "position_ids", "block_sequence_ids"),
+        (
+            *("config", "inputs_embeds", "attention_mask", CACHE_NAME, "position_ids", "block_sequence_ids"),
+            "and_mask_function",
+        ),
     ),
     HostName(
         "transformers.masking_utils:create_bidirectional_mask",
         "masks of the understanding branch",
-        ("config", "inputs_embeds", "attention_mask"),
+        ("config", "inputs_embeds", "attention_mask", "and_mask_function"),
     ),
+    HostName("transformers.masking_utils:packed_sequence_mask_function", "documents that share a row stay apart"),
     HostName("transformers.masking_utils:ALL_MASK_ATTENTION_FUNCTIONS", "which implementations take masks"),
     HostName(_CACHE + "get_seq_length", "how many tokens a cache holds"),
     HostName(_CACHE + "get_mask_sizes", "columns of a mask", ("query_length", "layer_idx")),
