@@ -119,7 +119,7 @@ def message_texts(folder: Path) -> Iterator[Document]:
         for path in sorted((folder / language / "LC_MESSAGES").glob("*.mo")):
             try:
                 with open(path, "rb") as file:
-                    catalogue = gettext.GNUTranslations(file)._catalog  # type: ignore[attr-defined]
+                    catalogue = gettext.GNUTranslations(file)._catalog  # type: ignore[attr-defined]  # no public way lists it
             except (OSError, UnicodeDecodeError):
                 continue
             messages = [text for text in catalogue.values() if text and len(text) >= LONG_MESSAGE]

@@ -1,4 +1,4 @@
-"""Rows that stand in where a process has no row of a task, and the weights that make up for uneven shares.
+"""Rows that stand in where a process has no row of a task, and what is counted to make up for uneven shares.
 
 Wrappers that exchange gradients or weights at every forward (DDP, FSDP) wait for all processes, so every process must
 run every task in every step, also one whose share of a small batch holds no row of some task. A *filler* is a row of
@@ -7,7 +7,7 @@ more tokens, or goes on with a document; that tells them apart.
 
 A task's loss is the mean over its labels in the whole step, whoever holds them: over all processes and accumulated
 batches. The model gives the mean over one batch; the Trainer and the wrappers take the mean over batches and
-processes. [`label_shares`] gives the factors that turn the one into the other.
+processes. [`count_labels`] is what [`Ernie3PretrainingTrainer`] turns the one into the other with.
 """
 
 from collections.abc import Mapping

@@ -226,7 +226,8 @@ class _MixtureReader(BatchReader):
             )
         if set(state["waiting"]) != set(self.waiting):
             raise ValueError(
-                f"The state is of a mixture with packing={bool(state['waiting'])}; this one has the other."
+                f"The state is of a mixture that packs the rows of {sorted(state['waiting'])}, this one packs those of "
+                f"{sorted(self.waiting)}: pass the same packing= and the same tasks."
             )
         for task, source in self.sources.items():
             source.load_state_dict(state["tasks"][task])
