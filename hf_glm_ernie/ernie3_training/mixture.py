@@ -226,7 +226,7 @@ class _MixtureReader(BatchReader):
             )
         if set(state["waiting"]) != set(self.waiting):
             raise ValueError(
-                f"The state is of a mixture that packs the rows of {sorted(state['waiting'])}, this one packs those of "
+                f"The state is of a mixture that packs rows of {sorted(state['waiting'])}, this one packs those of "
                 f"{sorted(self.waiting)}: pass the same packing= and the same tasks."
             )
         for task, source in self.sources.items():
