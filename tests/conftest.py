@@ -1,6 +1,7 @@
 """Seeds, and where the golden files lie."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def one_compiled_shape() -> Iterator[None]:
+    """The compiler remembers no shape that came before, and what the test compiles is forgotten behind it.
+
+    At a second shape of a function torch generates code for any; torch 2.13's of flex attention on CPUs, which the
+    host compiles once for all models of a process, names variables that it does not declare (`cur_kvSplitSize0`).
+    """
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
 
 
 @pytest.fixture(scope="session")

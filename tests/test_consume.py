@@ -5,7 +5,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,13 +27,13 @@ from tests.support.consuming import (
     consume_small_weights,
     count_calls,
     counted,
-    in_child,
     original,
     refusing,
     stop_after,
     without_sync,
 )
 from tests.support.converting import convert
+from tests.support.forked import die, in_child
 from tests.support.tiny import rank_path, whole_state, write_released
 
 
@@ -173,7 +172,7 @@ def test_killed_just_before_it_has_its_name(
 
         def rename_new(before: Path, after: Path) -> None:
             if after == output:
-                os.kill(os.getpid(), signal.SIGKILL)
+                die()
             real(before, after)
 
         publication.rename_new = rename_new

@@ -13,11 +13,11 @@ from tests.support.consuming import (
     Original,
     consume_small_weights,
     count_calls,
-    in_child,
     original,
     random_kill,
     without_sync,
 )
+from tests.support.forked import in_child
 
 FEW, MANY = 12, 200
 CHAINS = {"parts": (True, (SHARD,)), "folder, quantized": (False, ("--max-shard-size=60000", "--bits=4"))}

@@ -67,6 +67,7 @@ def test_segments_equal_the_formula(positions: str, recurrence: str, pre_norm: b
         memories = output.memories
 
 
+@pytest.mark.usefixtures("one_compiled_shape")
 @torch.no_grad()
 def test_flex_attention() -> None:
     """The host's third implementation, with absolute positions: torch's compiler for CPUs fails on a captured bias.

@@ -45,14 +45,12 @@ def test_forward_is_the_reference(ids: list[int], implementation: str) -> None:
     assert (logits - reference_logits(model, ids)).abs().max() < EXACT
 
 
+@pytest.mark.usefixtures("one_compiled_shape")
 def test_flex_attention_is_the_reference() -> None:
-    # One shape: for a second one torch 2.13 generates CPU code for dynamic shapes, which does not build.
-    torch._dynamo.reset()
     model = tiny_model(attn_implementation="flex_attention", attention_dropout=0.0)
     with torch.no_grad():  # torch has no backward for it on CPU
         logits = model(torch.tensor([ROWS[0]])).logits[0]
     assert (logits - reference_logits(model, ROWS[0])).abs().max() < EXACT
-    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])

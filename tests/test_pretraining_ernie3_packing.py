@@ -121,14 +121,10 @@ def test_understood_documents_are_read_as_if_alone(positions: str, recurrence: s
 
 
 @pytest.mark.parametrize("branch", ["nlg", "nlu"])
+@pytest.mark.usefixtures("one_compiled_shape")
 @torch.no_grad()
 def test_flex_attention(branch: str) -> None:
-    """As in `test_ernie3_memory.py`: absolute positions, both stacks of one shape.
-
-    What was compiled before is forgotten: a second shape would be compiled for any, for which torch 2.13 writes C++
-    that does not compile (`cur_qSplitSize0`).
-    """
-    torch.compiler.reset()
+    """As in `test_ernie3_memory.py`: absolute positions, both stacks of one shape."""
     model = tiny_model(Ernie3Model, branch_hidden_size=32, branch_num_attention_heads=4)
     inputs: dict[str, Any] = {"branch": branch, "document_ids": DOCUMENTS}
     if branch == "nlg":

@@ -19,6 +19,7 @@ from conversion.publish_folder import Building
 from conversion.publish_source import PublishError
 from conversion.writer import WriteError
 from tests.faults.publish_cases import fill
+from tests.support.forked import die, killed_in_child
 
 
 @pytest.fixture(autouse=True)
@@ -30,14 +31,14 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
 @contextmanager
 def killed(model: Path, output: Path, where: str) -> Iterator[None]:
     """Runs a publication in a child that is killed when it first calls a function of `publish` or `publish_folder`."""
-    child = os.fork()
-    if not child:
+
+    def working() -> None:
         for module in (publishing, publish_folder):
             if hasattr(module, where):
-                setattr(module, where, lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+                setattr(module, where, die)
         publish(plan_publication(model, "me/x", output), show_progress=False)
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+
+    killed_in_child(working)
     yield
 
 

@@ -27,6 +27,7 @@ from conversion.store_target import StoreTarget, piece_bytes, s3_etag
 from conversion.target import SendingStoppedError
 from tests.support.converting import SIZES, convert, listing, write_settings
 from tests.support.ernie_goldens import SMALL
+from tests.support.forked import die, killed_in_child
 from tests.support.hub_stand_in import TOKEN, Hub, serve
 from tests.support.tiny import whole_state, write_released
 from tests.test_archive_parts import digests
@@ -181,28 +182,28 @@ def test_a_commit_while_a_repository_is_read_changes_nothing(
 @contextmanager
 def killed(arguments: list[str], patch: Callable[[Callable[..., None]], None]) -> Iterator[None]:
     """Runs the command in a child that is killed where `patch` has it call what it is given."""
-    child = os.fork()
-    if not child:
-        patch(lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL))
+
+    def working() -> None:
+        patch(die)
         main(["glm130b", *arguments])
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+
+    killed_in_child(working)
     yield
 
 
 def at(owner: Any, name: str, number: int, before: bool) -> Callable[[Callable[..., None]], None]:
     """A patch that ends the child before or after the n-th call of a method."""
 
-    def patch(die: Callable[..., None]) -> None:
+    def patch(last: Callable[..., None]) -> None:
         real, calls = getattr(owner, name), []
 
         def called(*arguments: Any, **options: Any) -> Any:
             calls.append(1)
             if before and len(calls) == number:
-                die()
+                last()
             result = real(*arguments, **options)
             if not before and len(calls) == number:
-                die()
+                last()
             return result
 
         setattr(owner, name, called)

@@ -22,6 +22,7 @@ from conversion.writer import OutputFile, WriteError
 from tests.faults.harness import snapshot
 from tests.support import copying
 from tests.support.copying import NAMES, STATE, damage, is_whole, lines_of, result, stopped
+from tests.support.forked import die, killed_in_child
 from tests.support.tiny import equal_bits
 
 SECONDS = 20
@@ -327,19 +328,18 @@ def test_a_run_killed_around_verification_goes_on(
 ) -> None:
     def kill_at(step: str, name: str) -> bool:
         if step == where and name == NAMES[nth]:
-            os.kill(os.getpid(), signal.SIGKILL)
+            die()
         return False
 
     def verify(folder: Path, file: OutputFile, checksums: Mapping[str, int], on_bytes: Callable[[int], object]) -> str:
         return verify_file(folder, file, checksums, lambda nbytes: kill_at("verification", file.name))
 
-    child = os.fork()
-    if not child:
+    def working() -> None:
         real = OutputFolder.verified
         OutputFolder.verified = lambda self, name, sha256: kill_at("note", name) or real(self, name, sha256)  # type: ignore[method-assign]
         go(tmp_path, Noted(lambda name: kill_at("hook", name)), verify, work())
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+
+    killed_in_child(working)
     assert not (tmp_path / "out").exists()
     hooks = Noted()
     go(tmp_path, hooks, work=work())
@@ -417,22 +417,21 @@ def test_a_shipped_file_is_neither_missed_nor_read_nor_counted(tmp_path: Path, s
 
 @pytest.mark.parametrize("step", ["before its line", "before it is removed"])
 def test_a_run_killed_while_it_ships_goes_on(tmp_path: Path, step: str) -> None:
-    child = os.fork()
-    if not child:
+    def working() -> None:
         real = OutputFolder.shipped
 
         def shipped(self: OutputFolder, name: str) -> None:
             if name == NAMES[1]:
                 if step == "before it is removed":
-                    Path.unlink = lambda *_, **__: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign,assignment]
+                    Path.unlink = die  # type: ignore[method-assign]
                 else:
-                    os.kill(os.getpid(), signal.SIGKILL)
+                    die()
             real(self, name)
 
         OutputFolder.shipped = shipped  # type: ignore[method-assign]
         go(tmp_path, Shipping(tmp_path / "there"))
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+
+    killed_in_child(working)
     assert (tmp_path / "out.incomplete" / NAMES[1]).is_file()
     hooks = Shipping(tmp_path / "there")
     go(tmp_path, hooks)

@@ -7,9 +7,6 @@ after some time, wherever it is then. What is left is looked at with nothing but
 import errno
 import os
 import random
-import signal
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,6 +24,7 @@ from conversion.writer import sources_of
 
 from .archives import released_members, write_archive
 from .converting import convert
+from .forked import die, in_child
 from .tiny import ITERATION, Sizes, rank_path, whole_state, write_released
 
 SIZES = Sizes(layers=2, hidden=128, heads=8, inner=256, vocabulary=512)
@@ -165,32 +163,6 @@ def without_sync(work: Callable[[], int]) -> Callable[[], int]:
     return working
 
 
-def in_child(work: Callable[[], int], seconds: float | None = None) -> int | None:
-    """The exit status of some work in a process forked from this one; None if it was killed.
-
-    Args:
-        work: Returns the status.
-        seconds: Kill it after that time.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    child = os.fork()
-    if not child:
-        status = 99
-        try:
-            silent = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(silent, 1)
-            os.dup2(silent, 2)
-            status = work()
-        finally:
-            os._exit(status)
-    if seconds is not None:
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    return None if os.WIFSIGNALED(status) else os.waitstatus_to_exitcode(status)
-
-
 @contextmanager
 def counted(at: Callable[[int, str, Callable[[], Any], tuple[Any, ...]], Any]) -> Iterator[None]:
     """Every call that changes a disk goes through `at`: (number, name, does it, arguments) -> its result."""
@@ -254,8 +226,7 @@ def killed_at(work: Callable[[], int], call: int, how: str) -> int | None:
                 _real_write(descriptor, half)
         elif how == "behind":
             does()
-        os.kill(os.getpid(), signal.SIGKILL)
-        return None
+        die()
 
     def working() -> int:
         with counted(at):
@@ -278,7 +249,7 @@ def stop_after(made: Original, source: Path, output: Path, files: int) -> None:
             real(self, *arguments)
             told += 1
             if told == files:
-                os.kill(os.getpid(), signal.SIGKILL)
+                die()
             return False
 
         Consumption.verified = verified  # type: ignore[method-assign]  # in this child only
