@@ -145,7 +145,7 @@ def test_the_configs_of_the_unified_models() -> None:
     titan = Ernie3Config.titan()
     for heads in (titan.num_attention_heads, titan.branch_num_attention_heads):
         assert heads % mesh.tp_size == 0
-    assert mesh.tp_size * mesh.fsdp_size == 16 * 8  # nodes and processes of docs/ernie3.md
+    assert mesh.tp_size * mesh.fsdp_size == 16 * 8  # nodes and processes of docs/pretrain.md
 
 
 # DeepSpeed's documented keys ("DeepSpeed Configuration JSON") that the file uses; DeepSpeed itself is not needed here.

@@ -180,7 +180,15 @@ def test_ernie3_runs(workplace: Path) -> None:
     ran = run_page("ernie3.md")
     assert len(ran) >= 2
     assert re.fullmatch(r"torch\.Size\(\[1, ([5-9]|1[0-2])\]\)\n", ran[1].printed)  # 4 given, up to 8 written
+    assert ran[2].printed == "True\n"
     assert (workplace / "ernie3-small" / "config.json").is_file()
+
+
+def test_pretrain_runs(workplace: Path) -> None:
+    torch.manual_seed(0)
+    ran = run_page("pretrain.md")
+    for task in ("knowledge_masked_lm", "document_lm"):
+        assert re.search(rf"'{task}_loss': '?\d", ran[0].printed), ran[0].printed
 
 
 @pytest.mark.skipif(

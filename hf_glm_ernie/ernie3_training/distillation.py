@@ -11,7 +11,7 @@ Choices the paper leaves open: the divergence is KL(teacher || student), the mea
 last layer is that of the understanding branch, the auxiliary layer's on a learner; queries and keys of models with
 unequal numbers of heads are cut into one number of relation heads, as in MiniLMv2; with an assistant, students learn
 from its relations of the same pass, as they are before the step (`students_learn_from` says otherwise). What pays was
-measured: docs/ernie3.md, "Online distillation".
+measured: docs/pretrain.md, "Online distillation".
 
 A learner may be an ERNIE 3.0 model with the branch "nlu" or an encoder of the host library such as
 `ErnieForMaskedLM`, of which kind the released students are.
