@@ -10,7 +10,7 @@ from transformers import DynamicCache, StaticCache
 from hf_glm_ernie.attention_ernie3 import counted_positions, relative_rows, remember, remembered_columns
 from hf_glm_ernie.modeling_ernie3 import Ernie3Memories, Ernie3Model
 from hf_glm_ernie.modeling_ernie3_heads import Ernie3ForCausalLM
-from tests.support.tiny_ernie3 import MEMORY, PAD, left_padded, random_ids, tiny_model
+from tests.support.tiny_ernie3 import MEMORY, PAD, apart, left_padded, random_ids, tiny_model
 
 from .reference.ernie3_naive import Memory, Row
 
@@ -18,11 +18,6 @@ from .reference.ernie3_naive import Memory, Row
 EXACT = 1e-5
 POSITIONS = ("absolute", "relative")
 LAYERS = 5
-
-
-def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
-    assert found.shape == expected.shape
-    return (found.double() - expected.double()).abs().max().item()
 
 
 def check_states(memories: Ernie3Memories, row: int, expected: Memory | None) -> None:

@@ -18,7 +18,17 @@ from hf_glm_ernie.host_interface import CACHE_NAME
 from hf_glm_ernie.modeling_ernie3 import Ernie3Model
 from hf_glm_ernie.modeling_ernie3_heads import Ernie3ForCausalLM, Ernie3ForMaskedLM
 from hf_glm_ernie.modeling_ernie3_pretraining import Ernie3ForPreTraining
-from tests.support.tiny_ernie3 import PAD, SOFT, VOCABULARY, left_padded, random_ids, tiny_config, tiny_model
+from tests.support.tiny_ernie3 import (
+    PAD,
+    SOFT,
+    VOCABULARY,
+    apart,
+    gradients_of,
+    left_padded,
+    random_ids,
+    tiny_config,
+    tiny_model,
+)
 
 from .reference.ernie3_naive import Row, language_model_logits
 
@@ -26,11 +36,6 @@ from .reference.ernie3_naive import Row, language_model_logits
 EXACT = 1e-5
 POSITIONS = ("absolute", "relative")
 IMPLEMENTATIONS = ("eager", "sdpa")
-
-
-def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
-    assert found.shape == expected.shape
-    return (found.double() - expected.double()).abs().max().item()
 
 
 def block_parameters(hidden: int, inner: int) -> int:
@@ -375,7 +380,7 @@ def test_gradient_checkpointing(positions: str, reentrant: bool) -> None:
         memories = model(ids, return_memories=True, use_cache=False).memories
         model.zero_grad(set_to_none=True)
         model(ids, labels=ids, memories=memories, use_cache=False).loss.backward()
-        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        return gradients_of(model)
 
     plain = grads()
     model.gradient_checkpointing_enable({"use_reentrant": reentrant})

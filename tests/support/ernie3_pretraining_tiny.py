@@ -4,11 +4,12 @@ from typing import Any
 
 import torch
 
-from hf_glm_ernie.configuration_ernie3 import Ernie3Config
+from hf_glm_ernie.configuration_ernie3 import DOCUMENT_LM, KNOWLEDGE_MASKED_LM, Ernie3Config
 from hf_glm_ernie.ernie3_training.control import ControllableLM
 from hf_glm_ernie.ernie3_training.credible import CredibleRows
 from hf_glm_ernie.ernie3_training.knowledge import KnowledgeTextPrediction
 from hf_glm_ernie.ernie3_training.masking import KnowledgeMasking
+from hf_glm_ernie.ernie3_training.mixture import Ernie3PretrainingMixture
 from hf_glm_ernie.ernie3_training.structure import SentenceDistance, SentenceReordering
 from hf_glm_ernie.modeling_ernie3_pretraining import Ernie3ForPreTraining
 
@@ -71,3 +72,9 @@ def every_task(tokenizer: Any, **options: Any) -> list[tuple[list[dict[str, Any]
 def documents() -> list[dict[str, Any]]:
     """Texts of several segments."""
     return [{"text": "".join(PARAGRAPHS[(at + step) % 4][0] for step in range(2 + at))} for at in range(6)]
+
+
+def mixture(tokenizer: Any, **options: Any) -> Ernie3PretrainingMixture:
+    """Batches of 12 rows of all seven tasks, four of documents and three of masked texts among them."""
+    settings: dict[str, Any] = {"batch_size": 12, "length": 16, "ratios": {DOCUMENT_LM: 4, KNOWLEDGE_MASKED_LM: 3}}
+    return Ernie3PretrainingMixture(tokenizer, every_task(tokenizer), documents(), **(settings | options))

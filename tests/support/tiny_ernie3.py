@@ -69,3 +69,14 @@ def random_ids(rows: int, length: int, seed: int = 0) -> torch.Tensor:
 def left_padded(ids: torch.Tensor, padding: int) -> torch.Tensor:
     """The same rows behind `padding` pad ids."""
     return torch.cat((torch.full((len(ids), padding), PAD), ids), dim=1)
+
+
+def apart(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference between two tensors of one shape, computed in fp64."""
+    assert found.shape == expected.shape
+    return (found.double() - expected.double()).abs().max().item()
+
+
+def gradients_of(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of the gradients of every parameter that has one."""
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
