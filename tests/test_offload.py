@@ -6,7 +6,6 @@ two devices at once is an error, and the bytes that cross are counted. Nothing h
 """
 
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -17,35 +16,27 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.hooks import attach_align_device_hook_on_blocks
-from accelerate.utils import OffloadedWeightsLoader
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, ErnieConfig, ErnieModel
-from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicCache
 
 from hf_glm_ernie import set_offload
-from hf_glm_ernie.__main__ import main
 from hf_glm_ernie.host_interface import named_cache
-from hf_glm_ernie.inference import offload, staged_copies
+from hf_glm_ernie.inference import staged_copies
 from hf_glm_ernie.inference.crossings import Crossings
-from hf_glm_ernie.inference.offload import rows_worth_computing
-from hf_glm_ernie.inference.staged_copies import ALIGNMENT, CopyStream, HostBlock, SameDevice, block_bytes
+from hf_glm_ernie.inference.staged_copies import CopyStream, HostBlock, SameDevice, block_bytes
 from hf_glm_ernie.modeling_ernie3_heads import Ernie3ForCausalLM
-from hf_glm_ernie.planner import plan
 from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig, repack
 from hf_glm_ernie.weight_only_kernels import RELEASED, TORCH_INT4
 from tests.support import tiny_ernie3
 from tests.support.fake_cuda import why_not
-from tests.support.tiny_models import GMASK, LAYERS, MASK, PAD, SOP, tiny_config, tiny_model
+from tests.support.offloading import INPUTS, LAYER_NAMES, generated, in_memory, logits
+from tests.support.tiny_models import GMASK, LAYERS, SOP, tiny_model
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
-INPUTS = {
-    "input_ids": torch.tensor([[9, 8, MASK, 7, 6, SOP], [PAD, PAD, 9, 8, GMASK, SOP]]),
-    "attention_mask": torch.tensor([[1] * 6, [0, 0, 1, 1, 1, 1]]),
-}
 FEW = 2  # rows: a step of both texts is computed on the CPU, the prompt is not
 GENERATIONS: dict[str, dict[str, Any]] = {
     "dynamic": {},
@@ -53,30 +44,6 @@ GENERATIONS: dict[str, dict[str, Any]] = {
     "beams": {"num_beams": 3},
     "static beams": {"num_beams": 2, "cache_implementation": "static"},
 }
-LAYER_NAMES = [f"model.layers.{i}" for i in range(LAYERS)]
-
-
-def in_memory(model: Any, *names: str, elsewhere: tuple[str, ...] = ()) -> Any:
-    """Modules in main memory, hooked as `dispatch_model` does where there is an accelerator; here that is the CPU."""
-    table = OffloadedWeightsLoader(state_dict=dict(model.state_dict()))
-    attach_align_device_hook_on_blocks(
-        model,
-        execution_device={"": "cpu"} | dict.fromkeys((*names, *elsewhere), "cpu"),
-        offload=dict.fromkeys(names, True) | dict.fromkeys(elsewhere, False),
-        weights_map=table,
-        skip_keys=model._skip_keys_device_placement,
-    )
-    model.hf_device_map = dict.fromkeys(names, "cpu")
-    return model
-
-
-def logits(model: Any, **changes: Any) -> torch.Tensor:
-    with torch.no_grad():
-        return model(**(INPUTS | changes)).logits
-
-
-def generated(model: Any, **options: Any) -> torch.Tensor:
-    return model.generate(**INPUTS, max_new_tokens=5, do_sample=False, pad_token_id=PAD, **options)
 
 
 class Log(SameDevice):
@@ -121,16 +88,6 @@ def streams(monkeypatch: pytest.MonkeyPatch) -> list[Log]:
 
     monkeypatch.setattr(staged_copies, "copy_stream", make)
     return made
-
-
-@contextmanager
-def warnings_of(logger: Any) -> Iterator[list[str]]:
-    seen: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: seen.append(record.getMessage())  # type: ignore[method-assign]
-    logger.addHandler(handler)
-    yield seen
-    logger.removeHandler(handler)
 
 
 # Values --------------------------------------------------------------------------------------------------------------
@@ -479,14 +436,6 @@ def test_lora_on_layers_in_memory(way: str, tmp_path: Path, streams: list[Log]) 
     assert torch.equal(logits(PeftModel.from_pretrained(fresh, str(tmp_path))), logits(opened))
 
 
-def test_adapters_that_got_no_values_are_refused() -> None:
-    """PEFT puts new adapters where the weights are, which is nowhere while Accelerate has them."""
-    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
-    model = get_peft_model(in_memory(tiny_model(), *LAYER_NAMES), config)
-    with pytest.raises(ValueError, match=r"layers\.0 holds adapters without values.*set_offload first"):
-        set_offload(model, "compute")
-
-
 def test_another_device_map_afterwards_is_noticed() -> None:
     """What PEFT's `from_pretrained` does beside an accelerator."""
     model = in_memory(tiny_model(), *LAYER_NAMES)
@@ -519,157 +468,3 @@ def test_compiled_with_interruptions_and_not_as_one_graph() -> None:
     with pytest.raises(torch._dynamo.exc.Unsupported):
         logits(torch.compile(model, backend="eager", fullgraph=True))
     torch.compiler.reset()
-
-
-# Refusals ------------------------------------------------------------------------------------------------------------
-
-
-def test_caches_that_keep_their_layers_elsewhere_are_refused() -> None:
-    model = in_memory(tiny_model(), *LAYER_NAMES)
-    set_offload(model, "compute")
-    cache = DynamicCache(config=model.config)
-    cache.offloading = True
-    with pytest.raises(ValueError, match=r"brings its layers to an accelerator by itself.*take 'static'"):
-        logits(model, use_cache=True, **named_cache(cache))
-    cache = DynamicCache(config=model.config)
-    cache.layers = [DynamicSlidingWindowLayer(4) for _ in range(LAYERS)]
-    with pytest.raises(ValueError, match=r"DynamicSlidingWindowLayer.*DynamicCache or a StaticCache"):
-        logits(model, use_cache=True, **named_cache(cache))
-
-
-BAD: list[tuple[tuple[Any, ...], type[Exception], str]] = [
-    (("both",), ValueError, "way='both' is not one of 'compute', 'copy'"),
-    (("compute", 0), ValueError, "rows=0: .* at least 1"),
-    (("compute", True), ValueError, "rows=True"),
-    (("compute", 1.5), ValueError, r"rows=1\.5"),
-    (("copy", 8), ValueError, "rows=8: with way='compute'"),
-]
-
-
-@pytest.mark.parametrize(("arguments", "error", "message"), BAD)
-def test_bad_arguments(arguments: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        set_offload(tiny_model(), *arguments)
-
-
-def test_what_is_no_model_or_has_nothing_in_memory(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="model is a str"):
-        set_offload("glm-130b", "compute")  # type: ignore[arg-type]
-    tiny_model().save_pretrained(tmp_path / "model")
-    device_map: dict[str, Any] = dict.fromkeys(
-        ("model.embed_tokens", "lm_head", "model.norm", "model.rotary_emb"), "cpu"
-    )
-    device_map |= {name: "disk" if name.endswith("1") else "cpu" for name in LAYER_NAMES}
-    on_disk = AutoModelForCausalLM.from_pretrained(
-        tmp_path / "model", device_map=device_map, offload_folder=tmp_path / "offload"
-    )
-    for model in (tiny_model(), on_disk):
-        with warnings_of(offload.logger) as seen:
-            assert set_offload(model, "compute").layers == ()
-        assert "no module of this model is offloaded to main memory" in seen[0]
-        assert torch.equal(logits(model), logits(tiny_model()))
-
-
-def test_a_layer_in_two_places_stays_with_accelerate() -> None:
-    model = in_memory(tiny_model(), "model.layers.0", "model.layers.1.mlp", elsewhere=("model.layers.1.self_attn",))
-    with warnings_of(offload.logger) as seen:
-        assert set_offload(model, "compute").layers == ("model.layers.0",)
-    assert "model.layers.1 lie partly" in seen[0]
-    assert torch.equal(logits(model), logits(tiny_model()))
-
-
-def test_weights_of_bitsandbytes_are_refused() -> None:
-    model = in_memory(tiny_model(), "model.layers.0", "model.layers.1")
-    linear = model.model.layers[1].mlp.up_proj
-    linear.weight = type("Int8Params", (nn.Parameter,), {"__module__": "bitsandbytes.nn"})(linear.weight.data)
-    with pytest.raises(ValueError, match=r"model\.layers\.1 holds weights that bitsandbytes"):
-        set_offload(model, "compute")
-    assert model.model.layers[0].mlp.up_proj.weight.is_meta  # nothing was taken over before
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is page-locked memory where there is a GPU")
-def test_no_page_locked_memory() -> None:
-    layer = tiny_model().model.layers[0]
-    with pytest.raises(RuntimeError, match=r"no 0 MiB of page-locked memory.*pin=False"):
-        HostBlock(layer, pinned=True)
-
-
-# What it takes -------------------------------------------------------------------------------------------------------
-
-
-def test_rows_worth_computing() -> None:
-    assert [rows_worth_computing(size) for size in (0.5, 1, 2, 4)] == [10, 20, 40, 80]
-    assert rows_worth_computing(0.01) == 1
-    model = in_memory(tiny_model(), "model.layers.1")
-    assert set_offload(model, "compute").rows == 80  # fp32
-    assert set_offload(model, "copy").rows == 0
-
-
-@pytest.mark.parametrize("way", ["compute", "copy"])
-@pytest.mark.parametrize("bits", [None, 4])
-def test_the_planner_counts_what_is_taken(bits: int | None, way: str, tmp_path: Path) -> None:
-    """The two buffers to the byte; the cache where the layers compute; what page-locked memory is rounded up to."""
-    tiny_model(num_hidden_layers=8).save_pretrained(tmp_path)
-    quantized = {} if bits is None else {"quantization_config": WeightOnlyConfig(bits=bits)}
-    model = AutoModelForCausalLM.from_pretrained(tmp_path, **quantized)
-    options: dict[str, Any] = {"bits": bits, "dtype": "float32", "reserve": 0, "context": 16}
-    whole = plan(model.config, "1x1GiB", **(options | {"bits": None})).devices[0]
-    planned = plan(tmp_path, [f"{whole.used - 1}B"], cpu="2MiB", offload=way, **options)
-    assert planned.fits
-    assert planned.offload == way
-    main_device, memory = planned.devices
-    layers = [name for name in planned.offloaded if ".layers." in name]
-    assert 2 <= len(layers) < 8
-    block = block_bytes(model.get_submodule(layers[0]))
-    taken = set_offload(in_memory(model, *layers), way)
-    per_layer = whole.cache // 8
-    assert taken.staging_bytes == 2 * block
-    inside = 8 - len(layers)
-    if way == "compute":
-        assert main_device.staging == 2 * block + per_layer
-        assert (main_device.cache, memory.cache) == (inside * per_layer, len(layers) * per_layer)
-        assert memory.activations > per_layer
-    else:
-        # the norm is copied too, each time
-        assert main_device.staging == 2 * block + 2 * 64 * 4 * ("model.norm" in planned.offloaded)
-        assert (main_device.cache, memory.cache) == (8 * per_layer, 0)
-    power = 1 << (block - 1).bit_length()
-    assert memory.staging == len(layers) * (power - block)
-    assert ALIGNMENT * 16 > block - sum(t.nbytes for t in model.get_submodule(layers[0]).parameters()) >= 0
-
-
-def test_command_prints_what_to_call(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    tiny_config(architectures=["Glm130bForCausalLM"], num_hidden_layers=8).save_pretrained(tmp_path)
-    options = {"bits": 4, "devices": "1x250KiB", "cpu": "1MiB", "reserve": "0", "context": 16}
-    command = ["plan", "--config", str(tmp_path / "config.json"), "--reserve", "0", "--context", "16"]
-    command += ["--bits", "4", "--devices", "1x250KiB", "--cpu", "1MiB"]
-    for way in ("compute", "copy"):
-        assert main([*command, "--offload", way]) == 0
-        text = capsys.readouterr().out
-        pasted = text.partition("pass to from_pretrained:\n")[2].replace("and then call:\n", "")
-        names: dict[str, Any] = {"hf_glm_ernie": type("", (), {"set_offload": lambda *given: given}), "model": 1}
-        device_map, _, call = pasted.strip().rpartition("\n")
-        exec(device_map, names)
-        planned = plan(tmp_path, offload=way, **options)
-        assert names["device_map"] == planned.device_map
-        assert eval(call, names) == (1, way)
-        assert planned.describe() + "\n" == text
-    assert main(command) == 0
-    assert "run faster with offload compute or copy" in capsys.readouterr().out
-    many = plan(tmp_path, offload="compute", batch=12, **(options | {"devices": "1x700KiB"}))
-    assert "batch 12: offload copy is faster from 11 rows on" in many.describe()
-    assert main([*command[:-2], "--offload", "compute"]) == 1
-    assert "offload='compute' is about layers in main memory beside accelerators" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"offload": "host"}, "offload='host' is not one of accelerate, compute, copy"),
-        ({"offload": "copy", "devices": None}, "beside accelerators: pass devices"),
-        ({"offload": "copy", "cpu": None}, "and cpu='128GiB'"),
-    ],
-)
-def test_ways_of_offload_that_cannot_be_planned(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        plan(tiny_config(), **({"devices": "1x1GiB", "cpu": "1GiB"} | change))
