@@ -75,7 +75,7 @@ GROUPS = {
     ),
     "Planning devices": (
         *("planner.devices.plan", "planner.report.Plan", "planner.report.DevicePlan", "set_offload", "Offload"),
-        *("planner.speed_table.Speed", "planner.speed.Step"),
+        *("planner.speed_table.Speed", "planner.speed.Step", "planner.speed.Waiting"),
         *("planner.training.plan_training", "planner.training_report.TrainingPlan"),
         *("planner.training_report.TrainingRow", "planner.training_state.State"),
         "planner.training_speed.TrainingSpeed",

@@ -59,9 +59,30 @@ class Stage:
     ahead: bool = False
 
 
+class Waiting:
+    """A time that cannot be shorter, made of what is waited for.
+
+    Attributes:
+        parts: Seconds by what they are waited for; they add up.
+    """
+
+    parts: Mapping[str, float]
+
+    @property
+    def seconds(self) -> float:
+        """At the least."""
+        return sum(self.parts.values())
+
+    @property
+    def limit(self) -> str:
+        """What most of the time is waited for."""
+        return max(self.parts, key=lambda name: self.parts[name])
+
+
 @dataclass(frozen=True)
-class Step:
-    """A predicted step; a limit.
+class Step(Waiting):
+    """A predicted step; a limit, for a step that is compiled into one graph, where the host does not hold the devices
+    up. `seconds` and `limit`: those of [`Waiting`].
 
     Args:
         kind: `"decode"`, one token of every row; `"prefill"`, prompts as long as the context; `"forward"`, texts of
@@ -81,16 +102,6 @@ class Step:
     read: int
     launching: float = 0.0
     lacking: int = 0
-
-    @property
-    def seconds(self) -> float:
-        """At the least, where the host does not hold the devices up: the step is compiled into one graph."""
-        return sum(self.parts.values())
-
-    @property
-    def limit(self) -> str:
-        """What most of the time is waited for."""
-        return max(self.parts, key=lambda name: self.parts[name])
 
     @property
     def tokens_per_second(self) -> float:
@@ -179,6 +190,7 @@ __all__ = [
     "Shape",
     "Stage",
     "Step",
+    "Waiting",
     "between_ranks",
     "bytes_read",
     "flops",

@@ -7,7 +7,7 @@ import torch
 
 from .cards import Card
 from .sizes import Job
-from .speed import ARITHMETIC, LINK, MEMORY
+from .speed import ARITHMETIC, LINK, MEMORY, Waiting
 from .training_job import SINGLE, WHOLE, ZERO_1, ZERO_3, TrainingJob
 from .training_state import State, Weight
 from .work import Work, at_full_depth, measure
@@ -17,8 +17,8 @@ NETWORK = 25e9  # bytes/s a card between machines: one adapter of 200 Gb/s for e
 
 
 @dataclass(frozen=True)
-class TrainingSpeed:
-    """A step of the optimizer; a limit.
+class TrainingSpeed(Waiting):
+    """A step of the optimizer; a limit. `seconds` and `limit`: those of [`Waiting`].
 
     Args:
         parts: Seconds by what they are waited for.
@@ -29,16 +29,6 @@ class TrainingSpeed:
     parts: Mapping[str, float]
     tokens: int
     flops: int
-
-    @property
-    def seconds(self) -> float:
-        """Of a step, at the least."""
-        return sum(self.parts.values())
-
-    @property
-    def limit(self) -> str:
-        """What most of the time is waited for."""
-        return max(self.parts, key=lambda name: self.parts[name])
 
     @property
     def tokens_per_second(self) -> float:
