@@ -1,39 +1,30 @@
 """`python -m hf_glm_ernie prepare-corpus INPUT... --output FOLDER`: files to a corpus for pre-training."""
 
 import argparse
-import signal
-import sys
 from collections.abc import Sequence
 from typing import Any
 
+from hf_glm_ernie.commands.running import run
 from hf_glm_ernie.planner.device_lists import parse_size
 
 from .near_duplicates import SHINGLE_SIZE
 from .prepare import CorpusArguments, prepare_corpus
 from .reading import ERROR, LINES, SAMPLE_BY, SKIP
+from .report import CorpusReport
 from .stages import JIEBA, OUTPUT_FORMATS, PARQUET, SEGMENTERS
 from .text_rules import MIN_WORDS
-
-DONE, REFUSED = 0, 1  # 2 is argparse's
 
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command. Returns the exit status: 0, or 1 if it was refused (the reason is on stderr)."""
     options = vars(build_parser().parse_args(arguments))
     inputs, output = options.pop("inputs"), options.pop("output")
-    before = signal.signal(signal.SIGTERM, _end)
-    try:
-        options |= {
-            name: parse_size(options.pop(name), f"--{name.replace('_', '-')}") for name in ("unit_size", "memory")
-        }
-        report = prepare_corpus(inputs, output, CorpusArguments(**options))
-    except (ValueError, OSError, ImportError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return REFUSED
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    sys.stdout.write(f"{report.describe()}\n")
-    return DONE
+
+    def prepare() -> CorpusReport:
+        sizes = {name: parse_size(options[name], f"--{name.replace('_', '-')}") for name in ("unit_size", "memory")}
+        return prepare_corpus(inputs, output, CorpusArguments(**options | sizes))
+
+    return run(prepare, describe=CorpusReport.describe)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -116,7 +107,3 @@ def _add_running(parser: Any) -> None:
         "--memory", default="1GiB", metavar="SIZE", help="a process may take to find duplicates (default: 1GiB)"
     )
     parser.add_argument("--no-progress", dest="progress", action="store_false", help="no bars")
-
-
-def _end(number: int, _: object) -> None:
-    raise SystemExit(128 + number)

@@ -6,25 +6,20 @@ those scripts can be given as they are.
 """
 
 import argparse
-import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from hf_glm_ernie.commands.running import run
 
 from .arguments import DOCCANO_LINES, ROWS, TASKS, LabelDataArguments
 from .convert import label_data
 from .export_file import DOCCANO, FORMATS, LABEL_STUDIO
 from .uie_rows import LANGUAGES
 
-DONE, REFUSED = 0, 1  # 2 is argparse's
-
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command. Returns the exit status: 0, or 1 if it was refused (the reason is on stderr).
-
-    A request to end (SIGTERM) is met as an interruption is: what was being made is removed.
-    """
+    """Runs the command. Returns the exit status: 0, or 1 if it was refused (the reason is on stderr)."""
     parser = build_parser()
     options = vars(parser.parse_args(arguments))
     files = {"auto": options.pop("export")} | {form: options.pop(form) for form in FORMATS}
@@ -34,16 +29,9 @@ def main(arguments: Sequence[str]) -> int:
     if given != ["auto"]:
         options["export_format"] = given[0]
     export, output = files[given[0]], options.pop("output")
-    before = signal.signal(signal.SIGTERM, _end)
-    try:
-        report = label_data(export, output, LabelDataArguments(**options))
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return REFUSED
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    sys.stdout.write(f"{report.describe()}\n")
-    return DONE
+    return run(
+        lambda: label_data(export, output, LabelDataArguments(**options)), describe=lambda report: report.describe()
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -162,10 +150,6 @@ def _add_files(parser: Any) -> None:
     _add(parser, "output", "--save_dir", type=Path, required=True, metavar="FOLDER", help="for the files")
     _add(parser, "overwrite", action="store_true", help="replace the files of an earlier run")
     _add(parser, "no-progress", dest="progress", action="store_false", help="no bars")
-
-
-def _end(number: int, _: object) -> None:
-    raise SystemExit(128 + number)
 
 
 def _truth(word: str) -> bool:

@@ -2,49 +2,39 @@
 
 import argparse
 import dataclasses
-import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from hf_glm_ernie.commands.running import run
 from hf_glm_ernie.ernie_training.tasks import TASKS
 
 from .arguments import INT8_STEPS, ShrinkArguments
-from .measuring import table_of
+from .measuring import Stage, table_of
 from .shrink import PICTURE, shrink
 from .static_int8 import METHODS
 
-DONE, REFUSED = 0, 1  # 2 is argparse's
 NO_STEP = "none"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Runs the command. Returns the exit status: 0, or 1 if it was refused (the reason is on stderr).
-
-    A request to end (SIGTERM) is met as an interruption is: what was being made is removed.
-    """
+    """Runs the command. Returns the exit status: 0, or 1 if it was refused (the reason is on stderr)."""
     options = vars(build_parser().parse_args(arguments))
     quiet = options.pop("quiet")
     options["int8"] = tuple(step for step in options["int8"] if step != NO_STEP)
-    before = signal.signal(signal.SIGTERM, _end)
-    try:
-        chosen = ShrinkArguments(**options)
-        stages = shrink(chosen, show_progress=not quiet)
-    except (ValueError, OSError, ImportError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return REFUSED
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    return run(
+        lambda: shrink(ShrinkArguments(**options), show_progress=not quiet),
+        describe=lambda stages: _described(stages, options["output"]),
+    )
+
+
+def _described(stages: Sequence[Stage], output: Path) -> str:
+    """The table of the stages, the folder, and what is lacking where no picture could be drawn."""
     metric = next(name for name, value in stages[0].scores.items() if value == stages[0].score)
-    sys.stdout.write(f"{table_of(stages, metric)}\n{chosen.output}\n")
-    if not (chosen.output / PICTURE).is_file():
-        sys.stdout.write(f"No {PICTURE}: pip install matplotlib.\n")
-    return DONE
-
-
-def _end(number: int, frame: Any) -> None:
-    raise SystemExit(128 + number)
+    lines = [table_of(stages, metric), str(output)]
+    if not (output / PICTURE).is_file():
+        lines.append(f"No {PICTURE}: pip install matplotlib.")
+    return "\n".join(lines)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -1,0 +1,1 @@
+"""What the commands of `python -m hf_glm_ernie` have in common."""
