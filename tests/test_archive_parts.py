@@ -1,10 +1,9 @@
 """GLM-130B straight from the parts of its archive: the same bytes as from the unpacked folder, wherever it is cut."""
 
 import gzip
-import hashlib
 import io
 import tarfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,13 +13,12 @@ from conversion.byte_source import SourceChangedError
 from conversion.operations import CheckpointError
 from conversion.rank_files import MARKS, RankCheckpoint
 from conversion.sources import open_source
-from tests.support.converting import SIZES, convert, listing, write_settings
+from tests.support.converting import SIZES, convert, digests, listing, write_settings
+from tests.support.plain_parts import STEM, cut, write_tar
 from tests.support.quantized_tiny import WIDE, whole_quantized, write_quantized
 from tests.support.tiny import ITERATION, whole_state, write_released
 
-ORDER = ("01", "latest", "00")
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
-STEM = "glm-130b-sat.tar"
 HALF = 64 * 512
 
 
@@ -28,35 +26,6 @@ HALF = 64 * 512
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An unpacked checkpoint of two ranks."""
     return write_released(tmp_path_factory.mktemp("unpacked") / "glm-130b-sat", whole_state(SIZES), 2)
-
-
-def write_tar(folder: Path, path: Path, tar_format: int = tarfile.GNU_FORMAT) -> Path:
-    """An archive of a checkpoint, the members in the released archive's manner: not in the order of their names."""
-    with tarfile.open(path, "w", format=tar_format) as archive:
-        for name in ORDER:
-            inside = name if name == "latest" else f"{ITERATION}/mp_rank_{name}_model_states.pt"
-            archive.add(folder / inside, f"{folder.name}/{inside}")
-    return path
-
-
-def cut(path: Path, into: Path, part_bytes: int, name: Callable[[int], str] = "{:02d}".format) -> list[Path]:
-    """The parts of a file, as `split` makes them."""
-    into.mkdir()
-    content = path.read_bytes()
-    parts = []
-    for number, start in enumerate(range(0, len(content), part_bytes)):
-        parts.append(into / f"{STEM}.part_{name(number)}")
-        parts[-1].write_bytes(content[start : start + part_bytes])
-    return parts
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """Name -> SHA-256 of everything in a folder."""
-    return {
-        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
-        for name in listing(folder)
-        if (folder / name).is_file()
-    }
 
 
 @pytest.mark.parametrize("tar_format", FORMATS)

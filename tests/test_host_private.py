@@ -15,7 +15,7 @@ import transformers
 from packaging.version import Version
 
 import hf_glm_ernie
-from tests.support.host_private import HOST_PRIVATE, HostName
+from tests.support.host_private import HOST_PRIVATE, HostName, resolve
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [
@@ -24,15 +24,6 @@ SOURCES = [
 HOSTS = ("transformers", "peft", "accelerate", "huggingface_hub", "torch")
 # Modules whose names are documented and have not moved.
 PROMISED = ("transformers", "transformers.modeling_outputs", "peft", "huggingface_hub")
-
-
-def resolve(place: str) -> Any:
-    module, _, dotted = place.partition(":")
-    value = importlib.import_module(module)
-    for name in dotted.split("."):
-        fields = getattr(value, "__dataclass_fields__", {}) | getattr(value, "__annotations__", {})
-        value = getattr(value, name) if hasattr(value, name) or name not in fields else fields[name]
-    return value
 
 
 IN_THIS_HOST = [row for row in HOST_PRIVATE if Version(row.since) <= Version(transformers.__version__)]

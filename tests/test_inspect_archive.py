@@ -11,8 +11,8 @@ from conversion.inspect_command import inspect
 from conversion.inspect_look import Question
 from conversion.inspect_report import Report
 from tests.support.converting import SIZES, write_settings
+from tests.support.plain_parts import STEM, cut, write_tar
 from tests.support.tiny import whole_state, write_released
-from tests.test_archive_parts import STEM, cut, write_tar
 
 PART_BYTES = 9_000
 

@@ -18,8 +18,8 @@ from conversion.inspect_paste import as_paste
 from conversion.inspect_text import as_json, as_text
 from tests.support.archives import released_members, write_archive
 from tests.support.converting import SIZES, write_settings
+from tests.support.original_forms import ORIGINALS
 from tests.support.tiny import rank_path, whole_state, write_released
-from tests.test_inspect import ORIGINALS
 
 CASES = 12
 """Of each form; 500 of each were run when this was written."""

@@ -113,6 +113,13 @@ def test_arrows_point_one_way() -> None:
         }
 
 
+def test_a_test_file_never_imports_from_another() -> None:
+    """What several need is in `support/`."""
+    for path in (ROOT / "tests").glob("test_*.py"):
+        beside = [module for _, module, _ in imports(path) if "test_" in module]
+        assert not beside, f"{path.name} imports from {', '.join(beside)}"
+
+
 def test_the_table_knows_no_files_and_the_readers_no_models() -> None:
     state_map = {module.split(".")[0] for _, module, _ in imports(ROOT / "conversion" / "state_map.py")}
     assert not state_map & {"hf_glm_ernie", "transformers", "safetensors", "pathlib", "os", "io"}

@@ -27,7 +27,7 @@ from conversion.publish import plan_publication, publish
 from conversion.publish_classes import PUBLISHED, remote_classes
 from conversion.publish_hub import push
 from hf_glm_ernie import ErnieCompactConfig, ErnieGPLinkerConfig, ErnieUIEConfig, ErnieUTCConfig
-from tests.support.hub_stand_in import TOKEN, Hub, serve
+from tests.support.hub_stand_in import TOKEN, Hub, serve_here
 from tests.support.publishing import CODE, make_source
 from tests.support.strangers import stranger
 from tests.support.tiny_ernie3 import tiny_model as tiny_ernie3
@@ -49,11 +49,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def hub() -> Iterator[Hub]:
     """A Hub, and this process made to talk to it."""
-    with serve() as hub, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(constants, "ENDPOINT", hub.url)
-        patch.setattr(constants, "HF_HUB_OFFLINE", False)
-        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        patch.setenv("HF_TOKEN", TOKEN)
+    with pytest.MonkeyPatch.context() as patch, serve_here(patch) as hub:
         yield hub
 
 

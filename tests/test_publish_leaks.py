@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from huggingface_hub import HfApi, ModelCard, constants
+from huggingface_hub import HfApi, ModelCard
 
 from conversion import publish_comparing
 from conversion.__main__ import main
@@ -16,7 +16,7 @@ from conversion.publish_hub import push
 from conversion.publish_source import PublishError
 from conversion.regular_files import NotRegularError, identify, read_regular
 from tests.faults.publish_cases import ARGUMENTS, CANARY, HOSTILE, SINGLE, fill, leaks, plant
-from tests.support.hub_stand_in import TOKEN, serve
+from tests.support.hub_stand_in import serve_here
 
 
 @pytest.fixture(autouse=True)
@@ -105,11 +105,7 @@ def test_what_comes_after_the_check_is_not_sent(tmp_path: Path, monkeypatch: pyt
     assert sha256.keys() == {path.name for path in (tmp_path / "out").iterdir()}
     (tmp_path / "out" / ".env").write_text(CANARY)
     (tmp_path / "out" / "late.safetensors").write_text(CANARY)
-    with serve() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with serve_here(monkeypatch) as hub:
         push(tmp_path / "out", "me/x", False, sha256)
         assert hub.repositories["me/x"].files.keys() == sha256.keys()
         (tmp_path / "out" / "config.json").write_text(CANARY)

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import SpaceCard, constants
+from huggingface_hub import SpaceCard
 
 from conversion import publish_space as spaces
 from conversion.__main__ import main
 from conversion.publish_config import PublishError
 from conversion.publish_space import plan_space, publish_space
 from hf_glm_ernie import __version__
-from tests.support.hub_stand_in import TOKEN, Hub, serve
+from tests.support.hub_stand_in import Hub, serve_here
 
 MODELS = ["--glm=me/glm-130b-int4", "--uie=me/ernie-uie"]
 PAGE_FILES = {path.name for path in spaces.PAGE.iterdir() if path.suffix in (".py", ".css")}
@@ -28,11 +28,7 @@ HAS_GRADIO = any(one.metadata["Name"] == "gradio" for one in importlib.metadata.
 @pytest.fixture(scope="module")
 def hub() -> Iterator[Hub]:
     """A Hub, and this process made to talk to it."""
-    with serve() as hub, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(constants, "ENDPOINT", hub.url)
-        patch.setattr(constants, "HF_HUB_OFFLINE", False)
-        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        patch.setenv("HF_TOKEN", TOKEN)
+    with pytest.MonkeyPatch.context() as patch, serve_here(patch) as hub:
         yield hub
 
 

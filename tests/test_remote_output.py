@@ -9,7 +9,6 @@ import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,70 +17,45 @@ import fsspec
 import pytest
 from huggingface_hub import constants
 
-from conversion import shipping, store
+from conversion import shipping
 from conversion.__main__ import main
 from conversion.hub_target import HubTarget
 from conversion.lazy_files import LazyFile
 from conversion.output_folder import OutputFolder
 from conversion.store_target import StoreTarget, piece_bytes, s3_etag
 from conversion.target import SendingStoppedError
-from tests.support.converting import SIZES, convert, listing, write_settings
+from tests.support.converting import convert, digests, listing, released
 from tests.support.ernie_goldens import SMALL
-from tests.support.forked import die, killed_in_child
-from tests.support.hub_stand_in import TOKEN, Hub, serve
-from tests.support.tiny import whole_state, write_released
-from tests.test_archive_parts import digests
-
-SHARDS = ("--max-shard-size=12000",)  # four of them
+from tests.support.hub_stand_in import Hub, serve_here
+from tests.support.remote_outputs import SHARDS, at, be_impatient, converted, killed, on_hub
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Requests are made again after a moment; work folders are made in a folder of the test's."""
-    monkeypatch.setattr(store, "FIRST_WAIT", 0.01)
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
+    be_impatient(monkeypatch, tmp_path)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A local checkpoint of two ranks, its settings beside it."""
-    folder = write_released(tmp_path_factory.mktemp("local") / "glm-130b-sat", whole_state(SIZES), 2)
-    write_settings(folder / "config.json")
-    return folder
+    return released(tmp_path_factory.mktemp("local") / "glm-130b-sat")
 
 
 @pytest.fixture(scope="module")
 def expected(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Name -> SHA-256 of what it is converted to."""
-    out = tmp_path_factory.mktemp("expected") / "out"
-    assert convert(folder, out, *SHARDS) == 0
-    return digests(out)
+    return converted(folder, tmp_path_factory.mktemp("expected") / "out")
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """The stand-in, with a token at hand."""
-    with serve() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with serve_here(monkeypatch) as hub:
         yield hub
 
 
 def send(folder: Path, url: str, *arguments: str) -> int:
     """Runs the command."""
     return main(["glm130b", f"--source={folder}", f"--output={url}", *SHARDS, *arguments])
-
-
-def on_hub(hub: Hub, repo: str = "me/glm") -> dict[str, str]:
-    """Name -> SHA-256 of what a repository holds, without its .gitattributes."""
-    files = hub.repositories[repo].files
-    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items() if name != ".gitattributes"}
 
 
 def test_to_the_hub(folder: Path, expected: dict[str, str], hub: Hub, capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,38 +151,6 @@ def test_a_commit_while_a_repository_is_read_changes_nothing(
 
 
 # Interrupted
-
-
-@contextmanager
-def killed(arguments: list[str], patch: Callable[[Callable[..., None]], None]) -> Iterator[None]:
-    """Runs the command in a child that is killed where `patch` has it call what it is given."""
-
-    def working() -> None:
-        patch(die)
-        main(["glm130b", *arguments])
-
-    killed_in_child(working)
-    yield
-
-
-def at(owner: Any, name: str, number: int, before: bool) -> Callable[[Callable[..., None]], None]:
-    """A patch that ends the child before or after the n-th call of a method."""
-
-    def patch(last: Callable[..., None]) -> None:
-        real, calls = getattr(owner, name), []
-
-        def called(*arguments: Any, **options: Any) -> Any:
-            calls.append(1)
-            if before and len(calls) == number:
-                last()
-            result = real(*arguments, **options)
-            if not before and len(calls) == number:
-                last()
-            return result
-
-        setattr(owner, name, called)
-
-    return patch
 
 
 MOMENTS = {

@@ -16,15 +16,15 @@ moto_server = pytest.importorskip(
 
 import boto3  # noqa: E402
 
-from conversion import lazy_files, shipping, store, store_target  # noqa: E402
+from conversion import lazy_files, shipping, store_target  # noqa: E402
 from conversion.__main__ import main  # noqa: E402
 from conversion.byte_source import SourceChangedError  # noqa: E402
 from conversion.store_source import ObjectPath  # noqa: E402
 from conversion.store_target import PROBE, SHA256, StoreTarget, s3_etag  # noqa: E402
-from tests.support.converting import SIZES, convert, write_settings  # noqa: E402
-from tests.support.tiny import whole_state, write_released  # noqa: E402
-from tests.test_archive_parts import cut, digests, write_tar  # noqa: E402
-from tests.test_remote_output import SHARDS, at, hub, killed, on_hub  # noqa: E402, F401  # hub is a fixture
+from tests.support.converting import convert, digests, released  # noqa: E402
+from tests.support.hub_stand_in import Hub, serve_here  # noqa: E402
+from tests.support.plain_parts import cut, write_tar  # noqa: E402
+from tests.support.remote_outputs import SHARDS, at, be_impatient, converted, killed, on_hub  # noqa: E402
 
 BUCKET = "checkpoints"
 
@@ -44,9 +44,7 @@ def s3(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator
     given = {"ENDPOINT_URL": server, "ACCESS_KEY_ID": "a", "SECRET_ACCESS_KEY": "b", "DEFAULT_REGION": "us-east-1"}
     for name, value in given.items():
         monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setattr(store, "FIRST_WAIT", 0.01)
-    (tmp_path / "work").mkdir()
-    monkeypatch.chdir(tmp_path / "work")
+    be_impatient(monkeypatch, tmp_path)
     client = boto3.client("s3")
     client.create_bucket(Bucket=BUCKET)
     yield client
@@ -57,18 +55,18 @@ def s3(server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A local checkpoint of two ranks, its settings beside it."""
-    folder = write_released(tmp_path_factory.mktemp("local") / "glm-130b-sat", whole_state(SIZES), 2)
-    write_settings(folder / "config.json")
-    return folder
+    return released(tmp_path_factory.mktemp("local") / "glm-130b-sat")
 
 
 @pytest.fixture(scope="module")
 def expected(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Name -> SHA-256 of what it is converted to."""
-    out = tmp_path_factory.mktemp("expected") / "out"
-    assert convert(folder, out, *SHARDS) == 0
-    return digests(out)
+    return converted(folder, tmp_path_factory.mktemp("expected") / "out")
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    with serve_here(monkeypatch) as hub:
+        yield hub
 
 
 def upload(s3: Any, local: Path, prefix: str) -> None:
@@ -106,7 +104,7 @@ def test_parts_on_s3_to_the_hub(
     expected: dict[str, str],
     tmp_path: Path,
     s3: Any,
-    hub: Any,  # noqa: F811
+    hub: Hub,
 ) -> None:
     cut(write_tar(folder, tmp_path / "whole.tar"), tmp_path / "parts", 9999)
     upload(s3, tmp_path / "parts", "glm")

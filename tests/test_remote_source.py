@@ -20,12 +20,12 @@ from conversion.rank_files import MARKS, RankCheckpoint
 from conversion.sources import open_source
 from conversion.store import StoreError
 from conversion.store_source import ObjectPath, parse_place
-from tests.support.converting import SIZES, convert, listing, write_settings
+from tests.support.converting import SIZES, convert, digests, listing, write_settings
 from tests.support.converting_ernie import convert as convert_ernie
 from tests.support.ernie_goldens import SMALL
+from tests.support.plain_parts import cut, write_tar
 from tests.support.range_server import Files, serve_files
 from tests.support.tiny import whole_state, write_released
-from tests.test_archive_parts import cut, digests, write_tar
 
 ENCODER = sorted(path.parent.name for path in SMALL.glob("*/case.json"))[0]
 BIG = bytes(range(256)) * 4 * 1024 * 10  # 10 MiB: more than a request takes

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.support import serving
-from tests.support.host_private import HostName
+from tests.support.host_private import HostName, resolve
 from tests.support.vllm_private import VLLM_PRIVATE
-from tests.test_host_private import resolve
 
 PLUGIN = Path(__file__).parents[1] / "hf_glm_ernie" / "vllm_plugin"
 

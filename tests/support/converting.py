@@ -1,5 +1,6 @@
 """The converter's command, as the tests call it."""
 
+import hashlib
 import json
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 
 from conversion.__main__ import main
 
-from .tiny import Sizes, State
+from .tiny import Sizes, State, whole_state, write_released
 
 SIZES = Sizes()
 
@@ -28,6 +29,13 @@ def write_settings(path: Path, **settings: Any) -> str:
     return f"--config={path}"
 
 
+def released(folder: Path, ranks: int = 2) -> Path:
+    """A tiny checkpoint in the released layout, its settings beside."""
+    write_released(folder, whole_state(SIZES), ranks)
+    write_settings(folder / "config.json")
+    return folder
+
+
 def weights(folder: Path) -> State:
     """The tensors of a converted folder."""
     return {name: tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
@@ -36,6 +44,15 @@ def weights(folder: Path) -> State:
 def listing(folder: Path) -> list[str]:
     """Every file and folder in a folder."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Name -> SHA-256 of everything in a folder."""
+    return {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in listing(folder)
+        if (folder / name).is_file()
+    }
 
 
 SLOWLY = """

@@ -9,7 +9,9 @@ A row says where the name is (`module:object`), why we need it, and which of its
 a method that we override, the parameters need no row: the test holds our signature against the host's.
 """
 
+import importlib
 from dataclasses import dataclass
+from typing import Any
 
 from hf_glm_ernie.host_interface import CACHE_NAME
 
@@ -29,6 +31,20 @@ class HostName:
     why: str
     parameters: tuple[str, ...] = ()
     since: str = "0"
+
+
+def resolve(place: str) -> Any:
+    """What `module:object` names; of a field without a default, the field or its annotation.
+
+    Raises:
+        AttributeError, ImportError: there is none such.
+    """
+    module, _, dotted = place.partition(":")
+    value = importlib.import_module(module)
+    for name in dotted.split("."):
+        fields = getattr(value, "__dataclass_fields__", {}) | getattr(value, "__annotations__", {})
+        value = getattr(value, name) if hasattr(value, name) or name not in fields else fields[name]
+    return value
 
 
 _MODEL = "transformers.modeling_utils:PreTrainedModel."

@@ -18,6 +18,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
+from huggingface_hub import constants
+
 TOKEN = "hf_stand_in"
 OWNER = "me"
 LFS_SUFFIXES = (".safetensors", ".model")
@@ -78,6 +81,19 @@ def serve() -> Iterator[Hub]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+@contextmanager
+def serve_here(patch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A running stand-in, and this process made to talk to it, with a token at hand."""
+    with serve() as hub:
+        patch.setattr(constants, "ENDPOINT", hub.url)
+        template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setenv("HF_TOKEN", TOKEN)
+        yield hub
 
 
 def _key(kind: str, name: str) -> str:
