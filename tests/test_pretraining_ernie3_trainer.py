@@ -110,6 +110,31 @@ def test_memories_matter_and_are_carried(tokenizer, tmp_path, monkeypatch):
     assert all(abs(a - b) > 1e-4 for a, b in zip(carried[1:4], dropped[1:4], strict=True))
 
 
+def test_a_step_without_memories_calls_the_modules_of_one_that_has_some(tokenizer, tmp_path):
+    """ZeRO-3 gathers weights by these calls: rows of one process begin documents while another's go on with some."""
+    model = tiny_model(tokenizer)
+    names = {module: name for name, module in model.named_modules()}
+    calls, widths = [], []
+
+    class Watching(Ernie3PretrainingTrainer):
+        def compute_loss(self, model, inputs, **kwargs):
+            calls.append([])
+            return super().compute_loss(model, inputs, **kwargs)
+
+    for module, name in names.items():
+        if name:
+            module.register_forward_pre_hook(lambda module, _: calls[-1].append(names[module]))
+    memory = model.ernie3.encoder.layers[0]
+    memory.register_forward_pre_hook(
+        lambda _, given, kwargs: widths.append(kwargs["memory"]) if kwargs["memory"] is not None else None,
+        with_kwargs=True,
+    )
+    Watching(model, arguments(tmp_path, max_steps=3), train_dataset=mixture(tokenizer)).train()
+    assert [memory.shape[1] for memory in widths] == [0, 6, 6], "the first step goes on with no document"
+    assert len(calls[0]) > 100
+    assert calls[1:] == [calls[0]] * 2
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_run_goes_on_exactly(tokenizer, tmp_path, workers):
     options = {"dataloader_num_workers": workers, "save_strategy": "steps", "save_steps": 3}

@@ -63,7 +63,7 @@ class Ernie3DistillationTrainer(Ernie3PretrainingTrainer):
     """
 
     columns = [*dict.fromkeys((*COLUMNS, *LEARNER_INPUTS))]
-    part_with_dropout = "teacher"
+    part_of_tasks = "teacher"
     takes_plain_rows = True
 
     def __init__(

@@ -31,7 +31,7 @@ from hf_glm_ernie.configuration_ernie3 import DOCUMENT_LM, TASK_BRANCHES
 
 from .fillers import count_labels, count_read
 from .mean_losses import MeanLosses
-from .memories import MemoryBank
+from .memories import MemoryBank, memories_without_columns
 from .schedule import ProgressiveDropout, ProgressiveSchedule
 from .streams import ShardedStream
 
@@ -87,7 +87,7 @@ class Ernie3PretrainingTrainer(Trainer):
     """
 
     columns = COLUMNS
-    part_with_dropout = ""  # of the model: where the schedule sets the dropout
+    part_of_tasks = ""  # of the model: what reads mixed batches, and where the schedule sets the dropout
     takes_plain_rows = False  # beside mixed batches
 
     def __init__(
@@ -119,7 +119,7 @@ class Ernie3PretrainingTrainer(Trainer):
                 raise ValueError(
                     f"TrainingArguments(learning_rate={self.args.learning_rate}) must be the schedule's peak, {peak}."
                 )
-            self.add_callback(ProgressiveDropout(schedule, self.part_with_dropout))
+            self.add_callback(ProgressiveDropout(schedule, self.part_of_tasks))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As the host's; a checkpoint's memories and the place in the data are read, too."""
@@ -280,6 +280,10 @@ class Ernie3PretrainingTrainer(Trainer):
         if documents is not None:
             stream_ids, reset = documents.pop("stream_ids"), documents.pop("memory_reset")
             documents["memories"] = self._memories[phase].take(stream_ids, reset)
+            if documents["memories"] is None:
+                bare = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+                config = bare.get_submodule(self.part_of_tasks).config
+                documents["memories"] = memories_without_columns(config, stream_ids)
             documents["return_memories"] = True
         weights = {task: self.task_weights.get(task, 1.0) * shares.get(task, 1.0) for task in batches}
         return {"batches": batches, "task_weights": weights}, stream_ids

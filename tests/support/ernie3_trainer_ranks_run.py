@@ -134,6 +134,9 @@ def gathered(parameter: Any) -> AbstractContextManager[Any]:
 def main() -> None:
     """Trains, goes on from the middle, writes."""
     torch.set_num_threads(1)
+    if deepspeed is not None:
+        # an operator for the CPU that it would compile first, for minutes; without it gloo takes its place
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     folder, wrapper, accumulated = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     rank = os.environ["RANK"]
     (folder / f"vocabulary{rank}").mkdir()
