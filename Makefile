@@ -4,7 +4,7 @@ VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test test-slow test-gpu test-serve test-remote page test-page test-faults test-oldest test-newest environments check format bench bench-gpu conformance conformance-oldest clean
+.PHONY: demo test test-slow test-gpu test-serve test-remote test-zero page test-page test-faults test-oldest test-newest environments check format bench bench-gpu conformance conformance-oldest clean
 
 $(STAMP): pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
@@ -98,6 +98,18 @@ $(REMOTE_STAMP): pyproject.toml constraints.txt
 test-remote: $(REMOTE_STAMP)  ## the tests that need a stand-in for S3; two minutes
 	OMP_NUM_THREADS=1 $(REMOTE)/bin/python -m pytest tests/test_remote_*.py
 
+# DeepSpeed comes as source, and brings packages that nothing else here needs.
+ZERO = .venv-zero
+ZERO_STAMP = $(ZERO)/.installed
+$(ZERO_STAMP): pyproject.toml constraints.txt
+	python3 -m venv --clear $(ZERO)
+	$(ZERO)/bin/python $(PIP_INSTALL) --constraint constraints.txt "torch==2.13.0"
+	$(ZERO)/bin/python $(PIP_INSTALL) --constraint constraints.txt "deepspeed==0.19.8" pytest pytest-timeout --editable .
+	touch $(ZERO_STAMP)
+
+test-zero: $(ZERO_STAMP)  ## the tests that need DeepSpeed, ZeRO-3 in two processes on the CPU; two minutes
+	OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu $(ZERO)/bin/python -m pytest tests/test_parallel_ernie3_trainer.py -k zero3
+
 PAGE = .venv-page
 PAGE_STAMP = $(PAGE)/.installed
 $(PAGE_STAMP): pyproject.toml constraints.txt examples/space/requirements.txt
@@ -152,4 +164,4 @@ format: $(STAMP)
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(BETWEEN) $(NEWEST) $(SERVE) $(REMOTE) $(PAGE) .conformance $(BENCH) demo-output build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) $(OLDEST) $(BETWEEN) $(NEWEST) $(SERVE) $(REMOTE) $(ZERO) $(PAGE) .conformance $(BENCH) demo-output build *.egg-info .pytest_cache .ruff_cache .mypy_cache

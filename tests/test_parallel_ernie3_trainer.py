@@ -13,43 +13,47 @@ from tests.support.ernie3_rows import small_tokenizer
 from tests.support.ernie3_trainer_ranks_run import LEARNING_RATE, SCHEDULE, STEPS
 from tests.support.rank_processes import run_ranks
 
-ZERO3 = pytest.mark.skipif(
-    find_spec("deepspeed") is None,
-    reason="needs the package deepspeed, which builds an operator when it first runs: ninja and a C++ compiler",
-)
+ZERO3 = pytest.mark.skipif(find_spec("deepspeed") is None, reason="needs the package deepspeed: make test-zero")
+
+
+Memories = dict[tuple[int, int], Any]  # of each rank's rows
+
+
+def mean_losses(model: Any, batches: list[tuple[int, dict[str, Any]]], kept: Memories) -> dict[str, torch.Tensor]:
+    """Every task's loss, the mean over its labels in the batches of all ranks, a row at a time; `kept` goes on.
+
+    Rows without labels are fillers and give no gradient.
+    """
+    found = {}
+    for task in TASK_BRANCHES:
+        sums, labels = torch.zeros(()), 0
+        for rank, batch in batches:
+            rows = dict(batch[task])
+            ids, reset = rows.pop("stream_ids", None), rows.pop("memory_reset", None)
+            for row in range(len(rows["input_ids"])):
+                one = {name: value[row : row + 1] if torch.is_tensor(value) else value for name, value in rows.items()}
+                if ids is not None:
+                    stream = (rank, int(ids[row]))
+                    memories = None if reset[row] else kept.get(stream)
+                    one |= {"memories": memories, "return_memories": True}
+                output = model(**one)
+                if ids is not None:
+                    kept[stream] = output.memories
+                (name,) = [name for name in one if name.endswith("labels")]
+                scored = one[name][:, 1:] if one["branch"] == "nlg" else one[name]
+                count = int((scored != -100).sum())
+                sums, labels = sums + output.loss * count, labels + count
+        found[task] = sums / max(labels, 1)
+    return found
 
 
 def by_hand(model: Any, steps: list[list[tuple[int, dict[str, Any]]]]) -> list[dict[str, float]]:
-    """Plain steps of SGD, every task's loss the mean over its labels in all batches of a step, a row at a time.
-
-    A step is a list of ranks and their batches. Rows without labels are fillers and give no gradient.
-    """
-    kept: dict[tuple[int, int], Any] = {}  # the memories of a rank's rows
+    """Plain steps of SGD; a step is a list of ranks and their batches."""
+    kept: Memories = {}
     losses = []
     model.train()
     for batches in steps:
-        found = {}
-        for task in TASK_BRANCHES:
-            sums, labels = torch.zeros(()), 0
-            for rank, batch in batches:
-                rows = dict(batch[task])
-                ids, reset = rows.pop("stream_ids", None), rows.pop("memory_reset", None)
-                for row in range(len(rows["input_ids"])):
-                    one = {
-                        name: value[row : row + 1] if torch.is_tensor(value) else value for name, value in rows.items()
-                    }
-                    if ids is not None:
-                        stream = (rank, int(ids[row]))
-                        memories = None if reset[row] else kept.get(stream)
-                        one |= {"memories": memories, "return_memories": True}
-                    output = model(**one)
-                    if ids is not None:
-                        kept[stream] = output.memories
-                    (name,) = [name for name in one if name.endswith("labels")]
-                    scored = one[name][:, 1:] if one["branch"] == "nlg" else one[name]
-                    count = int((scored != -100).sum())
-                    sums, labels = sums + output.loss * count, labels + count
-            found[task] = sums / max(labels, 1)
+        found = mean_losses(model, batches, kept)
         model.zero_grad()
         torch.stack(list(found.values())).sum().backward()
         with torch.no_grad():
@@ -77,10 +81,11 @@ def test_two_ranks_train_as_one_process_would_on_all_their_rows(
     run_ranks("ernie3_trainer_ranks_run.py", tmp_path, wrapper, str(accumulated), seconds=280)
     ranks = [torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert [len(one["batches"]) for one in ranks] == [STEPS * accumulated] * 2
+    apart = (0,) if wrapper == "tp2" else (0, 1)  # with tensor parallelism both read the same rows
     steps = [
         [
             (rank, batch)
-            for rank in ((0,) if wrapper == "tp2" else (0, 1))  # with tensor parallelism both read the same rows
+            for rank in apart
             for batch in ranks[rank]["batches"][step * accumulated : (step + 1) * accumulated]
         ]
         for step in range(STEPS)
@@ -98,6 +103,13 @@ def test_two_ranks_train_as_one_process_would_on_all_their_rows(
         for one in ranks:
             assert torch.equal(one["whole"][name], ranks[0]["whole"][name]), name
             assert torch.equal(one.get("resumed", one["whole"])[name], one["whole"][name]), name
+    evaluated = [(rank, batch) for rank in apart for batch in ranks[rank]["evaluated"]]
+    with torch.no_grad():
+        means = mean_losses(model.eval(), evaluated, {})
+    for one in ranks:
+        assert one["metrics"]["eval_loss"] == pytest.approx(sum(means.values()).item(), abs=1e-4)
+        for task, loss in means.items():
+            assert one["metrics"][f"eval_{task}_loss"] == pytest.approx(loss.item(), abs=1e-5)
     if wrapper == "tp2":
         return
     checkpoint = tmp_path / "whole" / f"checkpoint-{STEPS // 2}"

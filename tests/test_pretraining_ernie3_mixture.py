@@ -12,7 +12,7 @@ from hf_glm_ernie.configuration_ernie3 import DOCUMENT_LM, TASK_BRANCHES
 from hf_glm_ernie.ernie3_training.collator import Ernie3PretrainingCollator, collate_rows, mixed_batch
 from hf_glm_ernie.ernie3_training.fillers import count_labels, count_read, document_filler
 from hf_glm_ernie.ernie3_training.masking import KnowledgeMasking
-from hf_glm_ernie.ernie3_training.memories import MemoryBank
+from hf_glm_ernie.ernie3_training.memories import MemoryBank, memories_without_columns
 from hf_glm_ernie.ernie3_training.mixture import Ernie3PretrainingMixture, row_counts
 from hf_glm_ernie.ernie3_training.schedule import ProgressiveSchedule
 from hf_glm_ernie.ernie3_training.structure import SentenceReordering
@@ -361,6 +361,27 @@ def test_the_bank_gives_every_row_its_own(tmp_path):
     assert len(bank) == 0
     with pytest.raises(ValueError, match="must have states, mask and tokens_seen"):
         bank.put(torch.tensor([0]), Ernie3Memories(mask=torch.ones(1, 2, dtype=torch.bool)))
+
+
+@pytest.mark.parametrize("positions", ["absolute", "relative"])
+@pytest.mark.parametrize("recurrence", ["shift_down", "same_layer"])
+def test_memories_without_columns_are_none(tokenizer, positions, recurrence):
+    """The same loss, gradients and next memories, to the last bit."""
+    model = tiny_model(tokenizer, position_embedding_type=positions, recurrence=recurrence).train()
+    ids = torch.randint(10, 40, (2, 9), generator=torch.Generator().manual_seed(0))
+    ids[1, 7:] = tokenizer.pad_token_id
+    rows = {"input_ids": ids, "attention_mask": ids.ne(tokenizer.pad_token_id).long(), "branch": "nlg"}
+    found = []
+    for memories in (None, memories_without_columns(model.config, torch.tensor([4, 9]))):
+        model.zero_grad()
+        output = model(**rows, labels=ids, memories=memories, return_memories=True)
+        output.loss.backward()
+        gradients = [one.grad.clone() for one in model.parameters() if one.grad is not None]
+        found.append([output.loss.detach(), *gradients, output.memories.mask, *output.memories.states])
+        assert output.memories.tokens_seen.tolist() == [9, 7]
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+    assert memories_without_columns(tiny_model(tokenizer, memory_length=0).config, torch.tensor([4])) is None
 
 
 # Many rows at a time

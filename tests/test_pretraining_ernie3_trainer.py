@@ -110,6 +110,43 @@ def test_memories_matter_and_are_carried(tokenizer, tmp_path, monkeypatch):
     assert all(abs(a - b) > 1e-4 for a, b in zip(carried[1:4], dropped[1:4], strict=True))
 
 
+def test_a_step_without_memories_calls_the_modules_of_one_that_has_some(tokenizer, tmp_path):
+    """ZeRO-3 gathers weights by these calls: rows of one process begin documents while another's go on with some."""
+    model = tiny_model(tokenizer)
+    names = {module: name for name, module in model.named_modules()}
+    calls, widths = [], []
+
+    class Watching(Ernie3PretrainingTrainer):
+        def compute_loss(self, model, inputs, **kwargs):
+            calls.append([])
+            return super().compute_loss(model, inputs, **kwargs)
+
+    for module, name in names.items():
+        if name:
+            module.register_forward_pre_hook(lambda module, _: calls[-1].append(names[module]))
+    memory = model.ernie3.encoder.layers[0]
+    memory.register_forward_pre_hook(
+        lambda _, given, kwargs: widths.append(kwargs["memory"]) if kwargs["memory"] is not None else None,
+        with_kwargs=True,
+    )
+    Watching(model, arguments(tmp_path, max_steps=3), train_dataset=mixture(tokenizer)).train()
+    assert [memory.shape[1] for memory in widths] == [0, 6, 6], "the first step goes on with no document"
+    assert len(calls[0]) > 100
+    assert calls[1:] == [calls[0]] * 2
+
+
+def test_labels_are_counted_once(tokenizer, tmp_path, monkeypatch):
+    counted = []
+
+    def count(inputs):
+        counted.append(inputs)
+        return count_labels(inputs)
+
+    monkeypatch.setattr("hf_glm_ernie.ernie3_training.trainer.count_labels", count)
+    train(tokenizer, tmp_path, max_steps=2, gradient_accumulation_steps=2)
+    assert len(counted) == 2 * 2 * len(TASK_BRANCHES)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_resumed_run_goes_on_exactly(tokenizer, tmp_path, workers):
     options = {"dataloader_num_workers": workers, "save_strategy": "steps", "save_steps": 3}
@@ -251,9 +288,9 @@ def test_weights_and_their_errors(tokenizer, tmp_path):
 
 @torch.no_grad()
 def evaluated_by_hand(model, batches):
-    """Each task's mean loss over the batches; the memory of each row is kept as the model returned it."""
+    """Each task's mean loss over its labels; the memory of each row is kept as the model returned it."""
     model.eval()
-    memories, losses = None, {}
+    memories, losses, labels = None, dict.fromkeys(TASK_BRANCHES, 0.0), dict.fromkeys(TASK_BRANCHES, 0)
     for batch in batches:
         for task, inputs in batch["batches"].items():
             inputs = dict(inputs)
@@ -264,9 +301,10 @@ def evaluated_by_hand(model, batches):
                 inputs |= {"memories": memories, "return_memories": True}
             output = model(**inputs)
             memories = output.memories if task == "document_lm" else memories
-            losses.setdefault(task, []).append(output.loss.item())
-    assert set(losses) == set(TASK_BRANCHES)
-    return {task: sum(found) / len(found) for task, found in losses.items()}
+            count = int(count_labels(inputs))
+            losses[task] += output.loss.item() * count
+            labels[task] += count
+    return {task: loss / labels[task] for task, loss in losses.items()}
 
 
 def test_evaluation_has_memories_of_its_own(tokenizer, tmp_path):
@@ -284,6 +322,41 @@ def test_evaluation_has_memories_of_its_own(tokenizer, tmp_path):
     assert len(trainer._memories["train"]) == kept == 4
     with pytest.raises(ValueError, match="give it num_batches"):
         trainer.evaluate(stream)
+
+
+def test_fillers_count_in_no_mean_of_an_evaluation(tokenizer, tmp_path):
+    """Six batches that share three rows fewer than they have places: some have no label of some task."""
+    schedule = ProgressiveSchedule(100, (24, 24), (8, 8), (0.1, 0.1))
+
+    def stream():
+        options = {"batch_size": None, "length": None, "ratios": None, "gradient_accumulation_steps": 3}
+        return mixture(tokenizer, schedule=schedule, num_batches=6, seed=5, **options)
+
+    batches = [batch["batches"] for batch in stream()]
+    assert len(batches) == 6
+    assert all(any(not count_labels(batch[task]) for batch in batches) for task in ("credible", "controllable_lm"))
+    weights = {"credible": 3.0}
+    model = tiny_model(tokenizer)
+    trainer = Ernie3PretrainingTrainer(model, arguments(tmp_path), eval_dataset=stream(), task_weights=weights)
+    found = trainer.evaluate()
+    total = 0.0
+    model.eval()
+    for task in TASK_BRANCHES:
+        bank, losses, labels = MemoryBank(), 0.0, 0
+        for batch in batches:
+            given = dict(batch[task])
+            if task == DOCUMENT_LM:
+                ids, reset = given.pop("stream_ids"), given.pop("memory_reset")
+                given |= {"memories": bank.take(ids, reset), "return_memories": True}
+            with torch.no_grad():
+                output = model(**given)
+            if task == DOCUMENT_LM:
+                bank.put(ids, output.memories)
+            count = int(count_labels(given))
+            losses, labels = losses + output.loss.item() * count, labels + count
+        assert found[f"eval_{task}_loss"] == pytest.approx(losses / labels, abs=1e-5)
+        total += weights.get(task, 1.0) * losses / labels
+    assert found["eval_loss"] == pytest.approx(total, abs=1e-4)
 
 
 @pytest.mark.parametrize("as_dataset", [False, True])

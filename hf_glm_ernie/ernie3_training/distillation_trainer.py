@@ -63,8 +63,9 @@ class Ernie3DistillationTrainer(Ernie3PretrainingTrainer):
     """
 
     columns = [*dict.fromkeys((*COLUMNS, *LEARNER_INPUTS))]
-    part_with_dropout = "teacher"
+    part_of_tasks = "teacher"
     takes_plain_rows = True
+    sums_tasks = False
 
     def __init__(
         self,

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+from hf_glm_ernie.configuration_ernie3 import Ernie3Config
 from hf_glm_ernie.memory_ernie3 import Ernie3Memories
 
 from .fillers import NO_STREAM
@@ -112,4 +113,30 @@ class MemoryBank:
                 self._rows[int(stream)] = (states, tensors[name], tensors[f"{stream}.tokens_seen"])
 
 
-__all__ = ["MemoryBank"]
+def memories_without_columns(config: Ernie3Config, stream_ids: torch.Tensor) -> Ernie3Memories | None:
+    """Memories with nothing in them, for a batch that goes on with no document.
+
+    The loss is that of a call without memories, but every layer normalises a memory as in a call that has one. ZeRO-3
+    gathers weights call by call of the modules and waits for all processes each time: were one process's rows without
+    memories, it would wait for what never comes.
+
+    Args:
+        config: The model's.
+        stream_ids: (B,) int64, for the number of rows and the device.
+
+    Returns:
+        Memories of no columns; `None` for a model without memory.
+    """
+    if not config.memory_length:
+        return None
+    rows = len(stream_ids)
+    widths = [config.hidden_size] * config.num_hidden_layers
+    widths += [config.branch_hidden_size] * config.branch_num_hidden_layers
+    return Ernie3Memories(
+        states=tuple(torch.zeros(rows, 0, width, device=stream_ids.device) for width in widths),
+        mask=torch.zeros(rows, 0, dtype=torch.bool, device=stream_ids.device),
+        tokens_seen=torch.zeros_like(stream_ids),
+    )
+
+
+__all__ = ["MemoryBank", "memories_without_columns"]

@@ -5,8 +5,9 @@ What [`Ernie3PretrainingTrainer`] adds to the host's Trainer:
 - The memories of the document rows go from step to step, apart for every row, and are empty where a document begins.
   They are detached, so no gradient crosses steps. A checkpoint holds them (a file per process), and a resumed run goes
   on exactly; where the file is missing, documents that were begun go on with empty memories, and a warning says so.
-- Every task's loss is the mean over its labels in the whole step, over all processes and accumulated batches; it is
-  logged, and weighted in the sum. Rows and tokens that were read are logged beside it, padding and fillers apart.
+- Every task's loss is the mean over its labels in the whole step, over all processes and accumulated batches, or in
+  the whole evaluation; it is logged, and weighted in the sum. Rows and tokens that were read are logged beside it,
+  padding and fillers apart.
 - A [`ProgressiveSchedule`] sets learning rate and dropout by the step; lengths and batch sizes by the step are the
   data's part ([`Ernie3PretrainingMixture`]).
 - A stream that shards itself is read as it is. A checkpoint holds where it was (a file per process), so a resumed run
@@ -31,13 +32,14 @@ from hf_glm_ernie.configuration_ernie3 import DOCUMENT_LM, TASK_BRANCHES
 
 from .fillers import count_labels, count_read
 from .mean_losses import MeanLosses
-from .memories import MemoryBank
+from .memories import MemoryBank, memories_without_columns
 from .schedule import ProgressiveDropout, ProgressiveSchedule
 from .streams import ShardedStream
 
 logger = logging.get_logger(__name__)
 
 MEMORIES_FILE, STREAM_FILE = "ernie3_memories_{}.safetensors", "ernie3_stream_{}.json"  # in a checkpoint, by process
+LABEL_COUNTS = "label_counts"  # in a mixed batch of a training step: task -> labels, counted once
 ORDER = {task: place for place, task in enumerate(TASK_BRANCHES)}
 # What a builder's rows may hold; the host would drop columns that `forward` does not name.
 COLUMNS = [
@@ -58,7 +60,8 @@ class Ernie3PretrainingTrainer(Trainer):
     Data are an [`Ernie3PretrainingMixture`] (then set `max_steps`), or rows that the builders made together with an
     [`Ernie3PretrainingCollator`]; document language modelling needs the mixture. Logs hold `{task}_loss`, the mean
     since the last log over all processes, before weights, and `rows_read` and `tokens_read` since then; evaluation
-    gives `eval_{task}_loss`, with memories of its own.
+    gives `eval_{task}_loss`, the mean over the task's labels in all batches of all processes, and `eval_loss`, their
+    weighted sum, with memories of its own.
 
     Args:
         *args: Of `transformers.Trainer`.
@@ -87,8 +90,9 @@ class Ernie3PretrainingTrainer(Trainer):
     """
 
     columns = COLUMNS
-    part_with_dropout = ""  # of the model: where the schedule sets the dropout
+    part_of_tasks = ""  # of the model: what reads mixed batches, and where the schedule sets the dropout
     takes_plain_rows = False  # beside mixed batches
+    sums_tasks = True  # whether the loss is the weighted sum of the tasks' and nothing else
 
     def __init__(
         self,
@@ -119,7 +123,7 @@ class Ernie3PretrainingTrainer(Trainer):
                 raise ValueError(
                     f"TrainingArguments(learning_rate={self.args.learning_rate}) must be the schedule's peak, {peak}."
                 )
-            self.add_callback(ProgressiveDropout(schedule, self.part_with_dropout))
+            self.add_callback(ProgressiveDropout(schedule, self.part_of_tasks))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """As the host's; a checkpoint's memories and the place in the data are read, too."""
@@ -208,16 +212,20 @@ class Ernie3PretrainingTrainer(Trainer):
         """As the host's, and of mixed batches the number of labels that each task has in the whole step.
 
         Returns:
-            The batches of a step, and of mixed ones (tasks,) fp32 in the order of `TASK_BRANCHES`.
+            The batches of a step, and of mixed ones (tasks,) fp32 in the order of `TASK_BRANCHES`. A mixed batch has
+            its own number of labels beside it, for [`compute_loss`].
         """
         batches, items = super().get_batch_samples(epoch_iterator, num_batches, device)
         if not any("batches" in batch for batch in batches):
             return batches, items
         labels = torch.zeros(len(TASK_BRANCHES))
-        for batch in batches:
+        for place, batch in enumerate(batches):
+            counts = _labels_by_task(batch.get("batches", {}))
             for task, inputs in batch.get("batches", {}).items():
-                labels[ORDER[task]] += count_labels(inputs)
+                labels[ORDER[task]] += counts[task]
                 self._read += torch.tensor(count_read(task, inputs))
+            if counts:
+                batches[place] = {**batch, LABEL_COUNTS: counts}
         labels = labels.to(self.accelerator.device)
         return batches, self.accelerator.reduce(labels, "sum") if self.args.average_tokens_across_devices else labels
 
@@ -232,7 +240,7 @@ class Ernie3PretrainingTrainer(Trainer):
 
         Args:
             model: The model, wrapped or not.
-            inputs: {"batches": {task: inputs}}.
+            inputs: {"batches": {task: inputs}}, in a training step with what [`get_batch_samples`] has counted.
             return_outputs: Whether to return the outputs too.
             num_items_in_batch: Of a mixed batch the labels of each task in the whole step, as
                 [`get_batch_samples`] counts them; `None`: every task's loss is the mean over this batch.
@@ -240,6 +248,8 @@ class Ernie3PretrainingTrainer(Trainer):
         Raises:
             ValueError: inputs of another form.
         """
+        labels = inputs.get(LABEL_COUNTS, {})
+        inputs = {name: value for name, value in inputs.items() if name != LABEL_COUNTS}
         if set(inputs) != {"batches"} and ("batches" in inputs or not self.takes_plain_rows):
             raise ValueError(
                 f"A batch must be {{'batches': {{task: inputs}}}}, got {sorted(inputs)}. Use "
@@ -247,27 +257,27 @@ class Ernie3PretrainingTrainer(Trainer):
             )
         phase = "train" if model.training else "eval"
         shares: dict[str, torch.Tensor] = {}
+        labels = labels or _labels_by_task(inputs.get("batches", {}))
         if "batches" in inputs and isinstance(num_items_in_batch, torch.Tensor):
-            shares, num_items_in_batch = self._label_shares(inputs["batches"], num_items_in_batch), None
+            shares, num_items_in_batch = self._label_shares(labels, num_items_in_batch), None
         inputs, stream_ids = self._with_memories(inputs, phase, shares)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         if stream_ids is not None:
             self._memories[phase].put(stream_ids, outputs.memories)
         losses = self.losses_to_log(outputs, mixed="batches" in inputs)
         parts = {f"{task}_loss": share for task, share in shares.items()}
-        self.mean_losses[phase].add({name: loss * parts.get(name, 1.0) for name, loss in losses.items()})
+        weights = {f"{task}_loss": count for task, count in labels.items()} if phase == "eval" else {}
+        self.mean_losses[phase].add({name: loss * parts.get(name, 1.0) for name, loss in losses.items()}, weights)
         return (loss, outputs) if return_outputs else loss
 
-    def _label_shares(self, batches: Mapping[str, Any], in_step: torch.Tensor) -> dict[str, torch.Tensor]:
+    def _label_shares(self, labels: Mapping[str, torch.Tensor], in_step: torch.Tensor) -> dict[str, torch.Tensor]:
         """The factors that turn a batch's mean losses into its part of the step's, which is taken as a mean itself:
         over the accumulated batches by the host, over the processes by what wraps the model.
         """
         slots = self.current_gradient_accumulation_steps
         if self.args.average_tokens_across_devices:
             slots *= self.args.world_size
-        return {
-            task: count_labels(inputs) * slots / in_step[ORDER[task]].clamp_min(1) for task, inputs in batches.items()
-        }
+        return {task: count * slots / in_step[ORDER[task]].clamp_min(1) for task, count in labels.items()}
 
     def _with_memories(
         self, inputs: dict[str, Any], phase: str, shares: Mapping[str, torch.Tensor]
@@ -280,6 +290,10 @@ class Ernie3PretrainingTrainer(Trainer):
         if documents is not None:
             stream_ids, reset = documents.pop("stream_ids"), documents.pop("memory_reset")
             documents["memories"] = self._memories[phase].take(stream_ids, reset)
+            if documents["memories"] is None:
+                bare = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+                config = bare.get_submodule(self.part_of_tasks).config
+                documents["memories"] = memories_without_columns(config, stream_ids)
             documents["return_memories"] = True
         weights = {task: self.task_weights.get(task, 1.0) * shares.get(task, 1.0) for task in batches}
         return {"batches": batches, "task_weights": weights}, stream_ids
@@ -305,13 +319,17 @@ class Ernie3PretrainingTrainer(Trainer):
             return self.compute_loss(model, inputs).detach(), None, None
 
     def evaluation_loop(self, *args: Any, **kwargs: Any) -> Any:
-        """The host's, with each task's loss among the metrics."""
+        """The host's, with each task's loss among the metrics; fillers have no labels and count in none of them."""
         self._memories["eval"].clear()
         self.mean_losses["eval"].clear()
         output: Any = super().evaluation_loop(*args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
         means = self.mean_losses["eval"].means(self.accelerator)
         output.metrics.update({f"{prefix}_{name}": mean for name, mean in means.items()})
+        if self.sums_tasks and means:  # the host's is a mean over batches, whichever tasks have labels there
+            output.metrics[f"{prefix}_loss"] = sum(
+                self.task_weights.get(task, 1.0) * means.get(f"{task}_loss", 0.0) for task in TASK_BRANCHES
+            )
         self._memories["eval"].clear()
         return output
 
@@ -326,6 +344,10 @@ class Ernie3PretrainingTrainer(Trainer):
 
     def _file(self, name: str) -> str:
         return name.format(self.args.process_index)
+
+
+def _labels_by_task(batches: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    return {task: count_labels(inputs) for task, inputs in batches.items()}
 
 
 class _SaveData(TrainerCallback):

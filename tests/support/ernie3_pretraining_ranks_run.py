@@ -27,7 +27,7 @@ class Watching(Ernie3PretrainingTrainer):
         rows = inputs["batches"]["document_lm"]
         seen.append(rows["input_ids"][rows["attention_mask"].bool()])
         loss = super().compute_loss(model, inputs, **kwargs)
-        losses.append({name: values[-1].item() for name, values in self.mean_losses["train"].seen.items()})
+        losses.append({name: values[-1][0].item() for name, values in self.mean_losses["train"].seen.items()})
         return loss
 
 

@@ -1,7 +1,8 @@
 """One rank of `test_parallel_ernie3_trainer.py` (started by torchrun): trains, then goes on from the middle.
 
 Arguments: a folder, what shares the model out (`ddp`, `fsdp2`, `zero3`, `tp2`), batches per step. `rank<n>.pt` in the
-folder gets the batches that this rank read, the logs, and the parameters of the whole run and of the resumed one.
+folder gets the batches that this rank read, the logs, the parameters of the whole run and of the resumed one, and an
+evaluation of the whole one.
 """
 
 import copy
@@ -74,16 +75,21 @@ class Watching(Ernie3PretrainingTrainer):
 seen: list[dict[str, dict[str, Any]]] = []
 
 
-def train(tokenizer: Any, folder: Path, wrapper: str, accumulated: int, resume: str | None = None) -> Any:
-    """A run of four steps, or the rest of one."""
-    mixture = Ernie3PretrainingMixture(
+def mixture(tokenizer: Any, accumulated: int, **options: Any) -> Ernie3PretrainingMixture:
+    """All tasks, by the schedule."""
+    return Ernie3PretrainingMixture(
         tokenizer,
         every_task(tokenizer),
         documents(),
         schedule=SCHEDULE,
         ratios={"document_lm": 2},
         gradient_accumulation_steps=accumulated,
+        **options,
     )
+
+
+def train(tokenizer: Any, folder: Path, wrapper: str, accumulated: int, resume: str | None = None) -> Any:
+    """A run of four steps, or the rest of one."""
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=STEPS,
@@ -110,7 +116,7 @@ def train(tokenizer: Any, folder: Path, wrapper: str, accumulated: int, resume: 
         dist.barrier()
         mesh = DistributedConfig(tp_size=2, tp_plan="auto")
         model = Ernie3ForPreTraining.from_pretrained(folder / "start", distributed_config=mesh, dtype=torch.float32)
-    trainer = Watching(model, arguments, train_dataset=mixture)
+    trainer = Watching(model, arguments, train_dataset=mixture(tokenizer, accumulated))
     trainer.train(resume_from_checkpoint=resume)
     assert type(trainer.model_wrapped).__name__ == WRAPPERS[wrapper]
     return trainer
@@ -134,6 +140,9 @@ def gathered(parameter: Any) -> AbstractContextManager[Any]:
 def main() -> None:
     """Trains, goes on from the middle, writes."""
     torch.set_num_threads(1)
+    if deepspeed is not None:
+        # an operator for the CPU that it would compile first, for minutes; without it gloo takes its place
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     folder, wrapper, accumulated = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     rank = os.environ["RANK"]
     (folder / f"vocabulary{rank}").mkdir()
@@ -142,6 +151,9 @@ def main() -> None:
     batches, whole = list(seen), parameters(run)
     logs = [entry for entry in run.state.log_history if "loss" in entry]
     found = {"batches": batches, "logs": logs, "whole": whole}
+    seen.clear()
+    found["metrics"] = run.evaluate(mixture(tokenizer, accumulated, num_batches=2 * accumulated, seed=5))
+    found["evaluated"] = list(seen)
     if wrapper != "tp2":
         checkpoint = folder / "whole" / f"checkpoint-{STEPS // 2}"
         found["resumed"] = parameters(train(tokenizer, folder / "resumed", wrapper, accumulated, str(checkpoint)))
