@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.slow import mark_slow
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["HF_GLM_ERNIE_CPU_KERNEL"] = "0"  # tests of the kernel build it; the others compile nothing
@@ -16,8 +18,10 @@ SHARED_GOLDENS = Path(__file__).parents[2] / "shared" / "goldens" / "glm"
 SHARED_ERNIE = SHARED_GOLDENS.with_name("ernie")
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """First what a new version of the host may have taken away: it explains whatever fails behind it."""
+    mark_slow(items)
     items.sort(key=lambda item: item.path.name != "test_host_private.py")
 
 

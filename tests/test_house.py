@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.slow import SLOW
+
 ROOT = Path(__file__).parents[1]
 SOURCES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
@@ -84,6 +86,14 @@ def test_no_import_is_hidden(module: str) -> None:
 def test_who_imports_by_name_is_still_there() -> None:
     for module in IMPORTED_BY_NAME:
         assert any(word in SHIPPED[module].read_text(encoding="utf-8") for word in ("importlib", "meta_path")), module
+
+
+def test_what_is_marked_slow_is_still_there() -> None:
+    for file, guards in SLOW.items():
+        tree = tree_of(ROOT / "tests" / file)
+        there = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        for name in (name for names in guards.values() for name in names):
+            assert name.removeprefix("@").partition("[")[0] in there, (file, name)
 
 
 def lines_of_code(node: ast.AST, lines: list[str]) -> int:

@@ -234,9 +234,13 @@ def test_ctrl_c(
             signal.raise_signal(signal.SIGINT)
         return real(*arguments)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(LazyFile, "rectangles", interrupted)
-        assert send(folder, "hf://me/glm") == 130
+    original = signal.signal(signal.SIGINT, signal.default_int_handler)  # a program in the background may ignore it
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(LazyFile, "rectangles", interrupted)
+            assert send(folder, "hf://me/glm") == 130
+    finally:
+        signal.signal(signal.SIGINT, original)
     assert "glm-hf.incomplete is kept; the same command goes on from here" in capsys.readouterr().err
     assert send(folder, "hf://me/glm") == 0
     assert on_hub(hub) == expected

@@ -1,0 +1,135 @@
+"""What `make test` leaves to `make test-slow`, and what guards the same thing there.
+
+Tests that take many seconds and whose fault a quicker one would also show, so that everyone's run stays under ten
+minutes on two cores. Tests that were written as slow ones are marked where they stand.
+"""
+
+from collections.abc import Iterable
+
+import pytest
+
+SLOW: dict[str, dict[str, tuple[str, ...]]] = {
+    "test_compile_inductor.py": {
+        "traced whole in test_modeling_*.py and test_decode_step.py; one rounding is compiled here": (
+            *("test_glm_forward", "test_glm_forward_in_bf16", "test_glm_generates_from_a_static_cache"),
+            *("test_ernie3_forward", "test_ernie3_generates_from_a_static_cache"),
+        ),
+    },
+    "test_convert_glm130b.py": {
+        "kills in forked processes: test_consume_kills.py, test_verification.py": (
+            "test_a_killed_conversion_goes_on_and_gives_the_same_bytes",
+        ),
+    },
+    "test_convert_glm130b_quantized.py": {
+        "the same": ("test_a_killed_quantization_goes_on_and_gives_the_same_bytes",),
+    },
+    "test_corpus_duplicates.py": {
+        "what is found with few keys": ("test_a_partition_takes_the_memory_that_is_planned",),
+    },
+    "test_decode_step.py": {
+        "the step on the CPU, in its file's other tests and in test_generation_*.py": ("@found",),
+    },
+    "test_devices_page.py": {
+        "the page's commands; test_device_maps.py, test_tensor_parallel_glm130b.py": (
+            *("test_python_blocks_run_in_order", "test_tensor_parallel_script_runs"),
+        ),
+    },
+    "test_distillation_ernie3_trainer.py": {
+        "the other parameter": ("test_training_resumes_exactly[1.0]",),
+        "test_teacher_learns_as_if_it_were_alone; the other parameter": (
+            *("test_every_learner_learns_as_if_it_were_alone", "test_teacher_pretrains_on_all_tasks_meanwhile[False]"),
+        ),
+    },
+    "test_docs.py": {
+        "each step: test_label_data_*.py, test_finetune_ernie.py, test_ernie_shrinking_*.py": (
+            "test_labels_become_a_served_model",
+        ),
+    },
+    "test_ernie_shrinking_command.py": {
+        "each stage: test_ernie_shrinking_*.py": ("test_every_stage_of_uie",),
+    },
+    "test_evaluation_glm130b_tasks.py": {
+        "what the page calls, in its file's other tests": ("test_the_page_runs_as_printed",),
+    },
+    "test_examples_ernie.py": {"test_finetune_ernie.py": ("test_training_script_runs",)},
+    "test_examples_ernie3.py": {
+        "test_distillation_ernie3_*.py": ("test_students_come_out_without_their_auxiliary_layer",),
+        "any causal model in its place": ("test_the_generator_learns_to_write",),
+    },
+    "test_export_ernie.py": {
+        "the other models": (
+            *("test_torch_export_agrees[ErnieForQuestionAnswering]", "test_torch_export_agrees[ErnieForMaskedLM]"),
+            *("test_torch_export_agrees[ErnieForMultipleChoice]", "test_torch_export_agrees[ErnieForUTC]"),
+            *("test_onnx_agrees[ErnieModel]", "test_onnx_agrees[ErnieForUTC]"),
+        ),
+    },
+    "test_faults.py": {
+        "the first flow": (
+            *("test_a_disturbed_run_loses_and_mixes_nothing[ernie3]",),
+            *("test_a_disturbed_run_loses_and_mixes_nothing[ernie-reverse]",),
+        ),
+    },
+    "test_finetune_ernie.py": {
+        "the other parameter": (
+            *("test_a_separable_task_is_learnt[qlora]", "test_virtual_tokens_learn_and_open_exactly[prefix-0.9]"),
+            *("test_virtual_tokens_learn_and_open_exactly[p-tuning-0.7]", "test_uie_learns_a_new_name[lora]"),
+        ),
+    },
+    "test_finetune_ernie_reading.py": {
+        "one seed: test_answers_are_learnt_and_found": ("test_the_published_grid", "test_a_recipe_with_several_seeds"),
+    },
+    "test_finetune_glm130b.py": {
+        "the other ways": (
+            *("test_every_other_way_lowers_the_loss[p-tuning 0.01]", "test_every_other_way_lowers_the_loss[ia3 0.03]"),
+            *(
+                "test_a_resumed_run_is_the_uninterrupted_one[full]",
+                "test_a_resumed_run_is_the_uninterrupted_one[prefix]",
+            ),
+        ),
+    },
+    "test_finetune_learning_glm130b.py": {
+        "lora": (
+            *("test_new_facts_are_learnt_and_the_base_is_unchanged[prefix]",),
+            *("test_new_facts_are_learnt_and_the_base_is_unchanged[qlora]",),
+        ),
+    },
+    "test_finetune_page.py": {"test_finetune_*_glm130b.py": ("test_the_page_runs_from_top_to_bottom",)},
+    "test_finetune_trl_glm130b.py": {
+        "the other kinds of rows": (
+            "test_rows_are_those_of_instruction_pairs_and_facts_are_learnt[messages]",
+            "test_rows_are_those_of_instruction_pairs_and_facts_are_learnt[rows of InstructionPairs]",
+            "test_a_prompt_of_text_that_is_laid_out",
+            "test_the_script_teaches_facts[messages]",
+            "test_the_script_teaches_facts[pairs of texts]",
+        ),
+    },
+    "test_gpu_benchmark.py": {"each part's own tests": ("@dry",)},
+    "test_host_interface.py": {
+        "the other versions": (
+            *("test_an_untested_host_is_named_once_at_import[5.16.1-1]",),
+            *("test_an_untested_host_is_named_once_at_import[5.25.0.dev0-1]",),
+            *("test_an_untested_host_is_named_once_at_import[5.17.0-0]",),
+        ),
+    },
+    "test_labels_glm130b.py": {"uncompiled": ("test_a_compiled_model_stops_too",)},
+    "test_quantization_weight_only.py": {
+        "four bits": ("test_without_this_package_a_quantized_folder_does_not_load[8]",),
+    },
+    "test_reference_outputs.py": {
+        "test_every_conversion_keeps_what_the_model_computes": ("test_publish_compares_with_the_conversion",),
+    },
+    "test_weight_only_compiled.py": {
+        "the kernels' values: test_weight_only_triton.py": ("@compiled",),
+    },
+}
+"""Test file -> {what guards the same in `make test`: (test, test[one of its parameters], @fixture of tests)}."""
+
+
+def mark_slow(items: Iterable[pytest.Item]) -> None:
+    """Marks the collected tests that are in the table."""
+    for item in items:
+        guards = SLOW.get(item.path.name, {})
+        for guard, names in guards.items():
+            fixtures = {f"@{name}" for name in getattr(item, "fixturenames", ())}
+            if {item.name, item.name.partition("[")[0], *fixtures} & {*names}:
+                item.add_marker(pytest.mark.slow(reason=f"in `make test`: {guard}"))
