@@ -291,7 +291,8 @@ def mask_units(
     chosen = np.flatnonzero(random(len(units)) < rate).tolist()
     for unit in map(units.__getitem__, chosen):
         # Most units have one token: a single number is drawn in a third of the time, and is the same.
-        for at, fate in zip(unit, (random(),) if len(unit) == 1 else random(len(unit)).tolist(), strict=True):
+        one = len(unit) == 1
+        for at, fate in ((unit[0], random()),) if one else zip(unit, random(len(unit)).tolist(), strict=True):
             labels[at] = ids[at]
             if fate < MASK_SHARE:
                 masked[at] = mask_token_id
@@ -330,6 +331,14 @@ class MaskingBuilder(RowBuilder):
         return frozenset(self.tokenizer.all_special_ids) | {id_ for id_, token in added.items() if token.special}
 
     @cached_property
+    def _cls(self) -> int:
+        return special_id(self.tokenizer, "cls")
+
+    @cached_property
+    def _mask(self) -> int:
+        return special_id(self.tokenizer, "mask")
+
+    @cached_property
     def _ordinary(self) -> np.ndarray:
         """Ids a random token is drawn from: all but the special and the added ones."""
         added = set(getattr(self.tokenizer, "added_tokens_decoder", {}))
@@ -350,7 +359,7 @@ class MaskingBuilder(RowBuilder):
             spans += segmenter_spans(text, self.segmenter)
         if self.lexicon is not None:
             spans += self.lexicon.spans(text)
-        return [span for span in spans if span.kind in self.kinds]
+        return spans if set(KINDS) <= set(self.kinds) else [span for span in spans if span.kind in self.kinds]
 
     def masked(
         self, tokens: Tokens, ids: Sequence[int], spans: Sequence[Span], generator: np.random.Generator
@@ -364,7 +373,7 @@ class MaskingBuilder(RowBuilder):
             units,
             generator,
             rate=self.rate,
-            mask_token_id=special_id(self.tokenizer, "mask"),
+            mask_token_id=self._mask,
             ordinary_ids=self._ordinary,
         )
 
@@ -393,8 +402,7 @@ class KnowledgeMasking(MaskingBuilder):
         (tokens,) = yield [text]
         ids = fitted(tokens.ids, max_length - 1, self.truncation, "the text")
         masked, labels = self.masked(tokens, ids, self.spans(text, row.get("spans")), generator)
-        cls = special_id(self.tokenizer, "cls")
-        return {"input_ids": [cls, *masked], "labels": [IGNORED, *labels]}
+        return {"input_ids": [self._cls, *masked], "labels": [IGNORED, *labels]}
 
 
 def _check_kind(kind: Any, where: str) -> None:
