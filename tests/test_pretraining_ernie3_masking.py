@@ -1,15 +1,17 @@
 """Knowledge masking against its definition, word by word."""
 
 import dataclasses
+import zlib
 
 import numpy as np
 import pytest
 
-from hf_glm_ernie.ernie3_training.builders import IGNORED, row_generator
+from hf_glm_ernie.ernie3_training.builders import IGNORED, TOGETHER, row_generator
 from hf_glm_ernie.ernie3_training.masking import (
     KnowledgeMasking,
     Lexicon,
     Span,
+    Units,
     find_mentions,
     mask_units,
     segmenter_spans,
@@ -66,7 +68,7 @@ def test_units_are_the_definitions(tokenizer):
         )
         spans = [Span(int(start), int(end), str(random.choice(["word", "phrase", "entity"]))) for start, end in ends]
         units = units_of_tokens(encoding, spans, masking._special)
-        assert units == units_by_hand(text, encoding, spans, masking._special)
+        assert list(units) == units_by_hand(text, encoding, spans, masking._special)
         several += any(len(unit) > 3 for unit in units)
     assert several > 100
 
@@ -174,6 +176,64 @@ def test_kinds_choose_the_stage_of_ernie_1(tokenizer):
     assert basic({"text": [text] * 50}, range(50)) == KnowledgeMasking(tokenizer)({"text": [text] * 50}, range(50))
     with pytest.raises(ValueError, match="kinds has the kind 'name'"):
         KnowledgeMasking(tokenizer, kinds=("name",))
+
+
+def test_a_lexicon_finds_what_a_look_at_every_place_finds():
+    """Random lexicons, with entries of one character and Latin ones, in random texts."""
+    random = np.random.default_rng(4)
+    letters = np.array(list("北京大学abA1 哈é😀。"))
+
+    def word(most):
+        return "".join(random.choice(letters, random.integers(1, most)))
+
+    def is_cut(text, at):
+        return 0 < at < len(text) and text[at - 1] in "abA1" and text[at] in "abA1"
+
+    def slow(entries, text):
+        found, start = [], 0
+        while start < len(text):
+            here = [end for end in range(len(text), start, -1) if text[start:end] in entries]
+            whole = [end for end in here if not is_cut(text, start) and not is_cut(text, end)]
+            if whole:
+                found.append(Span(start, whole[0], entries[text[start : whole[0]]]))
+            start = whole[0] if whole else start + 1
+        return found
+
+    several = 0
+    for _ in range(300):
+        kinds = dict.fromkeys(word(5) for _ in range(random.integers(1, 12)))
+        entries = {entry: str(random.choice(["word", "phrase", "entity"])) for entry in kinds if entry.strip()}
+        text = word(100)
+        spans = Lexicon(entries).spans(text)
+        assert spans == slow(entries, text), (entries, text)
+        assert all(isinstance(span, Span) for span in spans)
+        several += len(spans) > 5
+    assert several > 50
+
+
+def test_of_a_text_that_is_cut_each_unit_keeps_what_is_left():
+    units = Units([0, 2, 3, 5, 8], [0, 1, 3, 5])
+    assert list(units) == [[0], [2, 3], [5, 8]]
+    for end in range(10):
+        kept = [[at for at in unit if at < end] for unit in units]
+        assert list(units.before(end)) == [unit for unit in kept if unit]
+
+
+def test_the_numbers_of_a_row_are_numpys_for_its_list(tokenizer):
+    for seed, epoch, index in ((0, 0, 0), (2**32 - 1, 1, 5), (2**32, 0, 7), (3, 2**40, 2**33)):
+        expected = np.random.default_rng([seed, zlib.crc32(b"some task"), epoch, index])
+        assert row_generator(seed, "some task", epoch, index).random(4).tolist() == expected.random(4).tolist()
+
+
+def test_rows_do_not_depend_on_how_many_are_built_together(tokenizer):
+    random = np.random.default_rng(6)
+    rows = [{"text": random_text(random, 5 + at % 7)} for at in range(TOGETHER + 9)]
+    masking = KnowledgeMasking(tokenizer, lexicon=Lexicon({"公园": "word"}))
+    together = masking.rows(rows, [(at, 0) for at in range(len(rows))], 16)
+    assert together == [masking.row(row, at, 0, 16) for at, row in enumerate(rows)]
+    rows[TOGETHER + 2] = {"text": ""}
+    with pytest.raises(ValueError, match=f"row {TOGETHER + 2 + 100}: column 'text' is an empty text"):
+        masking.rows(rows, [(at + 100, 0) for at in range(len(rows))], 16)
 
 
 def test_a_segmenters_words():

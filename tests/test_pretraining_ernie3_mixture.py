@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -57,6 +58,14 @@ def test_rows_are_padded_on_the_right():
 def test_bad_rows_are_not_collated(rows, message):
     with pytest.raises(ValueError, match=message):
         collate_rows(rows, 0)
+
+
+def test_numbers_per_token_are_whole():
+    whole = collate_rows([{"input_ids": np.array([1, 2], np.int32), "labels": torch.tensor([3, 4])}], 0)
+    assert whole["input_ids"].tolist() == [[1, 2]]
+    assert whole["labels"].tolist() == [[3, 4]]
+    with pytest.raises(TypeError, match="Cannot cast array data from dtype\\('float64'\\) to dtype\\('int64'\\)"):
+        collate_rows([{"input_ids": [1], "labels": [0.5]}], 0)
 
 
 def test_mixed_datasets_are_collated_by_task(tokenizer):

@@ -8,6 +8,7 @@ need: all parameters take part in every step.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from hf_glm_ernie.configuration_ernie3 import TASK_BRANCHES
@@ -34,6 +35,7 @@ def collate_rows(
         else all their tokens.
 
     Raises:
+        TypeError: a number per token that is not whole.
         ValueError: no rows, rows with different columns, a row without tokens, or one whose labels are not as many.
     """
     if not rows:
@@ -54,8 +56,10 @@ def collate_rows(
     for name in columns:
         if name in TOKEN_FILLS:
             fill = TOKEN_FILLS[name]
-            fill = pad_token_id if fill is None else fill
-            batch[name] = torch.tensor([[*row[name], *[fill] * (width - len(row[name]))] for row in rows])
+            filled = np.full((len(rows), width), pad_token_id if fill is None else fill, np.int64)
+            for place, row in enumerate(rows):  # NumPy reads a list some ten times as fast as PyTorch
+                np.copyto(filled[place, : len(row[name])], row[name], casting="same_kind")
+            batch[name] = torch.from_numpy(filled)
         else:
             batch[name] = torch.tensor([row[name] for row in rows])
     if "attention_mask" not in batch:

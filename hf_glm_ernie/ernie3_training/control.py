@@ -9,7 +9,7 @@ Source: PT = arXiv 2112.12731, section 3.2.2.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,14 +20,14 @@ from hf_glm_ernie.ernie_tasks.prompts import (
     GENRES,
     MAX_SOFT_PROMPTS,
     SENTIMENTS,
-    ControlPrompt,
-    build_control_prompt,
+    control_prompt_parts,
+    length_parts,
     place_of,
 )
 from hf_glm_ernie.inference.token_ids import special_id
 
 from .builders import IGNORED, RowBuilder, checked_text, fitted
-from .tokens import Asking
+from .tokens import Asking, Tokens
 
 PLAIN_SHARE = 0.5
 DROP_PROBABILITY = 0.5
@@ -63,40 +63,55 @@ class ControllableLM(RowBuilder):
         for name, choices in (("genre", GENRES), ("sentiment", SENTIMENTS)):
             if row.get(name):
                 place_of(row[name], choices, name)
-        (tokens,) = yield [checked_text(row, "text")]
-        text = tokens.ids
-        end = special_id(self.tokenizer, "eos")
+        text = checked_text(row, "text")
         settings: dict[str, Any] = {}
+        counted = False
         if generator.random() > PLAIN_SHARE:
-            given = {name: row.get(name) for name in ATTRIBUTES if row.get(name)} | {"length": len(text)}
-            kept = generator.random(len(ATTRIBUTES)) >= DROP_PROBABILITY
-            settings = {
-                name: given[name] for name, keep in zip(ATTRIBUTES, kept, strict=True) if keep and name in given
-            }
+            kept = dict(zip(ATTRIBUTES, generator.random(len(ATTRIBUTES)) >= DROP_PROBABILITY, strict=True))
+            counted = bool(kept.pop("length"))
+            settings = {name: row[name] for name, keep in kept.items() if keep and row.get(name)}
             if "genre" in settings:
                 settings["num_soft_prompts"] = int(generator.integers(MAX_SOFT_PROMPTS))
-        prompt = self._prompt(settings)
-        room = max_length - len(prompt.input_ids)
-        if len(text) + 1 > room and self.truncation and "length" in settings:
+        soft = self.soft_prompt_token_id
+        parts, genre_id = control_prompt_parts(self.tokenizer, soft_prompt_token_id=soft, **settings)
+        tokens, *known = yield [text, *_texts(parts)]
+        prompt = described = _joined(parts, known)
+        if counted:
+            prompt = described + (yield from self._length(len(tokens.ids)))
+        room = max_length - len(prompt)
+        if len(tokens.ids) + 1 > room and self.truncation and counted:
             for _ in range(2):  # the number itself may become a token shorter, which leaves room for one more
-                prompt = self._prompt(settings | {"length": max(room, 1)})
-                room = max_length - len(prompt.input_ids)
+                prompt = described + (yield from self._length(max(room, 1)))
+                room = max_length - len(prompt)
         if room < 1 and self.truncation:
-            prompt = self._prompt({})
-            room = max_length - len(prompt.input_ids)
-        ids = fitted([*text, end], room, self.truncation, "the text")
+            prompt, genre_id = [special_id(self.tokenizer, "cls")], 0
+            room = max_length - len(prompt)
+        ids = fitted([*tokens.ids, special_id(self.tokenizer, "eos")], room, self.truncation, "the text")
         return {
-            "input_ids": [*prompt.input_ids, *ids],
-            "labels": [IGNORED] * len(prompt.input_ids) + ids,
-            "genre_ids": prompt.genre_id,
+            "input_ids": [*prompt, *ids],
+            "labels": [IGNORED] * len(prompt) + ids,
+            "genre_ids": genre_id,
         }
+
+    def _length(self, length: int) -> Generator[list[str], list[Tokens], list[int]]:
+        """The prompt's end, which says how long the text is."""
+        parts = length_parts(self.tokenizer, length)
+        return _joined(parts, (yield _texts(parts)))
 
     def filler(self) -> dict[str, Any]:
         """As in [`RowBuilder`], of the first genre."""
         return super().filler() | {"genre_ids": 0}
 
-    def _prompt(self, settings: dict[str, Any]) -> ControlPrompt:
-        return build_control_prompt(self.tokenizer, soft_prompt_token_id=self.soft_prompt_token_id, **settings)
+
+def _texts(parts: Sequence[str | list[int]]) -> list[str]:
+    """The parts of a prompt that are to be tokenized."""
+    return [part for part in parts if isinstance(part, str)]
+
+
+def _joined(parts: Sequence[str | list[int]], tokens: Sequence[Tokens]) -> list[int]:
+    """A prompt's ids: of its parts, and of the tokens of those that are texts, in order."""
+    known = iter(tokens)
+    return [index for part in parts for index in (next(known).ids if isinstance(part, str) else part)]
 
 
 __all__ = ["ControllableLM"]

@@ -16,7 +16,7 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +31,7 @@ KINDS = ("word", "phrase", "entity")  # where spans overlap, later kinds win
 PRECEDENCE = {kind: -place for place, kind in enumerate(KINDS)}
 MASK_SHARE, RANDOM_SHARE = 0.8, 0.1  # of the chosen tokens; the rest stays as it is
 LATIN = re.compile(r"[A-Za-z0-9]")
+FREE_SLOTS = 8  # of a lexicon's table, for each that is taken, or up to twice as many
 
 
 class Span(NamedTuple):
@@ -39,6 +40,9 @@ class Span(NamedTuple):
     start: int
     end: int
     kind: str
+
+
+_SPAN_OF: Any = partial(tuple.__new__, Span)  # `Span` calls Python for each of its spans, this does not
 
 
 def find_mentions(text: str, mention: str) -> list[tuple[int, int]]:
@@ -52,8 +56,17 @@ def find_mentions(text: str, mention: str) -> list[tuple[int, int]]:
         (start, end) of every place in characters. A mention that starts or ends with a Latin letter or digit is found
         only where no further one adjoins: "art" is not in "party", 巴黎 is in 大巴黎区.
     """
-    found = (match.span() for match in re.finditer(re.escape(mention), text)) if mention in text and mention else ()
-    return [(start, end) for start, end in found if not _is_cut(text, start, end)]
+    found, start = [], text.find(mention) if mention else -1
+    while start >= 0:
+        end = start + len(mention)
+        found.append((start, end))
+        start = text.find(mention, end)
+    return [(start, end) for start, end in found if not _is_cut(text, start, end)] if _is_latin(mention) else found
+
+
+def _is_latin(entry: str) -> bool:
+    """Whether a text begins or ends with a Latin letter or digit, so that [`_is_cut`] may be true of it."""
+    return bool(LATIN.match(entry[:1]) or LATIN.match(entry[-1:]))
 
 
 def _is_cut(text: str, start: int, end: int) -> bool:
@@ -80,25 +93,56 @@ class Lexicon:
                 raise ValueError(f"The lexicon has an empty entry {entry!r} ({kind}); leave it out.")
             _check_kind(kind, f"Entry {entry!r} of the lexicon")
         self.entries = dict(entries)
+        self._latin = {entry for entry in entries if _is_latin(entry)}
+        # By an entry's first two characters, which far fewer places of a text have than its first one. An entry of one
+        # character stands by itself, and with all pairs that begin with it.
         lengths: dict[str, set[int]] = {}
         for entry in entries:
-            lengths.setdefault(entry[0], set()).add(len(entry))
-        self._latin = {entry for entry in entries if LATIN.match(entry[0]) or LATIN.match(entry[-1])}
-        self._lengths = {first: sorted(some, reverse=True) for first, some in lengths.items()}
+            lengths.setdefault(entry[:2], set()).add(len(entry))
+        for pair in lengths:
+            if pair[0] in lengths:
+                lengths[pair].add(1)
+        self._lengths = {beginning: sorted(some, reverse=True) for beginning, some in lengths.items()}
+        self._characters = np.array([ord(beginning) for beginning in lengths if len(beginning) == 1], np.uint32)
+        pairs = [beginning for beginning in lengths if len(beginning) == 2]
+        self._bits = max(10, (FREE_SLOTS * len(pairs)).bit_length())
+        self._slots = np.zeros(2**self._bits, np.bool_)
+        self._slots[self._slots_of("".join(pairs))[::2]] = True
 
     def spans(self, text: str) -> list[Span]:
         """The entries in a text, from left to right and without overlaps; at each place the longest one."""
-        spans, free = [], 0
-        for start, first in enumerate(text):
-            if start < free or first not in self._lengths:
+        lengths, kinds, latin = self._lengths.get, self.entries.get, self._latin
+        found, free = [], 0
+        for start in self._places(text):
+            if start < free:
                 continue
-            for length in self._lengths[first]:
-                entry = text[start : start + length]
-                if entry in self.entries and not (entry in self._latin and _is_cut(text, start, start + len(entry))):
-                    free = start + len(entry)  # at the end of the text fewer characters are left
-                    spans.append(Span(start, free, self.entries[entry]))
+            pair = text[start : start + 2]
+            for length in lengths(pair) or lengths(pair[:1]) or ():
+                entry = pair if length == 2 else text[start : start + length]  # fewer are left at the end of the text
+                kind = kinds(entry)
+                if kind is not None and not (latin and entry in latin and _is_cut(text, start, start + len(entry))):
+                    free = start + len(entry)
+                    found.append((start, free, kind))
                     break
-        return spans
+        return list(map(_SPAN_OF, found))
+
+    def _places(self, text: str) -> list[int]:
+        """Where entries may begin: every place where one does, and a few others."""
+        begins = self._slots[self._slots_of(text)]
+        if len(self._characters):
+            begins |= np.isin(_code_points(text), self._characters)
+        return np.flatnonzero(begins).tolist()
+
+    def _slots_of(self, text: str) -> np.ndarray:
+        """(T,) for each character and the one behind it a number below `len(_slots)`, the same wherever they stand."""
+        codes = _code_points(text + "\0")
+        mixed: np.ndarray = codes[:-1] * np.uint32(0x9E3779B1) + codes[1:] * np.uint32(0x85EBCA6B)
+        return mixed >> np.uint32(32 - self._bits)
+
+
+def _code_points(text: str) -> np.ndarray:
+    """(T,) uint32."""
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
 
 
 def segmenter_spans(text: str, segmenter: Callable[[str], Iterable[str]]) -> list[Span]:
@@ -125,7 +169,33 @@ def segmenter_spans(text: str, segmenter: Callable[[str], Iterable[str]]) -> lis
     return spans
 
 
-def units_of_tokens(tokens: Tokens, spans: Sequence[Span], never: frozenset[int]) -> list[list[int]]:
+class Units(Sequence[list[int]]):
+    """Indices of tokens, each in one unit at most; the units in the order of their first tokens.
+
+    A list of each unit would take most of the time of masking; nearly all are only counted.
+
+    Args:
+        indices: Of all tokens that may be masked, in order.
+        bounds: Where each unit begins among them, and where the last one ends.
+    """
+
+    def __init__(self, indices: list[int], bounds: list[int]) -> None:
+        self.indices, self.bounds = indices, bounds
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def __getitem__(self, at: Any) -> Any:
+        """One unit, counted from 0."""
+        return self.indices[self.bounds[at] : self.bounds[at + 1]]
+
+    def before(self, end: int) -> "Units":
+        """What is left of a text of which only so many tokens are: of each unit those among them."""
+        left = bisect.bisect_left(self.indices, end)
+        return Units(self.indices[:left], [*self.bounds[: bisect.bisect_left(self.bounds, left)], left])
+
+
+def units_of_tokens(tokens: Tokens, spans: Sequence[Span], never: frozenset[int]) -> Units:
     """Partitions the tokens that may be masked into units.
 
     Args:
@@ -133,53 +203,64 @@ def units_of_tokens(tokens: Tokens, spans: Sequence[Span], never: frozenset[int]
         spans: Spans of the text. Each is widened to whole words. Of overlapping ones the later kind of `KINDS` wins,
             then the longer, then the first.
         never: Ids that are never masked: those of special tokens.
+    """
+    count = len(tokens.ids)
+    places = np.fromiter(itertools.chain.from_iterable(tokens.offsets), np.int64, 2 * count).reshape(count, 2)
+    words = np.array(tokens.words, np.float64)  # NaN: of no word
+    barred = np.fromiter(map(never.__contains__, tokens.ids), np.bool_, count)
+    kept = np.flatnonzero((places[:, 0] < places[:, 1]) & (words == words) & ~barred)
+    if not len(kept):
+        return Units([], [0])
+    places, words = places[kept], words[kept]
+    firsts = np.flatnonzero(np.concatenate([[True], words[1:] != words[:-1]]))  # of each word, among the kept tokens
+    if spans:
+        starts, ends = places[firsts, 0], places[np.append(firsts[1:], len(kept)) - 1, 1]
+        firsts = firsts[_beginnings(spans, starts, ends)]
+    return Units(kept.tolist(), [*firsts.tolist(), len(kept)])
+
+
+def _beginnings(spans: Sequence[Span], starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Which words begin a unit.
+
+    Args:
+        spans: Spans of a text, at least one.
+        starts: (W,) where each word begins in the text.
+        ends: (W,) where it ends.
 
     Returns:
-        Indices of tokens, each in one unit at most; the units in the order of their first tokens.
+        (W,) bool.
     """
-    words: list[list[int]] = []
-    starts: list[int] = []  # of each word, in characters, and its end
-    ends: list[int] = []
-    last = None
-    for at, (token, word, (start, end)) in enumerate(zip(tokens.ids, tokens.words, tokens.offsets, strict=True)):
-        if word is None or start >= end or token in never:
-            continue
-        if word != last:
-            last = word
-            words.append([at])
-            starts.append(start)
-            ends.append(end)
-        else:
-            words[-1].append(at)
-            ends[-1] = end
-    ranges = [(bisect.bisect_right(ends, one.start), bisect.bisect_left(starts, one.end), one) for one in spans]
-    taken = _taken(ranges, len(words))
-    if taken is None:  # some overlap: then their order decides
-        ranges.sort(key=lambda one: (PRECEDENCE[one[2].kind], one[2].start - one[2].end, one[2].start))
-        taken = _taken(ranges, len(words), overlapping=True)
-        assert taken is not None
-    units, done = [], 0
-    for first, stop in sorted(taken):
-        units += words[done:first]
-        units.append(list(itertools.chain.from_iterable(words[first:stop])))
-        done = stop
-    return units + words[done:]
+    all_starts, all_ends, kinds = zip(*spans, strict=True)
+    span_starts, span_ends = np.array(all_starts), np.array(all_ends)
+    first = np.searchsorted(ends, span_starts, side="right")
+    stop = np.searchsorted(starts, span_ends, side="left")
+    order = np.flatnonzero(first < stop)
+    if _overlap(first[order], stop[order]):  # or are not in order
+        order = order[np.argsort(first[order], kind="stable")]
+        if _overlap(first[order], stop[order]):  # then it depends on what they are which ones count
+            rank = np.array([PRECEDENCE[kind] for kind in kinds])
+            order = np.lexsort((span_starts, span_starts - span_ends, rank))
+            order = order[_taken(first[order].tolist(), stop[order].tolist(), len(starts))]
+    first, stop = first[order], stop[order]
+    # Counts a span up behind its first word and down behind its last one: within, a word begins no unit.
+    inside = np.zeros(len(starts) + 1, np.int64)
+    inside[first + 1] += 1
+    inside[stop] -= 1
+    return np.cumsum(inside[:-1]) == 0
 
 
-def _taken(
-    ranges: Sequence[tuple[int, int, Span]], count: int, overlapping: bool = False
-) -> list[tuple[int, int]] | None:
-    """Of ranges of words, those that no earlier one has a word of; `None` where one has, unless they may overlap."""
+def _overlap(first: np.ndarray, stop: np.ndarray) -> bool:
+    """Whether a range begins before the one in front of it has ended."""
+    return bool((first[1:] < stop[:-1]).any())
+
+
+def _taken(firsts: Sequence[int], stops: Sequence[int], count: int) -> list[int]:
+    """Of ranges of `count` words, the places of those that no earlier one has a word of."""
     used, taken = bytearray(count), []
-    for first, stop, _ in ranges:
-        if first >= stop:
-            continue
-        if used.find(1, first, stop) >= 0:
-            if not overlapping:
-                return None
-            continue
-        used[first:stop] = b"\1" * (stop - first)
-        taken.append((first, stop))
+    for at, (first, stop) in enumerate(zip(firsts, stops, strict=True)):
+        if first < stop and used.find(1, first, stop) < 0:
+            used[first:stop] = b"\1" * (stop - first)
+            taken.append(at)
     return taken
 
 
@@ -206,13 +287,16 @@ def mask_units(
         The ids with what replaces the chosen ones, and the labels: the original id where one was chosen, else -100.
     """
     masked, labels = list(ids), [IGNORED] * len(ids)
-    chosen = generator.random(len(units)) < rate
-    for unit in (unit for unit, is_chosen in zip(units, chosen, strict=True) if is_chosen):
-        for at, fate in zip(unit, generator.random(len(unit)), strict=True):
+    random, replaced = generator.random, MASK_SHARE + RANDOM_SHARE
+    chosen = np.flatnonzero(random(len(units)) < rate).tolist()
+    for unit in map(units.__getitem__, chosen):
+        # Most units have one token: a single number is drawn in a third of the time, and is the same.
+        one = len(unit) == 1
+        for at, fate in ((unit[0], random()),) if one else zip(unit, random(len(unit)).tolist(), strict=True):
             labels[at] = ids[at]
             if fate < MASK_SHARE:
                 masked[at] = mask_token_id
-            elif fate < MASK_SHARE + RANDOM_SHARE:
+            elif fate < replaced:
                 masked[at] = int(ordinary_ids[generator.integers(len(ordinary_ids))])
     return masked, labels
 
@@ -247,6 +331,14 @@ class MaskingBuilder(RowBuilder):
         return frozenset(self.tokenizer.all_special_ids) | {id_ for id_, token in added.items() if token.special}
 
     @cached_property
+    def _cls(self) -> int:
+        return special_id(self.tokenizer, "cls")
+
+    @cached_property
+    def _mask(self) -> int:
+        return special_id(self.tokenizer, "mask")
+
+    @cached_property
     def _ordinary(self) -> np.ndarray:
         """Ids a random token is drawn from: all but the special and the added ones."""
         added = set(getattr(self.tokenizer, "added_tokens_decoder", {}))
@@ -267,7 +359,7 @@ class MaskingBuilder(RowBuilder):
             spans += segmenter_spans(text, self.segmenter)
         if self.lexicon is not None:
             spans += self.lexicon.spans(text)
-        return [span for span in spans if span.kind in self.kinds]
+        return spans if set(KINDS) <= set(self.kinds) else [span for span in spans if span.kind in self.kinds]
 
     def masked(
         self, tokens: Tokens, ids: Sequence[int], spans: Sequence[Span], generator: np.random.Generator
@@ -275,14 +367,13 @@ class MaskingBuilder(RowBuilder):
         """[`mask_units`] on what is left of a text: its `ids`, and of each unit the tokens among them."""
         units = units_of_tokens(tokens, spans, self._special)
         if len(ids) < len(tokens.ids):
-            kept = [[at for at in unit if at < len(ids)] for unit in units]
-            units = [unit for unit in kept if unit]
+            units = units.before(len(ids))
         return mask_units(
             ids,
             units,
             generator,
             rate=self.rate,
-            mask_token_id=special_id(self.tokenizer, "mask"),
+            mask_token_id=self._mask,
             ordinary_ids=self._ordinary,
         )
 
@@ -311,8 +402,7 @@ class KnowledgeMasking(MaskingBuilder):
         (tokens,) = yield [text]
         ids = fitted(tokens.ids, max_length - 1, self.truncation, "the text")
         masked, labels = self.masked(tokens, ids, self.spans(text, row.get("spans")), generator)
-        cls = special_id(self.tokenizer, "cls")
-        return {"input_ids": [cls, *masked], "labels": [IGNORED, *labels]}
+        return {"input_ids": [self._cls, *masked], "labels": [IGNORED, *labels]}
 
 
 def _check_kind(kind: Any, where: str) -> None:
@@ -339,6 +429,7 @@ __all__ = [
     "Lexicon",
     "MaskingBuilder",
     "Span",
+    "Units",
     "find_mentions",
     "mask_units",
     "segmenter_spans",

@@ -56,14 +56,20 @@ def tokens_of(tokenizer: Any, texts: Sequence[str]) -> list[Tokens]:
 
     Args:
         tokenizer: A tokenizer of transformers.
-        texts: Any texts.
+        texts: Any texts; one that comes several times has the same tokens each time, so nobody may change them.
     """
     if not texts:
         return []
-    encoded = tokenizer(list(texts), add_special_tokens=False, verbose=False)
-    encodings = getattr(encoded, "encodings", None) or [None] * len(texts)
+    different = list(dict.fromkeys(texts))
+    columns = {"return_attention_mask": False, "return_token_type_ids": False}  # lists that nobody reads
+    encoded = tokenizer(different, add_special_tokens=False, verbose=False, **columns)
+    encodings = getattr(encoded, "encodings", None) or [None] * len(different)
     maker = type(tokenizer).__name__
-    return [Tokens(list(ids), known, maker) for ids, known in zip(encoded["input_ids"], encodings, strict=True)]
+    tokens = {
+        text: Tokens(list(ids), known, maker)
+        for text, ids, known in zip(different, encoded["input_ids"], encodings, strict=True)
+    }
+    return [tokens[text] for text in texts]
 
 
 __all__ = ["Asking", "Tokens", "tokens_of"]

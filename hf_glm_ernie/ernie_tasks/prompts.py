@@ -84,27 +84,72 @@ def build_control_prompt(
     >>> model.generate(ids, genre_ids=torch.tensor([prompt.genre_id]), max_new_tokens=256)
     ```
     """
-    ids = [special_id(tokenizer, "cls")]
+    parts, genre_id = control_prompt_parts(
+        tokenizer,
+        genre=genre,
+        num_soft_prompts=num_soft_prompts,
+        topic=topic,
+        keywords=keywords,
+        sentiment=sentiment,
+        length=length,
+        soft_prompt_token_id=soft_prompt_token_id,
+    )
+    ids = (text_ids(tokenizer, part) if isinstance(part, str) else part for part in parts)
+    return ControlPrompt([index for part in ids for index in part], genre_id)
+
+
+def control_prompt_parts(
+    tokenizer: Any,
+    *,
+    genre: str | None = None,
+    num_soft_prompts: int | None = None,
+    topic: str | None = None,
+    keywords: Sequence[str] | None = None,
+    sentiment: str | None = None,
+    length: int | None = None,
+    soft_prompt_token_id: int | None = None,
+) -> tuple[list[str | list[int]], int]:
+    """What [`build_control_prompt`] puts together, for whoever has many prompts' texts tokenized at once.
+
+    Args: those of [`build_control_prompt`].
+
+    Returns:
+        The parts of the prompt in order, each ids or a text to be tokenized by itself, without special tokens around
+        it. And the genre's id.
+
+    Raises:
+        ValueError: as there.
+    """
+    parts: list[str | list[int]] = [[special_id(tokenizer, "cls")]]
     genre_id = 0
     if genre is not None:
         genre_id = place_of(genre, GENRES, "genre")
         num_soft_prompts = MAX_SOFT_PROMPTS - 1 if num_soft_prompts is None else num_soft_prompts
     if num_soft_prompts:
-        ids += _soft_prompts(tokenizer, genre, num_soft_prompts, soft_prompt_token_id)
+        parts.append(_soft_prompts(tokenizer, genre, num_soft_prompts, soft_prompt_token_id))
     if topic is not None:
-        ids += _marked(tokenizer, "t", _clean(topic, "topic"))
+        parts += _marked(tokenizer, "t", _clean(topic, "topic"))
     if keywords is not None:
         if isinstance(keywords, str) or not keywords:
             raise ValueError(f"keywords={keywords!r} must be a list of texts, at least one; None leaves them out.")
-        ids += _marked(tokenizer, "k", ", ".join(_clean(one, "keywords") for one in keywords))
+        parts += _marked(tokenizer, "k", ", ".join(_clean(one, "keywords") for one in keywords))
     if sentiment is not None:
         place_of(sentiment, SENTIMENTS, "sentiment")
-        ids += _marked(tokenizer, "senti", sentiment)
+        parts += _marked(tokenizer, "senti", sentiment)
     if length is not None:
-        if isinstance(length, bool) or not isinstance(length, int) or length < 1:
-            raise ValueError(f"length={length!r} must be a whole number of tokens, at least 1.")
-        ids += _marked(tokenizer, "w", f"About {length} words")
-    return ControlPrompt(ids, genre_id)
+        parts += length_parts(tokenizer, length)
+    return parts, genre_id
+
+
+def length_parts(tokenizer: Any, length: int) -> list[str | list[int]]:
+    """The end of a prompt, which says how many tokens the text has; see [`control_prompt_parts`].
+
+    Raises:
+        ValueError: a length below 1.
+    """
+    if isinstance(length, bool) or not isinstance(length, int) or length < 1:
+        raise ValueError(f"length={length!r} must be a whole number of tokens, at least 1.")
+    return _marked(tokenizer, "w", f"About {length} words")
 
 
 def add_control_marks(tokenizer: Any, model: Any | None = None) -> int:
@@ -142,13 +187,10 @@ def _soft_prompts(tokenizer: Any, genre: str | None, count: int, placeholder: in
     return [placeholder] * count
 
 
-def _marked(tokenizer: Any, name: str, text: str) -> list[int]:
-    """A text between its two marks."""
-    opening, closing = (
-        [index] if (index := token_id(tokenizer, mark)) is not None else text_ids(tokenizer, mark)
-        for mark in MARKS[name]
-    )
-    return [*opening, *text_ids(tokenizer, text), *closing]
+def _marked(tokenizer: Any, name: str, text: str) -> list[str | list[int]]:
+    """A text between its two marks, as parts."""
+    opening, closing = (mark if (index := token_id(tokenizer, mark)) is None else [index] for mark in MARKS[name])
+    return [opening, text, closing]
 
 
 def place_of(value: str, choices: tuple[str, ...], name: str) -> int:
@@ -179,5 +221,7 @@ __all__ = [
     "ControlPrompt",
     "add_control_marks",
     "build_control_prompt",
+    "control_prompt_parts",
+    "length_parts",
     "place_of",
 ]
