@@ -101,15 +101,24 @@ def rolling_by_hand(opened: Any, text: str, size: int = CONTEXT, step: int = CON
     return -sum(naive.window_losses(opened.forward, ids, tokenizer.gmask_token_id, tokenizer.sop_token_id, size, step))
 
 
-def test_its_own_tasks_over_local_rows_by_hand(opened: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also the numbers of the command, run in a process of its own."""
-    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+@pytest.fixture(scope="module")
+def found(opened: Any, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the harness gives of the tasks."""
     tasks = TaskManager(include_path=str(opened.folder.parent / "tasks"), include_defaults=False)
     arguments = {"pretrained": str(opened.folder), "dtype": "float32", "device": "cpu"}
-    found = lm_eval.simple_evaluate(
-        model="glm130b", model_args=arguments, tasks=list(TASKS), task_manager=tasks, batch_size=2, bootstrap_iters=0
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        return lm_eval.simple_evaluate(
+            model="glm130b",
+            model_args=arguments,
+            tasks=list(TASKS),
+            task_manager=tasks,
+            batch_size=2,
+            bootstrap_iters=0,
+        )
 
+
+def test_its_own_tasks_over_local_rows_by_hand(opened: Any, found: dict[str, Any]) -> None:
     scores = [[by_hand(opened, row["question"], choice) for choice in row["choices"]] for row in ROWS]
     samples = {name: sorted(found["samples"][name], key=lambda sample: sample["doc_id"]) for name in TASKS}
     for expected, sample in zip(scores, samples["facts"], strict=True):
@@ -135,6 +144,8 @@ def test_its_own_tasks_over_local_rows_by_hand(opened: Any, tmp_path: Path, monk
     assert rolling["word_perplexity,none"] == pytest.approx(math.exp(-sum(losses) / words), rel=1e-5)
     assert rolling["bits_per_byte,none"] == pytest.approx(-sum(losses) / size / math.log(2), rel=1e-5)
 
+
+def test_the_command_gives_the_same_numbers(opened: Any, found: dict[str, Any], tmp_path: Path) -> None:
     command = [
         sys.executable,
         "-m",

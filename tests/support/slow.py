@@ -11,8 +11,11 @@ import pytest
 SLOW: dict[str, dict[str, tuple[str, ...]]] = {
     "test_compile_inductor.py": {
         "traced whole in test_modeling_*.py and test_decode_step.py; one rounding is compiled here": (
-            *("test_glm_forward", "test_glm_forward_in_bf16", "test_glm_generates_from_a_static_cache"),
-            *("test_ernie3_forward", "test_ernie3_generates_from_a_static_cache"),
+            "test_glm_forward",
+            "test_glm_forward_in_bf16",
+            "test_glm_generates_from_a_static_cache",
+            "test_ernie3_forward",
+            "test_ernie3_generates_from_a_static_cache",
         ),
     },
     "test_convert_glm130b.py": {
@@ -29,15 +32,20 @@ SLOW: dict[str, dict[str, tuple[str, ...]]] = {
     "test_decode_step.py": {
         "the step on the CPU, in its file's other tests and in test_generation_*.py": ("@found",),
     },
+    "test_devices_ernie3.py": {
+        "one process; test_tensor_parallel_glm130b.py": ("test_two_ranks_give_the_numbers_of_one",),
+    },
     "test_devices_page.py": {
         "the page's commands; test_device_maps.py, test_tensor_parallel_glm130b.py": (
-            *("test_python_blocks_run_in_order", "test_tensor_parallel_script_runs"),
+            "test_python_blocks_run_in_order",
+            "test_tensor_parallel_script_runs",
         ),
     },
     "test_distillation_ernie3_trainer.py": {
         "the other parameter": ("test_training_resumes_exactly[1.0]",),
         "test_teacher_learns_as_if_it_were_alone; the other parameter": (
-            *("test_every_learner_learns_as_if_it_were_alone", "test_teacher_pretrains_on_all_tasks_meanwhile[False]"),
+            "test_every_learner_learns_as_if_it_were_alone",
+            "test_teacher_pretrains_on_all_tasks_meanwhile[False]",
         ),
     },
     "test_docs.py": {
@@ -51,49 +59,63 @@ SLOW: dict[str, dict[str, tuple[str, ...]]] = {
     "test_evaluation_glm130b_tasks.py": {
         "what the page calls, in its file's other tests": ("test_the_page_runs_as_printed",),
     },
-    "test_examples_ernie.py": {"test_finetune_ernie.py": ("test_training_script_runs",)},
+    "test_examples_ernie.py": {
+        "test_finetune_ernie.py": ("test_training_script_runs",),
+    },
     "test_examples_ernie3.py": {
         "test_distillation_ernie3_*.py": ("test_students_come_out_without_their_auxiliary_layer",),
         "any causal model in its place": ("test_the_generator_learns_to_write",),
     },
     "test_export_ernie.py": {
         "the other models": (
-            *("test_torch_export_agrees[ErnieForQuestionAnswering]", "test_torch_export_agrees[ErnieForMaskedLM]"),
-            *("test_torch_export_agrees[ErnieForMultipleChoice]", "test_torch_export_agrees[ErnieForUTC]"),
-            *("test_onnx_agrees[ErnieModel]", "test_onnx_agrees[ErnieForUTC]"),
+            "test_torch_export_agrees[ErnieForQuestionAnswering]",
+            "test_torch_export_agrees[ErnieForMaskedLM]",
+            "test_torch_export_agrees[ErnieForMultipleChoice]",
+            "test_torch_export_agrees[ErnieForUTC]",
+            "test_onnx_agrees[ErnieModel]",
+            "test_onnx_agrees[ErnieForUTC]",
         ),
     },
     "test_faults.py": {
         "the first flow": (
-            *("test_a_disturbed_run_loses_and_mixes_nothing[ernie3]",),
-            *("test_a_disturbed_run_loses_and_mixes_nothing[ernie-reverse]",),
+            "test_a_disturbed_run_loses_and_mixes_nothing[ernie3]",
+            "test_a_disturbed_run_loses_and_mixes_nothing[ernie-reverse]",
         ),
+    },
+    "test_finetune_adapters.py": {
+        "the other order": ("test_targets_are_there_in_either_order_and_peft_is_not_imported[import hf_glm_ernie]",),
     },
     "test_finetune_ernie.py": {
         "the other parameter": (
-            *("test_a_separable_task_is_learnt[qlora]", "test_virtual_tokens_learn_and_open_exactly[prefix-0.9]"),
-            *("test_virtual_tokens_learn_and_open_exactly[p-tuning-0.7]", "test_uie_learns_a_new_name[lora]"),
+            "test_a_separable_task_is_learnt[qlora]",
+            "test_virtual_tokens_learn_and_open_exactly[prefix-0.9]",
+            "test_virtual_tokens_learn_and_open_exactly[p-tuning-0.7]",
+            "test_uie_learns_a_new_name[lora]",
         ),
     },
     "test_finetune_ernie_reading.py": {
-        "one seed: test_answers_are_learnt_and_found": ("test_the_published_grid", "test_a_recipe_with_several_seeds"),
+        "one seed: test_answers_are_learnt_and_found": (
+            "test_the_published_grid",
+            "test_a_recipe_with_several_seeds",
+        ),
     },
     "test_finetune_glm130b.py": {
         "the other ways": (
-            *("test_every_other_way_lowers_the_loss[p-tuning 0.01]", "test_every_other_way_lowers_the_loss[ia3 0.03]"),
-            *(
-                "test_a_resumed_run_is_the_uninterrupted_one[full]",
-                "test_a_resumed_run_is_the_uninterrupted_one[prefix]",
-            ),
+            "test_every_other_way_lowers_the_loss[p-tuning 0.01]",
+            "test_every_other_way_lowers_the_loss[ia3 0.03]",
+            "test_a_resumed_run_is_the_uninterrupted_one[full]",
+            "test_a_resumed_run_is_the_uninterrupted_one[prefix]",
         ),
     },
     "test_finetune_learning_glm130b.py": {
         "lora": (
-            *("test_new_facts_are_learnt_and_the_base_is_unchanged[prefix]",),
-            *("test_new_facts_are_learnt_and_the_base_is_unchanged[qlora]",),
+            "test_new_facts_are_learnt_and_the_base_is_unchanged[prefix]",
+            "test_new_facts_are_learnt_and_the_base_is_unchanged[qlora]",
         ),
     },
-    "test_finetune_page.py": {"test_finetune_*_glm130b.py": ("test_the_page_runs_from_top_to_bottom",)},
+    "test_finetune_page.py": {
+        "test_finetune_*_glm130b.py": ("test_the_page_runs_from_top_to_bottom",),
+    },
     "test_finetune_trl_glm130b.py": {
         "the other kinds of rows": (
             "test_rows_are_those_of_instruction_pairs_and_facts_are_learnt[messages]",
@@ -103,23 +125,73 @@ SLOW: dict[str, dict[str, tuple[str, ...]]] = {
             "test_the_script_teaches_facts[pairs of texts]",
         ),
     },
-    "test_gpu_benchmark.py": {"each part's own tests": ("@dry",)},
+    "test_gpu_benchmark.py": {
+        "each part's own tests": ("@dry",),
+    },
     "test_host_interface.py": {
         "the other versions": (
-            *("test_an_untested_host_is_named_once_at_import[5.16.1-1]",),
-            *("test_an_untested_host_is_named_once_at_import[5.25.0.dev0-1]",),
-            *("test_an_untested_host_is_named_once_at_import[5.17.0-0]",),
+            "test_an_untested_host_is_named_once_at_import[5.16.1-1]",
+            "test_an_untested_host_is_named_once_at_import[5.25.0.dev0-1]",
+            "test_an_untested_host_is_named_once_at_import[5.17.0-0]",
+            "test_an_untested_host_is_named_once_at_import[5.24.9-0]",
         ),
     },
-    "test_labels_glm130b.py": {"uncompiled": ("test_a_compiled_model_stops_too",)},
+    "test_labels_glm130b.py": {
+        "uncompiled": ("test_a_compiled_model_stops_too",),
+    },
+    "test_layers.py": {
+        "the other parameter": (
+            "test_the_hooks_that_importing_leaves_are_the_two_there_are[before]",
+            "test_the_hooks_that_importing_leaves_are_the_two_there_are[never]",
+        ),
+    },
+    "test_lm_eval_glm130b.py": {
+        "the same tasks in this process": ("test_the_command_gives_the_same_numbers",),
+    },
+    "test_offload.py": {
+        "uncompiled": ("test_compiled_with_interruptions_and_not_as_one_graph",),
+    },
+    "test_paddle_pickle.py": {
+        "the other bombs": ("test_bombs_cost_little_and_are_refused[many short texts]",),
+    },
+    "test_parallel_ernie3.py": {
+        "the Trainer's two processes: test_parallel_ernie3_trainer.py": ("test_two_processes_are_one",),
+    },
+    "test_planner.py": {
+        "the released table": ("test_tensor_parallel_counts_are_those_of_real_ranks",),
+    },
+    "test_planner_training.py": {
+        "what autograd saves, layer by layer": (
+            "test_the_peak_is_what_torch_allocates",
+            "test_largest_batch_and_least_cards_are_the_last_that_fit",
+        ),
+    },
+    "test_pretraining_ernie3_packing.py": {
+        "the other parameter": ("test_a_packed_run_resumes_exactly[2]",),
+    },
+    "test_prompts_ernie3.py": {
+        "each attribute: test_pretraining_ernie3_sentences.py and the mixture's": (
+            "test_rows_have_the_published_probabilities",
+        ),
+    },
+    "test_publish.py": {
+        "other refusals": ("test_a_repository_that_computes_otherwise_is_refused",),
+    },
     "test_quantization_weight_only.py": {
-        "four bits": ("test_without_this_package_a_quantized_folder_does_not_load[8]",),
+        "whole numbers of one process; test_tensor_parallel_glm130b.py": ("test_two_ranks_give_the_numbers_of_one",),
+        "test_a_folder_that_brings_its_code": ("test_without_this_package_a_quantized_folder_does_not_load",),
     },
     "test_reference_outputs.py": {
         "test_every_conversion_keeps_what_the_model_computes": ("test_publish_compares_with_the_conversion",),
     },
+    "test_tokenization_ernie_unicode.py": {
+        "the other parameter": ("test_every_code_point[False]",),
+    },
     "test_weight_only_compiled.py": {
         "the kernels' values: test_weight_only_triton.py": ("@compiled",),
+    },
+    "test_weight_only_triton.py": {
+        "the kernels' arithmetic: test_weight_only_compiled.py's assembly, test_weight_only.py": ("@interpreted",),
     },
 }
 """Test file -> {what guards the same in `make test`: (test, test[one of its parameters], @fixture of tests)}."""
