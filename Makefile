@@ -4,7 +4,7 @@ VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 STAMP = $(VENV)/.installed
 
-.PHONY: demo test test-slow test-gpu test-serve test-remote test-zero page test-page test-faults test-oldest test-newest environments check format bench bench-gpu conformance conformance-oldest clean
+.PHONY: demo test test-slow test-gpu test-serve test-remote test-zero page test-page test-faults test-oldest test-newest newest environments check format bench bench-gpu conformance conformance-oldest clean
 
 $(STAMP): pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
@@ -124,6 +124,8 @@ page: $(PAGE_STAMP)  ## the page on the shipped samples; ARGS="--glm FOLDER" for
 
 test-page: $(PAGE_STAMP)  ## the page in headless Chromium (apt-get install chromium fonts-noto-cjk)
 	OMP_NUM_THREADS=1 $(PAGE)/bin/python -m pytest tests/test_page.py tests/test_publish_space.py tests/test_space_page.py
+
+newest: $(NEWEST_STAMP)  ## the environment of the newest hosts
 
 environments: $(STAMP) $(OLDEST_STAMP) $(BETWEEN_STAMP)  ## so that `make test` opens published repositories on each of them
 

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import multiprocessing
 
 import pytest
 import torch
@@ -154,6 +155,7 @@ def test_a_resumed_run_goes_on_exactly(tokenizer, tmp_path, workers):
     folder = tmp_path / "whole" / "checkpoint-3"
     assert (folder / "ernie3_memories_0.safetensors").is_file()
     resumed = train(tokenizer, tmp_path / "resumed", resume=str(folder), **options)
+    assert not multiprocessing.active_children()  # workers end with the run
     for name, tensor in whole.model.state_dict().items():
         assert torch.equal(tensor, resumed.model.state_dict()[name]), name
 

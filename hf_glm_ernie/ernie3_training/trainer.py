@@ -141,6 +141,10 @@ class Ernie3PretrainingTrainer(Trainer):
             return super().train(resume_from_checkpoint, *args, **kwargs)
         finally:
             self.args.ignore_data_skip = skips
+            if self._train_loader is not None:
+                # It lets go of its workers, which end at once. Later, as garbage of a cycle with the Trainer, their
+                # queues are closed first, and each worker that hears nothing is waited for, five seconds.
+                self._train_loader.load_state_dict({})
 
     def _load_data(self, folder: Path) -> None:
         path = folder / self._file(MEMORIES_FILE)

@@ -9,6 +9,11 @@ from collections.abc import Iterable
 import pytest
 
 SLOW: dict[str, dict[str, tuple[str, ...]]] = {
+    "test_adapters_weight_only.py": {
+        "merging with this package; test_hub_remote_code.py": (
+            "test_code_from_the_hub_merges_right_without_this_package",
+        ),
+    },
     "test_compile_inductor.py": {
         "traced whole in test_modeling_*.py and test_decode_step.py; one rounding is compiled here": (
             "test_glm_forward",
@@ -39,6 +44,9 @@ SLOW: dict[str, dict[str, tuple[str, ...]]] = {
         "the page's commands; test_device_maps.py, test_tensor_parallel_glm130b.py": (
             "test_python_blocks_run_in_order",
             "test_tensor_parallel_script_runs",
+        ),
+        "the command in test_planner.py, the numbers in test_the_table_is_the_planner_s": (
+            "test_plan_commands_print_what_stands_below_them",
         ),
     },
     "test_distillation_ernie3_trainer.py": {
@@ -116,6 +124,11 @@ SLOW: dict[str, dict[str, tuple[str, ...]]] = {
     "test_finetune_page.py": {
         "test_finetune_*_glm130b.py": ("test_the_page_runs_from_top_to_bottom",),
     },
+    "test_finetune_steps_glm130b.py": {
+        "one process's step; two processes: test_parallel_ernie3_trainer.py": (
+            "test_fsdp2_and_ddp_steps_in_two_processes_are_the_single_one",
+        ),
+    },
     "test_finetune_trl_glm130b.py": {
         "the other kinds of rows": (
             "test_rows_are_those_of_instruction_pairs_and_facts_are_learnt[messages]",
@@ -135,6 +148,7 @@ SLOW: dict[str, dict[str, tuple[str, ...]]] = {
             "test_an_untested_host_is_named_once_at_import[5.17.0-0]",
             "test_an_untested_host_is_named_once_at_import[5.24.9-0]",
         ),
+        "the other class": ("test_copies_on_the_hub_warn_too[AutoTokenizer]",),
     },
     "test_labels_glm130b.py": {
         "uncompiled": ("test_a_compiled_model_stops_too",),
