@@ -27,8 +27,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """The garbage collector leaves alone what imports and 9,000 collected tests hold: going through all of it again and
-    again took a tenth of the whole run.
+    """The garbage collector leaves alone what imports and collected tests hold: going through it again and again took
+    a tenth of the whole run.
     """
     gc.freeze()
     gc.set_threshold(5_000, 20, 20)
