@@ -287,17 +287,17 @@ def mask_units(
         The ids with what replaces the chosen ones, and the labels: the original id where one was chosen, else -100.
     """
     masked, labels = list(ids), [IGNORED] * len(ids)
-    random, replaced = generator.random, MASK_SHARE + RANDOM_SHARE
-    chosen = np.flatnonzero(random(len(units)) < rate).tolist()
-    for unit in map(units.__getitem__, chosen):
-        # Most units have one token: a single number is drawn in a third of the time, and is the same.
-        one = len(unit) == 1
-        for at, fate in ((unit[0], random()),) if one else zip(unit, random(len(unit)).tolist(), strict=True):
-            labels[at] = ids[at]
-            if fate < MASK_SHARE:
-                masked[at] = mask_token_id
-            elif fate < replaced:
-                masked[at] = int(ordinary_ids[generator.integers(len(ordinary_ids))])
+    chosen = np.flatnonzero(generator.random(len(units)) < rate).tolist()
+    places = [at for unit in map(units.__getitem__, chosen) for at in unit]
+    fates = generator.random(len(places))
+    for at in places:
+        labels[at], masked[at] = ids[at], mask_token_id
+    others = np.flatnonzero(fates >= MASK_SHARE)
+    is_random = fates[others] < MASK_SHARE + RANDOM_SHARE
+    drawn = iter(ordinary_ids[generator.integers(len(ordinary_ids), size=is_random.sum())].tolist())
+    for other, replaced in zip(others.tolist(), is_random.tolist(), strict=True):
+        at = places[other]
+        masked[at] = next(drawn) if replaced else ids[at]
     return masked, labels
 
 
