@@ -1,7 +1,7 @@
 """What `make test` leaves to `make test-slow`, and what guards the same thing there.
 
-Tests that take many seconds and whose fault a quicker one would also show, so that everyone's run stays under ten
-minutes on two cores. Tests that were written as slow ones are marked where they stand.
+Tests that take many seconds and whose fault a quicker one would also show, so that everyone's run is short: it is to
+take ten minutes on two cores, and takes more. Tests that were written as slow ones are marked where they stand.
 """
 
 from collections.abc import Iterable
