@@ -29,7 +29,9 @@ SLOW: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "test_convert_glm130b_quantized.py": {
-        "the same": ("test_a_killed_quantization_goes_on_and_gives_the_same_bytes",),
+        "kills in forked processes: test_consume_kills.py, quantized too": (
+            "test_a_killed_quantization_goes_on_and_gives_the_same_bytes",
+        ),
     },
     "test_corpus_duplicates.py": {
         "what is found with few keys": ("test_a_partition_takes_the_memory_that_is_planned",),
@@ -57,12 +59,12 @@ SLOW: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "test_docs.py": {
-        "each step: test_label_data_*.py, test_finetune_ernie.py, test_ernie_shrinking_*.py": (
+        "each step: test_label_data_*.py, test_finetune_ernie.py, test_ernie_shrinking.py": (
             "test_labels_become_a_served_model",
         ),
     },
     "test_ernie_shrinking_command.py": {
-        "each stage: test_ernie_shrinking_*.py": ("test_every_stage_of_uie",),
+        "each stage: test_ernie_shrinking.py": ("test_every_stage_of_uie",),
     },
     "test_evaluation_glm130b_tasks.py": {
         "what the page calls, in its file's other tests": ("test_the_page_runs_as_printed",),
@@ -183,11 +185,6 @@ SLOW: dict[str, dict[str, tuple[str, ...]]] = {
     "test_pretraining_ernie3_packing.py": {
         "the other parameter": ("test_a_packed_run_resumes_exactly[2]",),
     },
-    "test_prompts_ernie3.py": {
-        "each attribute: test_pretraining_ernie3_sentences.py and the mixture's": (
-            "test_rows_have_the_published_probabilities",
-        ),
-    },
     "test_publish.py": {
         "other refusals": ("test_a_repository_that_computes_otherwise_is_refused",),
     },
@@ -203,9 +200,6 @@ SLOW: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "test_weight_only_compiled.py": {
         "the kernels' values: test_weight_only_triton.py": ("@compiled",),
-    },
-    "test_weight_only_triton.py": {
-        "the kernels' arithmetic: test_weight_only_compiled.py's assembly, test_weight_only.py": ("@interpreted",),
     },
 }
 """Test file -> {what guards the same in `make test`: (test, test[one of its parameters], @fixture of tests)}."""
