@@ -7,8 +7,8 @@ parts come one by one under their own names, and their groups are made one numbe
 The parameters are in the stored form while they are loaded, so that vLLM cuts bytes and scales for tensor parallelism
 as it cuts any weight. Where a rank's columns begin within a group the scale is repeated first: the same values. After
 loading, integers are packed again (`repacking.py`) for the kernel that vLLM chooses (Marlin or Machete on NVIDIA
-GPUs, `CPUWNA16` on CPUs). What no kernel takes (fp32, INT8 on CPUs, groups that are no multiple of 32) becomes an
-ordinary weight with the same values, and the log says why.
+GPUs, `CPUWNA16` on CPUs with AVX-512). What no kernel takes (fp32, INT8 on CPUs, groups that are no multiple of 32)
+becomes an ordinary weight with the same values, and the log says why.
 
 Kernels multiply integer and scale in the compute dtype. In fp16 that is the value we define; in bf16 the scale is
 rounded to bf16 first (2 ** -9 of it), where our own kernels round the product.
@@ -28,7 +28,12 @@ from torch import nn
 from transformers.quantizers.quantizers_utils import should_convert_module
 from vllm.config import get_current_vllm_config
 from vllm.logger import init_logger
-from vllm.model_executor.kernels.linear import MPLinearKernel, MPLinearLayerConfig, choose_mp_linear_kernel
+from vllm.model_executor.kernels.linear import (
+    CPUWNA16LinearKernel,
+    MPLinearKernel,
+    MPLinearLayerConfig,
+    choose_mp_linear_kernel,
+)
 from vllm.model_executor.layers.linear import (
     LinearBase,
     LinearMethodBase,
@@ -49,6 +54,7 @@ logger = init_logger("vllm.hf_glm_ernie")  # below vLLM's own logger, whose sett
 
 KERNEL_DTYPES = (torch.float16, torch.bfloat16)  # the CPU kernel takes others without a word
 VLLM_TYPES = {4: scalar_types.uint4b8, 8: scalar_types.uint8b128}
+CPU_OPERATOR = "cpu_gemm_wna16"  # what `CPUWNA16LinearKernel` calls
 # Earlier versions than 0.31 ask whether columns were reordered.
 IN_ORDER = {field.name: False for field in fields(MPLinearLayerConfig) if field.name == "has_g_idx"}
 INSIDE_LAYERS = re.compile(r"\.\d+\.")  # of a name: the quantizer takes linears inside a list of layers only
@@ -267,9 +273,11 @@ class WeightOnlyLinearMethod(LinearMethodBase):
                 **IN_ORDER,
             )
             try:
-                return choose_mp_linear_kernel(config), config
+                kernel = choose_mp_linear_kernel(config)
             except ValueError as error:
                 refusals = " ".join(str(error).split())
+                continue
+            return _why_not_here(kernel) or (kernel, config)
         return refusals
 
     def _pack(self, layer: Any, kernel: type[MPLinearKernel], config: MPLinearLayerConfig) -> None:
@@ -316,6 +324,16 @@ class WeightOnlyLinearMethod(LinearMethodBase):
             return self.kernel.apply_weights(layer, x, bias)
         assert self.plain is not None
         return self.plain.apply(layer, x, bias)
+
+
+def _why_not_here(kernel: type[MPLinearKernel]) -> str | None:
+    """Why a kernel that takes a layer cannot run: `CPUWNA16` takes it on any CPU, and its operator may be missing."""
+    if not issubclass(kernel, CPUWNA16LinearKernel) or hasattr(torch.ops._C, CPU_OPERATOR):
+        return None
+    return (
+        f"this CPU's library of vLLM has no {CPU_OPERATOR}, the kernel of 4-bit integers (the one for x86 without "
+        "AVX-512 has none)"
+    )
 
 
 def _refuse_to_load(*_: Any) -> None:
