@@ -3,6 +3,8 @@
 VENV ?= .venv
 PYTHON = $(VENV)/bin/python
 STAMP = $(VENV)/.installed
+# The tests start this package some sixty times, and without what Python keeps of its sources each start compiles them.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-slow test-gpu test-serve test-remote test-zero page test-page test-faults test-oldest test-newest newest environments check format bench bench-gpu conformance conformance-oldest clean
 

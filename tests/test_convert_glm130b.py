@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from conversion.state_map import Split, TensorSpec
 from conversion.writer import copy_peak_bytes
 from hf_glm_ernie import Glm130bConfig, Glm130bForCausalLM
 from tests.support.converting import SIZES, convert, kill_then_run, listing, weights, write_settings
+from tests.support.fresh import fresh_python
 from tests.support.tiny import (
     Sizes,
     State,
@@ -339,18 +338,8 @@ def test_the_record_and_the_card_say_where_the_folder_comes_from(tmp_path: Path,
 
 def test_the_command_runs_from_a_checkout_and_shows_progress(tmp_path: Path, settings: str) -> None:
     source = write_released(tmp_path / "source", whole_state(SIZES), 2)
-    command = [
-        sys.executable,
-        "-m",
-        "conversion",
-        "glm130b",
-        "--source",
-        source,
-        "--output",
-        tmp_path / "out",
-        settings,
-    ]
-    finished = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=True)
+    words = ["-m", "conversion", "glm130b", "--source", source, "--output", tmp_path / "out", settings]
+    finished = fresh_python(words, Path(__file__).parents[1], check=True)
     assert finished.stdout.startswith("GLM-130B ")
     assert finished.stdout.endswith(f"done: {tmp_path / 'out'}\n")
     assert "writing: 100%" in finished.stderr

@@ -4,8 +4,6 @@ import json
 import os
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -22,6 +20,7 @@ from transformers.distributed import DistributedConfig
 from hf_glm_ernie.__main__ import main
 from hf_glm_ernie.configuration_ernie3 import Ernie3Config
 from hf_glm_ernie.planner import plan
+from tests.support.fresh import fresh_python
 from tests.support.tiny_models import tiny_model
 
 ROOT = Path(__file__).parents[1]
@@ -41,10 +40,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(command: list[str], folder: Path) -> str:
-    done = subprocess.run(
-        command, cwd=folder, env=ENVIRONMENT, capture_output=True, text=True, timeout=240, check=False
-    )
+def run(words: list[str], folder: Path) -> str:
+    done = fresh_python(words, folder, ENVIRONMENT)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -57,7 +54,7 @@ def test_every_kind_of_block_is_run() -> None:
 
 def test_python_blocks_run_in_order(folder: Path) -> None:
     bodies = [body for kind, body in BLOCKS if kind == "python" and not body.startswith("# generate.py")]
-    out = run([sys.executable, "-c", "\n".join(bodies)], folder)
+    out = run(["-c", "\n".join(bodies)], folder)
     assert out.splitlines() == ["True {}", "()"]
 
 
@@ -73,7 +70,7 @@ def test_plan_commands_print_what_stands_below_them(
         assert main(command[2:]) == 0
         return capsys.readouterr().out
 
-    printed_ones = [run([sys.executable, *commands[0]], folder), *map(called, commands[1:])]
+    printed_ones = [run(commands[0], folder), *map(called, commands[1:])]
     *shown_ones, tiny = (printed.splitlines() for printed in printed_ones)
     for printed, body in zip(shown_ones, [body for kind, body in BLOCKS if kind == "text"], strict=True):
         lines = iter(printed)
@@ -84,7 +81,7 @@ def test_plan_commands_print_what_stands_below_them(
 
 def test_tensor_parallel_script_runs(folder: Path) -> None:
     command = next(shlex.split(body) for kind, body in BLOCKS if kind == "bash" and body.startswith("torchrun"))
-    script = [sys.executable, "-m", "torch.distributed.run", "--standalone", *command[1:]]
+    script = ["-m", "torch.distributed.run", "--standalone", *command[1:]]
     assert "torch.Size([1, 7])" in run(script, folder)
 
 

@@ -2,8 +2,6 @@
 
 import json
 import random
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,6 +11,7 @@ from conversion.paddle_files import open_paddle_source
 from examples import ernie_tasks
 from examples import train_sample_ernie as training
 from hf_glm_ernie import ErnieForUIE, ErnieTokenizer, sentence_embeddings, uie
+from tests.support.fresh import fresh_python
 
 BLANKS = ernie_tasks.read_lines("blanks.jsonl")
 EXTRACTIONS = ernie_tasks.read_lines("extractions.jsonl")
@@ -24,9 +23,8 @@ LANGUAGES = sorted(EVENTS)
 def tour(tmp_path_factory):
     """The finished tour, run as a user runs it, and the folder it converted to."""
     folder = tmp_path_factory.mktemp("tour") / "converted"
-    command = [sys.executable, str(ernie_tasks.REPOSITORY / "examples" / "ernie_tasks.py"), "--output", str(folder)]
-    done = subprocess.run(command, cwd=folder.parent, capture_output=True, text=True, check=False)
-    return done, folder
+    script = ernie_tasks.REPOSITORY / "examples" / "ernie_tasks.py"
+    return fresh_python([script, "--output", folder], folder.parent), folder
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,6 @@
 import functools
 import importlib.util
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -24,6 +22,7 @@ from transformers import (
 from examples import export_ernie
 from hf_glm_ernie import ErnieForUIE, ErnieForUTC, ErnieUIEConfig, ErnieUTCConfig
 from hf_glm_ernie.ernie_tasks import onnx_export
+from tests.support.fresh import fresh_python
 
 SIZES = {
     "vocab_size": 60,
@@ -126,7 +125,7 @@ def test_exported_file_needs_torch_alone(tmp_path):
         "assert not {'transformers', 'hf_glm_ernie'} & set(sys.modules)\n"
         "print(json.dumps(outputs['start_prob'].tolist()))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = fresh_python(["-c", code], tmp_path)
     assert done.returncode == 0, done.stderr
     with torch.no_grad():
         expected = model(**inputs).start_prob

@@ -3,7 +3,6 @@
 Prompt and prefix tuning are held against masks and positions that are spelled out token by token.
 """
 
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from hf_glm_ernie import ErnieForUIE, ErnieForUTC, ErnieUIEConfig, ErnieUTCConfi
 from hf_glm_ernie.finetuning.methods import AdapterArguments, adapt
 from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig, repack
 from hf_glm_ernie.weight_only import dequantize, from_storage, quantize
+from tests.support.fresh import fresh_python
 from tests.support.tiny_models import EOP, EOS, GMASK, LAYERS, MASK, PAD, SMASK, SOP, tiny_model
 
 peft = pytest.importorskip("peft", reason="adapters need peft (the extra `peft`)")
@@ -102,7 +102,7 @@ print(had, before, names, mapping["glm130b"], mapping["ernie_uie"], mapping["ern
 def test_targets_are_there_in_either_order_and_peft_is_not_imported(order: str) -> None:
     """Also for the host's own classes, which we see nothing of; what waits for PEFT is not there if PEFT was."""
     code = TARGETS.format(imports=order)
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = fresh_python(["-c", code], ROOT, check=True)
     first = "peft" in order
     expected = (
         f"{first} {int(not first)} ['query', 'value'] ['q_proj', 'v_proj'] ['query', 'value'] ['q_proj', 'v_proj']"

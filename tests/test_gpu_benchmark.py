@@ -2,14 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from hf_glm_ernie.weight_only_triton_kernels import triton
+from tests.support.fresh import fresh_python
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 PARTS = ("machine", "kernels", "whole", "speed", "layer", "planner")
@@ -49,8 +48,7 @@ print(line, file=file, flush=True)
 
 def run(program: str, *arguments: str) -> str:
     environment = os.environ | {"PYTHONPATH": f"{BENCHMARKS}{os.pathsep}{BENCHMARKS.parent}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", program, *arguments]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    finished = fresh_python(["-c", program, *arguments], env=environment)
     assert finished.returncode == 0, finished.stderr[-3000:]
     return finished.stdout
 
@@ -127,8 +125,7 @@ def test_a_part_that_fails_or_hangs_is_reported_and_the_others_go_on(tmp_path: P
 
 def test_no_gpu_is_said_and_nothing_else_happens(tmp_path: Path) -> None:
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--output", str(tmp_path), "--parts", "machine"]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    finished = fresh_python([BENCHMARKS / "gpu.py", "--output", tmp_path, "--parts", "machine"], env=environment)
     assert finished.returncode == 1
     (part,) = json.loads((tmp_path / "results.json").read_text("utf-8"))["parts"]
     assert part["status"] == "failed"
@@ -136,8 +133,7 @@ def test_no_gpu_is_said_and_nothing_else_happens(tmp_path: Path) -> None:
 
 
 def test_no_part_begins_when_the_time_is_over(tmp_path: Path) -> None:
-    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--dry", "--seconds", "0.5", "--output", str(tmp_path)]
-    finished = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    finished = fresh_python([BENCHMARKS / "gpu.py", "--dry", "--seconds", "0.5", "--output", tmp_path])
     parts = json.loads((tmp_path / "results.json").read_text("utf-8"))["parts"]
     assert [part["name"] for part in parts] == list(PARTS)
     assert {(part["status"], part["note"]) for part in parts} == {("skipped", "out of time")}

@@ -16,6 +16,8 @@ from packaging.version import Version
 
 import hf_glm_ernie
 from tests.support.host_private import HOST_PRIVATE, HostName, resolve
+from tests.support.sources import nodes_of
+from tests.support.vllm_private import VLLM_PRIVATE
 
 ROOT = Path(__file__).parents[1]
 SOURCES = [
@@ -42,13 +44,13 @@ def test_every_row_has_a_place_of_its_own_and_a_reason() -> None:
     assert all(row.why for row in HOST_PRIVATE)
 
 
-LISTED = {name for row in HOST_PRIVATE for name in row.place.partition(":")[2].split(".")}
+LISTED = {name for row in (*HOST_PRIVATE, *VLLM_PRIVATE) for name in row.place.partition(":")[2].split(".")}
 
 
 def test_nothing_deep_in_the_host_is_imported_unlisted() -> None:
     unlisted = []
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes_of(path):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in HOSTS[:4]:
                 if node.module in PROMISED:
                     continue
@@ -62,7 +64,7 @@ def _ours() -> set[str]:
     """Every name that our own sources define or assign."""
     names = set()
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes_of(path):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 names.add(node.name)
             elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
@@ -76,7 +78,7 @@ def test_no_private_attribute_of_a_host_is_used_unlisted() -> None:
     ours = _ours() | {"_asdict", "_replace", "_exit"}  # of named tuples, and of os
     unlisted = set()
     for path in SOURCES:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes_of(path):
             private = isinstance(node, ast.Attribute) and node.attr.startswith("_") and node.attr[:2] != "__"
             if private and node.attr not in ours | LISTED:
                 unlisted.add(f"{path.name}:{node.lineno} {node.attr}")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.slow import SLOW
+from tests.support.sources import nodes_of
 
 ROOT = Path(__file__).parents[1]
 SOURCES = {
@@ -28,14 +29,10 @@ IMPORTED_BY_NAME = {
 """Module -> why it imports by name or changes how others are imported. Nobody else does."""
 
 
-def tree_of(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
-
-
 def imported(module: str, path: Path) -> Iterator[str]:
     """The modules of the repository that one names in its imports, wherever they stand in the file."""
     here = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
-    for node in ast.walk(tree_of(path)):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -73,7 +70,7 @@ def test_folders_make_no_circle() -> None:
 def test_no_import_is_hidden(module: str) -> None:
     """What imports by name, or changes how others are imported, is named above with its reason."""
     hidden = set()
-    for node in ast.walk(tree_of(SHIPPED[module])):
+    for node in nodes_of(SHIPPED[module]):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
             hidden |= {name for name in names if name.split(".")[0] == "importlib" and name != "importlib.metadata"}
@@ -90,8 +87,7 @@ def test_who_imports_by_name_is_still_there() -> None:
 
 def test_what_is_marked_slow_is_still_there() -> None:
     for file, guards in SLOW.items():
-        tree = tree_of(ROOT / "tests" / file)
-        there = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        there = {node.name for node in nodes_of(ROOT / "tests" / file) if isinstance(node, ast.FunctionDef)}
         for name in (name for names in guards.values() for name in names):
             assert name.removeprefix("@").partition("[")[0] in there, (file, name)
 
@@ -111,7 +107,7 @@ def lines_of_code(node: ast.AST, lines: list[str]) -> int:
 def test_files_and_functions_can_be_read_at_once(module: str) -> None:
     lines = SHIPPED[module].read_text(encoding="utf-8").splitlines()
     assert len(lines) <= LONGEST_FILE
-    functions = [node for node in ast.walk(tree_of(SHIPPED[module])) if isinstance(node, ast.FunctionDef)]
+    functions = [node for node in nodes_of(SHIPPED[module]) if isinstance(node, ast.FunctionDef)]
     assert not {one.name: size for one in functions if (size := lines_of_code(one, lines)) > LONGEST_FUNCTION}
 
 

@@ -6,11 +6,13 @@ import ast
 import importlib.util
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.fresh import fresh_python
+from tests.support.sources import nodes_of
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "hf_glm_ernie"
@@ -49,10 +51,9 @@ BELOW: dict[str, set[str]] = {
 
 def imports(path: Path) -> list[tuple[int, str, bool]]:
     """(level, module, inside a try) of every import of a file."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    guarded = {id(node) for block in ast.walk(tree) if isinstance(block, ast.Try) for node in ast.walk(block)}
+    guarded = {id(node) for block in nodes_of(path) if isinstance(block, ast.Try) for node in ast.walk(block)}
     found = []
-    for node in ast.walk(tree):
+    for node in nodes_of(path):
         if isinstance(node, ast.Import):
             found += [(0, alias.name, id(node) in guarded) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -176,7 +177,7 @@ def test_the_hooks_that_importing_leaves_are_the_two_there_are(peft: str) -> Non
     if peft != "never" and importlib.util.find_spec("peft") is None:
         pytest.skip("needs peft (the extra `peft`)")
     code = IMPORTED.format(before=["peft"] if peft == "before" else [], behind=["peft"] if peft == "later" else [])
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    done = fresh_python(["-c", code], ROOT, check=True)
     before, after, behind = json.loads(done.stdout.splitlines()[-1])
     ours = [LOOK] if peft == "before" else [LOOK, WAIT]
     assert sorted(after["torch"]) == sorted([*before["torch"], *ours])

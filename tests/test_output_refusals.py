@@ -6,8 +6,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -25,6 +23,7 @@ from conversion.writer import SafetensorsShard, TorchArchive, WriteError
 from tests.faults.harness import snapshot
 from tests.support import copying
 from tests.support.copying import NAMES, STATE, copied, damage, fail_after, go, is_whole, lines_of, result, stopped
+from tests.support.fresh import fresh_python
 from tests.support.tiny import equal_bits
 
 # Several runs
@@ -429,5 +428,5 @@ try:
 except KeyboardInterrupt:
     print("not ended")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = fresh_python(["-c", code])
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")

@@ -4,8 +4,6 @@ import ast
 import importlib
 import inspect
 import re
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING
 from transformers.utils import ModelOutput
 
 import hf_glm_ernie
+from tests.support.fresh import fresh_python
 
 ROOT = Path(__file__).parents[1]
 # The host's encoders once more, for folders of integer weights on the Hub: here people take the host's own.
@@ -135,5 +134,5 @@ def test_importing_twice_is_harmless_and_leaves_converters_out() -> None:
         "import sys, importlib, hf_glm_ernie; importlib.reload(hf_glm_ernie); "
         "print([m for m in sys.modules if m.startswith(('hf_glm_ernie.conversion', 'peft', 'datasets'))])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = fresh_python(["-c", code], check=True)
     assert done.stdout.strip() == "[]"

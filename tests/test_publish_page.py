@@ -3,14 +3,13 @@
 import os
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from conversion.publish_classes import PUBLISHED, remote_classes
+from tests.support.fresh import fresh_python
 from tests.support.hub_stand_in import TOKEN, Hub, serve
 from tests.support.publishing import CODE, make_source
 from tests.support.strangers import PREAMBLE, run_python
@@ -41,9 +40,8 @@ def outputs(hub: Hub, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     printed = []
     for kind, body in BLOCKS:
         if kind == "bash":
-            command = [sys.executable, *shlex.split(body)[1:]]
             variables = os.environ | environment(hub) | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-            done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
+            done = fresh_python(shlex.split(body)[1:], folder, variables)
             assert done.returncode == 0, done.stderr[-2000:]
             printed.append(done.stdout.replace(f"{folder.resolve()}/", ""))
     assert list(hub.repositories) == ["me/ernie-base"]  # nothing else was sent

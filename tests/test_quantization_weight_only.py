@@ -5,7 +5,6 @@ import importlib.util
 import json
 import os
 import shutil
-import subprocess
 import sys
 import weakref
 from pathlib import Path
@@ -31,6 +30,7 @@ from hf_glm_ernie import ErnieForUIE, ErnieUIEConfig, quantization_weight_only
 from hf_glm_ernie.quantization_weight_only import WeightOnlyConfig, repack
 from hf_glm_ernie.weight_only import dequantize, from_storage, quantize
 from hf_glm_ernie.weight_only_linear import WeightOnlyLinear
+from tests.support.fresh import fresh_python
 from tests.support.rank_processes import run_ranks
 from tests.support.tiny_models import EOP, GMASK, LAYERS, MASK, PAD, SOP, tiny_model
 
@@ -234,10 +234,7 @@ def test_without_this_package_a_quantized_folder_does_not_load(tmp_path: Path, b
     folder = tmp_path / "quantized"
     AutoModelForMaskedLM.from_pretrained(tmp_path / "plain", quantization_config=config).save_pretrained(folder)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-c", PLAIN_PROGRAM, str(folder)]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
+    done = fresh_python(["-c", PLAIN_PROGRAM, folder], tmp_path, environment)
     assert done.returncode != 0
     assert "LOADED" not in done.stdout
     assert "weight_only_int" in done.stderr  # the host's warning names the method
@@ -298,16 +295,8 @@ def test_a_folder_that_brings_its_code(plain_folder: Path, tmp_path: Path) -> No
     torch.save({"input_ids": IDS, "logits": logits(load(folder))}, tmp_path / "expected.pt")
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "cache")}
-    arguments = [str(folder), str(tmp_path / "expected.pt"), str(tmp_path / "again")]
-    done = subprocess.run(
-        [sys.executable, "-c", REMOTE_PROGRAM, *arguments],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    arguments = [folder, tmp_path / "expected.pt", tmp_path / "again"]
+    done = fresh_python(["-c", REMOTE_PROGRAM, *arguments], tmp_path, environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "again" / "weight_only_linear.py").is_file()  # it goes on with the model
 

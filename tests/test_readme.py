@@ -3,13 +3,12 @@
 import contextlib
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from conversion.__main__ import main
+from tests.support.fresh import fresh_python
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -41,7 +40,7 @@ PYTHON_BLOCKS = [index for index, (kind, _) in enumerate(BLOCKS) if kind == "pyt
 def test_python_block_prints_what_stands_below_it(converted: Path, index: int) -> None:
     code, (kind, expected) = BLOCKS[index][1], BLOCKS[index + 1]
     assert kind == "text"
-    done = subprocess.run([sys.executable, "-c", code], cwd=converted, check=True, capture_output=True, text=True)
+    done = fresh_python(["-c", code], converted, check=True)
     assert done.stdout == expected
 
 

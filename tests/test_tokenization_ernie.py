@@ -2,8 +2,6 @@
 
 import json
 import logging
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +23,7 @@ from hf_glm_ernie.tokenization_ernie_offsets import kept_lengths
 from hf_glm_ernie.tokenization_ernie_vocabulary import read_vocabulary
 from tests.reference.ernie_tokenizer import ErnieReference, random_texts, truncated_lengths
 from tests.support.ernie_vocabulary import FULL, SMALL, paddle_folder, released_lines, write_vocabulary
+from tests.support.fresh import fresh_python
 
 
 @pytest.fixture(scope="module")
@@ -421,8 +420,7 @@ def test_plain_auto_tokenizer(lines: list[str], tmp_path: Path) -> None:
             (tmp_path / folder / "config.json").write_text(json.dumps(config))
     texts = [row["text"] for row in SMALL["single"]] + random_texts(300, 9, lines)
     (tmp_path / "texts.json").write_text(json.dumps(texts))
-    command = [sys.executable, "-P", "-c", PLAIN, "bare", "native", "uie"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    done = fresh_python(["-P", "-c", PLAIN, "bare", "native", "uie"], tmp_path, check=True)
     assert len(done.stdout.splitlines()) == 3
     expected = tokenizer(texts, texts[::-1], return_offsets_mapping=True)
     for line in done.stdout.splitlines():

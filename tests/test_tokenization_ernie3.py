@@ -2,8 +2,6 @@
 
 import json
 import pickle
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from hf_glm_ernie.tokenization_ernie3 import NUM_PIECES, Ernie3Tokenizer
 from tests.reference.ernie3_tokenizer import GONE, Ernie3Reference, random_paragraphs
 from tests.reference.ernie_tokenizer import random_texts
 from tests.support.ernie_vocabulary import SMALL, needs_unicode_14, released_lines, write_vocabulary
+from tests.support.fresh import fresh_python
 
 SMALL_LINES = [*SMALL["vocabulary"][:-1], "；", "’", "[UNK]"]
 NUM_SMALL = len(SMALL_LINES) - 1
@@ -408,8 +407,7 @@ def test_plain_auto_tokenizer(tmp_path: Path) -> None:
             (tmp_path / folder / "config.json").write_text(json.dumps(config))
     texts = random_paragraphs(300, 9, lines_of(tokenizer))
     (tmp_path / "texts.json").write_text(json.dumps(texts))
-    command = [sys.executable, "-P", "-c", PLAIN, "bare", "model"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    done = fresh_python(["-P", "-c", PLAIN, "bare", "model"], tmp_path, check=True)
     assert len(done.stdout.splitlines()) == 2
     expected = tokenizer(texts, texts[::-1], return_offsets_mapping=True)
     for line in done.stdout.splitlines():

@@ -3,8 +3,6 @@
 import json
 import logging
 import pickle
-import subprocess
-import sys
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from hf_glm_ernie.tokenization_ernie_vocabulary import read_vocabulary
 from tests.conftest import GOLDEN
 from tests.reference.ernie_tokenizer import random_texts
 from tests.support.ernie_vocabulary import FULL, SMALL, paddle_folder, released_lines, write_vocabulary
+from tests.support.fresh import fresh_python
 
 LINES = SMALL["vocabulary"]
 SIZE = len(LINES)
@@ -90,8 +89,7 @@ def test_plain_auto_tokenizer_has_them_too(tmp_path: Path) -> None:
         tokenizer.save_pretrained(tmp_path / str(number))
         cases.append((str(number), case["texts"]))
     (tmp_path / "cases.json").write_text(json.dumps(cases))
-    command = [sys.executable, "-P", "-c", PLAIN]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    done = fresh_python(["-P", "-c", PLAIN], tmp_path, check=True)
     for line, case, tokenizer in zip(done.stdout.splitlines(), ADDED, tokenizers, strict=True):
         ids, offsets, decoded = json.loads(line)
         expected = tokenizer(case["texts"], return_offsets_mapping=True)

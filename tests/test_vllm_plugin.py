@@ -1,8 +1,5 @@
 """What the vLLM plugin computes without vLLM: positions, rows, and what it says of a bad request."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -11,6 +8,7 @@ from hf_glm_ernie.prefix_glm130b import layout
 from hf_glm_ernie.vllm_plugin.checks import cut_prompt, mixed_masks, no_room, unknown_ids
 from hf_glm_ernie.vllm_plugin.positions import CHANNELS, KEPT, LONGEST_CONTEXT, decoded, request_positions
 from hf_glm_ernie.vllm_plugin.rows import split
+from tests.support.fresh import fresh_python
 
 CONFIG = Glm130bConfig(vocab_size=200, mask_token_id=100, gmask_token_id=101, smask_token_id=102, sop_token_id=104)
 MASK, GMASK, SMASK, SOP = 100, 101, 102, 104
@@ -130,4 +128,4 @@ class TestChecks:
 
 def test_the_package_never_imports_vllm() -> None:
     code = "import sys, hf_glm_ernie; from hf_glm_ernie import Glm130bForCausalLM; sys.exit('vllm' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    assert fresh_python(["-c", code]).returncode == 0

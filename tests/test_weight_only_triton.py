@@ -27,17 +27,27 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 
 
 @pytest.fixture(scope="module")
-def interpreted() -> dict[str, dict[str, Any]]:
-    """What every case gave; all of them in one process, for starting one takes longer than most cases."""
+def interpreted(request: pytest.FixtureRequest) -> dict[str, dict[str, Any]]:
+    """What the chosen cases gave; all of them in one process, for starting one takes longer than most cases."""
+    chosen = [getattr(item, "callspec", None) for item in request.session.items]
+    names = [one.params["case"].name for one in chosen if one and isinstance(one.params.get("case"), Case)]
+    names = names or [case.name for case in CASES if case.is_quick]
     program = [sys.executable, "-m", "tests.support.interpreted_kernels"]
-    done = subprocess.run(program, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        program, cwd=ROOT, env=environment, input="\n".join(names), capture_output=True, text=True, check=False
+    )
     found = {line["what"]: line for line in map(json.loads, done.stdout.splitlines())}
     assert done.returncode == 0, done.stderr[-3000:]
     return found
 
 
 @needs_triton
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(
+    "case",
+    [case if case.is_quick else pytest.param(case, marks=pytest.mark.slow) for case in CASES],
+    ids=lambda c: c.name,
+)
 def test_a_kernel_against_dequantizing_in_fp64(interpreted: dict[str, dict[str, Any]], case: Case) -> None:
     found = interpreted[case.name]
     width = case.shape[1] if case.kernel == "transposed" else case.shape[0]
@@ -174,6 +184,7 @@ def test_the_modules_can_be_imported_without_triton() -> None:
         "print(choose_kernel(torch.device('cuda'), torch.float16, 4, 64, 64, 1, 1).name)\n"
         "print(weight_only_triton.problem(torch.device('cuda')))\n"
     )
+    # not a fresh_python: torch has found Triton in it
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["32", "blocks", "Triton is not installed (pip install triton)"]
 

@@ -27,6 +27,11 @@ class Case(NamedTuple):
         """For people."""
         return f"{self.kernel} INT{self.bits} {'x'.join(map(str, self.shape))} {self.rows} {self.dtype}"
 
+    @property
+    def is_quick(self) -> bool:
+        """Whether `make test` runs it: every kernel, shape, width and dtype, with fewer numbers of rows."""
+        return self.kernel in ("rows", "transposed") or self.rows in ({17} if self.kernel == "dequantize" else {2, 33})
+
 
 HALVES = ("fp16", "bf16")
 # One scale a row, with columns no multiple of a tile; groups of 32, 64, 96 and 768; rows of no block.

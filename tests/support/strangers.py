@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from conversion import publish_check
+from tests.support.fresh import fresh_python
 
 ROOT = Path(__file__).parents[2]
 HIDDEN = ["hf_glm_ernie", "conversion", "tests", "accelerate", "sentencepiece", "peft", "bitsandbytes", "torchao"]
@@ -43,15 +44,15 @@ def run_python(
         "OMP_NUM_THREADS": "1",
     }
     variables.pop("PYTHONPATH", None)
-    done = subprocess.run(
-        [str(python), "-P", "-c", code],
-        cwd=scratch,
-        env=variables | (environment or {}),
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    variables |= environment or {}
+    words = ["-P", "-c", code]
+    if str(python) == sys.executable:
+        done = fresh_python(words, scratch, variables)
+    else:
+        command = [str(python), *words]
+        done = subprocess.run(
+            command, cwd=scratch, env=variables, capture_output=True, text=True, timeout=240, check=False
+        )
     assert not check or done.returncode == 0, done.stderr[-4000:]
     return done
 
