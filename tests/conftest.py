@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.products import mark_products
 from tests.support.slow import mark_slow
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
@@ -17,13 +18,17 @@ os.environ["HF_GLM_ERNIE_CPU_KERNEL"] = "0"  # tests of the kernel build it; the
 GOLDEN = Path(__file__).parent / "golden"
 SHARED_GOLDENS = Path(__file__).parents[2] / "shared" / "goldens" / "glm"
 SHARED_ERNIE = SHARED_GOLDENS.with_name("ernie")
+FIRST = ("test_host_private.py", "test_tokenization_glm130b.py", "test_weight_only_triton.py")
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """First what a new version of the host may have taken away: it explains whatever fails behind it."""
+    """First what a new version of the host may have taken away: it explains whatever fails behind it. Then two long
+    files, which at the end would keep one of two processes waiting.
+    """
     mark_slow(items)
-    items.sort(key=lambda item: item.path.name != "test_host_private.py")
+    mark_products(items)
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
 
 
 def pytest_collection_finish() -> None:
@@ -32,6 +37,14 @@ def pytest_collection_finish() -> None:
     """
     gc.freeze()
     gc.set_threshold(5_000, 20, 20)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """And what a file's tests leave behind for good: the host collects garbage whenever a training ends."""
+    if nextitem is not None and nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.products import PRODUCTS, covering
 from tests.support.slow import SLOW
 from tests.support.sources import nodes_of
 
@@ -90,6 +91,23 @@ def test_what_is_marked_slow_is_still_there() -> None:
         there = {node.name for node in nodes_of(ROOT / "tests" / file) if isinstance(node, ast.FunctionDef)}
         for name in (name for names in guards.values() for name in names):
             assert name.removeprefix("@").partition("[")[0] in there, (file, name)
+
+
+def test_what_is_marked_a_product_is_one() -> None:
+    for file, names in PRODUCTS.items():
+        functions = [node for node in nodes_of(ROOT / "tests" / file) if isinstance(node, ast.FunctionDef)]
+        parametrized = {
+            one.name: sum("parametrize" in ast.unparse(d) for d in one.decorator_list) for one in functions
+        }
+        assert {name: parametrized.get(name, 0) for name in names if parametrized.get(name, 0) < 2} == {}, file
+
+
+def test_chosen_combinations_have_every_value() -> None:
+    combinations = [{("a", i), ("b", j), ("c", k)} for i in range(4) for j in range(3) for k in range(2)]
+    chosen = covering(combinations)
+    assert set().union(*(combinations[number] for number in chosen)) == set().union(*combinations)
+    assert len(chosen) == 4  # as many as the longest has values
+    assert covering([]) == set()
 
 
 def lines_of_code(node: ast.AST, lines: list[str]) -> int:
