@@ -15,8 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 SERVER = Path(__file__).with_name("fresh_server.py")
-LOST = -999
-"""The status of a run whose server ended."""
 
 
 def fresh_python(
@@ -42,6 +40,7 @@ def fresh_python(
     Raises:
         subprocess.CalledProcessError: It failed, and `check` was asked for.
         subprocess.TimeoutExpired: It was killed.
+        RuntimeError: The server ended.
     """
     command = [sys.executable, *map(str, words)]
     with tempfile.TemporaryDirectory() as folder:
@@ -69,9 +68,16 @@ def _asked(request: dict[str, object]) -> dict[str, int]:
     server = _server()
     assert server.stdin is not None
     assert server.stdout is not None
-    print(json.dumps(request), file=server.stdin, flush=True)
-    line = server.stdout.readline()
-    return json.loads(line) if line else {"status": LOST, "timed_out": False}
+    try:
+        print(json.dumps(request), file=server.stdin, flush=True)
+        line = server.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{SERVER} ended with status {server.wait()}")
+    except BaseException:  # whoever asks next would read this reply, or find no server
+        server.kill()
+        _server.cache_clear()
+        raise
+    return json.loads(line)
 
 
 @functools.cache
