@@ -13,13 +13,14 @@ import json
 import os
 import random
 import runpy
-import select
 import signal
 import sys
 import tempfile
+import time
 import types
 from typing import Any
 
+POLL_SECONDS = 0.005
 SLOW_TO_IMPORT = (
     "torch",
     "torch._dynamo",
@@ -74,13 +75,20 @@ def _served() -> dict[str, Any] | None:
         if not child:
             os.setpgid(0, 0)
             return request
-        ended, _, _ = select.select([os.pidfd_open(child)], [], [], request["timeout"])
-        if not ended:
+        print(json.dumps(_outcome(child, request["timeout"])), file=replies, flush=True)
+    return None
+
+
+def _outcome(child: int, seconds: float) -> dict[str, Any]:
+    """How a child ended, which is killed after so long."""
+    latest = time.monotonic() + seconds
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
+        if time.monotonic() > latest:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child, signal.SIGKILL)
-        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        print(json.dumps({"status": status, "timed_out": not ended}), file=replies, flush=True)
-    return None
+            return {"status": os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), "timed_out": True}
+        time.sleep(POLL_SECONDS)
+    return {"status": os.waitstatus_to_exitcode(ended[1]), "timed_out": False}
 
 
 def _become(request: dict[str, Any]) -> None:
