@@ -42,8 +42,12 @@ def resolve(place: str) -> Any:
     module, _, dotted = place.partition(":")
     value = importlib.import_module(module)
     for name in dotted.split("."):
-        fields = getattr(value, "__dataclass_fields__", {}) | getattr(value, "__annotations__", {})
-        value = getattr(value, name) if hasattr(value, name) or name not in fields else fields[name]
+        if not hasattr(value, name):
+            fields = getattr(value, "__dataclass_fields__", {}) | getattr(value, "__annotations__", {})
+            if name in fields:
+                value = fields[name]
+                continue
+        value = getattr(value, name)
     return value
 
 

@@ -31,7 +31,9 @@ _OF_INTEGERS = (
         ("full_weight_shape", "partition_weight_shape", "weight_type", "act_type", "group_size", "zero_points"),
     ),
     HostName(_KERNELS + "CPUWNA16LinearKernel", "takes layers also on CPUs without its operator"),
-    HostName("torch:ops._C", "vLLM's operators, of which its library for a CPU may lack some"),
+    HostName(
+        "vllm._custom_ops:torch.ops._C.silu_and_mul", "where vLLM's operators are; a CPU's library may lack others"
+    ),
     HostName(_KERNELS + "MPLinearKernel", "packs", ("c", "w_q_param_name", "w_s_param_name", "w_zp_param_name")),
     HostName(_KERNELS + "MPLinearKernel.process_weights_after_loading", "and packs once more", ("layer",)),
     HostName(_KERNELS + "MPLinearKernel.apply_weights", "multiplies", ("layer", "x", "bias")),
