@@ -10,6 +10,7 @@ import torch
 
 from tests.support.products import mark_products
 from tests.support.slow import mark_slow
+from tests.support.sources import nodes_of
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach for the network
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -43,6 +44,7 @@ def pytest_collection_finish() -> None:
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """And what a file's tests leave behind for good: the host collects garbage whenever a training ends."""
     if nextitem is not None and nextitem.path != item.path:
+        nodes_of.cache_clear()  # 280 MB, once the whole repository was read
         gc.collect()
         gc.freeze()
 

@@ -42,12 +42,11 @@ def resolve(place: str) -> Any:
     module, _, dotted = place.partition(":")
     value = importlib.import_module(module)
     for name in dotted.split("."):
-        if not hasattr(value, name):
+        if hasattr(value, name):  # asked first: `torch.ops` has an attribute of any name
+            value = getattr(value, name)
+        else:
             fields = getattr(value, "__dataclass_fields__", {}) | getattr(value, "__annotations__", {})
-            if name in fields:
-                value = fields[name]
-                continue
-        value = getattr(value, name)
+            value = fields[name] if name in fields else getattr(value, name)
     return value
 
 

@@ -94,7 +94,7 @@ SLOW: dict[str, dict[str, tuple[str, ...]]] = {
             "test_a_disturbed_run_loses_and_mixes_nothing[ernie3]",
             "test_a_disturbed_run_loses_and_mixes_nothing[ernie-reverse]",
         ),
-        "test_inspect_hostile.py, test_reader_limits.py, test_paddle_pickle.py, the files of refusals": (
+        "test_inspect_hostile.py, test_reader_limits.py, test_paddle_pickle.py, test_*_refusals.py, test_publish.py": (
             "test_hostile_inputs_are_refused_with_a_message",
         ),
     },
@@ -149,9 +149,6 @@ SLOW: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
     "test_gpu_benchmark.py": {
-        "test_a_part_that_fails_or_hangs_is_reported_and_the_others_go_on": (
-            "test_no_gpu_is_said_and_nothing_else_happens",
-        ),
         "each part's own tests": ("@dry",),
     },
     "test_host_interface.py": {

@@ -1,4 +1,4 @@
-"""The syntax of source files, read once: a dozen tests walk through all of them."""
+"""The syntax of source files, read once for a test file (`conftest.py`): several of its tests walk through all."""
 
 import ast
 import functools
